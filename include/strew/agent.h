@@ -1,0 +1,162 @@
+/*
+ * The worker's face of libstrew. An inference process (one tensor-parallel
+ * rank) describes its parameters to this node's broker, which then writes new
+ * weights straight into them. The library exports memory and answers the
+ * broker; it never runs a collective and never copies on its own.
+ *
+ * An agent is used by one thread at a time. After fork() the child's copy is
+ * inert: every call returns -ECHILD, and the parent's session is unharmed.
+ */
+#ifndef STREW_AGENT_H
+#define STREW_AGENT_H
+
+#include <strew/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct strew_agent;
+
+/* Who this worker is. Zero-initialise, then fill in; strings are copied. */
+struct strew_agent_options {
+	const char *socket;     /* NULL: $STREW_SOCKET, else the default path */
+	const char *model;      /* required */
+	uint32_t replica;       /* which copy of the model this group serves */
+	uint32_t part;          /* which part of the replica (pipeline stage, node) */
+	uint32_t member;        /* this worker's rank among the group's members on this node */
+	uint32_t members;       /* members of the group on this node, >= 1 */
+	enum strew_gate gate;   /* 0: STREW_GATE_HELD */
+	enum strew_apply apply; /* 0: STREW_APPLY_STAGED */
+	int partial;            /* accept updates that leave parameters uncovered */
+	int serve_thread;       /* answer the broker from a thread of the library's own */
+	int timeout_ms;         /* deadline of each call that waits for the broker; 0: 30,000 */
+};
+
+/*
+ * A parameter: memory of this process that updates write to. `data` is a
+ * device pointer, or host memory from strew_host_alloc(). Element (i0, i1, …)
+ * lies at data + sum(i_k * stride[k]) elements. ndim 0 is a single element.
+ */
+struct strew_parameter {
+	const char *name; /* for messages; unique within the agent */
+	void *data;
+	enum strew_dtype dtype;
+	int ndim;
+	uint64_t shape[STREW_MAX_DIMS];
+	uint64_t stride[STREW_MAX_DIMS]; /* in elements; all 0: row-major and dense */
+};
+
+/*
+ * A piece: an arrow from a box of a tensor to a place in a parameter.
+ *
+ * `shape` is the tensor's global shape. `view` refines it: each dimension of
+ * the tensor may be split into several, outermost first, whose product is the
+ * dimension (view_ndim 0: the view is the shape itself). The box is
+ * [start, start + extent) in each dimension of the view; the element at index
+ * i of the box goes to element offset + sum(i_k * stride[k]) of the parameter,
+ * counted in elements from its data pointer. All strides 0: the box is laid
+ * out row-major and dense. Two indices of the box never share an element.
+ *
+ * Example, the rotary permutation of H heads of size d (docs/protocol.md):
+ * shape [H*d, C], view [H, d/2, 2, C], stride [d*C, C, d/2*C, 1].
+ */
+struct strew_piece {
+	const char *tensor;     /* the trainer's name */
+	enum strew_dtype dtype; /* the tensor's; must equal the parameter's (no casts yet) */
+	int ndim;
+	uint64_t shape[STREW_MAX_DIMS];
+	int view_ndim;
+	uint64_t view[STREW_MAX_DIMS];
+	uint64_t start[STREW_MAX_DIMS];  /* in the view's dimensions */
+	uint64_t extent[STREW_MAX_DIMS]; /* in the view's dimensions; all 0: up to the end */
+	uint32_t parameter;              /* as returned by strew_agent_declare() */
+	uint64_t offset;                 /* elements */
+	uint64_t stride[STREW_MAX_DIMS]; /* elements, by the view's dimensions */
+};
+
+enum strew_event_type {
+	STREW_EVENT_NONE = 0,
+	STREW_EVENT_HOLD = 1, /* held gate: reach a step's end, call ready, then resume */
+	STREW_EVENT_DONE = 2, /* an update ended; outcome and version say how */
+	STREW_EVENT_LOST = 3, /* the broker is gone: only close is valid; state says what is in memory */
+};
+
+struct strew_event {
+	enum strew_event_type type;
+	uint64_t version;
+	enum strew_outcome outcome;
+	enum strew_group_state state; /* of the group, after the event */
+	char text[240];               /* why, when the outcome is not COMMITTED */
+};
+
+/*
+ * Connects to the node's broker. Blocks for at most the timeout.
+ * -ENOENT or -ECONNREFUSED: nobody serves the socket; -EPROTO: not a broker of
+ * this protocol version. On success *ret_agent must be closed by the caller.
+ */
+STREW_API int strew_agent_open(const struct strew_agent_options *options,
+	struct strew_agent **ret_agent);
+
+/*
+ * Declares a parameter; its memory stays the caller's and must outlive the
+ * agent or its strew_agent_withdraw(). Returns 0 and sets *ret_id; -ENOTSUP if
+ * the allocation cannot be shared (name, pointer and reason in strew_error()).
+ */
+STREW_API int strew_agent_declare(struct strew_agent *agent,
+	const struct strew_parameter *parameter, uint32_t *ret_id);
+
+/* Adds a piece. Checked at once against the parameter; -EINVAL, -ERANGE, -ENOTSUP. */
+STREW_API int strew_agent_piece(struct strew_agent *agent, const struct strew_piece *piece);
+
+/*
+ * Exports the memory and registers with the broker, which has then mapped it.
+ * The memory is borrowed from now until withdraw or close. Once only.
+ * Blocks for at most the timeout.
+ */
+STREW_API int strew_agent_register(struct strew_agent *agent);
+
+/* A descriptor that polls readable when strew_agent_dispatch() has work. The agent's own. */
+STREW_API int strew_agent_fd(struct strew_agent *agent);
+
+/*
+ * Answers the broker without blocking and reports at most one event. Returns 1
+ * and fills *ret_event, 0 if there was none, -ECONNRESET once the broker is gone.
+ */
+STREW_API int strew_agent_dispatch(struct strew_agent *agent, struct strew_event *ret_event);
+
+/* The same, waiting for an event for at most timeout_ms (-ETIMEDOUT). */
+STREW_API int strew_agent_wait(struct strew_agent *agent, int timeout_ms,
+	struct strew_event *ret_event);
+
+/*
+ * Held gate: says that the engine does not use its parameters once `stream`
+ * (a CUstream, NULL for the default stream; ignored for host memory) has
+ * finished what was queued before this call. Does not wait. All members of a
+ * group must call it at the same step.
+ */
+STREW_API int strew_agent_ready(struct strew_agent *agent, void *stream);
+
+/*
+ * Held gate: asks for the memory back and waits until the broker grants it: at
+ * once if no update is being written, else after its end. -ETIMEDOUT: not yet,
+ * call again. -EUCLEAN: refused, the group is DIRTY; call again after the next
+ * update. -ECONNRESET: the broker is gone (strew_agent_state() says what the memory holds).
+ */
+STREW_API int strew_agent_resume(struct strew_agent *agent, int timeout_ms);
+
+/* The group's state and committed version as last heard. Either pointer may be NULL. */
+STREW_API int strew_agent_state(struct strew_agent *agent, enum strew_group_state *ret_state,
+	uint64_t *ret_version);
+
+/* Takes the memory back: on return nothing writes to it. Waits for at most the timeout. */
+STREW_API int strew_agent_withdraw(struct strew_agent *agent);
+
+/* Withdraws if need be, disconnects and frees. NULL is fine. */
+STREW_API void strew_agent_close(struct strew_agent *agent);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

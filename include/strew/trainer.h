@@ -1,0 +1,127 @@
+/*
+ * The trainer's face of libstrew. A process that has new weights declares its
+ * tensors (whole, or the boxes that it holds) to this node's broker and
+ * publishes versions of them. Several ranks may share a model; an update
+ * starts when all have published the same version.
+ *
+ * A trainer handle is used by one thread at a time; after fork() it is inert.
+ */
+#ifndef STREW_TRAINER_H
+#define STREW_TRAINER_H
+
+#include <strew/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct strew_trainer;
+
+struct strew_trainer_options {
+	const char *socket; /* NULL: $STREW_SOCKET, else the default path */
+	const char *model;  /* required */
+	uint32_t rank;      /* of this process among the model's trainer ranks */
+	uint32_t ranks;     /* 0: 1 */
+	int timeout_ms;     /* deadline of each call that waits for the broker; 0: 30,000 */
+};
+
+/*
+ * A box of a tensor in this process's memory. `shape` is the tensor's global
+ * shape; the box is [start, start + extent) in it (extent all 0: up to the
+ * end). Element i of the box lies at data + sum(i_k * stride[k]) elements.
+ */
+struct strew_tensor {
+	const char *name;
+	enum strew_dtype dtype;
+	int ndim;
+	uint64_t shape[STREW_MAX_DIMS];
+	uint64_t start[STREW_MAX_DIMS];
+	uint64_t extent[STREW_MAX_DIMS];
+	uint64_t stride[STREW_MAX_DIMS]; /* elements; all 0: row-major and dense */
+	const void *data;                /* device memory, or from strew_host_alloc() */
+};
+
+#define STREW_PUBLISH_PARTIAL 1u   /* parameters that no tensor covers are not an error */
+#define STREW_PUBLISH_SCOPE_ALL 2u /* commit every group or none */
+
+/* How one group fared. Strings live as long as the report. */
+struct strew_group_report {
+	uint32_t node; /* 0 is the lead's */
+	uint32_t replica;
+	uint32_t part;
+	enum strew_outcome outcome;
+	enum strew_group_state state;
+	const char *text;
+};
+
+struct strew_report {
+	uint64_t version;
+	enum strew_outcome outcome; /* COMMITTED: all groups; SAT_OUT: some; ABORTED: none */
+	const char *text;           /* why, when not COMMITTED */
+	uint64_t tensors;
+	uint64_t unwanted;          /* tensors that no group of this update takes */
+	uint64_t bytes;             /* of the tensors, counted once */
+	uint64_t wire_bytes;        /* sent to other brokers, counted once */
+	double wait_s;              /* publish to every rank's stream done */
+	double accept_s;            /* then to the last accept (gates of direct groups) */
+	double move_s;              /* then to the last prepared */
+	double commit_s;            /* then to the last applied */
+	double total_s;             /* publish to the last applied */
+	size_t ngroups;
+	struct strew_group_report *groups;
+};
+
+/* Connects to the node's broker as rank `rank` of `ranks`. Errors as strew_agent_open(). */
+STREW_API int strew_trainer_open(const struct strew_trainer_options *options,
+	struct strew_trainer **ret_trainer);
+
+/*
+ * Declares a box. The memory stays the caller's; it must keep its address, and
+ * outlive the trainer. -ENOTSUP if it cannot be shared.
+ */
+STREW_API int strew_trainer_declare(struct strew_trainer *trainer,
+	const struct strew_tensor *tensor);
+
+/*
+ * Ends declaring: exports the memory, sends the manifest and waits until all
+ * ranks have done so and the broker has mapped everything.
+ */
+STREW_API int strew_trainer_seal(struct strew_trainer *trainer);
+
+/*
+ * Publishes `version` of everything declared, as it is after what `stream` (a
+ * CUstream; ignored for host memory) has queued by now. Returns at once; the memory is
+ * lent until strew_trainer_wait_released() returns 0. timeout_ms is the update's
+ * deadline (0: 60,000). -EBUSY: an earlier update has not been reported yet.
+ * A refusal by the broker (a version that is not above the committed one, another
+ * rank's version) arrives in the wait calls.
+ */
+STREW_API int strew_trainer_publish(struct strew_trainer *trainer, uint64_t version, void *stream,
+	unsigned flags, int timeout_ms);
+
+/*
+ * Waits until the update no longer reads this process's memory. -ETIMEDOUT does
+ * not release: the memory is still lent. After -ECONNRESET it is released once
+ * the broker's process has ended, which this call waits for too.
+ */
+STREW_API int strew_trainer_wait_released(struct strew_trainer *trainer, int timeout_ms);
+
+/*
+ * Waits for the report of the update. 0 fills *ret_report, also when the update
+ * did not commit everywhere: see its outcome. Free with strew_report_finish().
+ */
+STREW_API int strew_trainer_wait_report(struct strew_trainer *trainer, int timeout_ms,
+	struct strew_report *ret_report);
+STREW_API void strew_report_finish(struct strew_report *report);
+
+/* A descriptor that polls readable when the broker has said something. */
+STREW_API int strew_trainer_fd(struct strew_trainer *trainer);
+
+/* Disconnects and frees, after waiting (at most the timeout) for lent memory. NULL is fine. */
+STREW_API void strew_trainer_close(struct strew_trainer *trainer);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
