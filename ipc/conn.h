@@ -1,0 +1,44 @@
+/*
+ * A connection: frames in and out of one non-blocking stream socket, Unix (with
+ * fds) or TCP (without). Reads never pass the end of the frame under way, so
+ * that fds that arrive belong to that frame. What cannot be written yet is
+ * queued, up to LIMIT_OUTBOX_BYTES. No state machine, no dispatch.
+ */
+#ifndef IPC_CONN_H
+#define IPC_CONN_H
+
+#include "ipc/messages.h"
+#include <stdbool.h>
+
+struct conn;
+
+/* Takes fd (made non-blocking). `with_fds`: a Unix socket that may carry descriptors. */
+int conn_create(int fd, bool with_fds, struct conn **ret_conn);
+void conn_destroy(struct conn *conn); /* closes the socket and every fd not taken; NULL is fine */
+int conn_fd(const struct conn *conn);
+
+/*
+ * Encodes and queues the message, then writes what the socket takes. message->fds
+ * are taken in any case. -EPIPE or -ECONNRESET: the peer is gone; -E2BIG: the frame or the outbox
+ * exceeds its limit. After a failure every later call fails the same way.
+ */
+int conn_send(struct conn *conn, struct message *message, struct error *err);
+
+/* Writes what is queued. Returns 1 if something is left (poll for POLLOUT), 0 if not, or an error. */
+int conn_flush(struct conn *conn);
+bool conn_wants_write(const struct conn *conn);
+
+/*
+ * Reads at most one message. 1: *ret_message is filled and must be finished by
+ * the caller; 0: nothing whole is there yet; -ECONNRESET: end of file (err says whether in the
+ * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it.
+ */
+int conn_receive(struct conn *conn, struct message *ret_message, struct error *err);
+
+/* Blocking helpers for the agents and the command line: poll(2) with a deadline (base/clock.h). */
+int conn_send_wait(struct conn *conn, struct message *message, uint64_t deadline,
+	struct error *err);
+int conn_receive_wait(struct conn *conn, uint64_t deadline, struct message *ret_message,
+	struct error *err);
+
+#endif

@@ -1,0 +1,372 @@
+/*
+ * Every message of strew, on both kinds of socket, as C structs. A frame is a
+ * fixed header and a msgpack map; messages.c has one table of fields for each
+ * type, from which encoding, decoding and their checks follow. docs/protocol.md
+ * is the contract; the numbers never change.
+ */
+#ifndef IPC_MESSAGES_H
+#define IPC_MESSAGES_H
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "strew/types.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#define PROTOCOL_VERSION 1u
+#define FRAME_MAGIC 0x57525453u /* "STRW", little-endian */
+#define FRAME_HEADER_BYTES 24u  /* u32 magic, u16 version, u16 type, u32 payload bytes, u32 fds, u64 serial */
+
+enum message_type {
+	/* process → broker and back, Unix socket */
+	MSG_HELLO = 1,       /* p→b; fd 0: the process's page */
+	MSG_WELCOME = 2,     /* b→p; fd 0: the broker's page, fd 1: the broker's pidfd */
+	MSG_ERROR = 3,       /* either way; answers the request of the same serial (0: none) */
+	MSG_OK = 4,          /* b→p; answers */
+	MSG_REGISTER = 10,   /* worker→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
+	MSG_ALLOCATION = 11, /* p→b; fds: its chunks */
+	MSG_PART = 12,       /* p→b, b→b: a stretch of a blob (ipc/blob.h) */
+	MSG_SEAL = 13,       /* p→b: ends parts; answered by MSG_REGISTERED or MSG_DECLARED */
+	MSG_REGISTERED = 14,
+	MSG_WITHDRAW = 15, /* worker→b; answered by MSG_OK when nothing writes any more */
+	MSG_CHECK = 20,    /* b→worker: are your allocations as registered? */
+	MSG_CHECKED = 21,
+	MSG_HOLD = 22,  /* b→worker: an update wants the gate */
+	MSG_READY = 23, /* worker→b: the gate is held once the page's ready word has this value */
+	MSG_APPLY = 24, /* reserved: pull and loader routes */
+	MSG_APPLIED_ROUTE = 25, /* reserved */
+	MSG_DONE = 26,          /* b→worker: an update ended for this group */
+	MSG_RESUME = 27,        /* worker→b; answered by MSG_OK or MSG_ERROR, perhaps much later */
+	MSG_TRAINER = 40,       /* trainer→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
+	MSG_DECLARED = 41,      /* b→trainer: all ranks have declared */
+	MSG_PUBLISH = 42,       /* trainer→b; answered by MSG_OK (taken) or MSG_ERROR (refused) */
+	MSG_RELEASED = 43,      /* b→trainer: the update reads your memory no more */
+	MSG_REPORT = 44,        /* b→trainer: the update has ended */
+	MSG_STATUS = 60,        /* p→b */
+	MSG_STATUS_REPLY = 61,
+	/* broker ↔ lead, TCP */
+	MSG_JOIN = 80,          /* m→lead; answered by MSG_JOINED or MSG_ERROR */
+	MSG_JOINED = 81,
+	MSG_EPOCH = 82,         /* lead→m: make this communicator */
+	MSG_EPOCH_READY = 83,   /* m→lead: made (and warm), or why not */
+	MSG_MANIFEST = 84,      /* lead→m: the parts before it are the manifest of this model */
+	MSG_BEGIN = 86,
+	MSG_ACCEPT = 87,
+	MSG_GO = 88,
+	MSG_PREPARED = 89,
+	MSG_COMMIT = 90,
+	MSG_ABORT = 91,
+	MSG_APPLIED = 92,
+	MSG_BYE = 95,           /* either way: leaves in order */
+	MSG_DATA = 100,         /* m→lead on a connection of its own: carries buckets from now on */
+};
+
+enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
+enum carrier_kind { CARRIER_NONE = 0, CARRIER_TCP = 1, CARRIER_NCCL = 2 };
+enum part_of { PART_LAYOUT = 1, PART_DECLARATION = 2, PART_MANIFEST = 3 };
+
+#define UUID_BYTES 16
+#define IPC_HANDLE_BYTES 64
+#define UNIQUE_ID_BYTES 128
+#define TOKEN_BYTES 16
+#define ADDRESS_BYTES 64
+
+struct msg_hello {
+	uint32_t protocol;
+	uint32_t role;
+	uint64_t pid;
+	uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
+	char library[32];       /* strew_version() */
+};
+
+struct msg_welcome {
+	uint32_t protocol;
+	uint64_t broker_id; /* random, new at every start */
+	uint64_t pid;
+	uint64_t pid_namespace;
+	char backend[8]; /* "cuda" or "host" */
+	char library[32];
+};
+
+struct msg_error {
+	uint32_t code; /* enum wire_code */
+	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_ok {
+	uint64_t value;
+};
+
+struct msg_register {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t replica, part, member, members;
+	uint32_t gate, apply, partial;
+	uint32_t allocations; /* how many MSG_ALLOCATION indices follow */
+};
+
+struct msg_allocation {
+	uint32_t index;
+	uint32_t kind; /* enum handle_kind of gpu/gpu.h */
+	uint64_t base, size, buffer_id;
+	uint8_t uuid[UUID_BYTES];
+	uint8_t ipc[IPC_HANDLE_BYTES];
+	uint32_t first_chunk;      /* of those in this frame */
+	uint32_t chunks;           /* in all; an allocation of many chunks takes several frames */
+	uint64_t *chunk_bytes;     /* of those in this frame, one an fd */
+	size_t nchunk_bytes;
+};
+
+struct msg_part {
+	uint32_t of; /* enum part_of */
+	uint32_t number;
+	const uint8_t *bytes; /* decoded: borrowed from the frame until message_finish() */
+	size_t nbytes;
+};
+
+struct msg_seal {
+	uint32_t parts;
+	uint64_t bytes;
+	uint64_t hash; /* XXH3 64 of all bytes */
+};
+
+struct msg_registered {
+	uint32_t state; /* of the group */
+	uint64_t version;
+	uint64_t bytes;  /* that pieces of this worker cover */
+	uint64_t shadow; /* bytes of shadow memory reserved */
+};
+
+struct msg_check {
+	uint64_t update; /* the update's serial */
+	uint64_t version;
+};
+
+struct msg_checked {
+	uint64_t update;
+	uint32_t code; /* WIRE_OK, or why not */
+	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_hold {
+	uint64_t update;
+	uint64_t version;
+};
+
+struct msg_ready {
+	uint64_t word; /* value that the page's ready word will have */
+};
+
+struct msg_done {
+	uint64_t update;
+	uint64_t version; /* that the memory holds now */
+	uint32_t outcome; /* enum strew_outcome */
+	uint32_t state;   /* enum strew_group_state */
+	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_trainer {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank, ranks;
+	uint32_t allocations;
+};
+
+struct msg_declared {
+	uint64_t manifest_hash;
+	uint64_t tensors, bytes;
+	uint64_t version; /* last committed one of this model, 0: none */
+};
+
+struct msg_publish {
+	uint64_t version;
+	uint64_t word; /* value that the page's publish word will have when the stream is there */
+	uint32_t flags;
+	uint32_t timeout_ms;
+};
+
+struct msg_released {
+	uint64_t version;
+};
+
+struct group_outcome {
+	uint32_t node, replica, part;
+	uint32_t outcome, state;
+	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_report {
+	uint64_t version;
+	uint32_t outcome;
+	char text[LIMIT_TEXT_BYTES];
+	uint64_t tensors, unwanted, bytes, wire_bytes;
+	uint64_t wait_ns, accept_ns, move_ns, commit_ns, total_ns;
+	struct group_outcome *groups;
+	size_t ngroups;
+};
+
+struct status_group {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t replica, part, members, present;
+	uint32_t gate, apply, state;
+	uint64_t version, bytes, shadow;
+	uint64_t raw, pull, loader; /* parameters by route */
+};
+
+struct status_trainer {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t ranks, present;
+	uint64_t tensors, bytes, version;
+	char stage[24]; /* "idle", "moving", … */
+};
+
+struct status_broker {
+	uint32_t rank;
+	char name[ADDRESS_BYTES];
+	char device[48];
+};
+
+struct msg_status_reply {
+	uint64_t broker_id, pid, uptime_ms;
+	char backend[8], device[48], library[32], carrier[8];
+	uint32_t nccl; /* version number, 0: none */
+	uint32_t lead; /* 1: this is the lead */
+	uint64_t epoch;
+	uint64_t slot_bytes, slots;
+	uint64_t updates, aborted; /* since the start */
+	struct status_group *groups;
+	size_t ngroups;
+	struct status_trainer *trainers;
+	size_t ntrainers;
+	struct status_broker *brokers;
+	size_t nbrokers;
+};
+
+struct msg_join {
+	uint32_t protocol;
+	uint64_t broker_id;
+	uint64_t host_id;  /* hash of $NCCL_HOSTID, else of the boot id */
+	uint8_t uuid[UUID_BYTES]; /* of the GPU of its slots, zeros for host */
+	char backend[8];
+	uint32_t nccl; /* ncclGetVersion(), 0: none */
+	uint64_t slot_bytes;
+	char name[ADDRESS_BYTES]; /* host name and pid, for messages */
+};
+
+struct msg_joined {
+	uint64_t broker_id;
+};
+
+struct msg_epoch {
+	uint64_t epoch;
+	uint32_t rank, ranks;
+	uint32_t carrier;
+	uint64_t slot_bytes;
+	uint8_t unique_id[UNIQUE_ID_BYTES];
+	uint8_t token[TOKEN_BYTES]; /* for MSG_DATA */
+};
+
+struct msg_epoch_ready {
+	uint64_t epoch;
+	uint32_t code;
+	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_manifest {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t parts;
+	uint64_t bytes, hash;
+	uint32_t *roots; /* broker number of each trainer rank */
+	size_t nroots;
+};
+
+struct msg_begin {
+	uint64_t epoch, update;
+	char model[LIMIT_MODEL_BYTES];
+	uint64_t version, manifest_hash, slot_bytes;
+	uint32_t flags, timeout_ms; /* timeout: what is left of the update's */
+};
+
+struct msg_groups { /* accept, prepared, applied */
+	uint64_t epoch, update;
+	struct group_outcome *groups; /* outcome NONE: goes on */
+	size_t ngroups;
+	uint32_t code; /* applies to the whole broker: WIRE_OK, or why it cannot */
+	char text[LIMIT_TEXT_BYTES];
+	uint64_t unwanted; /* accept: tensors that no group of this broker takes */
+};
+
+struct msg_decision { /* go, commit, abort */
+	uint64_t epoch, update;
+	uint32_t *replicas; /* go, commit: those that go on; all other groups are done */
+	size_t nreplicas;
+	uint32_t wire; /* go: buckets will be sent */
+	char text[LIMIT_TEXT_BYTES]; /* abort: why */
+};
+
+struct msg_data {
+	uint64_t epoch;
+	uint32_t rank;
+	uint8_t token[TOKEN_BYTES];
+};
+
+struct message {
+	enum message_type type;
+	uint64_t serial;
+	union {
+		struct msg_hello hello;
+		struct msg_welcome welcome;
+		struct msg_error error;
+		struct msg_ok ok;
+		struct msg_register reg;
+		struct msg_allocation allocation;
+		struct msg_part part;
+		struct msg_seal seal;
+		struct msg_registered registered;
+		struct msg_check check;
+		struct msg_checked checked;
+		struct msg_hold hold;
+		struct msg_ready ready;
+		struct msg_done done;
+		struct msg_trainer trainer;
+		struct msg_declared declared;
+		struct msg_publish publish;
+		struct msg_released released;
+		struct msg_report report;
+		struct msg_status_reply status_reply;
+		struct msg_join join;
+		struct msg_joined joined;
+		struct msg_epoch epoch;
+		struct msg_epoch_ready epoch_ready;
+		struct msg_manifest manifest;
+		struct msg_begin begin;
+		struct msg_groups groups;     /* MSG_ACCEPT, MSG_PREPARED, MSG_APPLIED */
+		struct msg_decision decision; /* MSG_GO, MSG_COMMIT, MSG_ABORT */
+		struct msg_data data;
+	} u;
+	int fds[LIMIT_FRAME_FDS];
+	unsigned nfds;
+	uint8_t *owned; /* decoded: the payload that msg_part borrows from */
+};
+
+/* A zeroed message of that type with no fds. */
+void message_init(struct message *message, enum message_type type, uint64_t serial);
+
+/* Closes the fds that are left and frees what decoding allocated. Arrays of a message that
+ * is sent are the caller's: set them to NULL before, or let message_finish() free malloc'd ones. */
+void message_finish(struct message *message);
+
+/* "begin", for logs and errors; "type 77" is "unknown". */
+const char *message_name(unsigned type);
+
+/* Whole frame (header and payload) into *ret_frame, malloc'd. -E2BIG, -ENOMEM. */
+int message_encode(const struct message *message, uint8_t **ret_frame, size_t *ret_len,
+	struct error *err);
+
+/*
+ * Payload of a frame whose header was read. The payload is scanned for counts, depth and
+ * sizes before msgpack-c sees it. Unknown keys are ignored; a missing, doubled or ill-typed one is
+ * -EPROTO and named. Takes `payload` (malloc'd) in any case. fds are not touched.
+ */
+int message_decode(unsigned type, uint64_t serial, uint8_t *payload, size_t len,
+	struct message *ret_message, struct error *err);
+
+#endif

@@ -1,0 +1,49 @@
+/*
+ * Sockets: the node's Unix socket (path, permissions, live or dead, peer) and
+ * TCP addresses. All descriptors are CLOEXEC and non-blocking.
+ */
+#ifndef IPC_SOCKET_H
+#define IPC_SOCKET_H
+
+#include "base/error.h"
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* --socket, else $STREW_SOCKET, else $XDG_RUNTIME_DIR/strew/broker.sock, else
+ * /tmp/strew-UID/broker.sock, into ret_path (108 bytes). -ENAMETOOLONG, named. */
+int socket_path(const char *option, char ret_path[108], struct error *err);
+
+/*
+ * Listens. Makes the directory 0700 if it is missing (refuses one of another owner, or
+ * that others may write), the socket 0600. A live socket at the path: -EADDRINUSE;
+ * a dead one is replaced; anything else there: -EEXIST.
+ */
+int socket_listen_unix(const char *path, int *ret_fd, struct error *err);
+
+/* -ENOENT, -ECONNREFUSED, -EACCES: the sentence names the path and says how to start a broker. */
+int socket_connect_unix(const char *path, uint64_t deadline, int *ret_fd, struct error *err);
+
+struct peer {
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+};
+int socket_peer(int fd, struct peer *ret_peer);
+
+/*
+ * TCP. "HOST:PORT", "[V6]:PORT", "PORT". Only loopback addresses are served until there is a
+ * key: -EPERM says so. *ret_port is the port that was bound (useful with port 0).
+ */
+int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err);
+/* Starts connecting: the fd polls writable when it is decided; then socket_connected(). */
+int socket_connect_tcp(const char *address, int *ret_fd, struct error *err);
+int socket_connected(int fd, const char *address, struct error *err);
+
+/* One accept4(); -EAGAIN when there is none. */
+int socket_accept(int listener, int *ret_fd);
+
+uint64_t socket_pid_namespace(void); /* inode of /proc/self/ns/pid, 0 if unknown */
+int socket_pidfd(pid_t pid);         /* pidfd_open(2), -errno if the kernel has none */
+
+#endif

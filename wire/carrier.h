@@ -1,0 +1,48 @@
+/*
+ * A carrier takes the buckets of one epoch from their root to every other
+ * broker: NCCL between GPUs, TCP between host backends. Used by the mover's thread.
+ */
+#ifndef WIRE_CARRIER_H
+#define WIRE_CARRIER_H
+
+#include "wire/nccl.h"
+#include <stdatomic.h>
+
+struct carrier;
+
+struct carrier_options {
+	enum carrier_kind kind;
+	uint64_t epoch;
+	uint32_t rank, ranks;
+	struct gpu_device *device;         /* of the slots */
+	uint8_t unique_id[UNIQUE_ID_BYTES]; /* NCCL */
+	int *data_fds; /* TCP: ranks entries, a connected socket to each other rank or -1; taken on success */
+};
+
+/*
+ * Makes the communicator and warms it (a first broadcast), waiting for at most the deadline. `cancel`
+ * (may be NULL) is looked at while waiting: nonzero gives -ECANCELED.
+ * -ETIMEDOUT: a rank did not come. On failure nothing is left but what NCCL itself leaks.
+ */
+int carrier_create(const struct carrier_options *options, uint64_t deadline,
+	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err);
+
+/*
+ * Sends [address, address + len) of the root to the same on every rank. NCCL: enqueues on the
+ * stream and returns; done when the stream is. TCP: done on return. In order; the ranks
+ * agree on the sequence of calls. -ETIMEDOUT, -ECANCELED, -ECONNRESET, -EIO: the carrier is broken.
+ */
+int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes, uint32_t root,
+	struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel, struct error *err);
+
+/* Asynchronous errors so far: 0, or the error. Never blocks. */
+int carrier_poll(struct carrier *carrier, struct error *err);
+
+/*
+ * Ends it in order (`abort` false, after the last broadcast is done) or at once. A hang in NCCL
+ * is waited for in another thread for LIMIT_ABORT_MS; -ETIMEDOUT then: the process must end.
+ * Frees the carrier in any case. NULL is fine.
+ */
+int carrier_destroy(struct carrier *carrier, bool abort);
+
+#endif
