@@ -31,8 +31,11 @@ int error_prefix(struct error *err, const char *format, ...)
 	va_start(ap, format);
 	n = vsnprintf(err->text, sizeof(err->text), format, ap);
 	va_end(ap);
-	if (n >= 0 && (size_t)n < sizeof(err->text)) {
-		snprintf(err->text + n, sizeof(err->text) - (size_t)n, ": %s", rest);
+	/* What does not fit is cut off at the end, where the detail is. */
+	if (n >= 0 && (size_t)n + 3 < sizeof(err->text)) {
+		err->text[n++] = ':';
+		err->text[n++] = ' ';
+		string_copy(err->text + n, sizeof(err->text) - (size_t)n, rest);
 	}
 	return err->code;
 }

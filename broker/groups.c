@@ -1,0 +1,267 @@
+/*
+ * The groups of this node: who has which place, and what the pure machine's
+ * actions mean here: messages to workers, words to the node's part in an update.
+ */
+#include "base/log.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct team *find_team(struct server *server, const struct msg_register *reg)
+{
+	for (struct team *team = server->teams; team; team = team->next) {
+		if (strcmp(team->group.model, reg->model) == 0 &&
+			team->group.replica == reg->replica && team->group.part == reg->part) {
+			return team;
+		}
+	}
+	return NULL;
+}
+
+struct team *team_next(struct server *server, struct team *after, const char *model)
+{
+	struct team *team = after ? after->next : server->teams;
+
+	while (team && strcmp(team->group.model, model) != 0) {
+		team = team->next;
+	}
+	return team;
+}
+
+static void team_remove(struct server *server, struct team *team)
+{
+	struct team **link = &server->teams;
+
+	while (*link != team) {
+		link = &(*link)->next;
+	}
+	*link = team->next;
+	free(team);
+}
+
+static bool team_unused(const struct team *team)
+{
+	for (uint32_t i = 0; i < team->group.nmembers; i++) {
+		if (team->clients[i]) {
+			return false;
+		}
+	}
+	return !team->taking_part && team->group.npresent == 0;
+}
+
+/* Adds an empty group, in the place of a LOST one that nobody came back to if it must be. */
+static struct team *add_team(struct server *server, const struct msg_register *reg)
+{
+	struct team *team, *unused = NULL;
+	size_t n = 0;
+
+	for (team = server->teams; team; team = team->next) {
+		n++;
+		if (team_unused(team)) {
+			unused = team;
+		}
+	}
+	if (n >= LIMIT_GROUPS) {
+		if (!unused) {
+			return NULL;
+		}
+		team_remove(server, unused);
+	}
+	team = calloc(1, sizeof(*team));
+	if (!team) {
+		return NULL;
+	}
+	group_init(&team->group, reg->model, reg->replica, reg->part, reg->members,
+		(enum strew_gate)reg->gate, (enum strew_apply)reg->apply);
+	team->key = ++server->next_key;
+	team->next = server->teams;
+	server->teams = team;
+	return team;
+}
+
+int team_place(struct client *client, struct error *err)
+{
+	const struct msg_register *reg = &client->session.reg;
+	struct team *team = find_team(client->server, reg);
+	const struct group *group;
+
+	if (team && team_unused(team)) {
+		team_remove(client->server, team);
+		team = NULL;
+	}
+	if (!team) {
+		team = add_team(client->server, reg);
+		if (!team) {
+			return error_set(err, -E2BIG, "there are %u groups on this node already",
+				LIMIT_GROUPS);
+		}
+	}
+	group = &team->group;
+	if (group->nmembers != reg->members || group->gate != (enum strew_gate)reg->gate ||
+		group->apply != (enum strew_apply)reg->apply) {
+		return error_set(err, -EINVAL,
+			"model %s replica %u part %u: its other workers declared %u members, a %s gate "
+			"and %s apply; all members must declare the same",
+			reg->model, reg->replica, reg->part, group->nmembers,
+			group->gate == STREW_GATE_LIVE ? "live" : "held",
+			group->apply == STREW_APPLY_DIRECT ? "direct" : "staged");
+	}
+	if (team->clients[reg->member]) {
+		return error_set(err, -EEXIST,
+			"model %s replica %u part %u: member %u is registered already, by process %d",
+			reg->model, reg->replica, reg->part, reg->member,
+			(int)team->clients[reg->member]->peer.pid);
+	}
+	/* Taken from now on, so that two cannot map for one place. */
+	team->clients[reg->member] = client;
+	client->team = team;
+	client->member = reg->member;
+	return 0;
+}
+
+static void say_registered(struct client *client)
+{
+	struct team *team = client->team;
+	struct message message;
+
+	message_init(&message, MSG_REGISTERED, client->session.seal_serial);
+	message.u.registered.state = group_state(&team->group);
+	message.u.registered.version = team->group.version;
+	message.u.registered.bytes = layout_bytes(&client->session.worker->layout);
+	message.u.registered.shadow = client->session.worker->shadow_bytes;
+	client_send(client, &message);
+}
+
+void team_join(struct client *client)
+{
+	struct team *team = client->team;
+	struct group_event event = {.type = GE_JOIN, .member = client->member};
+
+	if (team->group.npresent == 0 && team->group.phase == PHASE_IDLE) {
+		team->group.state = STREW_GROUP_FORMING;
+	}
+	team->key = ++client->server->next_key;
+	team_step(client->server, team, &event);
+	say_registered(client);
+	if (team->group.npresent == team->group.nmembers) {
+		log_info("model %s replica %u part %u stands: %u workers, %s gate, %s apply",
+			team->group.model, team->group.replica, team->group.part,
+			team->group.nmembers,
+			team->group.gate == STREW_GATE_LIVE ? "live" : "held",
+			team->group.apply == STREW_APPLY_DIRECT ? "direct" : "staged");
+	}
+}
+
+void team_leave(struct client *client, bool lost)
+{
+	struct team *team = client->team;
+	struct group_event event = {
+		.type = lost ? GE_LOSE : GE_LEAVE, .member = client->member};
+
+	if (!team) {
+		return;
+	}
+	client->team = NULL;
+	team->clients[client->member] = NULL;
+	team->key = ++client->server->next_key;
+	team_step(client->server, team, &event);
+	node_member_gone(client->server, team);
+	if (!lost && team_unused(team)) {
+		team_remove(client->server, team);
+	}
+}
+
+static void send_check(struct team *team, struct client *client)
+{
+	struct message message;
+
+	message_init(&message, MSG_CHECK, 0);
+	message.u.check.update = team->group.update;
+	message.u.check.version = team->group.update_version;
+	client_send(client, &message);
+}
+
+static void send_hold(struct team *team, struct client *client)
+{
+	struct message message;
+
+	message_init(&message, MSG_HOLD, 0);
+	message.u.hold.update = team->group.update;
+	message.u.hold.version = team->group.update_version;
+	client_send(client, &message);
+}
+
+static void send_done(struct team *team, struct client *client, enum strew_outcome outcome)
+{
+	struct message message;
+
+	page_store(&client->ours, WORD_GROUP_STATE, team->group.state);
+	page_store(&client->ours, WORD_GROUP_VERSION, team->group.version);
+	message_init(&message, MSG_DONE, 0);
+	message.u.done.update = team->group.update;
+	message.u.done.version = team->group.version;
+	message.u.done.outcome = outcome;
+	message.u.done.state = team->group.state;
+	string_copy(message.u.done.text, sizeof(message.u.done.text), team->group.text);
+	client_send(client, &message);
+}
+
+static void carry_out(struct server *server, struct team *team, const struct group_action *action)
+{
+	struct client *client = team->clients[action->member];
+	char text[LIMIT_TEXT_BYTES];
+
+	switch (action->type) {
+	case GA_SEND_CHECK:
+		send_check(team, client);
+		break;
+	case GA_SEND_HOLD:
+		send_hold(team, client);
+		break;
+	case GA_SEND_DONE:
+		send_done(team, client, action->outcome);
+		break;
+	case GA_GRANT:
+		client_ok(client, client->resume_serial, team->group.version);
+		break;
+	case GA_DENY:
+		snprintf(text, sizeof(text), "the group is DIRTY: %.180s",
+			team->group.text[0] ? team->group.text : "an update ended in the middle");
+		client_error(client, client->resume_serial, -EUCLEAN, text);
+		break;
+	case GA_ACCEPT:
+	case GA_PREPARED:
+	case GA_APPLIED:
+		node_said(server, team, action->type, action->outcome);
+		break;
+	case GA_COPY:
+		node_copy(server, team);
+		break;
+	}
+}
+
+void team_step(struct server *server, struct team *team, const struct group_event *event)
+{
+	enum strew_group_state before = team->group.state;
+	struct group_actions actions;
+
+	group_step(&team->group, event, &actions);
+	for (unsigned i = 0; i < actions.n; i++) {
+		carry_out(server, team, &actions.v[i]);
+	}
+	if (team->group.state != before && team->group.state != STREW_GROUP_CURRENT &&
+		team->group.state != STREW_GROUP_FORMING) {
+		log_warn("model %s replica %u part %u: %s", team->group.model, team->group.replica,
+			team->group.part, team->group.text);
+	}
+}
+
+void teams_free(struct server *server)
+{
+	while (server->teams) {
+		team_remove(server, server->teams);
+	}
+}

@@ -1,0 +1,439 @@
+/*
+ * A broker that has joined a lead: connects, and connects again with a growing,
+ * capped delay; takes manifests and epochs; hands the lead's decisions to
+ * node.c and the node's answers back.
+ */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include "wire/handshake.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+static void on_lead(void *data, uint32_t events);
+
+void join_fill(struct server *server, struct msg_join *ret_join)
+{
+	memset(ret_join, 0, sizeof(*ret_join));
+	ret_join->protocol = PROTOCOL_VERSION;
+	ret_join->broker_id = server->broker_id;
+	ret_join->host_id = host_id_compute();
+	memcpy(ret_join->uuid, server->uuid, sizeof(ret_join->uuid));
+	string_copy(ret_join->backend, sizeof(ret_join->backend), gpu_info(server->gpu)->kind_name);
+	ret_join->nccl = gpu_info(server->gpu)->kind == GPU_CUDA ? nccl_version() : 0;
+	ret_join->slot_bytes = server->options.slot_bytes;
+	string_copy(ret_join->name, sizeof(ret_join->name), server->name);
+}
+
+static void link_send(struct server *server, struct message *message)
+{
+	struct lead_link *link = &server->lead;
+	struct error err;
+
+	if (!link->conn) {
+		message_finish(message);
+		return;
+	}
+	if (conn_send(link->conn, message, &err)) {
+		log_debug("lead: %s", err.text);
+		return;
+	}
+	loop_modify(link->source, EPOLLIN | (conn_wants_write(link->conn) ? EPOLLOUT : 0));
+}
+
+static void close_data(struct lead_link *link)
+{
+	loop_remove(link->data_source);
+	link->data_source = NULL;
+	fd_close(&link->data_connecting);
+}
+
+/* Ends the connection and sets the time of the next try. */
+static void link_down(struct server *server, const char *why)
+{
+	struct lead_link *link = &server->lead;
+	bool was_joined = link->joined;
+
+	loop_remove(link->source);
+	link->source = NULL;
+	conn_destroy(link->conn);
+	link->conn = NULL;
+	fd_close(&link->connecting);
+	close_data(link);
+	blob_finish(&link->blob);
+	link->joined = false;
+	link->deadline = UINT64_MAX;
+	if (was_joined) {
+		log_warn("the lead at %s is gone: %s", server->options.join, why);
+		link->retry_ms = LIMIT_RETRY_MIN_MS;
+		atomic_store(&server->epoch.job.cancel, 1);
+		node_doubt(server);
+	}
+	link->retry_at = deadline_in_ms(link->retry_ms);
+	link->retry_ms = MIN(link->retry_ms * 2, LIMIT_RETRY_MAX_MS);
+	if (!link->joined_once && link->retry_at >= link->give_up_at) {
+		log_error("cannot join the lead at %s: %s", server->options.join, why);
+		server->exit_code = 4;
+		server->stop = true;
+	}
+}
+
+static void say_epoch(struct server *server, uint64_t epoch, int code, const char *text)
+{
+	struct message message;
+
+	message_init(&message, MSG_EPOCH_READY, 0);
+	message.u.epoch_ready.epoch = epoch;
+	message.u.epoch_ready.code = code ? error_to_wire(code) : WIRE_OK;
+	string_copy(message.u.epoch_ready.text, sizeof(message.u.epoch_ready.text), text);
+	link_send(server, &message);
+}
+
+void join_epoch_made(struct server *server, struct job_epoch *job)
+{
+	struct epoch *epoch = &server->epoch;
+	struct lead_link *link = &server->lead;
+
+	if (link->pending.epoch > job->carrier.epoch && link->conn) {
+		/* A newer one came while this one was made. */
+		if (link->pending.carrier == CARRIER_NCCL) {
+			epoch_submit(server, &link->pending, NULL);
+		}
+		return;
+	}
+	if (job->job.rc) {
+		log_warn("epoch %llu: %s", (unsigned long long)job->carrier.epoch,
+			job->job.err.text);
+		say_epoch(server, job->carrier.epoch, job->job.rc, job->job.err.text);
+		return;
+	}
+	epoch->number = job->carrier.epoch;
+	epoch->rank = job->carrier.rank;
+	epoch->ranks = job->carrier.ranks;
+	epoch->carrier = job->carrier.kind;
+	epoch->slot_bytes = link->pending.slot_bytes;
+	epoch->state = EPOCH_READY;
+	log_info("epoch %llu: rank %u of %u, communicator made in %.1f ms",
+		(unsigned long long)epoch->number, epoch->rank, epoch->ranks,
+		(double)job->elapsed_ns / 1e6);
+	say_epoch(server, epoch->number, 0, "");
+}
+
+/* The data connection is decided: send its token, then it carries buckets only. */
+static void on_data(void *data, uint32_t events)
+{
+	struct server *server = data;
+	struct lead_link *link = &server->lead;
+	struct message message;
+	struct conn *conn;
+	struct error err;
+	int *fds;
+	int rc;
+
+	(void)events;
+	rc = socket_connected(link->data_connecting, server->options.join, &err);
+	loop_remove(link->data_source);
+	link->data_source = NULL;
+	fds = calloc(link->pending.ranks, sizeof(*fds));
+	if (rc == 0 && !fds) {
+		rc = error_set(&err, -ENOMEM, "out of memory");
+	}
+	for (uint32_t i = 0; fds && i < link->pending.ranks; i++) {
+		fds[i] = -1;
+	}
+	if (rc == 0) {
+		/* A copy of the descriptor goes to the carrier when the frame is out. */
+		fds[0] = dup(link->data_connecting);
+		rc = fds[0] < 0 ? error_set(&err, -EMFILE, "no descriptor is left")
+				: conn_create(link->data_connecting, false, &conn);
+	}
+	if (rc == 0) {
+		link->data_connecting = -1;
+		message_init(&message, MSG_DATA, 0);
+		message.u.data.epoch = link->pending.epoch;
+		message.u.data.rank = link->pending.rank;
+		memcpy(message.u.data.token, link->pending.token, TOKEN_BYTES);
+		rc = conn_send_wait(conn, &message, deadline_in_ms(1000), &err);
+		conn_destroy(conn);
+	}
+	if (rc) {
+		if (fds) {
+			fd_close(&fds[0]);
+		}
+		free(fds);
+		close_data(link);
+		say_epoch(server, link->pending.epoch, rc, err.text);
+		return;
+	}
+	epoch_submit(server, &link->pending, fds);
+}
+
+static void take_epoch(struct server *server, const struct msg_epoch *said)
+{
+	struct lead_link *link = &server->lead;
+	struct error err;
+	int rc = 0;
+
+	link->pending = *said;
+	server->epoch.state = EPOCH_MAKING;
+	if (server->epoch.job_running) {
+		atomic_store(&server->epoch.job.cancel, 1);
+	}
+	if (said->carrier == CARRIER_TCP) {
+		close_data(link);
+		rc = socket_connect_tcp(server->options.join, &link->data_connecting, &err);
+		if (rc == 0) {
+			rc = loop_add(server->loop, link->data_connecting, EPOLLOUT, on_data, server,
+				&link->data_source);
+		}
+		if (rc) {
+			close_data(link);
+			say_epoch(server, said->epoch, rc, err.text);
+		}
+	} else if (!server->epoch.job_running) {
+		epoch_submit(server, said, NULL);
+	}
+}
+
+static int take_manifest(struct server *server, const struct msg_manifest *said, struct error *err)
+{
+	struct lead_link *link = &server->lead;
+	struct publication *publication;
+	struct model *model;
+	int rc = blob_check(&link->blob, said->parts, said->bytes, said->hash, err);
+
+	if (rc) {
+		return rc;
+	}
+	model = model_find(server, said->model, true);
+	publication = calloc(1, sizeof(*publication));
+	if (!model || !publication) {
+		free(publication);
+		return error_set(err, -ENOMEM, "model %s: no place for it", said->model);
+	}
+	rc = blob_to_manifest(&link->blob, &publication->manifest, err);
+	blob_finish(&link->blob);
+	if (rc) {
+		free(publication);
+		return rc;
+	}
+	publication->hash = said->hash;
+	publication->nroots = said->nroots;
+	publication->roots = calloc(said->nroots + 1, sizeof(*publication->roots));
+	if (!publication->roots) {
+		publication_free(publication);
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	memcpy(publication->roots, said->roots, said->nroots * sizeof(*publication->roots));
+	model_set(server, model, publication);
+	log_info("model %s is announced: %zu tensors", model->name,
+		publication->manifest.ntensors);
+	return 0;
+}
+
+static int take_error(struct server *server, const struct msg_error *said, struct error *err)
+{
+	struct lead_link *link = &server->lead;
+	int code = error_from_wire(said->code);
+
+	if (!link->joined && !link->joined_once && code != -EBUSY && code != -ETIMEDOUT) {
+		/* A refusal will not change by asking again. */
+		log_error("the lead at %s refuses: %s", server->options.join, said->text);
+		server->exit_code = 1;
+		server->stop = true;
+	}
+	return error_set(err, -ECONNRESET, "%.200s", said->text);
+}
+
+static int lead_message(struct server *server, struct message *message, struct error *err)
+{
+	struct lead_link *link = &server->lead;
+
+	if (!link->joined && message->type != MSG_JOINED && message->type != MSG_ERROR) {
+		return error_set(err, -EPROTO, "message %s came before joined",
+			message_name(message->type));
+	}
+	switch (message->type) {
+	case MSG_JOINED:
+		link->joined = link->joined_once = true;
+		link->deadline = UINT64_MAX;
+		link->retry_ms = LIMIT_RETRY_MIN_MS;
+		log_info("joined the lead at %s", server->options.join);
+		server_ready(server);
+		return 0;
+	case MSG_PART:
+		return blob_append(&link->blob, &message->u.part, err);
+	case MSG_MANIFEST:
+		return take_manifest(server, &message->u.manifest, err);
+	case MSG_EPOCH:
+		take_epoch(server, &message->u.epoch);
+		return 0;
+	case MSG_BEGIN:
+		if (message->u.begin.epoch == server->epoch.number &&
+			server->epoch.state == EPOCH_READY) {
+			node_begin(server, &message->u.begin);
+		}
+		return 0;
+	case MSG_GO:
+		node_go(server, &message->u.decision);
+		return 0;
+	case MSG_COMMIT:
+		node_commit(server, &message->u.decision);
+		return 0;
+	case MSG_ABORT:
+		node_abort(server, message->u.decision.update, message->u.decision.text);
+		return 0;
+	case MSG_BYE:
+		return error_set(err, -ECONNRESET, "it stopped in order");
+	case MSG_ERROR:
+		return take_error(server, &message->u.error, err);
+	default:
+		return error_set(err, -EPROTO, "message %s is not for a broker that joined",
+			message_name(message->type));
+	}
+}
+
+static void on_lead(void *data, uint32_t events)
+{
+	struct server *server = data;
+	struct lead_link *link = &server->lead;
+	struct message message;
+	struct error err;
+	int rc;
+
+	if (events & EPOLLOUT) {
+		conn_flush(link->conn);
+		loop_modify(link->source, EPOLLIN | (conn_wants_write(link->conn) ? EPOLLOUT : 0));
+	}
+	do {
+		rc = conn_receive(link->conn, &message, &err);
+		if (rc == 0) {
+			return;
+		}
+		if (rc > 0) {
+			rc = lead_message(server, &message, &err);
+			message_finish(&message);
+		}
+	} while (rc == 0 && link->conn);
+	if (rc < 0 && link->conn) {
+		link_down(server, err.text);
+	}
+}
+
+void join_answer(struct server *server, enum message_type type, struct msg_groups *answer)
+{
+	struct message message;
+
+	message_init(&message, type, 0);
+	message.u.groups = *answer;
+	link_send(server, &message);
+}
+
+/* The TCP connection is decided: the connection proper begins, with join. */
+static void on_connected(void *data, uint32_t events)
+{
+	struct server *server = data;
+	struct lead_link *link = &server->lead;
+	struct message message;
+	struct error err;
+	int rc;
+
+	(void)events;
+	loop_remove(link->source);
+	link->source = NULL;
+	rc = socket_connected(link->connecting, server->options.join, &err);
+	if (rc == 0) {
+		rc = conn_create(link->connecting, false, &link->conn);
+	}
+	if (rc) {
+		link_down(server, err.text);
+		return;
+	}
+	link->connecting = -1;
+	rc = loop_add(server->loop, conn_fd(link->conn), EPOLLIN, on_lead, server, &link->source);
+	if (rc) {
+		link_down(server, "out of memory");
+		return;
+	}
+	link->deadline = deadline_in_ms(LIMIT_HELLO_MS);
+	message_init(&message, MSG_JOIN, 1);
+	join_fill(server, &message.u.join);
+	link_send(server, &message);
+}
+
+static void try_connect(struct server *server)
+{
+	struct lead_link *link = &server->lead;
+	struct error err;
+	int rc = socket_connect_tcp(server->options.join, &link->connecting, &err);
+
+	link->retry_at = UINT64_MAX;
+	if (rc == 0) {
+		link->deadline = deadline_in_ms(LIMIT_HELLO_MS);
+		rc = loop_add(server->loop, link->connecting, EPOLLOUT, on_connected, server,
+			&link->source);
+		if (rc) {
+			error_set(&err, rc, "%s", strerror(-rc));
+		}
+	}
+	if (rc) {
+		link_down(server, err.text);
+	}
+}
+
+void join_start(struct server *server)
+{
+	struct lead_link *link = &server->lead;
+
+	link->retry_ms = LIMIT_RETRY_MIN_MS;
+	link->retry_at = 0;
+	link->deadline = UINT64_MAX;
+	link->give_up_at = deadline_in_ms((int64_t)server->options.join_timeout_s * 1000);
+}
+
+void join_tick(struct server *server, uint64_t now)
+{
+	struct lead_link *link = &server->lead;
+
+	if (!server->options.join || server->stop) {
+		return;
+	}
+	if (now >= link->deadline) {
+		link_down(server, "it does not answer");
+	} else if (!link->conn && link->connecting < 0 && now >= link->retry_at) {
+		try_connect(server);
+	}
+}
+
+uint64_t join_due(const struct server *server)
+{
+	const struct lead_link *link = &server->lead;
+
+	if (!server->options.join) {
+		return UINT64_MAX;
+	}
+	return !link->conn && link->connecting < 0 ? link->retry_at : link->deadline;
+}
+
+void join_stop(struct server *server)
+{
+	struct lead_link *link = &server->lead;
+	struct message message;
+
+	if (link->conn) {
+		message_init(&message, MSG_BYE, 0);
+		link_send(server, &message);
+	}
+	loop_remove(link->source);
+	conn_destroy(link->conn);
+	fd_close(&link->connecting);
+	close_data(link);
+	blob_finish(&link->blob);
+	memset(link, 0, sizeof(*link));
+	link->connecting = link->data_connecting = -1;
+}

@@ -1,0 +1,318 @@
+/*
+ * The lead: what trainers declare and publish, and the carrying out of what
+ * update.c decides. One update is between begin and report at a time
+ * (server->active); others wait in QUEUED.
+ */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include "strew/trainer.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool lead_busy(const struct server *server)
+{
+	return server->active != NULL;
+}
+
+static void send_trainers(struct model *model, struct message *message)
+{
+	for (uint32_t i = 0; i < model->ranks; i++) {
+		if (model->trainers[i]) {
+			struct message copy = *message;
+
+			client_send(model->trainers[i], &copy);
+		}
+	}
+}
+
+static const char *outcome_word(enum strew_outcome outcome)
+{
+	return outcome == STREW_OUTCOME_COMMITTED ? "committed"
+	       : outcome == STREW_OUTCOME_SAT_OUT ? "committed in part"
+						  : "aborted";
+}
+
+/* The group array is the update's, so the message is not finished. */
+static void send_report(struct server *server, struct model *model)
+{
+	struct update *update = &model->update;
+	struct msg_report *report;
+	struct message message;
+
+	message_init(&message, MSG_REPORT, 0);
+	report = &message.u.report;
+	report->version = update->version;
+	report->outcome = update->outcome;
+	string_copy(report->text, sizeof(report->text), update->text);
+	if (model->publication) {
+		report->tensors = model->publication->manifest.ntensors;
+		report->bytes = manifest_bytes(&model->publication->manifest);
+	}
+	report->unwanted = update->unwanted == UINT64_MAX ? report->tensors : update->unwanted;
+	report->wire_bytes = server->node.wire_bytes;
+	report->total_ns = update->ended_ns - update->published_ns;
+	if (update->begun_ns) {
+		report->wait_ns = update->begun_ns - update->published_ns;
+	}
+	if (update->accepted_ns) {
+		report->accept_ns = update->accepted_ns - update->begun_ns;
+	}
+	if (update->moved_ns) {
+		report->move_ns = update->moved_ns - update->accepted_ns;
+		report->commit_ns = update->ended_ns - update->moved_ns;
+	}
+	report->groups = update->groups;
+	report->ngroups = update->ngroups;
+	send_trainers(model, &message);
+	server->updates++;
+	server->aborted += update->outcome == STREW_OUTCOME_ABORTED;
+	log_info("model %s version %llu: %s%s%s, %.2f ms (accept %.2f, move %.2f, commit %.2f)",
+		model->name, (unsigned long long)update->version, outcome_word(update->outcome),
+		update->text[0] ? ": " : "", update->text, (double)report->total_ns / 1e6,
+		(double)report->accept_ns / 1e6, (double)report->move_ns / 1e6,
+		(double)report->commit_ns / 1e6);
+}
+
+static void send_members(struct server *server, struct message *message)
+{
+	for (struct member *member = server->members; member; member = member->next) {
+		if (member->state == MEMBER_IN_EPOCH) {
+			struct message copy = *message;
+
+			member_send(member, &copy);
+		}
+	}
+}
+
+static void do_begin(struct server *server, struct model *model)
+{
+	struct update *update = &model->update;
+	uint64_t now = clock_ns();
+	struct message message;
+	struct msg_begin begin;
+
+	memset(&begin, 0, sizeof(begin));
+	begin.epoch = server->epoch.number;
+	begin.update = update->serial;
+	string_copy(begin.model, sizeof(begin.model), model->name);
+	begin.version = update->version;
+	begin.manifest_hash = model->publication->hash;
+	begin.slot_bytes = server->epoch.slot_bytes;
+	begin.flags = update->flags;
+	begin.timeout_ms = update->deadline_ns > now
+				   ? (uint32_t)((update->deadline_ns - now) / 1000000u) + 1
+				   : 1;
+	message_init(&message, MSG_BEGIN, 0);
+	message.u.begin = begin;
+	send_members(server, &message);
+	node_begin(server, &begin);
+}
+
+static void send_decision(struct server *server, struct model *model, enum message_type type)
+{
+	struct update *update = &model->update;
+	struct message message;
+
+	message_init(&message, type, 0);
+	message.u.decision.epoch = server->epoch.number;
+	message.u.decision.update = update->serial;
+	if (type == MSG_ABORT) {
+		string_copy(message.u.decision.text, sizeof(message.u.decision.text), update->text);
+	} else {
+		message.u.decision.replicas = update->replicas;
+		message.u.decision.nreplicas = update->nreplicas;
+	}
+	for (size_t i = 0; i < update->ngroups && type == MSG_GO; i++) {
+		const struct group_outcome *group = &update->groups[i];
+
+		if (group->node != 0 && group->outcome == STREW_OUTCOME_NONE) {
+			message.u.decision.wire = 1;
+		}
+	}
+	if (type == MSG_GO) {
+		server->wire_used = message.u.decision.wire;
+	}
+	send_members(server, &message);
+	/* Ours last: its answer may come at once, and end the update. */
+	if (type == MSG_GO) {
+		node_go(server, &message.u.decision);
+	} else if (type == MSG_COMMIT) {
+		model->committed = update->version;
+		node_commit(server, &message.u.decision);
+	} else {
+		node_abort(server, update->serial, update->text);
+	}
+}
+
+static void do_report(struct server *server, struct model *model)
+{
+	send_report(server, model);
+	if (server->active == model) {
+		server->active = NULL;
+		/* After an abort nobody knows what is still in the carrier: a new one is made. */
+		if (model->update.outcome == STREW_OUTCOME_ABORTED && server->wire_used) {
+			epoch_changed(server);
+		}
+		server->wire_used = false;
+	}
+}
+
+static void lead_do(struct server *server, struct model *model, unsigned actions)
+{
+	struct message message;
+
+	if (actions & UPDATE_DO_RELEASE) {
+		message_init(&message, MSG_RELEASED, 0);
+		message.u.released.version = model->update.version;
+		send_trainers(model, &message);
+	}
+	if (actions & UPDATE_DO_REPORT) {
+		do_report(server, model);
+	}
+	if (actions & UPDATE_DO_BEGIN) {
+		do_begin(server, model);
+	}
+	if (actions & UPDATE_DO_GO) {
+		send_decision(server, model, MSG_GO);
+	}
+	if (actions & UPDATE_DO_COMMIT) {
+		send_decision(server, model, MSG_COMMIT);
+	}
+	if (actions & UPDATE_DO_ABORT) {
+		send_decision(server, model, MSG_ABORT);
+	}
+}
+
+void lead_ready(struct server *server)
+{
+	uint32_t nodes = 1;
+
+	if (lead_busy(server) || server->node.stage != NODE_IDLE || server->draining ||
+		(server->epoch.state != EPOCH_NONE && server->epoch.state != EPOCH_READY)) {
+		return;
+	}
+	for (struct member *member = server->members; member; member = member->next) {
+		nodes += member->state == MEMBER_IN_EPOCH;
+	}
+	for (struct model *model = server->models; model; model = model->next) {
+		if (model->update.state == UPDATE_QUEUED && model->publication) {
+			server->active = model;
+			server->node.wire_bytes = 0;
+			lead_do(server, model,
+				update_begin(&model->update, ++server->next_serial, nodes,
+					clock_ns()));
+			return;
+		}
+	}
+}
+
+static void stream_done(struct watch *watch)
+{
+	struct client *client = watch->data;
+
+	if (client->model && update_stream_done(&client->model->update,
+				    client->session.trainer.rank, clock_ns())) {
+		lead_ready(client->server);
+	}
+}
+
+void lead_publish(struct client *client, const struct message *message)
+{
+	const struct msg_publish *publish = &message->u.publish;
+	struct model *model = client->model;
+	struct error err;
+	int rc;
+
+	if (publish->flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL)) {
+		client_error(client, message->serial, -ENOTSUP,
+			"publish: a flag that this broker does not know");
+		return;
+	}
+	if (publish->timeout_ms > LIMIT_UPDATE_MAX_MS) {
+		client_error(client, message->serial, -ERANGE, "publish: the timeout passes one hour");
+		return;
+	}
+	if (!model->publication) {
+		client_error(client, message->serial, -EBUSY,
+			"publish: not every rank of the trainer has declared its tensors");
+		return;
+	}
+	rc = update_publish(&model->update, client->session.trainer.rank, publish,
+		model->committed, clock_ns(), &err);
+	if (rc) {
+		client_error(client, message->serial, rc, err.text);
+		return;
+	}
+	client_ok(client, message->serial, 0);
+	mover_unwatch(client->server->mover, &client->watch);
+	client->watch.page = &client->theirs;
+	client->watch.word = WORD_PUBLISH;
+	client->watch.value = publish->word;
+	client->watch.hit = stream_done;
+	client->watch.data = client;
+	mover_watch(client->server->mover, &client->watch);
+}
+
+void lead_answer(struct server *server, uint32_t node, enum message_type type,
+	const struct msg_groups *answer)
+{
+	struct model *model = server->active;
+	uint64_t now = clock_ns();
+	unsigned actions = 0;
+
+	if (!model || answer->epoch != server->epoch.number) {
+		return;
+	}
+	if (type == MSG_ACCEPT) {
+		actions = update_accept(&model->update, node, answer, now);
+	} else if (type == MSG_PREPARED) {
+		actions = update_prepared(&model->update, node, answer, now);
+	} else if (type == MSG_APPLIED) {
+		actions = update_applied(&model->update, node, answer, now);
+	}
+	lead_do(server, model, actions);
+}
+
+void lead_released(struct server *server, uint64_t serial)
+{
+	struct model *model = server->active;
+
+	if (model && model->update.serial == serial) {
+		lead_do(server, model, update_released(&model->update));
+	}
+}
+
+void lead_member_lost(struct server *server, uint32_t rank, const char *name)
+{
+	if (server->active) {
+		lead_do(server, server->active,
+			update_node_lost(&server->active->update, rank, name, clock_ns()));
+	}
+}
+
+void lead_rank_lost(struct server *server, struct model *model, uint32_t rank)
+{
+	lead_do(server, model, update_rank_lost(&model->update, rank, clock_ns()));
+}
+
+void lead_tick(struct server *server, uint64_t now)
+{
+	for (struct model *model = server->models; model; model = model->next) {
+		lead_do(server, model, update_tick(&model->update, now));
+	}
+	lead_ready(server);
+}
+
+uint64_t lead_due(const struct server *server)
+{
+	uint64_t due = UINT64_MAX;
+
+	for (const struct model *model = server->models; model; model = model->next) {
+		due = MIN(due, update_due(&model->update));
+	}
+	return due;
+}

@@ -1,0 +1,189 @@
+/* strewd: options and exit codes. */
+#include "base/log.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char help[] =
+	"Usage: strewd [options]\n"
+	"\n"
+	"The broker of one node: takes the tensors that a trainer publishes once and scatters\n"
+	"their parts into the live memory of every inference worker on this node.\n"
+	"\n"
+	"  --socket PATH          Unix socket for the node's processes (default: $STREW_SOCKET, else\n"
+	"                         $XDG_RUNTIME_DIR/strew/broker.sock, else /tmp/strew-UID/broker.sock)\n"
+	"  --listen HOST:PORT     be the lead, and let other brokers join here (loopback only)\n"
+	"  --join HOST:PORT       join the lead there; retries with a growing delay\n"
+	"  --join-timeout SECONDS give up if the first join takes longer (default 60)\n"
+	"  --backend auto|cuda|host  cuda needs a driver and a GPU, host needs neither (default auto)\n"
+	"  --device UUID|INDEX    GPU of the slots (default: the first that is needed)\n"
+	"  --slot SIZE            length of a slot, e.g. 256M (default 256M, 64K to 4G)\n"
+	"  --slots N              slots in the ring (default 3, 2 to 16)\n"
+	"  --ready-fd FD          write READY=1 to this descriptor when the broker serves\n"
+	"  --verbose              log more\n"
+	"  --help, --version\n"
+	"\n"
+	"Without --listen and --join it serves this node alone, with no network and no NCCL.\n"
+	"SIGTERM ends it after the update under way, a second one at once.\n"
+	"Exit codes: 0 in order, 1 failure, 2 usage, 3 no usable device, 4 the lead is unreachable.\n"
+	"\n"
+	"Example, two nodes:\n"
+	"  strewd --listen 127.0.0.1:7700           beside the trainer\n"
+	"  strewd --join 127.0.0.1:7700             beside the workers\n";
+
+enum option_value {
+	OPT_SOCKET = 256,
+	OPT_LISTEN,
+	OPT_JOIN,
+	OPT_JOIN_TIMEOUT,
+	OPT_BACKEND,
+	OPT_DEVICE,
+	OPT_SLOT,
+	OPT_SLOTS,
+	OPT_READY_FD,
+	OPT_VERBOSE,
+	OPT_HELP,
+	OPT_VERSION,
+};
+
+static const struct option long_options[] = {
+	{"socket", required_argument, NULL, OPT_SOCKET},
+	{"listen", required_argument, NULL, OPT_LISTEN},
+	{"join", required_argument, NULL, OPT_JOIN},
+	{"join-timeout", required_argument, NULL, OPT_JOIN_TIMEOUT},
+	{"backend", required_argument, NULL, OPT_BACKEND},
+	{"device", required_argument, NULL, OPT_DEVICE},
+	{"slot", required_argument, NULL, OPT_SLOT},
+	{"slots", required_argument, NULL, OPT_SLOTS},
+	{"ready-fd", required_argument, NULL, OPT_READY_FD},
+	{"verbose", no_argument, NULL, OPT_VERBOSE},
+	{"help", no_argument, NULL, OPT_HELP},
+	{"version", no_argument, NULL, OPT_VERSION},
+	{NULL, 0, NULL, 0},
+};
+
+static void usage(const char *option, const char *value, const char *wanted)
+{
+	fprintf(stderr, "strewd: --%s %s: %s; see strewd --help\n", option, value, wanted);
+	exit(2);
+}
+
+static void set_backend(struct server_options *options, const char *text)
+{
+	if (strcmp(text, "auto") == 0) {
+		options->backend = GPU_AUTO;
+	} else if (strcmp(text, "cuda") == 0) {
+		options->backend = GPU_CUDA;
+	} else if (strcmp(text, "host") == 0) {
+		options->backend = GPU_HOST;
+	} else {
+		usage("backend", text, "auto, cuda or host is wanted");
+	}
+}
+
+static void set_number(struct server_options *options, int option, const char *text)
+{
+	uint64_t value;
+
+	switch (option) {
+	case OPT_SLOT:
+		if (parse_bytes(text, &value) || value < LIMIT_SLOT_BYTES_MIN ||
+			value > LIMIT_SLOT_BYTES_MAX) {
+			usage("slot", text, "a size from 64K to 4G is wanted");
+		}
+		options->slot_bytes = align_up(value, SLOT_ALIGN);
+		break;
+	case OPT_SLOTS:
+		if (parse_u64(text, LIMIT_SLOTS_MIN, LIMIT_SLOTS_MAX, &value)) {
+			usage("slots", text, "a number from 2 to 16 is wanted");
+		}
+		options->slots = (uint32_t)value;
+		break;
+	case OPT_JOIN_TIMEOUT:
+		if (parse_u64(text, 0, 86400, &value)) {
+			usage("join-timeout", text, "seconds from 0 to 86400 are wanted");
+		}
+		options->join_timeout_s = (uint32_t)value;
+		break;
+	case OPT_READY_FD:
+		if (parse_u64(text, 3, 1 << 20, &value)) {
+			usage("ready-fd", text, "an open descriptor from 3 on is wanted");
+		}
+		options->ready_fd = (int)value;
+		break;
+	}
+}
+
+static void parse_options(int argc, char **argv, struct server_options *options)
+{
+	int option;
+
+	while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+		switch (option) {
+		case OPT_SOCKET:
+			options->socket = optarg;
+			break;
+		case OPT_LISTEN:
+			options->listen = optarg;
+			break;
+		case OPT_JOIN:
+			options->join = optarg;
+			break;
+		case OPT_BACKEND:
+			set_backend(options, optarg);
+			break;
+		case OPT_DEVICE:
+			options->device = optarg;
+			break;
+		case OPT_VERBOSE:
+			log_init("strewd", LOG_LEVEL_DEBUG);
+			break;
+		case OPT_HELP:
+			fputs(help, stdout);
+			exit(0);
+		case OPT_VERSION:
+			puts("strewd " STREW_VERSION);
+			exit(0);
+		case '?':
+			/* getopt has said which one, on its line. */
+			exit(2);
+		default:
+			set_number(options, option, optarg);
+			break;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "strewd: %s: no argument is wanted; see strewd --help\n", argv[optind]);
+		exit(2);
+	}
+	if (options->listen && options->join) {
+		fprintf(stderr, "strewd: --listen and --join exclude each other; see strewd --help\n");
+		exit(2);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct server_options options = {.slot_bytes = DEFAULT_SLOT_BYTES,
+		.slots = DEFAULT_SLOTS,
+		.ready_fd = -1,
+		.join_timeout_s = 60};
+	struct server *server;
+	struct error err = {0};
+	int rc;
+
+	log_init("strewd", LOG_LEVEL_INFO);
+	parse_options(argc, argv, &options);
+	rc = server_create(&options, &server, &err);
+	if (rc) {
+		fprintf(stderr, "strewd: %s\n", err.text);
+		return rc == -ENODEV ? 3 : 1;
+	}
+	rc = server_run(server);
+	server_destroy(server);
+	return rc;
+}

@@ -1,0 +1,70 @@
+/*
+ * Other processes' memory as the mover sees it: what a session exported, mapped
+ * for the devices that issue copies, and the shadows of staged workers. Used by
+ * the mover's thread alone, after the session's protocol has filled it in.
+ */
+#ifndef BROKER_MEMORY_H
+#define BROKER_MEMORY_H
+
+#include "gpu/gpu.h"
+#include "plan/plan.h"
+
+#define MEMORY_DEVICES 8 /* devices for which one session's memory is mapped */
+
+/* What one process exported. The handles' fds are closed once everything is mapped. */
+struct exports {
+	struct handle *handles;
+	size_t nhandles;
+	bool write; /* a worker's */
+	struct {
+		struct gpu_device *device;
+		struct gpu_memory **v; /* nhandles */
+	} maps[MEMORY_DEVICES];
+	size_t nmaps;
+};
+
+/* A worker: its layout and where it lies. */
+struct worker {
+	uint64_t id; /* of its session, for logs */
+	struct exports exports;
+	struct layout layout;
+	bool staged;
+	struct gpu_memory *shadow; /* staged; on the worker's own GPU */
+	uint64_t *shadow_offset;   /* one a parameter */
+	uint64_t shadow_bytes;
+};
+
+/* A trainer rank: what it declared and where it lies. */
+struct holder {
+	uint64_t id;
+	uint32_t rank;
+	struct exports exports;
+	struct manifest declared;
+	struct source *sources; /* one a box */
+};
+
+/* The UUID of the GPU that most of the exports lie on; zeros when it is all host memory. */
+void exports_uuid(const struct exports *exports, uint8_t ret_uuid[GPU_UUID_BYTES]);
+
+/* Maps everything for the device, unless it is mapped already. */
+int exports_map(struct exports *exports, struct gpu_device *device, struct error *err);
+/* Addresses for the device, nhandles of them, to ret_bases. Mapped before. */
+void exports_bases(const struct exports *exports, struct gpu_device *device, uint64_t *ret_bases);
+void exports_unmap(struct exports *exports);
+uint64_t exports_bytes(const struct exports *exports);
+
+/* Reserves the shadow of a staged worker on `device`. -ENOMEM names the bytes that are missing. */
+int worker_reserve(struct worker *worker, struct gpu_device *device, struct error *err);
+
+/*
+ * Do pieces and boxes lie inside the allocations? -ERANGE names the parameter or tensor.
+ * By the sizes claimed, which mapping has checked against the real ones.
+ */
+int worker_check(const struct worker *worker, struct error *err);
+int holder_check(const struct holder *holder, struct error *err);
+
+/* Unmap and free everything but the struct. Nothing may be in flight. */
+void worker_finish(struct worker *worker);
+void holder_finish(struct holder *holder);
+
+#endif

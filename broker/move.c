@@ -1,0 +1,316 @@
+/*
+ * The move of an update. At the root, bucket k waits until slot k mod n is free,
+ * is gathered into it and broadcast from it; elsewhere it is received into the
+ * slot and scattered from it. Workers on the trainer's node are fed straight
+ * from the trainer's memory by the local lane, beside the wire.
+ *
+ * Streams order the stages by events; the host only looks, before a slot is used
+ * again, whether the ring has come round. So at most a ring of buckets is
+ * enqueued ahead, and a cancel or a deadline is seen within one bucket.
+ */
+#include "base/clock.h"
+#include "base/util.h"
+#include "broker/moves_internal.h"
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define SPIN_NS 200000u  /* an event is looked at without sleeping for this long */
+#define SLEEP_NS 20000u
+
+/* An update being moved. */
+struct run {
+	struct job *job;
+	struct moves *moves;
+	uint64_t deadline;
+	const atomic_int *cancel;
+	struct plan_crew **crews;
+	size_t ncrews;
+	struct plan_base *base;
+};
+
+/* Waits on the host until the event is done. */
+static int wait_event(struct run *run, struct gpu_event *event, struct error *err)
+{
+	uint64_t start = clock_ns();
+
+	for (;;) {
+		int rc = gpu_event_query(event, err);
+		uint64_t now;
+
+		if (rc) {
+			return rc < 0 ? rc : 0;
+		}
+		if (run->cancel && atomic_load(run->cancel)) {
+			return error_set(err, -ECANCELED, "the update was given up");
+		}
+		rc = run->moves->carrier ? carrier_poll(run->moves->carrier, err) : 0;
+		if (rc) {
+			return rc;
+		}
+		now = clock_ns();
+		if (now >= run->deadline) {
+			return error_set(err, -ETIMEDOUT, "moving did not end before the deadline");
+		}
+		mover_look(run->job);
+		if (now - start > SPIN_NS) {
+			struct timespec nap = {0, SLEEP_NS};
+
+			nanosleep(&nap, NULL);
+		} else {
+			sched_yield();
+		}
+	}
+}
+
+/* After a failure: nothing of ours may be in flight when the job ends. */
+static void settle(struct run *run, struct lane *lane)
+{
+	struct error ignored;
+	struct run patient = *run;
+
+	patient.cancel = NULL;
+	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
+	if (lane->stream && gpu_event_record(lane->events[0], lane->stream, &ignored) == 0) {
+		wait_event(&patient, lane->events[0], &ignored);
+	}
+}
+
+static int local_bucket(struct run *run, size_t bucket, struct error *err)
+{
+	size_t turn = bucket % run->moves->nslots;
+	struct lane *lane;
+	int rc = 0;
+
+	/* First all the waiting: groups share lanes, and must not wait for each other here. */
+	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
+		rc = moves_local_lane(run->moves, run->crews[i]->local_device, &lane, err);
+		if (rc == 0) {
+			rc = wait_event(run, lane->events[turn], err);
+		}
+	}
+	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
+		rc = moves_local_lane(run->moves, run->crews[i]->local_device, &lane, err);
+		if (rc == 0) {
+			rc = gpu_copies_run(run->crews[i]->local, bucket, 0, lane->stream, err);
+		}
+		if (rc == 0) {
+			rc = gpu_event_record(lane->events[turn], lane->stream, err);
+		}
+	}
+	return rc;
+}
+
+/* Root: slot free → gather → broadcast. */
+static int send_bucket(struct run *run, size_t number, const struct bucket *bucket,
+	struct error *err)
+{
+	struct moves *moves = run->moves;
+	size_t turn = number % moves->nslots;
+	uint64_t address = gpu_memory_address(moves->slots[turn]);
+	int rc;
+
+	rc = wait_event(run, moves->wire.events[turn], err);
+	if (rc) {
+		return rc;
+	}
+	rc = gpu_copies_run(run->base->gather, number, address, moves->gather.stream, err);
+	if (rc == 0) {
+		rc = gpu_event_record(moves->gather.events[turn], moves->gather.stream, err);
+	}
+	if (rc == 0) {
+		rc = gpu_stream_wait(moves->wire.stream, moves->gather.events[turn], err);
+	}
+	if (rc == 0) {
+		rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes, bucket->root,
+			moves->wire.stream, run->deadline, run->cancel, err);
+	}
+	if (rc == 0) {
+		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
+	}
+	return rc;
+}
+
+/* Elsewhere: slot scattered → receive → scatter. */
+static int receive_bucket(struct run *run, struct job_move *work, size_t number,
+	const struct bucket *bucket, struct error *err)
+{
+	struct moves *moves = run->moves;
+	size_t turn = number % moves->nslots;
+	uint64_t address = gpu_memory_address(moves->slots[turn]);
+	int rc;
+
+	rc = wait_event(run, moves->scatter.events[turn], err);
+	if (rc) {
+		return rc;
+	}
+	rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes, bucket->root,
+		moves->wire.stream, run->deadline, run->cancel, err);
+	if (rc == 0) {
+		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
+	}
+	if (rc == 0) {
+		rc = gpu_stream_wait(moves->scatter.stream, moves->wire.events[turn], err);
+	}
+	if (rc == 0 && run->ncrews) {
+		atomic_store(&work->touched, true);
+	}
+	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
+		rc = gpu_copies_run(run->crews[i]->scatter, number, address, moves->scatter.stream,
+			err);
+	}
+	if (rc == 0) {
+		rc = gpu_event_record(moves->scatter.events[turn], moves->scatter.stream, err);
+	}
+	return rc;
+}
+
+static int wait_lane(struct run *run, struct lane *lane, struct error *err)
+{
+	int rc;
+
+	if (!lane->stream) {
+		return 0;
+	}
+	rc = gpu_event_record(lane->events[0], lane->stream, err);
+	return rc ? rc : wait_event(run, lane->events[0], err);
+}
+
+static int wait_local(struct run *run, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < run->moves->nlocal; i++) {
+		rc = wait_lane(run, &run->moves->local[i], err);
+	}
+	return rc;
+}
+
+static int move_all(struct run *run, struct job_move *work, struct error *err)
+{
+	const struct buckets *buckets = &run->base->buckets;
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < buckets->n; i++) {
+		const struct bucket *bucket = &buckets->v[i];
+
+		if (work->wire) {
+			rc = bucket->root == work->rank
+				     ? send_bucket(run, i, bucket, err)
+				     : receive_bucket(run, work, i, bucket, err);
+			work->wire_bytes += bucket->len_bytes;
+		}
+		if (rc == 0 && work->local && run->ncrews) {
+			atomic_store(&work->touched, true);
+			rc = local_bucket(run, i, err);
+		}
+	}
+	/* The trainer gets its memory back as soon as the last read of it is done. */
+	if (rc == 0 && work->wire) {
+		rc = wait_lane(run, &run->moves->gather, err);
+	}
+	if (rc == 0) {
+		rc = wait_local(run, err);
+	}
+	if (rc == 0) {
+		mover_note(&work->job, NOTE_RELEASED);
+	}
+	if (rc == 0 && work->wire) {
+		rc = wait_lane(run, &run->moves->wire, err);
+	}
+	if (rc == 0 && work->wire) {
+		rc = wait_lane(run, &run->moves->scatter, err);
+	}
+	return rc;
+}
+
+static void settle_all(struct run *run, bool wire)
+{
+	for (size_t i = 0; i < run->moves->nlocal; i++) {
+		settle(run, &run->moves->local[i]);
+	}
+	if (wire) {
+		/* A broadcast whose peer is gone never ends by itself; abort ends it. */
+		carrier_destroy(run->moves->carrier, true);
+		run->moves->carrier = NULL;
+		settle(run, &run->moves->gather);
+		settle(run, &run->moves->wire);
+		settle(run, &run->moves->scatter);
+	}
+}
+
+/* Finds the plans that job_plan made; they are kept, so this makes nothing. */
+static int find_plans(struct run *run, const struct publication *publication, uint64_t slot_bytes,
+	bool wire, uint32_t rank, bool partial, bool local, const struct crew *crews, size_t ncrews,
+	struct error *err)
+{
+	int rc = plans_base(run->moves->plans, publication, slot_bytes, wire, rank, &run->base, err);
+
+	if (rc) {
+		return rc;
+	}
+	run->crews = calloc(ncrews + 1, sizeof(*run->crews));
+	if (!run->crews) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	run->ncrews = ncrews;
+	for (size_t i = 0; rc == 0 && i < ncrews; i++) {
+		rc = plans_crew(run->moves->plans, publication, run->base, &crews[i], partial, local,
+			&run->crews[i], err);
+	}
+	return rc;
+}
+
+void job_move_run(struct job *job)
+{
+	struct job_move *work = (struct job_move *)job;
+	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline,
+		.cancel = &work->cancel};
+
+	if (work->wire && !run.moves->carrier) {
+		job->rc = error_set(&job->err, -ENOTCONN, "there is no communicator");
+		return;
+	}
+	job->rc = find_plans(&run, work->publication, work->slot_bytes, work->wire, work->rank,
+		work->partial, work->local, work->crews, work->ncrews, &job->err);
+	if (job->rc == 0) {
+		job->rc = move_all(&run, work, &job->err);
+		if (job->rc) {
+			settle_all(&run, work->wire);
+		}
+	}
+	free(run.crews);
+}
+
+void job_commit_run(struct job *job)
+{
+	struct job_commit *work = (struct job_commit *)job;
+	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline};
+	int rc;
+
+	rc = find_plans(&run, work->publication, work->slot_bytes, work->wire, work->rank, true,
+		work->local, work->crews, work->ncrews, &job->err);
+	for (size_t i = 0; rc == 0 && i < run.ncrews; i++) {
+		struct plan_crew *crew = run.crews[i];
+
+		for (size_t k = 0; rc == 0 && k < crew->nworkers; k++) {
+			struct lane *lane;
+
+			if (!crew->commit[k]) {
+				continue;
+			}
+			rc = moves_local_lane(run.moves, crew->commit_device[k], &lane, &job->err);
+			if (rc == 0) {
+				rc = gpu_copies_run(crew->commit[k], 0, 0, lane->stream, &job->err);
+			}
+		}
+	}
+	if (rc == 0) {
+		rc = wait_local(&run, &job->err);
+	} else {
+		settle_all(&run, false);
+	}
+	job->rc = rc;
+	free(run.crews);
+}

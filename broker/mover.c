@@ -1,0 +1,310 @@
+/*
+ * The thread sleeps on a condition while it has neither jobs nor watches. With
+ * watches it looks at their words every few microseconds at first (a stream is
+ * usually done within that), then ever more rarely up to WATCH_SLEEP_MAX_NS, so
+ * that a trainer which computes for seconds after its publish costs no core.
+ */
+#include "broker/mover.h"
+#include "base/clock.h"
+#include "base/util.h"
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WATCH_SLEEP_MIN_NS 5000u
+#define WATCH_SLEEP_MAX_NS 200000u
+
+struct mover {
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t wake;
+	int eventfd;
+	bool stop;
+	struct job *queued, **queued_end;
+	struct job *running;
+	struct job *ended, **ended_end;
+	struct watch *watches;
+	unsigned pending;
+};
+
+static void kick(struct mover *mover)
+{
+	uint64_t one = 1;
+
+	if (write(mover->eventfd, &one, sizeof(one)) < 0) {
+		/* The counter is full: the loop has been told often enough. */
+	}
+}
+
+/* Returns whether any watch is still waiting. The lock is held. */
+static bool look_locked(struct mover *mover)
+{
+	bool waiting = false;
+
+	for (struct watch *watch = mover->watches; watch; watch = watch->next) {
+		if (watch->fired) {
+			continue;
+		}
+		if (page_load(watch->page, watch->word) >= watch->value) {
+			watch->fired = true;
+			kick(mover);
+		} else {
+			waiting = true;
+		}
+	}
+	return waiting;
+}
+
+void mover_look(struct job *job)
+{
+	struct mover *mover = job->mover;
+
+	if (pthread_mutex_trylock(&mover->lock) == 0) {
+		look_locked(mover);
+		pthread_mutex_unlock(&mover->lock);
+	}
+}
+
+void mover_note(struct job *job, unsigned notes)
+{
+	atomic_fetch_or(&job->notes, notes);
+	kick(job->mover);
+}
+
+static void run_one(struct mover *mover)
+{
+	struct job *job = mover->queued;
+
+	mover->queued = job->next;
+	if (!mover->queued) {
+		mover->queued_end = &mover->queued;
+	}
+	mover->running = job;
+	pthread_mutex_unlock(&mover->lock);
+	job->run(job);
+	pthread_mutex_lock(&mover->lock);
+	mover->running = NULL;
+	job->next = NULL;
+	*mover->ended_end = job;
+	mover->ended_end = &job->next;
+	kick(mover);
+}
+
+static void sleep_locked(struct mover *mover, uint64_t sleep_ns)
+{
+	struct timespec until;
+	uint64_t at = clock_ns() + sleep_ns;
+
+	until.tv_sec = (time_t)(at / 1000000000u);
+	until.tv_nsec = (long)(at % 1000000000u);
+	pthread_cond_timedwait(&mover->wake, &mover->lock, &until);
+}
+
+static void *mover_main(void *data)
+{
+	struct mover *mover = data;
+	uint64_t sleep_ns = WATCH_SLEEP_MIN_NS;
+
+	pthread_mutex_lock(&mover->lock);
+	for (;;) {
+		if (mover->queued) {
+			run_one(mover);
+			sleep_ns = WATCH_SLEEP_MIN_NS;
+		} else if (mover->stop) {
+			break;
+		} else if (look_locked(mover)) {
+			sleep_locked(mover, sleep_ns);
+			sleep_ns = MIN(sleep_ns + sleep_ns / 8, WATCH_SLEEP_MAX_NS);
+		} else {
+			sleep_ns = WATCH_SLEEP_MIN_NS;
+			pthread_cond_wait(&mover->wake, &mover->lock);
+		}
+	}
+	pthread_mutex_unlock(&mover->lock);
+	return NULL;
+}
+
+int mover_create(struct mover **ret_mover, struct error *err)
+{
+	struct mover *mover = calloc(1, sizeof(*mover));
+	pthread_condattr_t attr;
+	sigset_t all, old;
+	int rc;
+
+	if (!mover) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	mover->queued_end = &mover->queued;
+	mover->ended_end = &mover->ended;
+	mover->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (mover->eventfd < 0) {
+		rc = -errno;
+		free(mover);
+		return error_set(err, rc, "eventfd: %s", strerror(-rc));
+	}
+	pthread_mutex_init(&mover->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&mover->wake, &attr);
+	pthread_condattr_destroy(&attr);
+	/* Signals are the event loop's. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = -pthread_create(&mover->thread, NULL, mover_main, mover);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (rc) {
+		fd_close(&mover->eventfd);
+		free(mover);
+		return error_set(err, rc, "cannot start the mover's thread: %s", strerror(-rc));
+	}
+	*ret_mover = mover;
+	return 0;
+}
+
+void mover_destroy(struct mover *mover)
+{
+	if (!mover) {
+		return;
+	}
+	pthread_mutex_lock(&mover->lock);
+	mover->stop = true;
+	pthread_cond_signal(&mover->wake);
+	pthread_mutex_unlock(&mover->lock);
+	pthread_join(mover->thread, NULL);
+	mover_reap(mover);
+	pthread_cond_destroy(&mover->wake);
+	pthread_mutex_destroy(&mover->lock);
+	fd_close(&mover->eventfd);
+	free(mover);
+}
+
+int mover_fd(const struct mover *mover)
+{
+	return mover->eventfd;
+}
+
+void mover_submit(struct mover *mover, struct job *job)
+{
+	job->mover = mover;
+	job->next = NULL;
+	job->rc = 0;
+	error_clear(&job->err);
+	atomic_store(&job->notes, 0);
+	job->notes_seen = 0;
+	pthread_mutex_lock(&mover->lock);
+	mover->pending++;
+	*mover->queued_end = job;
+	mover->queued_end = &job->next;
+	pthread_cond_signal(&mover->wake);
+	pthread_mutex_unlock(&mover->lock);
+}
+
+unsigned mover_pending(struct mover *mover)
+{
+	unsigned pending;
+
+	pthread_mutex_lock(&mover->lock);
+	pending = mover->pending;
+	pthread_mutex_unlock(&mover->lock);
+	return pending;
+}
+
+void mover_watch(struct mover *mover, struct watch *watch)
+{
+	pthread_mutex_lock(&mover->lock);
+	watch->fired = false;
+	watch->active = true;
+	watch->next = mover->watches;
+	mover->watches = watch;
+	pthread_cond_signal(&mover->wake);
+	pthread_mutex_unlock(&mover->lock);
+}
+
+static void unlink_watch(struct mover *mover, struct watch *watch)
+{
+	struct watch **link = &mover->watches;
+
+	while (*link && *link != watch) {
+		link = &(*link)->next;
+	}
+	if (*link) {
+		*link = watch->next;
+	}
+	watch->active = false;
+}
+
+void mover_unwatch(struct mover *mover, struct watch *watch)
+{
+	if (!watch->active) {
+		return;
+	}
+	pthread_mutex_lock(&mover->lock);
+	unlink_watch(mover, watch);
+	pthread_mutex_unlock(&mover->lock);
+}
+
+/* One watch that has fired, taken off the list; NULL when there is none. */
+static struct watch *take_fired(struct mover *mover)
+{
+	struct watch *watch;
+
+	pthread_mutex_lock(&mover->lock);
+	for (watch = mover->watches; watch && !watch->fired; watch = watch->next) {
+	}
+	if (watch) {
+		unlink_watch(mover, watch);
+	}
+	pthread_mutex_unlock(&mover->lock);
+	return watch;
+}
+
+static void report_notes(struct job *job)
+{
+	unsigned notes = atomic_load(&job->notes);
+
+	if (job->noted && notes != job->notes_seen) {
+		unsigned fresh = notes & ~job->notes_seen;
+
+		job->notes_seen = notes;
+		job->noted(job, fresh);
+	}
+}
+
+void mover_reap(struct mover *mover)
+{
+	struct job *ended, *running;
+	struct watch *watch;
+	uint64_t count;
+
+	if (read(mover->eventfd, &count, sizeof(count)) < 0) {
+		/* Nothing was written since: look all the same. */
+	}
+	pthread_mutex_lock(&mover->lock);
+	ended = mover->ended;
+	mover->ended = NULL;
+	mover->ended_end = &mover->ended;
+	running = mover->running;
+	pthread_mutex_unlock(&mover->lock);
+	while (ended) {
+		struct job *next = ended->next;
+
+		report_notes(ended);
+		pthread_mutex_lock(&mover->lock);
+		mover->pending--;
+		pthread_mutex_unlock(&mover->lock);
+		ended->done(ended);
+		ended = next;
+	}
+	/* Only this thread frees jobs, and none of those that ended was `running`. */
+	if (running) {
+		report_notes(running);
+	}
+	while ((watch = take_fired(mover)) != NULL) {
+		watch->hit(watch);
+	}
+}

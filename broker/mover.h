@@ -1,0 +1,59 @@
+/*
+ * The mover: the one thread that enqueues GPU and NCCL work. The event loop hands
+ * it jobs, which it runs one after another in order, and watches: words of pages
+ * that it looks at between jobs (and inside long ones). An eventfd says that
+ * something has ended. What a job works on belongs to it until its `done` has run.
+ */
+#ifndef BROKER_MOVER_H
+#define BROKER_MOVER_H
+
+#include "base/error.h"
+#include "ipc/page.h"
+#include <stdatomic.h>
+#include <stdbool.h>
+
+struct mover;
+
+struct job {
+	void (*run)(struct job *job);  /* in the mover; sets rc and err */
+	void (*done)(struct job *job); /* in the event loop; owns the job again */
+	void (*noted)(struct job *job, unsigned notes); /* in the event loop, while it runs; may be NULL */
+	int rc;
+	struct error err;
+	/* the mover's */
+	struct mover *mover;
+	struct job *next;
+	atomic_uint notes;
+	unsigned notes_seen;
+};
+
+/* Waits for page->words[word] >= value; then `hit` is called once in the event loop. */
+struct watch {
+	const struct page *page;
+	unsigned word;
+	uint64_t value;
+	void (*hit)(struct watch *watch);
+	void *data;
+	/* the mover's */
+	struct watch *next;
+	bool active, fired;
+};
+
+int mover_create(struct mover **ret_mover, struct error *err);
+/* Stops the thread after the jobs that are queued; their `done` have been called on return. */
+void mover_destroy(struct mover *mover);
+
+int mover_fd(const struct mover *mover); /* readable: call mover_reap() */
+void mover_reap(struct mover *mover);    /* event loop: calls done, noted and hit */
+
+void mover_submit(struct mover *mover, struct job *job);
+unsigned mover_pending(struct mover *mover); /* jobs not done yet */
+
+void mover_watch(struct mover *mover, struct watch *watch);
+void mover_unwatch(struct mover *mover, struct watch *watch); /* fine if it is not watched */
+
+/* From within a running job: */
+void mover_note(struct job *job, unsigned notes); /* sets bits for `noted` */
+void mover_look(struct job *job);                 /* looks at the watches */
+
+#endif

@@ -1,0 +1,246 @@
+#include "broker/moves_internal.h"
+#include "base/clock.h"
+#include "base/util.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int moves_create(const struct moves_options *options, struct moves **ret_moves)
+{
+	struct moves *moves = calloc(1, sizeof(*moves));
+	int rc;
+
+	if (!moves) {
+		return -ENOMEM;
+	}
+	moves->gpu = options->gpu;
+	moves->slot_bytes = options->slot_bytes;
+	moves->nslots = options->slots;
+	rc = plans_create(options->gpu, options->device, &moves->plans);
+	if (rc) {
+		free(moves);
+		return rc;
+	}
+	*ret_moves = moves;
+	return 0;
+}
+
+static void lane_finish(struct lane *lane)
+{
+	for (size_t i = 0; i < LIMIT_SLOTS_MAX; i++) {
+		gpu_event_destroy(lane->events[i]);
+	}
+	gpu_stream_destroy(lane->stream);
+	memset(lane, 0, sizeof(*lane));
+}
+
+void moves_destroy(struct moves *moves)
+{
+	if (!moves) {
+		return;
+	}
+	/* Peers may be gone already, and an orderly end would wait for them. */
+	carrier_destroy(moves->carrier, true);
+	plans_destroy(moves->plans);
+	lane_finish(&moves->gather);
+	lane_finish(&moves->wire);
+	lane_finish(&moves->scatter);
+	for (size_t i = 0; i < moves->nlocal; i++) {
+		lane_finish(&moves->local[i]);
+	}
+	for (size_t i = 0; i < LIMIT_SLOTS_MAX; i++) {
+		gpu_memory_release(moves->slots[i]);
+	}
+	free(moves);
+}
+
+int lane_open(struct lane *lane, struct gpu_device *device, struct error *err)
+{
+	int rc;
+
+	if (lane->stream) {
+		return 0;
+	}
+	lane->device = device;
+	rc = gpu_stream_create(device, &lane->stream, err);
+	for (size_t i = 0; rc == 0 && i < LIMIT_SLOTS_MAX; i++) {
+		rc = gpu_event_create(device, &lane->events[i], err);
+	}
+	if (rc) {
+		lane_finish(lane);
+	}
+	return rc;
+}
+
+int moves_local_lane(struct moves *moves, struct gpu_device *device, struct lane **ret_lane,
+	struct error *err)
+{
+	int rc;
+
+	for (size_t i = 0; i < moves->nlocal; i++) {
+		if (moves->local[i].device == device) {
+			*ret_lane = &moves->local[i];
+			return 0;
+		}
+	}
+	if (moves->nlocal == MEMORY_DEVICES) {
+		return error_set(err, -E2BIG, "more than %d GPUs", MEMORY_DEVICES);
+	}
+	rc = lane_open(&moves->local[moves->nlocal], device, err);
+	if (rc) {
+		return rc;
+	}
+	*ret_lane = &moves->local[moves->nlocal++];
+	return 0;
+}
+
+int moves_slots(struct moves *moves, struct error *err)
+{
+	struct gpu_device *home;
+	int rc = plans_home(moves->plans, NULL, &home, err);
+
+	for (uint32_t i = 0; rc == 0 && i < moves->nslots; i++) {
+		if (!moves->slots[i]) {
+			rc = gpu_alloc(home, moves->slot_bytes, &moves->slots[i], err);
+			if (rc) {
+				error_prefix(err, "slot %u of %u (see --slot and --slots)", i + 1,
+					moves->nslots);
+			}
+		}
+	}
+	if (rc == 0) {
+		rc = lane_open(&moves->gather, home, err);
+	}
+	if (rc == 0) {
+		rc = lane_open(&moves->wire, home, err);
+	}
+	if (rc == 0) {
+		rc = lane_open(&moves->scatter, home, err);
+	}
+	return rc;
+}
+
+void job_worker_import(struct job *job)
+{
+	struct job_worker *work = (struct job_worker *)job;
+	struct worker *worker = work->worker;
+	struct gpu_device *home, *own;
+	uint8_t uuid[GPU_UUID_BYTES];
+	uint64_t start = clock_ns();
+
+	job->rc = worker_check(worker, &job->err);
+	if (job->rc) {
+		return;
+	}
+	exports_uuid(&worker->exports, uuid);
+	job->rc = plans_home(work->moves->plans, uuid, &home, &job->err);
+	if (job->rc == 0) {
+		job->rc = exports_map(&worker->exports, home, &job->err);
+	}
+	if (job->rc == 0 && worker->staged) {
+		job->rc = plans_device(work->moves->plans, uuid, &own, &job->err);
+		if (job->rc == 0) {
+			job->rc = worker_reserve(worker, own, &job->err);
+		}
+	}
+	work->elapsed_ns = clock_ns() - start;
+}
+
+void job_holder_import(struct job *job)
+{
+	struct job_holder *work = (struct job_holder *)job;
+	struct gpu_device *device;
+	uint8_t uuid[GPU_UUID_BYTES];
+	uint64_t start = clock_ns();
+
+	job->rc = holder_check(work->holder, &job->err);
+	if (job->rc) {
+		return;
+	}
+	exports_uuid(&work->holder->exports, uuid);
+	job->rc = plans_home(work->moves->plans, uuid, &device, &job->err);
+	if (job->rc == 0) {
+		job->rc = exports_map(&work->holder->exports, device, &job->err);
+	}
+	work->elapsed_ns = clock_ns() - start;
+}
+
+void job_release_run(struct job *job)
+{
+	struct job_release *work = (struct job_release *)job;
+
+	if (work->crew_key) {
+		plans_drop_crew(work->moves->plans, work->crew_key);
+	}
+	if (work->publication) {
+		plans_drop_publication(work->moves->plans, work->publication->key);
+	}
+	if (work->worker) {
+		worker_finish(work->worker);
+	}
+	if (work->holder) {
+		holder_finish(work->holder);
+	}
+}
+
+void job_plan_run(struct job *job)
+{
+	struct job_plan *work = (struct job_plan *)job;
+	const struct crew **planned;
+	struct plan_base *base;
+	size_t n = 0;
+
+	job->rc = plans_base(work->moves->plans, work->publication, work->slot_bytes, work->wire,
+		work->rank, &base, &job->err);
+	if (job->rc) {
+		return;
+	}
+	planned = calloc(work->ncrews + 1, sizeof(*planned));
+	if (!planned) {
+		job->rc = error_set(&job->err, -ENOMEM, "out of memory");
+		return;
+	}
+	for (size_t i = 0; i < work->ncrews; i++) {
+		struct plan_crew *crew;
+
+		if (plans_crew(work->moves->plans, work->publication, base, &work->crews[i],
+			    work->partial, work->local, &crew, &work->errors[i]) == 0) {
+			planned[n++] = &work->crews[i];
+		}
+	}
+	work->unwanted = 0;
+	job->rc = plans_unwanted(work->moves->plans, work->publication, planned, n, &work->unwanted);
+	if (job->rc) {
+		error_set(&job->err, job->rc, "cannot count what is covered: %s", strerror(-job->rc));
+	}
+	free(planned);
+}
+
+void job_epoch_run(struct job *job)
+{
+	struct job_epoch *work = (struct job_epoch *)job;
+	struct moves *moves = work->moves;
+	uint64_t start = clock_ns();
+
+	if (moves->carrier) {
+		job->rc = carrier_destroy(moves->carrier, true);
+		moves->carrier = NULL;
+		if (job->rc) {
+			work->hung = true;
+			error_set(&job->err, job->rc, "the old communicator did not end: %s",
+				strerror(-job->rc));
+			return;
+		}
+	}
+	if (work->carrier.kind == CARRIER_NONE) {
+		return;
+	}
+	job->rc = moves_slots(moves, &job->err);
+	if (job->rc) {
+		return;
+	}
+	work->carrier.device = moves->wire.device;
+	job->rc = carrier_create(&work->carrier, work->deadline, &work->cancel, &moves->carrier,
+		&job->err);
+	work->elapsed_ns = clock_ns() - start;
+}

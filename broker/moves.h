@@ -1,0 +1,122 @@
+/*
+ * The mover's work on an update: plans for it, the ring of slots between gather,
+ * carrier and scatter, and the commit's copies. Also what it does between
+ * updates: mapping, unmapping, shadows, communicators. Each is a job (mover.h)
+ * that embeds `struct job` first; the event loop fills one in and submits it.
+ */
+#ifndef BROKER_MOVES_H
+#define BROKER_MOVES_H
+
+#include "broker/mover.h"
+#include "broker/plans.h"
+#include "wire/carrier.h"
+
+struct moves; /* the mover's own state: plans, slots, streams, carrier */
+
+struct moves_options {
+	struct gpu *gpu;
+	const char *device; /* borrowed; NULL: chosen at the first need */
+	uint64_t slot_bytes;
+	uint32_t slots;
+};
+
+int moves_create(const struct moves_options *options, struct moves **ret_moves);
+/* After the mover has stopped, and with every session released. */
+void moves_destroy(struct moves *moves);
+
+/* Maps a worker's exports, reserves its shadow. */
+struct job_worker {
+	struct job job;
+	struct moves *moves;
+	struct worker *worker;
+	uint64_t elapsed_ns;
+	void *data; /* the event loop's */
+};
+void job_worker_import(struct job *job);
+/* Unmaps and frees what the struct holds, and forgets the plans of crew_key. */
+struct job_release {
+	struct job job;
+	struct moves *moves;
+	struct worker *worker; /* may be NULL */
+	struct holder *holder; /* may be NULL */
+	uint64_t crew_key;     /* 0: none */
+	struct publication *publication; /* its plans are forgotten; may be NULL */
+	void *data;
+};
+void job_release_run(struct job *job);
+
+/* Maps a trainer rank's exports. */
+struct job_holder {
+	struct job job;
+	struct moves *moves;
+	struct holder *holder;
+	uint64_t elapsed_ns;
+	void *data;
+};
+void job_holder_import(struct job *job);
+
+/* Makes the plans of an update for each crew; a crew that does not fit gets its own error. */
+struct job_plan {
+	struct job job; /* rc: the publication itself cannot be planned */
+	struct moves *moves;
+	const struct publication *publication;
+	uint64_t slot_bytes;
+	uint32_t rank;
+	bool wire, local, partial;
+	struct crew *crews;
+	size_t ncrews;
+	struct error *errors; /* one a crew; code 0: planned */
+	uint64_t unwanted;
+	void *data;
+};
+void job_plan_run(struct job *job);
+
+/* Moves every bucket: gathers and sends, receives and scatters, or copies locally. */
+#define NOTE_RELEASED 1u /* no trainer memory is read any more */
+struct job_move {
+	struct job job;
+	struct moves *moves;
+	const struct publication *publication;
+	uint64_t slot_bytes;
+	uint32_t rank;
+	bool wire, local;
+	const struct crew *crews; /* those that go on; planned before */
+	size_t ncrews;
+	bool partial;
+	uint64_t deadline;
+	atomic_int cancel; /* the event loop sets it to end the move early */
+	atomic_bool touched; /* live or shadow memory may have been written */
+	uint64_t wire_bytes;
+	void *data;
+};
+void job_move_run(struct job *job);
+
+/* Copies the shadows of staged crews to live memory. */
+struct job_commit {
+	struct job job;
+	struct moves *moves;
+	const struct publication *publication;
+	uint64_t slot_bytes;
+	uint32_t rank;
+	bool wire, local;
+	const struct crew *crews;
+	size_t ncrews;
+	uint64_t deadline;
+	void *data;
+};
+void job_commit_run(struct job *job);
+
+/* Makes a communicator; the old one, if any, is aborted first, since its ranks may be gone. */
+struct job_epoch {
+	struct job job;
+	struct moves *moves;
+	struct carrier_options carrier; /* device is filled in by the job */
+	uint64_t deadline;
+	atomic_int cancel;
+	bool hung; /* the old communicator's abort did not return: the process must end */
+	uint64_t elapsed_ns;
+	void *data;
+};
+void job_epoch_run(struct job *job);
+
+#endif

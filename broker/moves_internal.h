@@ -1,0 +1,31 @@
+/* What broker/moves.c and broker/move.c share: the mover's own state. */
+#ifndef BROKER_MOVES_INTERNAL_H
+#define BROKER_MOVES_INTERNAL_H
+
+#include "broker/moves.h"
+
+/* A stream and one event for each slot of the ring. */
+struct lane {
+	struct gpu_device *device;
+	struct gpu_stream *stream;
+	struct gpu_event *events[LIMIT_SLOTS_MAX];
+};
+
+struct moves {
+	struct gpu *gpu;
+	struct plans *plans;
+	struct carrier *carrier;
+	uint64_t slot_bytes;
+	uint32_t nslots;
+	struct gpu_memory *slots[LIMIT_SLOTS_MAX]; /* made with the first communicator */
+	struct lane gather, wire, scatter;         /* on the slots' device */
+	struct lane local[MEMORY_DEVICES];         /* local copies and commits, one a device */
+	size_t nlocal;
+};
+
+int lane_open(struct lane *lane, struct gpu_device *device, struct error *err);
+int moves_local_lane(struct moves *moves, struct gpu_device *device, struct lane **ret_lane,
+	struct error *err);
+int moves_slots(struct moves *moves, struct error *err);
+
+#endif

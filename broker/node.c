@@ -1,0 +1,586 @@
+/*
+ * This broker's part in an update, whoever leads it: it asks its groups, has the
+ * mover plan, move and commit, and answers the lead when every group has said
+ * its word. On the lead's own node the answers are function calls.
+ *
+ *   IDLE ─begin─► PLANNING ─accept─► ACCEPTED ─go─► MOVING ─prepared─► PREPARED
+ *        ─commit─► COMMITTING ─applied─► IDLE
+ *
+ * An abort ends it from any stage before commit; while the mover runs, the abort
+ * cancels it first and is carried out when the mover is quiet (STOPPING), so that
+ * "applied" after an abort means that nothing moves any more.
+ */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include "strew/trainer.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void answer(struct server *server, enum message_type type, int code, const char *text)
+{
+	struct node *node = &server->node;
+	struct group_outcome outcomes[LIMIT_GROUPS * 2];
+	struct msg_groups groups;
+	size_t n = 0;
+
+	memset(&groups, 0, sizeof(groups));
+	for (size_t i = 0; i < node->nteams; i++) {
+		struct team *team = node->teams[i];
+		struct group_outcome *outcome = &outcomes[n++];
+
+		memset(outcome, 0, sizeof(*outcome));
+		outcome->replica = team->group.replica;
+		outcome->part = team->group.part;
+		outcome->outcome = team->outcome;
+		outcome->state = group_state(&team->group);
+		string_copy(outcome->text, sizeof(outcome->text), team->group.text);
+	}
+	for (size_t i = 0; i < node->nabsent && type == MSG_ACCEPT; i++) {
+		outcomes[n++] = node->absent[i];
+	}
+	groups.epoch = node->epoch;
+	groups.update = node->serial;
+	groups.groups = outcomes;
+	groups.ngroups = n;
+	groups.code = code ? error_to_wire(code) : WIRE_OK;
+	groups.unwanted = node->unwanted;
+	string_copy(groups.text, sizeof(groups.text), text ? text : "");
+	if (server_is_lead(server)) {
+		lead_answer(server, 0, type, &groups);
+	} else {
+		join_answer(server, type, &groups);
+	}
+}
+
+static void forget_crews(struct node *node)
+{
+	for (size_t i = 0; i < node->nteams; i++) {
+		free(node->crews[i].workers);
+		node->crews[i].workers = NULL;
+	}
+}
+
+static void go_idle(struct server *server)
+{
+	struct node *node = &server->node;
+	struct publication *publication = node->publication;
+
+	for (size_t i = 0; i < node->nteams; i++) {
+		struct team *team = node->teams[i];
+
+		/* What lost a worker or failed in the commit's copy has heard no end yet. */
+		team_step(server, team,
+			&(struct group_event){.type = GE_ABORT, .text = team->group.text});
+		team->taking_part = false;
+	}
+	forget_crews(node);
+	node->nteams = node->nabsent = 0;
+	node->stage = NODE_IDLE;
+	node->publication = NULL;
+	if (publication && --publication->references == 0) {
+		publication_retire(server, publication);
+	}
+	clients_release_due(server);
+}
+
+static bool all_said(const struct node *node)
+{
+	for (size_t i = 0; i < node->nteams; i++) {
+		if (!node->teams[i]->said) {
+			return false;
+		}
+	}
+	return true;
+}
+
+static void expect(struct node *node)
+{
+	for (size_t i = 0; i < node->nteams; i++) {
+		/* Groups that are out already have nothing more to say before the decision. */
+		node->teams[i]->said = node->teams[i]->group.phase == PHASE_OUT;
+	}
+}
+
+void node_advance(struct server *server)
+{
+	struct node *node = &server->node;
+
+	if (node->job_running || !all_said(node)) {
+		return;
+	}
+	switch (node->stage) {
+	case NODE_PLANNING:
+		node->stage = NODE_ACCEPTED;
+		answer(server, MSG_ACCEPT, 0, NULL);
+		break;
+	case NODE_MOVING:
+		node->stage = NODE_PREPARED;
+		answer(server, MSG_PREPARED, 0, NULL);
+		break;
+	case NODE_COMMITTING:
+		answer(server, MSG_APPLIED, 0, NULL);
+		go_idle(server);
+		if (server_is_lead(server)) {
+			lead_ready(server);
+		}
+		break;
+	default:
+		break;
+	}
+}
+
+void node_said(struct server *server, struct team *team, enum group_action_type said,
+	enum strew_outcome outcome)
+{
+	struct node *node = &server->node;
+
+	if (!team->taking_part) {
+		return;
+	}
+	team->outcome = outcome;
+	if ((said == GA_ACCEPT && node->stage == NODE_PLANNING) ||
+		(said == GA_PREPARED && node->stage == NODE_MOVING) ||
+		(said == GA_APPLIED && node->stage == NODE_COMMITTING)) {
+		team->said = true;
+	}
+}
+
+void node_member_gone(struct server *server, struct team *team)
+{
+	if (!team->taking_part) {
+		return;
+	}
+	if (team->group.phase == PHASE_OUT) {
+		team->said = true;
+		team->outcome = team->group.state == STREW_GROUP_LOST ? STREW_OUTCOME_LOST
+								      : STREW_OUTCOME_SAT_OUT;
+	}
+	node_advance(server);
+}
+
+static void step_all(struct server *server, const struct group_event *event)
+{
+	for (size_t i = 0; i < server->node.nteams; i++) {
+		team_step(server, server->node.teams[i], event);
+	}
+}
+
+static void planned(struct job *job)
+{
+	struct job_plan *work = (struct job_plan *)job;
+	struct server *server = work->data;
+	struct node *node = &server->node;
+
+	node->job_running = false;
+	node->unwanted = work->unwanted;
+	if (node->stage == NODE_STOPPING) {
+		node_abort(server, node->serial, node->abort_text);
+		return;
+	}
+	if (job->rc) {
+		log_error("update to version %llu: %s", (unsigned long long)node->version,
+			job->err.text);
+		answer(server, MSG_ACCEPT, job->rc, job->err.text);
+		return;
+	}
+	for (size_t i = 0; i < node->nteams; i++) {
+		if (node->errors[i].code) {
+			struct group_event event = {.type = GE_REFUSE, .text = node->errors[i].text};
+
+			team_step(server, node->teams[i], &event);
+		}
+	}
+	node_advance(server);
+}
+
+static void start_plan(struct server *server)
+{
+	struct node *node = &server->node;
+	struct job_plan *work = &node->plan;
+
+	memset(work, 0, sizeof(*work));
+	work->job.run = job_plan_run;
+	work->job.done = planned;
+	work->moves = server->moves;
+	work->publication = node->publication;
+	work->slot_bytes = server->epoch.slot_bytes;
+	work->rank = server->epoch.rank;
+	work->wire = server->epoch.ranks > 1;
+	work->local = server_is_lead(server);
+	work->partial = node->flags & STREW_PUBLISH_PARTIAL;
+	work->crews = node->crews;
+	work->ncrews = node->nteams;
+	work->errors = node->errors;
+	work->data = server;
+	node->job_running = true;
+	mover_submit(server->mover, &work->job);
+}
+
+static int add_crew(struct node *node, struct team *team)
+{
+	struct crew *crew = &node->crews[node->nteams];
+
+	crew->workers = calloc(team->group.nmembers, sizeof(*crew->workers));
+	if (!crew->workers) {
+		return -ENOMEM;
+	}
+	crew->key = team->key;
+	crew->nworkers = team->group.nmembers;
+	for (uint32_t i = 0; i < team->group.nmembers; i++) {
+		crew->workers[i] = team->clients[i]->session.worker;
+	}
+	error_clear(&node->errors[node->nteams]);
+	node->teams[node->nteams++] = team;
+	team->taking_part = true;
+	team->said = false;
+	team->outcome = STREW_OUTCOME_NONE;
+	return 0;
+}
+
+static void collect_teams(struct server *server, const char *model)
+{
+	struct node *node = &server->node;
+	char text[LIMIT_TEXT_BYTES];
+
+	node->nteams = node->nabsent = 0;
+	for (struct team *team = team_next(server, NULL, model); team;
+		team = team_next(server, team, model)) {
+		struct group_outcome *absent = &node->absent[node->nabsent];
+
+		if (group_stands(&team->group, text)) {
+			if (add_crew(node, team) == 0) {
+				continue;
+			}
+			snprintf(text, sizeof(text), "out of memory");
+		}
+		if (team->group.npresent == 0) {
+			continue; /* LOST with nobody left: there is nobody to wait for */
+		}
+		memset(absent, 0, sizeof(*absent));
+		absent->replica = team->group.replica;
+		absent->part = team->group.part;
+		absent->outcome = STREW_OUTCOME_SAT_OUT;
+		absent->state = team->group.state;
+		string_copy(absent->text, sizeof(absent->text), text);
+		node->nabsent++;
+	}
+}
+
+void node_begin(struct server *server, const struct msg_begin *begin)
+{
+	struct node *node = &server->node;
+	struct model *model = model_find(server, begin->model, false);
+	uint64_t timeout_ns = (uint64_t)begin->timeout_ms * 1000000u;
+	char text[LIMIT_TEXT_BYTES];
+
+	if (node->stage != NODE_IDLE) {
+		log_warn("ignored a begin in the middle of an update");
+		return;
+	}
+	node->epoch = begin->epoch;
+	node->serial = begin->update;
+	node->version = begin->version;
+	node->flags = begin->flags;
+	node->unwanted = 0;
+	node->touched = false;
+	node->wire_bytes = 0;
+	/* Gates that are late leave time for the move; the move leaves time for the gates after it. */
+	node->deadline = clock_ns() + timeout_ns / 2;
+	node->gate_deadline = clock_ns() + timeout_ns - timeout_ns / 8;
+	node->update_deadline = clock_ns() + timeout_ns;
+	if (!model || !model->publication || model->publication->hash != begin->manifest_hash ||
+		begin->slot_bytes != server->epoch.slot_bytes) {
+		snprintf(text, sizeof(text), "the manifest of model %.100s is not known here",
+			begin->model);
+		node->nteams = node->nabsent = 0;
+		answer(server, MSG_ACCEPT, -ENOENT, text);
+		return;
+	}
+	node->publication = model->publication;
+	node->publication->references++;
+	node->stage = NODE_PLANNING;
+	collect_teams(server, begin->model);
+	step_all(server, &(struct group_event){.type = GE_BEGIN, .update = begin->update,
+			.version = begin->version});
+	start_plan(server);
+}
+
+static bool listed(const struct msg_decision *decision, uint32_t replica)
+{
+	for (size_t i = 0; i < decision->nreplicas; i++) {
+		if (decision->replicas[i] == replica) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The crews of the groups in that phase, for a job. */
+static void gather_going(struct node *node, enum group_phase phase)
+{
+	node->ngoing = 0;
+	for (size_t i = 0; i < node->nteams; i++) {
+		if (node->teams[i]->group.phase == phase) {
+			node->going_teams[node->ngoing] = node->teams[i];
+			node->going[node->ngoing++] = node->crews[i];
+		}
+	}
+}
+
+static void noted(struct job *job, unsigned notes)
+{
+	struct job_move *work = (struct job_move *)job;
+	struct server *server = work->data;
+
+	if ((notes & NOTE_RELEASED) && server_is_lead(server)) {
+		lead_released(server, server->node.serial);
+	}
+}
+
+static void moved(struct job *job)
+{
+	struct job_move *work = (struct job_move *)job;
+	struct server *server = work->data;
+	struct node *node = &server->node;
+	struct group_event event = {.type = GE_MOVED};
+
+	node->job_running = false;
+	node->touched = atomic_load(&work->touched);
+	node->wire_bytes = work->wire_bytes;
+	if (node->stage == NODE_STOPPING) {
+		node_abort(server, node->serial, node->abort_text);
+		return;
+	}
+	if (job->rc) {
+		/* The whole node failed, and with it the update: the carrier is gone or the GPU is. */
+		log_error("update to version %llu: %s", (unsigned long long)node->version,
+			job->err.text);
+		event = (struct group_event){
+			.type = GE_FAILED, .touched = node->touched, .text = job->err.text};
+	}
+	for (size_t i = 0; i < node->ngoing; i++) {
+		team_step(server, node->going_teams[i], &event);
+	}
+	if (job->rc) {
+		node->stage = NODE_PREPARED;
+		answer(server, MSG_PREPARED, job->rc, job->err.text);
+		return;
+	}
+	node_advance(server);
+}
+
+void node_go(struct server *server, const struct msg_decision *go)
+{
+	struct node *node = &server->node;
+	struct job_move *work = &node->move;
+
+	if (node->stage != NODE_ACCEPTED || go->update != node->serial) {
+		return;
+	}
+	node->stage = NODE_MOVING;
+	node->wire = go->wire;
+	node->deadline = node->gate_deadline;
+	for (size_t i = 0; i < node->nteams; i++) {
+		bool on = listed(go, node->teams[i]->group.replica);
+
+		team_step(server, node->teams[i],
+			&(struct group_event){.type = on ? GE_GO : GE_SKIP,
+				.text = "its replica sits this update out"});
+	}
+	expect(node);
+	gather_going(node, PHASE_MOVING);
+	if (!node->wire && node->ngoing == 0) {
+		if (server_is_lead(server)) {
+			lead_released(server, node->serial);
+		}
+		node_advance(server);
+		return;
+	}
+	memset(work, 0, sizeof(*work));
+	work->job.run = job_move_run;
+	work->job.done = moved;
+	work->job.noted = noted;
+	work->moves = server->moves;
+	work->publication = node->publication;
+	work->slot_bytes = server->epoch.slot_bytes;
+	work->rank = server->epoch.rank;
+	work->wire = node->wire;
+	work->local = server_is_lead(server);
+	work->partial = node->flags & STREW_PUBLISH_PARTIAL;
+	work->crews = node->going;
+	work->ncrews = node->ngoing;
+	work->deadline = node->update_deadline;
+	work->data = server;
+	node->job_running = true;
+	mover_submit(server->mover, &work->job);
+}
+
+static void copied(struct job *job)
+{
+	struct job_commit *work = (struct job_commit *)job;
+	struct server *server = work->data;
+	struct node *node = &server->node;
+	struct group_event event = {.type = GE_COPIED};
+
+	node->job_running = false;
+	if (job->rc) {
+		log_error("commit of version %llu: %s", (unsigned long long)node->version,
+			job->err.text);
+		event = (struct group_event){
+			.type = GE_FAILED, .touched = true, .text = job->err.text};
+	}
+	for (size_t i = 0; i < node->ngoing; i++) {
+		team_step(server, node->going_teams[i], &event);
+	}
+	node_advance(server);
+}
+
+void node_copy(struct server *server, struct team *team)
+{
+	/* All copies of a commit run as one job: node_commit() gathers them by their phase. */
+	(void)server;
+	(void)team;
+}
+
+void node_commit(struct server *server, const struct msg_decision *commit)
+{
+	struct node *node = &server->node;
+	struct job_commit *work = &node->commit;
+	struct model *model;
+
+	if (node->stage != NODE_PREPARED || commit->update != node->serial) {
+		return;
+	}
+	node->stage = NODE_COMMITTING;
+	for (size_t i = 0; i < node->nteams; i++) {
+		node->teams[i]->said = false;
+	}
+	for (size_t i = 0; i < node->nteams; i++) {
+		struct team *team = node->teams[i];
+
+		if (!listed(commit, team->group.replica) && team->group.phase == PHASE_PREPARED) {
+			team_step(server, team,
+				&(struct group_event){.type = GE_SKIP, .touched = node->touched,
+					.text = "its replica sits this update out"});
+		}
+		team_step(server, team, &(struct group_event){.type = GE_COMMIT});
+	}
+	model = model_find(server, node->publication->model, false);
+	if (model && commit->nreplicas) {
+		model->committed = MAX(model->committed, node->version);
+	}
+	gather_going(node, PHASE_COMMITTING);
+	if (node->ngoing == 0) {
+		node_advance(server);
+		return;
+	}
+	memset(work, 0, sizeof(*work));
+	work->job.run = job_commit_run;
+	work->job.done = copied;
+	work->moves = server->moves;
+	work->publication = node->publication;
+	work->slot_bytes = server->epoch.slot_bytes;
+	work->rank = server->epoch.rank;
+	work->wire = server->epoch.ranks > 1;
+	work->local = server_is_lead(server);
+	work->crews = node->going;
+	work->ncrews = node->ngoing;
+	work->deadline = clock_ns() + LIMIT_UPDATE_MS * 1000000ull;
+	work->data = server;
+	node->job_running = true;
+	mover_submit(server->mover, &work->job);
+}
+
+void node_abort(struct server *server, uint64_t serial, const char *text)
+{
+	struct node *node = &server->node;
+
+	if (serial != node->serial || node->stage == NODE_COMMITTING) {
+		return;
+	}
+	if (text != node->abort_text) {
+		string_copy(node->abort_text, sizeof(node->abort_text), text);
+	}
+	if (node->job_running) {
+		node->stage = NODE_STOPPING;
+		atomic_store(&node->move.cancel, 1);
+		return;
+	}
+	if (node->stage != NODE_IDLE) {
+		step_all(server, &(struct group_event){.type = GE_ABORT, .touched = node->touched,
+				.text = node->abort_text});
+		for (size_t i = 0; i < node->nteams; i++) {
+			struct group *group = &node->teams[i]->group;
+
+			node->teams[i]->outcome = group->state == STREW_GROUP_DIRTY ? STREW_OUTCOME_DIRTY
+						  : group->state == STREW_GROUP_LOST
+							  ? STREW_OUTCOME_LOST
+							  : STREW_OUTCOME_ABORTED;
+		}
+	}
+	answer(server, MSG_APPLIED, 0, NULL);
+	go_idle(server);
+	if (server_is_lead(server)) {
+		lead_ready(server);
+	}
+}
+
+void node_doubt(struct server *server)
+{
+	struct node *node = &server->node;
+
+	if (node->stage == NODE_IDLE || node->stage == NODE_COMMITTING) {
+		return;
+	}
+	if (node->job_running) {
+		node->stage = NODE_STOPPING;
+		string_copy(node->abort_text, sizeof(node->abort_text), "the lead is gone");
+		atomic_store(&node->move.cancel, 1);
+		return;
+	}
+	step_all(server, &(struct group_event){.type = GE_DOUBT});
+	go_idle(server);
+}
+
+void node_tick(struct server *server, uint64_t now)
+{
+	struct node *node = &server->node;
+	const char *what = node->stage == NODE_PLANNING
+				   ? "its engine did not hold the gate before the deadline"
+				   : "its engine did not hold the gate in time after everything was received";
+
+	if ((node->stage != NODE_PLANNING && node->stage != NODE_MOVING) || now < node->deadline ||
+		node->job_running) {
+		return;
+	}
+	node->deadline = UINT64_MAX;
+	step_all(server, &(struct group_event){.type = GE_LATE, .text = what});
+	node_advance(server);
+}
+
+uint64_t node_due(const struct server *server)
+{
+	const struct node *node = &server->node;
+
+	if ((node->stage == NODE_PLANNING || node->stage == NODE_MOVING) && !node->job_running) {
+		return node->deadline;
+	}
+	return UINT64_MAX;
+}
+
+/* At the end of the process: the mover still runs what it has, nobody is told. */
+void node_forget(struct server *server)
+{
+	struct node *node = &server->node;
+
+	forget_crews(node);
+	node->nteams = 0;
+	if (node->publication && --node->publication->references == 0) {
+		publication_retire(server, node->publication);
+	}
+	node->publication = NULL;
+}

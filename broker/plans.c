@@ -1,0 +1,562 @@
+#include "broker/plans.h"
+#include "base/util.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PLANS_MAX 256 /* kept of each sort; more than groups × models in use */
+
+struct plans {
+	struct gpu *gpu;
+	const char *device; /* the option, borrowed */
+	struct gpu_device *home;
+	struct plan_base *bases[PLANS_MAX];
+	size_t nbases;
+	struct plan_crew *crews[PLANS_MAX];
+	size_t ncrews;
+	uint64_t uses;
+	uint64_t unwanted, unwanted_mark; /* of the last update, and for whom it was counted */
+};
+
+void publication_free(struct publication *publication)
+{
+	if (!publication) {
+		return;
+	}
+	manifest_finish(&publication->manifest);
+	free(publication->roots);
+	free(publication->holders);
+	free(publication->space_base);
+	free(publication->sources);
+	free(publication);
+}
+
+int plans_create(struct gpu *gpu, const char *device, struct plans **ret_plans)
+{
+	struct plans *plans = calloc(1, sizeof(*plans));
+
+	if (!plans) {
+		return -ENOMEM;
+	}
+	plans->gpu = gpu;
+	plans->device = device;
+	*ret_plans = plans;
+	return 0;
+}
+
+static void base_free(struct plan_base *base)
+{
+	if (base) {
+		buckets_finish(&base->buckets);
+		gpu_copies_destroy(base->gather);
+		free(base);
+	}
+}
+
+static void crew_free(struct plan_crew *plan)
+{
+	if (!plan) {
+		return;
+	}
+	gpu_copies_destroy(plan->scatter);
+	gpu_copies_destroy(plan->local);
+	for (size_t i = 0; plan->commit && i < plan->nworkers; i++) {
+		gpu_copies_destroy(plan->commit[i]);
+	}
+	free(plan->commit);
+	free(plan->commit_device);
+	free(plan);
+}
+
+void plans_destroy(struct plans *plans)
+{
+	if (!plans) {
+		return;
+	}
+	while (plans->ncrews) {
+		crew_free(plans->crews[--plans->ncrews]);
+	}
+	while (plans->nbases) {
+		base_free(plans->bases[--plans->nbases]);
+	}
+	free(plans);
+}
+
+int plans_home(struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home,
+	struct error *err)
+{
+	static const uint8_t none[GPU_UUID_BYTES];
+	uint8_t uuid[GPU_UUID_BYTES];
+	int rc;
+
+	if (!plans->home) {
+		if (!plans->device && hint && memcmp(hint, none, sizeof(none)) != 0) {
+			memcpy(uuid, hint, sizeof(uuid));
+		} else {
+			rc = gpu_find(plans->gpu, plans->device, uuid, err);
+			if (rc) {
+				return rc;
+			}
+		}
+		rc = gpu_device(plans->gpu, uuid, &plans->home, err);
+		if (rc) {
+			return rc;
+		}
+	}
+	*ret_home = plans->home;
+	return 0;
+}
+
+int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],
+	struct gpu_device **ret_device, struct error *err)
+{
+	static const uint8_t none[GPU_UUID_BYTES];
+
+	if (memcmp(uuid, none, sizeof(none)) == 0) {
+		return plans_home(plans, NULL, ret_device, err);
+	}
+	return gpu_device(plans->gpu, uuid, ret_device, err);
+}
+
+/* The place for one more plan: a free one, or that of the plan that was used longest ago. */
+static size_t base_place(struct plans *plans)
+{
+	size_t oldest = 0;
+
+	if (plans->nbases < PLANS_MAX) {
+		return plans->nbases++;
+	}
+	for (size_t i = 1; i < plans->nbases; i++) {
+		if (plans->bases[i]->last_use < plans->bases[oldest]->last_use) {
+			oldest = i;
+		}
+	}
+	base_free(plans->bases[oldest]);
+	return oldest;
+}
+
+static size_t crew_place(struct plans *plans)
+{
+	size_t oldest = 0;
+
+	if (plans->ncrews < PLANS_MAX) {
+		return plans->ncrews++;
+	}
+	for (size_t i = 1; i < plans->ncrews; i++) {
+		if (plans->crews[i]->last_use < plans->crews[oldest]->last_use) {
+			oldest = i;
+		}
+	}
+	crew_free(plans->crews[oldest]);
+	return oldest;
+}
+
+/* Base addresses of the sources' spaces, for the device, to ret_bases[nspaces]. */
+static int source_bases(const struct publication *publication, struct gpu_device *device,
+	uint64_t *ret_bases, struct error *err)
+{
+	for (size_t rank = 0; rank < publication->nholders; rank++) {
+		struct exports *exports = &publication->holders[rank]->exports;
+		int rc = exports_map(exports, device, err);
+
+		if (rc) {
+			return rc;
+		}
+		exports_bases(exports, device, ret_bases + publication->space_base[rank]);
+	}
+	return 0;
+}
+
+static int make_gather(struct plans *plans, const struct publication *publication,
+	struct plan_base *base, uint32_t rank, struct error *err)
+{
+	struct gpu_device *home;
+	struct copies copies;
+	uint64_t *bases;
+	int rc;
+
+	rc = plans_home(plans, NULL, &home, err);
+	if (rc) {
+		return rc;
+	}
+	rc = plan_gather(&publication->manifest, &base->buckets, publication->sources, rank, &copies,
+		err);
+	if (rc) {
+		return rc;
+	}
+	/* The slot is space 0 of the destinations and the sources' are counted from 0 too, so
+	 * the slot moves behind them. */
+	bases = calloc(publication->nspaces + 1, sizeof(*bases));
+	if (!bases) {
+		rc = error_set(err, -ENOMEM, "out of memory");
+		goto free_copies;
+	}
+	for (size_t i = 0; i < copies.n; i++) {
+		copies.v[i].dst_space = publication->nspaces;
+	}
+	rc = source_bases(publication, home, bases, err);
+	if (rc == 0) {
+		rc = gpu_copies_create(home, &copies, bases, publication->nspaces + 1, &base->gather,
+			err);
+	}
+	free(bases);
+free_copies:
+	copies_finish(&copies);
+	return rc;
+}
+
+int plans_base(struct plans *plans, const struct publication *publication, uint64_t slot_bytes,
+	bool wire, uint32_t rank, struct plan_base **ret_base, struct error *err)
+{
+	bool gather = wire && publication->nholders;
+	struct plan_base *base = NULL;
+	int rc;
+
+	for (size_t i = 0; i < plans->nbases; i++) {
+		if (plans->bases[i]->key == publication->key &&
+			plans->bases[i]->slot_bytes == slot_bytes) {
+			base = plans->bases[i];
+		}
+	}
+	if (!base) {
+		base = calloc(1, sizeof(*base));
+		if (!base) {
+			return error_set(err, -ENOMEM, "out of memory");
+		}
+		base->key = publication->key;
+		base->slot_bytes = slot_bytes;
+		rc = buckets_make(&publication->manifest, slot_bytes, publication->roots,
+			publication->nroots, &base->buckets, err);
+		if (rc) {
+			free(base);
+			return rc;
+		}
+		plans->bases[base_place(plans)] = base;
+	}
+	base->last_use = ++plans->uses;
+	if (gather && !base->gather) {
+		rc = make_gather(plans, publication, base, rank, err);
+		if (rc) {
+			return rc;
+		}
+	}
+	*ret_base = base;
+	return 0;
+}
+
+/* Spaces of a crew from `first` on: each worker's allocations, then its shadow. */
+struct crew_spaces {
+	struct plan_worker *workers;
+	uint64_t *bases;
+	uint32_t nbases;
+};
+
+static void spaces_finish(struct crew_spaces *spaces)
+{
+	free(spaces->workers);
+	free(spaces->bases);
+}
+
+static int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *device,
+	struct crew_spaces *ret_spaces, struct error *err)
+{
+	struct crew_spaces spaces = {.nbases = first};
+	uint32_t next = first;
+	int rc = 0;
+
+	for (size_t i = 0; i < crew->nworkers; i++) {
+		spaces.nbases += (uint32_t)crew->workers[i]->exports.nhandles + 1;
+	}
+	spaces.workers = calloc(crew->nworkers + 1, sizeof(*spaces.workers));
+	spaces.bases = calloc(spaces.nbases + 1, sizeof(*spaces.bases));
+	if (!spaces.workers || !spaces.bases) {
+		spaces_finish(&spaces);
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	for (size_t i = 0; i < crew->nworkers && rc == 0; i++) {
+		struct worker *worker = crew->workers[i];
+		struct plan_worker *plan = &spaces.workers[i];
+
+		rc = exports_map(&worker->exports, device, err);
+		exports_bases(&worker->exports, device, spaces.bases + next);
+		plan->layout = &worker->layout;
+		plan->space_base = next;
+		next += (uint32_t)worker->exports.nhandles;
+		if (worker->staged) {
+			plan->shadow_offset = worker->shadow_offset;
+			plan->shadow_space = next;
+			if (worker->shadow) {
+				spaces.bases[next] = gpu_memory_address(worker->shadow);
+			}
+		}
+		next++;
+	}
+	if (rc) {
+		spaces_finish(&spaces);
+		return rc;
+	}
+	*ret_spaces = spaces;
+	return 0;
+}
+
+static int make_scatter(struct plans *plans, const struct publication *publication,
+	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
+	struct error *err)
+{
+	struct crew_spaces spaces;
+	struct gpu_device *home;
+	struct copies copies;
+	int rc;
+
+	rc = plans_home(plans, NULL, &home, err);
+	if (rc) {
+		return rc;
+	}
+	rc = spaces_make(crew, 1, home, &spaces, err);
+	if (rc) {
+		return rc;
+	}
+	rc = plan_scatter(&publication->manifest, &base->buckets, spaces.workers, crew->nworkers,
+		&copies, err);
+	if (rc == 0) {
+		rc = gpu_copies_create(home, &copies, spaces.bases, spaces.nbases, &plan->scatter,
+			err);
+		copies_finish(&copies);
+	}
+	spaces_finish(&spaces);
+	return rc;
+}
+
+/* A copy is issued by its source's GPU; from host memory, by the target's. */
+static int local_device(struct plans *plans, const struct publication *publication,
+	const struct crew *crew, struct gpu_device **ret_device, struct error *err)
+{
+	static const uint8_t none[GPU_UUID_BYTES];
+	uint8_t uuid[GPU_UUID_BYTES] = {0};
+
+	for (size_t i = 0; i < publication->nholders; i++) {
+		uint8_t other[GPU_UUID_BYTES];
+
+		exports_uuid(&publication->holders[i]->exports, other);
+		if (memcmp(other, none, sizeof(none)) != 0) {
+			memcpy(uuid, other, sizeof(uuid));
+			break;
+		}
+	}
+	if (memcmp(uuid, none, sizeof(none)) == 0) {
+		exports_uuid(&crew->workers[0]->exports, uuid);
+	}
+	return plans_device(plans, uuid, ret_device, err);
+}
+
+static int make_local(struct plans *plans, const struct publication *publication,
+	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
+	struct error *err)
+{
+	struct crew_spaces spaces;
+	struct copies copies;
+	int rc;
+
+	rc = local_device(plans, publication, crew, &plan->local_device, err);
+	if (rc) {
+		return rc;
+	}
+	rc = spaces_make(crew, publication->nspaces, plan->local_device, &spaces, err);
+	if (rc) {
+		return rc;
+	}
+	rc = source_bases(publication, plan->local_device, spaces.bases, err);
+	if (rc) {
+		goto finish_spaces;
+	}
+	rc = plan_local(&publication->manifest, &base->buckets, publication->sources, spaces.workers,
+		crew->nworkers, &copies, err);
+	if (rc) {
+		goto finish_spaces;
+	}
+	rc = gpu_copies_create(plan->local_device, &copies, spaces.bases, spaces.nbases,
+		&plan->local, err);
+	copies_finish(&copies);
+finish_spaces:
+	spaces_finish(&spaces);
+	return rc;
+}
+
+static int make_commit_one(struct plans *plans, struct worker *worker, struct plan_crew *plan,
+	size_t index, struct error *err)
+{
+	struct crew crew = {.workers = &worker, .nworkers = 1};
+	struct crew_spaces spaces;
+	struct copies copies;
+	uint8_t uuid[GPU_UUID_BYTES];
+	int rc;
+
+	exports_uuid(&worker->exports, uuid);
+	rc = plans_device(plans, uuid, &plan->commit_device[index], err);
+	if (rc) {
+		return rc;
+	}
+	rc = spaces_make(&crew, 0, plan->commit_device[index], &spaces, err);
+	if (rc) {
+		return rc;
+	}
+	rc = plan_commit(spaces.workers, 1, &copies, err);
+	if (rc == 0) {
+		rc = gpu_copies_create(plan->commit_device[index], &copies, spaces.bases,
+			spaces.nbases, &plan->commit[index], err);
+		copies_finish(&copies);
+	}
+	spaces_finish(&spaces);
+	return rc;
+}
+
+static int make_commit(struct plans *plans, const struct crew *crew, struct plan_crew *plan,
+	struct error *err)
+{
+	plan->nworkers = crew->nworkers;
+	plan->commit = calloc(crew->nworkers, sizeof(*plan->commit));
+	plan->commit_device = calloc(crew->nworkers, sizeof(*plan->commit_device));
+	if (!plan->commit || !plan->commit_device) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	for (size_t i = 0; i < crew->nworkers; i++) {
+		int rc = 0;
+
+		if (crew->workers[i]->staged && crew->workers[i]->shadow) {
+			rc = make_commit_one(plans, crew->workers[i], plan, i, err);
+		}
+		if (rc) {
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static int match(const struct publication *publication, const struct crew *crew, bool partial,
+	struct error *err)
+{
+	for (size_t i = 0; i < crew->nworkers; i++) {
+		int rc = plan_match(&publication->manifest, &crew->workers[i]->layout, partial, err);
+
+		if (rc) {
+			return rc;
+		}
+	}
+	return 0;
+}
+
+int plans_crew(struct plans *plans, const struct publication *publication,
+	const struct plan_base *base, const struct crew *crew, bool partial, bool local,
+	struct plan_crew **ret_crew, struct error *err)
+{
+	struct plan_crew *plan = NULL;
+	int rc;
+
+	for (size_t i = 0; i < plans->ncrews; i++) {
+		struct plan_crew *have = plans->crews[i];
+
+		if (have->publication == base->key && have->slot_bytes == base->slot_bytes &&
+			have->key == crew->key) {
+			plan = have;
+		}
+	}
+	/* What matched strictly once matches for ever: all three are immutable. */
+	if (!plan || (plan->partial && !partial)) {
+		rc = match(publication, crew, partial, err);
+		if (rc) {
+			return rc;
+		}
+	}
+	if (!plan) {
+		plan = calloc(1, sizeof(*plan));
+		if (!plan) {
+			return error_set(err, -ENOMEM, "out of memory");
+		}
+		plan->publication = base->key;
+		plan->slot_bytes = base->slot_bytes;
+		plan->key = crew->key;
+		plan->partial = partial;
+		rc = local ? make_local(plans, publication, base, crew, plan, err)
+			   : make_scatter(plans, publication, base, crew, plan, err);
+		if (rc == 0) {
+			rc = make_commit(plans, crew, plan, err);
+		}
+		if (rc) {
+			crew_free(plan);
+			return rc;
+		}
+		plans->crews[crew_place(plans)] = plan;
+	}
+	plan->last_use = ++plans->uses;
+	plan->partial = plan->partial && partial;
+	*ret_crew = plan;
+	return 0;
+}
+
+int plans_unwanted(struct plans *plans, const struct publication *publication,
+	const struct crew *const *crews, size_t ncrews, uint64_t *ret_unwanted)
+{
+	struct plan_uncovered uncovered;
+	const struct layout **layouts;
+	uint64_t mark = publication->key;
+	size_t n = 0;
+	int rc;
+
+	for (size_t i = 0; i < ncrews; i++) {
+		mark = mark * 31 + crews[i]->key;
+		n += crews[i]->nworkers;
+	}
+	if (plans->unwanted_mark != mark) {
+		layouts = calloc(n + 1, sizeof(*layouts));
+		if (!layouts) {
+			return -ENOMEM;
+		}
+		n = 0;
+		for (size_t i = 0; i < ncrews; i++) {
+			for (size_t k = 0; k < crews[i]->nworkers; k++) {
+				layouts[n++] = &crews[i]->workers[k]->layout;
+			}
+		}
+		rc = plan_uncovered(&publication->manifest, layouts, n, &uncovered);
+		free(layouts);
+		if (rc) {
+			return rc;
+		}
+		plans->unwanted = uncovered.tensors;
+		plans->unwanted_mark = mark;
+	}
+	*ret_unwanted = plans->unwanted;
+	return 0;
+}
+
+void plans_drop_crew(struct plans *plans, uint64_t key)
+{
+	for (size_t i = 0; i < plans->ncrews;) {
+		if (plans->crews[i]->key == key) {
+			crew_free(plans->crews[i]);
+			plans->crews[i] = plans->crews[--plans->ncrews];
+		} else {
+			i++;
+		}
+	}
+}
+
+void plans_drop_publication(struct plans *plans, uint64_t key)
+{
+	for (size_t i = 0; i < plans->ncrews;) {
+		if (plans->crews[i]->publication == key) {
+			crew_free(plans->crews[i]);
+			plans->crews[i] = plans->crews[--plans->ncrews];
+		} else {
+			i++;
+		}
+	}
+	for (size_t i = 0; i < plans->nbases;) {
+		if (plans->bases[i]->key == key) {
+			base_free(plans->bases[i]);
+			plans->bases[i] = plans->bases[--plans->nbases];
+		} else {
+			i++;
+		}
+	}
+}

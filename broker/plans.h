@@ -1,0 +1,87 @@
+/*
+ * Plans of the mover: for each model that is published the buckets and the
+ * gather, and for each group the scatter, the local copies and the commit, with
+ * their descriptors where the executor wants them. Made once under the
+ * publication's key, the slot length and the group's generation, then replayed. Mover only.
+ */
+#ifndef BROKER_PLANS_H
+#define BROKER_PLANS_H
+
+#include "broker/memory.h"
+
+/* A sealed manifest and, at the lead, where its boxes lie. Immutable; counted. */
+struct publication {
+	char model[LIMIT_MODEL_BYTES];
+	unsigned references; /* event loop only */
+	struct manifest manifest;
+	uint64_t hash; /* of the manifest, the same at every broker */
+	uint64_t key;  /* of this publication at this broker: memory may differ under one hash */
+	uint32_t *roots; /* broker of each rank */
+	size_t nroots;
+	/* the lead's: */
+	struct holder **holders; /* one a rank, borrowed: they outlive every job of the publication */
+	size_t nholders;
+	uint32_t *space_base; /* of each rank's allocations among the sources' spaces */
+	struct source *sources; /* one a box; memory counts through all ranks */
+	uint32_t nspaces;
+};
+
+void publication_free(struct publication *publication); /* NULL is fine */
+
+/* One group, for the mover: its workers, in member order. */
+struct crew {
+	uint64_t key; /* unique for a group and its generation */
+	struct worker **workers;
+	size_t nworkers;
+};
+
+/* What belongs to a publication and a slot length. */
+struct plan_base {
+	uint64_t key, slot_bytes;
+	struct buckets buckets;
+	struct gpu_copies *gather;
+	uint64_t last_use;
+};
+
+/* What belongs to a publication and a crew. */
+struct plan_crew {
+	uint64_t publication, slot_bytes, key; /* key: the crew's */
+	bool partial; /* matched only with parameters left uncovered */
+	struct gpu_copies *scatter; /* from slots; issued by the slots' device */
+	struct gpu_copies *local;   /* from the trainers' memory */
+	struct gpu_device *local_device;
+	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
+	struct gpu_device **commit_device;
+	size_t nworkers;
+	uint64_t last_use;
+};
+
+struct plans;
+
+int plans_create(struct gpu *gpu, const char *device, struct plans **ret_plans);
+void plans_destroy(struct plans *plans);
+
+/* The device of the slots, chosen and opened at the first need: the option's, else `hint`'s, else the first. */
+int plans_home(struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home,
+	struct error *err);
+
+/* The device with that UUID; zeros: the home. */
+int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],
+	struct gpu_device **ret_device, struct error *err);
+
+/* Finds or makes them. `wire`: slots are used (scatter or gather); `local`: sources are here. */
+int plans_base(struct plans *plans, const struct publication *publication, uint64_t slot_bytes,
+	bool wire, uint32_t rank, struct plan_base **ret_base, struct error *err);
+int plans_crew(struct plans *plans, const struct publication *publication,
+	const struct plan_base *base, const struct crew *crew, bool partial, bool local,
+	struct plan_crew **ret_crew, struct error *err);
+
+/* Tensors that no worker of these crews takes an element of; counted once for a set of crews. */
+int plans_unwanted(struct plans *plans, const struct publication *publication,
+	const struct crew *const *crews, size_t ncrews, uint64_t *ret_unwanted);
+
+/* Forget plans of a crew, or of a publication; nothing of them is in flight. */
+void plans_drop_crew(struct plans *plans, uint64_t key);
+void plans_drop_publication(struct plans *plans, uint64_t key);
+
+#endif

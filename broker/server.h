@@ -1,0 +1,292 @@
+/*
+ * The broker put together: what its files share. server.c owns the loop and the
+ * listeners, clients.c the Unix socket, groups.c the groups, node.c this broker's
+ * part in an update, lead.c the lead's, epoch.c the brokers and their
+ * communicator. Everything here belongs to the event loop's thread.
+ */
+#ifndef BROKER_SERVER_H
+#define BROKER_SERVER_H
+
+#include "broker/group.h"
+#include "broker/loop.h"
+#include "broker/moves.h"
+#include "broker/session.h"
+#include "broker/update.h"
+#include "ipc/socket.h"
+
+struct server_options {
+	const char *socket; /* NULL: the default path */
+	const char *listen; /* NULL: a lead without a network, or a joiner */
+	const char *join;
+	enum gpu_kind backend;
+	const char *device;
+	uint64_t slot_bytes;
+	uint32_t slots;
+	int ready_fd; /* -1: none */
+	uint32_t join_timeout_s; /* for the first join */
+};
+
+struct server;
+struct client;
+
+/* A group, with what the pure machine does not know. */
+struct team {
+	struct group group;
+	struct client *clients[LIMIT_MEMBERS];
+	uint64_t key; /* new with every change of its members: the crew's */
+	/* in the node's update: */
+	bool taking_part; /* begin was given to it */
+	bool said;        /* it has said what the node waits for */
+	enum strew_outcome outcome;
+	struct team *next;
+};
+
+/* One connection of the Unix socket. */
+struct client {
+	struct server *server;
+	struct client *next;
+	uint64_t id;
+	struct conn *conn;
+	struct loop_source *source;
+	struct peer peer;
+	struct page theirs, ours;
+	struct session session;
+	struct watch watch; /* ready or publish word */
+	uint64_t deadline;  /* for hello, and from register to seal */
+	struct team *team;  /* a worker that is live */
+	uint32_t member;
+	uint64_t resume_serial, withdraw_serial;
+	struct model *model; /* a trainer that is sealed */
+	bool declared;       /* a trainer's seal was answered */
+	bool release_due;    /* gone; its memory is unmapped when the node is idle */
+	bool gone;           /* the connection is closed; freed when its last job is done */
+	unsigned jobs;
+};
+
+/* A model that is published here (lead), or was announced by the lead (others). */
+struct model {
+	char name[LIMIT_MODEL_BYTES];
+	struct model *next;
+	uint64_t committed; /* version */
+	struct publication *publication; /* NULL: none is sealed */
+	/* lead: */
+	uint32_t ranks;
+	struct client *trainers[LIMIT_RANKS];
+	uint32_t sealed; /* how many of them are mapped */
+	struct blob blob; /* the sealed manifest, for brokers that join */
+	struct update update;
+};
+
+/* Stages of this broker's part in an update. */
+enum node_stage {
+	NODE_IDLE,
+	NODE_PLANNING,   /* plans are made, groups are asked; accept is due */
+	NODE_ACCEPTED,
+	NODE_MOVING,     /* prepared is due */
+	NODE_PREPARED,
+	NODE_COMMITTING, /* applied is due */
+	NODE_STOPPING,   /* aborted while the mover runs; applied is due */
+};
+
+struct node {
+	enum node_stage stage;
+	uint64_t epoch, serial, version;
+	uint32_t flags;
+	bool wire;
+	uint64_t deadline; /* of the stage: groups that are late then sit out */
+	uint64_t gate_deadline, update_deadline;
+	struct publication *publication;
+	struct team *teams[LIMIT_GROUPS];
+	size_t nteams;
+	struct crew crews[LIMIT_GROUPS]; /* parallel to teams; workers are the node's copy */
+	struct crew going[LIMIT_GROUPS]; /* those of a move or a commit, borrowed from crews */
+	struct team *going_teams[LIMIT_GROUPS];
+	size_t ngoing;
+	struct error errors[LIMIT_GROUPS];
+	uint64_t unwanted;
+	struct group_outcome absent[LIMIT_GROUPS]; /* groups that cannot take part at all */
+	size_t nabsent;
+	struct job_plan plan;
+	struct job_move move;
+	struct job_commit commit;
+	bool job_running;
+	bool touched; /* by the move */
+	char abort_text[LIMIT_TEXT_BYTES];
+	uint64_t wire_bytes;
+};
+
+enum member_state { MEMBER_CONNECTED, MEMBER_JOINED, MEMBER_IN_EPOCH };
+
+/* Another broker, seen by the lead. */
+struct member {
+	struct server *server;
+	struct member *next;
+	struct conn *conn;
+	struct loop_source *source;
+	enum member_state state;
+	struct msg_join join;
+	uint32_t rank;      /* in the epoch */
+	bool ready;         /* the epoch's communicator is made */
+	int data_fd;        /* TCP carrier: its data connection for the epoch being made */
+	uint64_t deadline;  /* for join */
+};
+
+enum epoch_state {
+	EPOCH_NONE,     /* alone: no communicator is needed */
+	EPOCH_GATHERING, /* the membership has changed; waits a moment for more */
+	EPOCH_NAMING,   /* the mover makes its unique id, or ends the last communicator */
+	EPOCH_MAKING,   /* communicators are being made */
+	EPOCH_READY,
+};
+
+struct epoch {
+	enum epoch_state state;
+	uint64_t number;
+	uint32_t rank, ranks;
+	enum carrier_kind carrier;
+	uint64_t slot_bytes;
+	uint8_t token[TOKEN_BYTES];
+	uint64_t deadline;
+	uint8_t unique_id[UNIQUE_ID_BYTES];
+	bool job_running, own_ready, own_submitted;
+	struct job_epoch job;
+};
+
+/* The joiner's connection to its lead. */
+struct lead_link {
+	struct conn *conn; /* NULL: not connected */
+	struct loop_source *source;
+	int connecting; /* fd, -1: none */
+	bool joined, joined_once;
+	uint64_t retry_at, deadline, give_up_at;
+	uint32_t retry_ms;
+	struct blob blob;         /* parts of a manifest */
+	struct msg_epoch pending; /* waits for its data connection */
+	int data_connecting;      /* fd, -1: none */
+	struct loop_source *data_source;
+};
+
+struct server {
+	struct server_options options;
+	char socket_path[108];
+	char name[ADDRESS_BYTES];
+	uint64_t broker_id, started_ns;
+	struct gpu *gpu;
+	uint8_t uuid[GPU_UUID_BYTES]; /* of the slots' GPU, for join */
+	struct loop *loop;
+	struct mover *mover;
+	struct moves *moves;
+	int listener, tcp_listener;
+	struct loop_source *listener_source, *tcp_source, *mover_source, *signal_source;
+	int signal_fd;
+	struct client *clients;
+	size_t nclients;
+	uint64_t next_id;
+	struct team *teams;
+	struct model *models;
+	struct node node;
+	struct epoch epoch;
+	struct member *members;
+	struct lead_link lead;
+	uint64_t next_serial, next_key;
+	bool wire_used; /* by the active update */
+	struct model *active; /* lead: its update is between begin and report */
+	uint64_t updates, aborted;
+	bool ready, draining, stop;
+	int exit_code;
+};
+
+/* server.c */
+int server_create(const struct server_options *options, struct server **ret_server,
+	struct error *err);
+int server_run(struct server *server); /* until it is told to stop; returns the exit code */
+void server_destroy(struct server *server);
+bool server_is_lead(const struct server *server);
+void server_fatal(struct server *server, const char *text); /* ends the process, code 1 */
+
+/* clients.c */
+void clients_accept(void *data, uint32_t events);
+void client_drop(struct client *client, const char *why);
+void client_send(struct client *client, struct message *message);
+void client_error(struct client *client, uint64_t serial, int code, const char *text);
+void client_ok(struct client *client, uint64_t serial, uint64_t value);
+void clients_tick(struct server *server, uint64_t now);
+uint64_t clients_due(const struct server *server);
+void clients_drop_all(struct server *server);
+void clients_release_due(struct server *server); /* the node has become idle */
+
+/* groups.c */
+int team_place(struct client *client, struct error *err); /* before mapping: is the place free? */
+void team_join(struct client *client);                    /* after mapping */
+void team_leave(struct client *client, bool lost);
+void team_step(struct server *server, struct team *team, const struct group_event *event);
+struct team *team_next(struct server *server, struct team *after, const char *model);
+void teams_free(struct server *server);
+
+/* node.c: this broker's part */
+void node_begin(struct server *server, const struct msg_begin *begin);
+void node_go(struct server *server, const struct msg_decision *go);
+void node_commit(struct server *server, const struct msg_decision *commit);
+void node_abort(struct server *server, uint64_t serial, const char *text);
+void node_doubt(struct server *server); /* the lead is gone */
+/* A team has said what the node waits for. */
+void node_said(struct server *server, struct team *team, enum group_action_type said,
+	enum strew_outcome outcome);
+/* Answers the lead if everything that it waits for has been said. */
+void node_advance(struct server *server);
+void node_copy(struct server *server, struct team *team);
+void node_member_gone(struct server *server, struct team *team);
+void node_forget(struct server *server);
+void node_tick(struct server *server, uint64_t now);
+uint64_t node_due(const struct server *server);
+
+/* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
+void publication_retire(struct server *server, struct publication *publication);
+
+/* models.c: what is published */
+struct model *model_find(struct server *server, const char *name, bool add);
+int lead_declare(struct client *client, struct error *err); /* place of a rank, before mapping */
+void lead_declared(struct client *client);                  /* after mapping */
+void lead_withdraw(struct client *client);                  /* a trainer is gone */
+void model_set(struct server *server, struct model *model, struct publication *publication);
+void lead_send_manifest(struct model *model, struct member *member);
+void models_free(struct server *server);
+
+/* lead.c: publishing and decisions */
+void lead_rank_lost(struct server *server, struct model *model, uint32_t rank);
+void lead_publish(struct client *client, const struct message *message);
+/* A node's word about the update under way. */
+void lead_answer(struct server *server, uint32_t node, enum message_type type,
+	const struct msg_groups *answer);
+void lead_released(struct server *server, uint64_t serial);
+void lead_member_lost(struct server *server, uint32_t rank, const char *name);
+void lead_ready(struct server *server); /* the epoch is settled: begin what is queued */
+bool lead_busy(const struct server *server); /* an update is between begin and report */
+void lead_tick(struct server *server, uint64_t now);
+uint64_t lead_due(const struct server *server);
+
+/* epoch.c (lead) and join.c (joiner) */
+void members_accept(void *data, uint32_t events);
+void member_send(struct member *member, struct message *message);
+struct member *member_by_rank(struct server *server, uint32_t rank);
+void epoch_changed(struct server *server);
+void epoch_tick(struct server *server, uint64_t now);
+uint64_t epoch_due(const struct server *server);
+void epoch_submit(struct server *server, const struct msg_epoch *epoch, int *data_fds);
+void epoch_made(struct job *job);
+void members_drop_all(struct server *server);
+void join_start(struct server *server);
+void join_tick(struct server *server, uint64_t now);
+uint64_t join_due(const struct server *server);
+void join_answer(struct server *server, enum message_type type, struct msg_groups *answer);
+void join_epoch_made(struct server *server, struct job_epoch *job);
+void join_stop(struct server *server);
+void join_fill(struct server *server, struct msg_join *ret_join);
+
+/* server.c: says that the broker is ready, once */
+void server_ready(struct server *server);
+
+/* status.c */
+void status_answer(struct client *client, uint64_t serial);
+
+#endif

@@ -1,0 +1,115 @@
+/* The answer to status: what is here, in one message. */
+#include "base/clock.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void fill_group(struct server *server, const struct team *team, struct status_group *said)
+{
+	const struct group *group = &team->group;
+
+	(void)server;
+	memset(said, 0, sizeof(*said));
+	string_copy(said->model, sizeof(said->model), group->model);
+	said->replica = group->replica;
+	said->part = group->part;
+	said->members = group->nmembers;
+	said->present = group->npresent;
+	said->gate = group->gate;
+	said->apply = group->apply;
+	said->state = group_state(group);
+	said->version = group->version;
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		const struct client *client = team->clients[i];
+
+		if (client && client->session.worker && client->session.state == SESSION_LIVE) {
+			said->bytes += layout_bytes(&client->session.worker->layout);
+			said->shadow += client->session.worker->shadow_bytes;
+			said->raw += client->session.worker->layout.nparameters;
+		}
+	}
+}
+
+static void fill_trainer(const struct model *model, struct status_trainer *said)
+{
+	memset(said, 0, sizeof(*said));
+	string_copy(said->model, sizeof(said->model), model->name);
+	said->ranks = model->ranks;
+	for (uint32_t i = 0; i < model->ranks; i++) {
+		said->present += model->trainers[i] != NULL;
+	}
+	if (model->publication) {
+		said->tensors = model->publication->manifest.ntensors;
+		said->bytes = manifest_bytes(&model->publication->manifest);
+	}
+	said->version = model->committed;
+	string_copy(said->stage, sizeof(said->stage), update_state_name(model->update.state));
+}
+
+static void fill_broker(const struct msg_join *join, uint32_t rank, struct status_broker *said)
+{
+	memset(said, 0, sizeof(*said));
+	said->rank = rank;
+	string_copy(said->name, sizeof(said->name), join->name);
+	gpu_uuid_format(said->device, sizeof(said->device), join->uuid);
+}
+
+static void fill_lists(struct server *server, struct msg_status_reply *reply)
+{
+	struct msg_join own;
+
+	for (struct team *team = server->teams; team && reply->ngroups < LIMIT_GROUPS;
+		team = team->next) {
+		fill_group(server, team, &reply->groups[reply->ngroups++]);
+	}
+	for (struct model *model = server->models; model && reply->ntrainers < LIMIT_MODELS;
+		model = model->next) {
+		fill_trainer(model, &reply->trainers[reply->ntrainers++]);
+	}
+	join_fill(server, &own);
+	fill_broker(&own, server->epoch.rank, &reply->brokers[reply->nbrokers++]);
+	for (struct member *member = server->members; member && reply->nbrokers < LIMIT_BROKERS;
+		member = member->next) {
+		if (member->state != MEMBER_CONNECTED) {
+			fill_broker(&member->join, member->rank,
+				&reply->brokers[reply->nbrokers++]);
+		}
+	}
+}
+
+void status_answer(struct client *client, uint64_t serial)
+{
+	static const char *const carriers[] = {"none", "tcp", "nccl"};
+	struct server *server = client->server;
+	struct msg_status_reply *reply;
+	struct message message;
+
+	message_init(&message, MSG_STATUS_REPLY, serial);
+	reply = &message.u.status_reply;
+	reply->broker_id = server->broker_id;
+	reply->pid = (uint64_t)getpid();
+	reply->uptime_ms = (clock_ns() - server->started_ns) / 1000000u;
+	string_copy(reply->backend, sizeof(reply->backend), gpu_info(server->gpu)->kind_name);
+	gpu_uuid_format(reply->device, sizeof(reply->device), server->uuid);
+	string_copy(reply->library, sizeof(reply->library), STREW_VERSION);
+	string_copy(reply->carrier, sizeof(reply->carrier),
+		carriers[server->epoch.state == EPOCH_READY ? server->epoch.carrier : CARRIER_NONE]);
+	reply->nccl = nccl_version();
+	reply->lead = server_is_lead(server);
+	reply->epoch = server->epoch.number;
+	reply->slot_bytes = server->options.slot_bytes;
+	reply->slots = server->options.slots;
+	reply->updates = server->updates;
+	reply->aborted = server->aborted;
+	reply->groups = calloc(LIMIT_GROUPS, sizeof(*reply->groups));
+	reply->trainers = calloc(LIMIT_MODELS, sizeof(*reply->trainers));
+	reply->brokers = calloc(LIMIT_BROKERS, sizeof(*reply->brokers));
+	if (reply->groups && reply->trainers && reply->brokers) {
+		fill_lists(server, reply);
+		client_send(client, &message);
+	}
+	message_finish(&message);
+}

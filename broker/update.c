@@ -1,0 +1,461 @@
+/*
+ * The story of an update at the lead.
+ *
+ *   IDLE ─first publish─► RANKS ─all published, all streams done─► QUEUED
+ *   QUEUED ─the epoch is free─► ACCEPTING ─every node accepted─► MOVING
+ *   MOVING ─every node prepared─► COMMITTING ─every node applied─► report, IDLE
+ *
+ * Groups are judged by replica: one that a group refuses sits out, the others
+ * go on; with scope=all one refusal aborts all. Before COMMITTING the loss of
+ * a node, of a rank whose memory is still read, or of time aborts: ABORTING
+ * waits until every node is quiet, so that the memory can be released and the
+ * next update does not meet the last one's copies. In COMMITTING nothing is
+ * taken back: a node that is lost then is named in the report.
+ * Every state but IDLE has a deadline. ABORTING has one too: a node that does not
+ * answer it is taken for lost.
+ */
+#include "broker/update.h"
+#include "base/clock.h"
+#include <errno.h>
+#include "strew/trainer.h"
+#include <stdio.h>
+#include <string.h>
+
+void update_init(struct update *update, uint32_t nranks)
+{
+	memset(update, 0, sizeof(*update));
+	update->nranks = nranks;
+}
+
+static void reset(struct update *update)
+{
+	uint32_t nranks = update->nranks;
+
+	update_init(update, nranks);
+}
+
+int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
+	uint64_t committed, uint64_t now, struct error *err)
+{
+	uint32_t timeout_ms = publish->timeout_ms ? publish->timeout_ms : LIMIT_UPDATE_MS;
+
+	if (update->state == UPDATE_IDLE) {
+		if (publish->version <= committed) {
+			return error_set(err, -ESTALE,
+				"version %llu is not above the committed version %llu",
+				(unsigned long long)publish->version, (unsigned long long)committed);
+		}
+		reset(update);
+		update->state = UPDATE_RANKS;
+		update->version = publish->version;
+		update->flags = publish->flags;
+		update->published_ns = now;
+		update->deadline_ns = now + (uint64_t)timeout_ms * 1000000u;
+	} else if (update->state != UPDATE_RANKS || update->published[rank]) {
+		return error_set(err, -EBUSY, "version %llu is still being published",
+			(unsigned long long)update->version);
+	} else if (publish->version != update->version) {
+		return error_set(err, -EINVAL,
+			"rank %u publishes version %llu, the other ranks version %llu", rank,
+			(unsigned long long)publish->version, (unsigned long long)update->version);
+	}
+	update->published[rank] = true;
+	return 0;
+}
+
+bool update_stream_done(struct update *update, uint32_t rank, uint64_t now)
+{
+	(void)now;
+	if (update->state != UPDATE_RANKS || !update->published[rank]) {
+		return false;
+	}
+	update->done[rank] = true;
+	for (uint32_t i = 0; i < update->nranks; i++) {
+		if (!update->done[i]) {
+			return false;
+		}
+	}
+	update->state = UPDATE_QUEUED;
+	return true;
+}
+
+static void expect_answers(struct update *update)
+{
+	memset(update->answered, 0, sizeof(update->answered));
+}
+
+static bool all_answered(const struct update *update)
+{
+	for (uint32_t i = 0; i < update->nnodes; i++) {
+		if (!update->answered[i] && !update->lost[i]) {
+			return false;
+		}
+	}
+	return true;
+}
+
+unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now)
+{
+	if (update->state != UPDATE_QUEUED) {
+		return 0;
+	}
+	update->state = UPDATE_ACCEPTING;
+	update->serial = serial;
+	update->nnodes = nnodes;
+	update->begun_ns = now;
+	update->unwanted = UINT64_MAX;
+	expect_answers(update);
+	return UPDATE_DO_BEGIN;
+}
+
+static unsigned release(struct update *update)
+{
+	if (update->released) {
+		return 0;
+	}
+	update->released = true;
+	return UPDATE_DO_RELEASE;
+}
+
+/* Ends the update. Groups that nobody decided are as the update's outcome says. */
+static unsigned report(struct update *update, uint64_t now)
+{
+	unsigned actions = release(update);
+	size_t committed = 0;
+
+	for (size_t i = 0; i < update->ngroups; i++) {
+		if (update->groups[i].outcome == STREW_OUTCOME_NONE) {
+			update->groups[i].outcome = STREW_OUTCOME_ABORTED;
+		}
+		committed += update->groups[i].outcome == STREW_OUTCOME_COMMITTED;
+	}
+	if (update->outcome != STREW_OUTCOME_ABORTED) {
+		update->outcome = committed && committed == update->ngroups ? STREW_OUTCOME_COMMITTED
+				  : committed                               ? STREW_OUTCOME_SAT_OUT
+									    : STREW_OUTCOME_ABORTED;
+		for (size_t i = 0; i < update->ngroups && !update->text[0]; i++) {
+			if (update->groups[i].outcome != STREW_OUTCOME_COMMITTED) {
+				snprintf(update->text, sizeof(update->text),
+					"replica %u part %u on node %u: %.150s",
+					update->groups[i].replica, update->groups[i].part,
+					update->groups[i].node, update->groups[i].text);
+			}
+		}
+	}
+	update->ended_ns = now;
+	update->state = UPDATE_IDLE;
+	return actions | UPDATE_DO_REPORT;
+}
+
+static unsigned abort_update(struct update *update, uint64_t now, const char *text)
+{
+	update->outcome = STREW_OUTCOME_ABORTED;
+	snprintf(update->text, sizeof(update->text), "%s", text);
+	for (size_t i = 0; i < update->ngroups; i++) {
+		struct group_outcome *group = &update->groups[i];
+
+		if (group->outcome == STREW_OUTCOME_NONE && !group->text[0]) {
+			snprintf(group->text, sizeof(group->text), "%s", text);
+		}
+	}
+	if (update->state == UPDATE_RANKS || update->state == UPDATE_QUEUED) {
+		return report(update, now);
+	}
+	update->state = UPDATE_ABORTING;
+	update->deadline_ns = now + LIMIT_ABORT_MS * 2000000ull;
+	expect_answers(update);
+	return UPDATE_DO_ABORT;
+}
+
+static struct group_outcome *find_group(
+	struct update *update, uint32_t node, uint32_t replica, uint32_t part)
+{
+	for (size_t i = 0; i < update->ngroups; i++) {
+		struct group_outcome *group = &update->groups[i];
+
+		if (group->node == node && group->replica == replica && group->part == part) {
+			return group;
+		}
+	}
+	return NULL;
+}
+
+static void merge_answer(struct update *update, uint32_t node, const struct msg_groups *answer)
+{
+	for (size_t i = 0; i < answer->ngroups; i++) {
+		const struct group_outcome *said = &answer->groups[i];
+		struct group_outcome *group =
+			find_group(update, node, said->replica, said->part);
+
+		if (!group) {
+			/* Only accept adds groups; what registers later waits for the next begin. */
+			if (update->state != UPDATE_ACCEPTING ||
+				update->ngroups == LIMIT_REPORT_GROUPS) {
+				continue;
+			}
+			group = &update->groups[update->ngroups++];
+		}
+		*group = *said;
+		group->node = node;
+	}
+}
+
+/* The replicas all of whose groups are still undecided go on. */
+static void choose_replicas(struct update *update)
+{
+	update->nreplicas = 0;
+	for (size_t i = 0; i < update->ngroups; i++) {
+		uint32_t replica = update->groups[i].replica;
+		bool known = false, whole = true;
+
+		for (size_t k = 0; k < update->nreplicas; k++) {
+			known = known || update->replicas[k] == replica;
+		}
+		for (size_t k = 0; k < update->ngroups; k++) {
+			whole = whole && (update->groups[k].replica != replica ||
+						 update->groups[k].outcome == STREW_OUTCOME_NONE);
+		}
+		if (!known && whole) {
+			update->replicas[update->nreplicas++] = replica;
+		}
+	}
+	/* Siblings of a refusing group sit out with it, and say because of whom. */
+	for (size_t i = 0; i < update->ngroups; i++) {
+		struct group_outcome *group = &update->groups[i];
+		bool on = false;
+
+		for (size_t k = 0; k < update->nreplicas; k++) {
+			on = on || update->replicas[k] == group->replica;
+		}
+		if (!on && group->outcome == STREW_OUTCOME_NONE) {
+			group->outcome = STREW_OUTCOME_SAT_OUT;
+			snprintf(group->text, sizeof(group->text),
+				"another group of replica %u cannot take part", group->replica);
+		}
+	}
+}
+
+/* After accept and after prepared: who goes on? NULL, or the sentence to abort with. */
+static const char *judge(struct update *update, char text[LIMIT_TEXT_BYTES])
+{
+	size_t undecided = 0;
+
+	choose_replicas(update);
+	for (size_t i = 0; i < update->ngroups; i++) {
+		const struct group_outcome *group = &update->groups[i];
+
+		undecided += group->outcome == STREW_OUTCOME_NONE;
+		if ((update->flags & STREW_PUBLISH_SCOPE_ALL) &&
+			group->outcome != STREW_OUTCOME_NONE) {
+			snprintf(text, LIMIT_TEXT_BYTES,
+				"scope=all, and replica %u part %u on node %u: %.120s",
+				group->replica, group->part, group->node, group->text);
+			return text;
+		}
+	}
+	if (update->ngroups == 0) {
+		return "no worker of this model is registered";
+	}
+	if (undecided == 0) {
+		snprintf(text, LIMIT_TEXT_BYTES, "no replica can take part; replica %u: %.150s",
+			update->groups[0].replica, update->groups[0].text);
+		return text;
+	}
+	return NULL;
+}
+
+/* Takes a node's answer; 0 if it is not due. */
+static bool take_answer(struct update *update, enum update_state due, uint32_t node,
+	const struct msg_groups *answer)
+{
+	if (node >= update->nnodes || update->answered[node] || update->lost[node] ||
+		answer->update != update->serial) {
+		return false;
+	}
+	if (update->state != due) {
+		return false;
+	}
+	update->answered[node] = true;
+	merge_answer(update, node, answer);
+	return true;
+}
+
+unsigned update_accept(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+	const char *why;
+
+	if (!take_answer(update, UPDATE_ACCEPTING, node, answer)) {
+		return 0;
+	}
+	if (answer->code) {
+		snprintf(text, sizeof(text), "node %u: %.200s", node, answer->text);
+		return abort_update(update, now, text);
+	}
+	if (answer->ngroups && answer->unwanted < update->unwanted) {
+		update->unwanted = answer->unwanted;
+	}
+	if (!all_answered(update)) {
+		return 0;
+	}
+	why = judge(update, text);
+	if (why) {
+		return abort_update(update, now, why);
+	}
+	update->state = UPDATE_MOVING;
+	update->accepted_ns = now;
+	expect_answers(update);
+	return UPDATE_DO_GO;
+}
+
+unsigned update_prepared(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+	const char *why;
+
+	if (!take_answer(update, UPDATE_MOVING, node, answer)) {
+		return 0;
+	}
+	if (answer->code) {
+		snprintf(text, sizeof(text), "node %u: %.200s", node, answer->text);
+		return abort_update(update, now, text);
+	}
+	if (!all_answered(update)) {
+		return 0;
+	}
+	why = judge(update, text);
+	if (why) {
+		return abort_update(update, now, why);
+	}
+	update->state = UPDATE_COMMITTING;
+	update->moved_ns = now;
+	/* The commit stands whatever comes; only waiting for its answers has an end. */
+	update->deadline_ns = now + LIMIT_UPDATE_MS * 1000000ull;
+	expect_answers(update);
+	return UPDATE_DO_COMMIT | release(update);
+}
+
+unsigned update_applied(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now)
+{
+	enum update_state due =
+		update->state == UPDATE_ABORTING ? UPDATE_ABORTING : UPDATE_COMMITTING;
+
+	if (!take_answer(update, due, node, answer)) {
+		return 0;
+	}
+	return all_answered(update) ? report(update, now) : 0;
+}
+
+unsigned update_released(struct update *update)
+{
+	return update->state == UPDATE_MOVING || update->state == UPDATE_COMMITTING
+		       ? release(update)
+		       : 0;
+}
+
+static void lose_groups(struct update *update, uint32_t node, const char *text)
+{
+	for (size_t i = 0; i < update->ngroups; i++) {
+		struct group_outcome *group = &update->groups[i];
+
+		if (group->node == node && group->outcome == STREW_OUTCOME_NONE) {
+			group->outcome = STREW_OUTCOME_LOST;
+			group->state = STREW_GROUP_LOST;
+			snprintf(group->text, sizeof(group->text), "%s", text);
+		}
+	}
+}
+
+unsigned update_node_lost(struct update *update, uint32_t node, const char *name, uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+
+	if (update->state < UPDATE_ACCEPTING || node >= update->nnodes || update->lost[node]) {
+		return 0;
+	}
+	snprintf(text, sizeof(text), "node %u, broker %.100s, was lost", node, name);
+	update->lost[node] = true;
+	lose_groups(update, node, text);
+	if (update->state == UPDATE_COMMITTING || update->state == UPDATE_ABORTING) {
+		return all_answered(update) ? report(update, now) : 0;
+	}
+	return abort_update(update, now, text);
+}
+
+unsigned update_rank_lost(struct update *update, uint32_t rank, uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+
+	if (update->state == UPDATE_IDLE || update->state == UPDATE_ABORTING || update->released) {
+		return 0;
+	}
+	snprintf(text, sizeof(text), "trainer rank %u was lost", rank);
+	return abort_update(update, now, text);
+}
+
+static unsigned ranks_late(struct update *update, uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+	uint32_t rank = 0;
+
+	while (rank + 1 < update->nranks && update->done[rank]) {
+		rank++;
+	}
+	snprintf(text, sizeof(text), "trainer rank %u %s before the deadline", rank,
+		update->published[rank] ? "published, but its stream was not done"
+					: "did not publish");
+	return abort_update(update, now, text);
+}
+
+static unsigned nodes_late(struct update *update, uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+	uint32_t node = 0;
+
+	while (node + 1 < update->nnodes && (update->answered[node] || update->lost[node])) {
+		node++;
+	}
+	snprintf(text, sizeof(text), "node %u did not answer %s before the deadline", node,
+		update->state == UPDATE_ACCEPTING ? "begin" : "go");
+	return abort_update(update, now, text);
+}
+
+unsigned update_tick(struct update *update, uint64_t now)
+{
+	if (update->state == UPDATE_IDLE || now < update->deadline_ns) {
+		return 0;
+	}
+	switch (update->state) {
+	case UPDATE_RANKS:
+		return ranks_late(update, now);
+	case UPDATE_QUEUED:
+		return abort_update(update, now, "the brokers were not ready before the deadline");
+	case UPDATE_ACCEPTING:
+	case UPDATE_MOVING:
+		return nodes_late(update, now);
+	default:
+		for (uint32_t i = 0; i < update->nnodes; i++) {
+			if (!update->answered[i]) {
+				update->lost[i] = true;
+				lose_groups(update, i, "its node did not answer before the deadline");
+			}
+		}
+		return report(update, now);
+	}
+}
+
+uint64_t update_due(const struct update *update)
+{
+	return update->state == UPDATE_IDLE ? UINT64_MAX : update->deadline_ns;
+}
+
+const char *update_state_name(enum update_state state)
+{
+	static const char *const names[UPDATE_STATES] = {"idle", "waiting for ranks", "queued",
+		"accepting", "moving", "committing", "aborting"};
+
+	return (unsigned)state < UPDATE_STATES ? names[state] : "?";
+}

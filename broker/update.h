@@ -1,0 +1,94 @@
+/*
+ * An update as its lead sees it: from the first rank's publish to the report.
+ * Pure: calls are the events, the returned set of actions says what the lead must
+ * do now, and the time is handed in. broker/lead.c carries the actions out.
+ */
+#ifndef BROKER_UPDATE_H
+#define BROKER_UPDATE_H
+
+#include "base/error.h"
+#include "ipc/messages.h"
+#include <stdbool.h>
+
+enum update_state {
+	UPDATE_IDLE,
+	UPDATE_RANKS,      /* some ranks have published; or their streams are not done */
+	UPDATE_QUEUED,     /* every rank's stream is done; begin is due as soon as the epoch is free */
+	UPDATE_ACCEPTING,  /* begin is out */
+	UPDATE_MOVING,     /* go is out */
+	UPDATE_COMMITTING, /* commit is out: irrevocable */
+	UPDATE_ABORTING,   /* abort is out: waits for every node to be quiet */
+	UPDATE_STATES,
+};
+
+/* What the lead must do, as a set. */
+enum update_action {
+	UPDATE_DO_BEGIN = 1,   /* send begin to every node */
+	UPDATE_DO_GO = 2,      /* send go, with the replicas that go on */
+	UPDATE_DO_COMMIT = 4,  /* send commit, with the replicas that are committed */
+	UPDATE_DO_ABORT = 8,   /* send abort */
+	UPDATE_DO_RELEASE = 16, /* tell every rank that its memory is its own again */
+	UPDATE_DO_REPORT = 32,  /* report to every rank; then the state is IDLE */
+};
+
+struct update {
+	enum update_state state;
+	uint64_t serial, version;
+	uint32_t flags;
+	uint64_t deadline_ns;
+	bool published[LIMIT_RANKS], done[LIMIT_RANKS];
+	uint32_t nranks;
+	bool released;
+	/* nodes */
+	uint32_t nnodes;
+	bool answered[LIMIT_BROKERS];
+	bool lost[LIMIT_BROKERS];
+	/* outcomes so far, by group */
+	struct group_outcome groups[LIMIT_REPORT_GROUPS];
+	size_t ngroups;
+	uint32_t replicas[LIMIT_REPORT_GROUPS]; /* those that go on */
+	size_t nreplicas;
+	uint64_t unwanted; /* the least of what the nodes said */
+	/* times */
+	uint64_t published_ns, begun_ns, accepted_ns, moved_ns, ended_ns;
+	enum strew_outcome outcome;
+	char text[LIMIT_TEXT_BYTES];
+};
+
+void update_init(struct update *update, uint32_t nranks);
+
+/*
+ * A rank publishes. The first one sets version, flags and deadline. Refused, with a
+ * sentence and nothing changed: -ESTALE (not above `committed`), -EINVAL (another version
+ * than the first rank's), -EBUSY (the last update has not ended, or this rank has published already).
+ */
+int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
+	uint64_t committed, uint64_t now, struct error *err);
+
+/* The rank's stream was seen done. True when all are: the state is then QUEUED. */
+bool update_stream_done(struct update *update, uint32_t rank, uint64_t now);
+
+/* Begins with nnodes nodes (0 is the lead's own). Only in QUEUED. */
+unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
+
+/* Answers of nodes. An answer that is not due is ignored (late, doubled, of an old update). */
+unsigned update_accept(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now);
+unsigned update_prepared(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now);
+unsigned update_applied(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now);
+
+/* No gather or copy reads the ranks' memory any more. */
+unsigned update_released(struct update *update);
+
+unsigned update_node_lost(struct update *update, uint32_t node, const char *name, uint64_t now);
+unsigned update_rank_lost(struct update *update, uint32_t rank, uint64_t now);
+unsigned update_tick(struct update *update, uint64_t now);
+
+/* When update_tick() is due: a deadline, or UINT64_MAX in IDLE only. */
+uint64_t update_due(const struct update *update);
+
+const char *update_state_name(enum update_state state);
+
+#endif

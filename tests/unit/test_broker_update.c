@@ -1,0 +1,244 @@
+/* The lead's machine: ranks, nodes, replicas, deadlines. */
+#include "broker/update.h"
+#include "strew/trainer.h"
+#include "support/test_main.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static struct update update;
+static struct error err;
+
+static int publish(uint32_t rank, uint64_t version, uint32_t flags)
+{
+	struct msg_publish message = {.version = version, .flags = flags, .timeout_ms = 1000};
+
+	return update_publish(&update, rank, &message, 10, 1000, &err);
+}
+
+struct say {
+	uint32_t replica, part;
+	enum strew_outcome outcome;
+};
+
+static struct msg_groups answer(const struct say *said, size_t n)
+{
+	static struct group_outcome groups[8];
+	struct msg_groups message = {.update = update.serial, .groups = groups, .ngroups = n};
+
+	memset(groups, 0, sizeof(groups));
+	for (size_t i = 0; i < n; i++) {
+		groups[i].replica = said[i].replica;
+		groups[i].part = said[i].part;
+		groups[i].outcome = said[i].outcome;
+		snprintf(groups[i].text, sizeof(groups[i].text), "%s", said[i].outcome ? "why" : "");
+	}
+	return message;
+}
+
+static void begin(uint32_t nodes, uint32_t flags)
+{
+	update_init(&update, 1);
+	assert_int_equal(publish(0, 11, flags), 0);
+	assert_true(update_stream_done(&update, 0, 2000));
+	assert_int_equal(update_begin(&update, 77, nodes, 3000), UPDATE_DO_BEGIN);
+}
+
+static unsigned accept(uint32_t node, struct say one)
+{
+	struct msg_groups message = answer(&one, 1);
+
+	return update_accept(&update, node, &message, 4000);
+}
+
+static unsigned prepared(uint32_t node, struct say one)
+{
+	struct msg_groups message = answer(&one, 1);
+
+	return update_prepared(&update, node, &message, 5000);
+}
+
+static unsigned applied(uint32_t node, struct say one)
+{
+	struct msg_groups message = answer(&one, 1);
+
+	return update_applied(&update, node, &message, 6000);
+}
+
+static const struct say on = {0, 0, STREW_OUTCOME_NONE};
+static const struct say done = {0, 0, STREW_OUTCOME_COMMITTED};
+
+static void test_publish_refusals(void **state)
+{
+	(void)state;
+	update_init(&update, 2);
+	assert_int_equal(publish(0, 10, 0), -ESTALE);
+	assert_non_null(strstr(err.text, "version 10 is not above the committed version 10"));
+	assert_int_equal(update.state, UPDATE_IDLE);
+	assert_int_equal(publish(0, 12, 0), 0);
+	assert_int_equal(publish(0, 12, 0), -EBUSY);
+	assert_int_equal(publish(1, 13, 0), -EINVAL);
+	assert_non_null(strstr(err.text, "rank 1 publishes version 13, the other ranks version 12"));
+	assert_int_equal(publish(1, 12, 0), 0);
+	assert_false(update_stream_done(&update, 1, 0));
+	assert_true(update_stream_done(&update, 0, 0));
+	assert_int_equal(publish(0, 13, 0), -EBUSY);
+}
+
+static void test_two_nodes(void **state)
+{
+	struct msg_groups none = {.update = 77};
+
+	(void)state;
+	begin(2, 0);
+	assert_int_equal(update_accept(&update, 0, &none, 4000), 0);
+	assert_int_equal(accept(1, on), UPDATE_DO_GO);
+	assert_int_equal(update.nreplicas, 1);
+	assert_int_equal(update_released(&update), UPDATE_DO_RELEASE);
+	assert_int_equal(update_released(&update), 0);
+	assert_int_equal(prepared(1, on), 0);
+	assert_int_equal(prepared(1, on), 0); /* doubled */
+	assert_int_equal(update_prepared(&update, 0, &none, 5000), UPDATE_DO_COMMIT);
+	assert_int_equal(applied(1, done), 0);
+	assert_int_equal(update_applied(&update, 0, &none, 6000), UPDATE_DO_REPORT);
+	assert_int_equal(update.outcome, STREW_OUTCOME_COMMITTED);
+	assert_int_equal(update.state, UPDATE_IDLE);
+}
+
+static void test_old_serial_is_ignored(void **state)
+{
+	struct msg_groups old = {.update = 76};
+
+	(void)state;
+	begin(1, 0);
+	assert_int_equal(update_accept(&update, 0, &old, 4000), 0);
+	assert_int_equal(update.state, UPDATE_ACCEPTING);
+}
+
+static void test_replica_sits_out(void **state)
+{
+	const struct say said[] = {{0, 0, STREW_OUTCOME_NONE}, {0, 1, STREW_OUTCOME_SAT_OUT},
+		{1, 0, STREW_OUTCOME_NONE}};
+	const struct say end[] = {{0, 0, STREW_OUTCOME_SAT_OUT}, {0, 1, STREW_OUTCOME_SAT_OUT},
+		{1, 0, STREW_OUTCOME_COMMITTED}};
+	const struct say second[] = {{1, 0, STREW_OUTCOME_NONE}};
+	struct msg_groups message;
+
+	(void)state;
+	begin(1, 0);
+	message = answer(said, 3);
+	assert_int_equal(update_accept(&update, 0, &message, 4000), UPDATE_DO_GO);
+	assert_int_equal(update.nreplicas, 1);
+	assert_int_equal(update.replicas[0], 1);
+	message = answer(second, 1);
+	assert_int_equal(update_prepared(&update, 0, &message, 5000),
+		UPDATE_DO_COMMIT | UPDATE_DO_RELEASE);
+	message = answer(end, 3);
+	assert_int_equal(update_applied(&update, 0, &message, 6000), UPDATE_DO_REPORT);
+	assert_int_equal(update.outcome, STREW_OUTCOME_SAT_OUT);
+}
+
+static void test_scope_all(void **state)
+{
+	const struct say said[] = {{0, 0, STREW_OUTCOME_SAT_OUT}, {1, 0, STREW_OUTCOME_NONE}};
+	struct msg_groups message;
+
+	(void)state;
+	begin(1, STREW_PUBLISH_SCOPE_ALL);
+	message = answer(said, 2);
+	assert_int_equal(update_accept(&update, 0, &message, 4000), UPDATE_DO_ABORT);
+	assert_int_equal(update.state, UPDATE_ABORTING);
+	assert_non_null(strstr(update.text, "scope=all"));
+	assert_int_equal(update_applied(&update, 0, &message, 6000),
+		UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
+}
+
+static void test_nobody(void **state)
+{
+	struct msg_groups none = {.update = 77};
+
+	(void)state;
+	begin(1, 0);
+	assert_int_equal(update_accept(&update, 0, &none, 4000), UPDATE_DO_ABORT);
+	assert_non_null(strstr(update.text, "no worker of this model"));
+}
+
+static void test_deadlines(void **state)
+{
+	(void)state;
+	/* A rank that does not publish is named. */
+	update_init(&update, 2);
+	assert_int_equal(publish(0, 11, 0), 0);
+	update_stream_done(&update, 0, 0);
+	assert_int_equal(update_tick(&update, 999), 0);
+	assert_int_equal(update_tick(&update, update.deadline_ns),
+		UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	assert_non_null(strstr(update.text, "rank 1 did not publish"));
+	/* So is a node that does not accept; then the abort's own deadline ends it. */
+	begin(2, 0);
+	accept(0, on);
+	assert_int_equal(update_tick(&update, update.deadline_ns), UPDATE_DO_ABORT);
+	assert_non_null(strstr(update.text, "node 1 did not answer begin"));
+	applied(0, on);
+	assert_int_equal(update.state, UPDATE_ABORTING);
+	assert_int_equal(update_tick(&update, update.deadline_ns),
+		UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	/* No state but IDLE is without a deadline. */
+	assert_true(update_due(&update) == UINT64_MAX);
+}
+
+static void test_losses(void **state)
+{
+	(void)state;
+	/* A node before the commit: abort. */
+	begin(2, 0);
+	assert_int_equal(update_node_lost(&update, 1, "b", 4000), UPDATE_DO_ABORT);
+	assert_int_equal(applied(0, on), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	/* After it: the commit stands. */
+	begin(2, 0);
+	accept(0, on);
+	accept(1, (struct say){1, 0, STREW_OUTCOME_NONE});
+	prepared(0, on);
+	assert_int_equal(prepared(1, (struct say){1, 0, STREW_OUTCOME_NONE}),
+		UPDATE_DO_COMMIT | UPDATE_DO_RELEASE);
+	assert_int_equal(applied(0, done), 0);
+	assert_int_equal(update_node_lost(&update, 1, "b", 6000), UPDATE_DO_REPORT);
+	assert_int_equal(update.outcome, STREW_OUTCOME_SAT_OUT);
+	assert_int_equal(update.groups[1].outcome, STREW_OUTCOME_LOST);
+	/* A rank whose memory is read: abort; released before: nothing. */
+	begin(1, 0);
+	assert_int_equal(update_rank_lost(&update, 0, 4000), UPDATE_DO_ABORT);
+	begin(1, 0);
+	accept(0, on);
+	update_released(&update);
+	assert_int_equal(update_rank_lost(&update, 0, 4000), 0);
+	assert_int_equal(update.state, UPDATE_MOVING);
+}
+
+static void test_aborted_version_again(void **state)
+{
+	(void)state;
+	begin(1, 0);
+	update_node_lost(&update, 0, "a", 4000);
+	update_tick(&update, UINT64_MAX - 1);
+	assert_int_equal(update.state, UPDATE_IDLE);
+	assert_int_equal(publish(0, 11, 0), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_publish_refusals),
+		cmocka_unit_test(test_two_nodes),
+		cmocka_unit_test(test_old_serial_is_ignored),
+		cmocka_unit_test(test_replica_sits_out),
+		cmocka_unit_test(test_scope_all),
+		cmocka_unit_test(test_nobody),
+		cmocka_unit_test(test_deadlines),
+		cmocka_unit_test(test_losses),
+		cmocka_unit_test(test_aborted_version_again),
+	};
+
+	return TEST_RUN(tests);
+}
