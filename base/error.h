@@ -26,25 +26,25 @@ void error_clear(struct error *err);
 /* Wire codes. The numbers never change; new ones are added at the end. */
 enum wire_code {
 	WIRE_OK = 0,
-	WIRE_INVALID = 1,       /* EINVAL: a value is wrong */
-	WIRE_RANGE = 2,         /* ERANGE: outside its tensor, parameter or allocation */
-	WIRE_UNSUPPORTED = 3,   /* ENOTSUP: a feature that is not there yet */
-	WIRE_PROTOCOL = 4,      /* EPROTO: the peer broke the protocol; it is dropped */
-	WIRE_EXISTS = 5,        /* EEXIST: the place is taken */
-	WIRE_NOT_FOUND = 6,     /* ENOENT */
-	WIRE_BUSY = 7,          /* EBUSY */
-	WIRE_TIMEOUT = 8,       /* ETIMEDOUT */
+	WIRE_INVALID = 1,	/* EINVAL: a value is wrong */
+	WIRE_RANGE = 2,		/* ERANGE: outside its tensor, parameter or allocation */
+	WIRE_UNSUPPORTED = 3,	/* ENOTSUP: a feature that is not there yet */
+	WIRE_PROTOCOL = 4,	/* EPROTO: the peer broke the protocol; it is dropped */
+	WIRE_EXISTS = 5,	/* EEXIST: the place is taken */
+	WIRE_NOT_FOUND = 6,	/* ENOENT */
+	WIRE_BUSY = 7,		/* EBUSY */
+	WIRE_TIMEOUT = 8,	/* ETIMEDOUT */
 	WIRE_STALE_VERSION = 9, /* ESTALE: version not above the committed one */
-	WIRE_DIRTY = 10,        /* EUCLEAN */
-	WIRE_LIMIT = 11,        /* E2BIG: a limit of base/limits.h */
-	WIRE_MEMORY = 12,       /* ENOMEM */
-	WIRE_DEVICE = 13,       /* EIO: a driver or NCCL call failed */
-	WIRE_DENIED = 14,       /* EPERM */
-	WIRE_CANCELED = 15,     /* ECANCELED */
-	WIRE_GONE = 16,         /* ECONNRESET */
+	WIRE_DIRTY = 10,	/* EUCLEAN */
+	WIRE_LIMIT = 11,	/* E2BIG: a limit of base/limits.h */
+	WIRE_MEMORY = 12,	/* ENOMEM */
+	WIRE_DEVICE = 13,	/* EIO: a driver or NCCL call failed */
+	WIRE_DENIED = 14,	/* EPERM */
+	WIRE_CANCELED = 15,	/* ECANCELED */
+	WIRE_GONE = 16,		/* ECONNRESET */
 };
 
 enum wire_code error_to_wire(int code); /* negative errno to wire code */
-int error_from_wire(unsigned code);     /* wire code to negative errno; -EPROTO if unknown */
+int error_from_wire(unsigned code);	/* wire code to negative errno; -EPROTO if unknown */
 
 #endif

@@ -5,40 +5,40 @@
 #ifndef BASE_LIMITS_H
 #define BASE_LIMITS_H
 
-#define LIMIT_FRAME_BYTES (256u * 1024u)   /* header included */
+#define LIMIT_FRAME_BYTES (256u * 1024u) /* header included */
 #define LIMIT_FRAME_FDS 64u
 #define LIMIT_MSGPACK_DEPTH 6u
-#define LIMIT_MSGPACK_VALUES 65536u        /* values in one frame */
-#define LIMIT_NAME_BYTES 512u              /* tensor and parameter names */
+#define LIMIT_MSGPACK_VALUES 65536u /* values in one frame */
+#define LIMIT_NAME_BYTES 512u	    /* tensor and parameter names */
 #define LIMIT_MODEL_BYTES 128u
-#define LIMIT_TEXT_BYTES 240u              /* a sentence, its NUL included */
-#define LIMIT_OUTBOX_BYTES (8u << 20)      /* queued for a peer that does not read */
-#define LIMIT_CONNECTIONS 1024u            /* of one broker, all kinds */
-#define LIMIT_SESSIONS 256u                /* registered workers and trainers */
-#define LIMIT_MEMBERS 64u                  /* workers of a group on a node */
-#define LIMIT_GROUPS 64u                   /* groups on a node */
+#define LIMIT_TEXT_BYTES 240u	      /* a sentence, its NUL included */
+#define LIMIT_OUTBOX_BYTES (8u << 20) /* queued for a peer that does not read */
+#define LIMIT_CONNECTIONS 1024u	      /* of one broker, all kinds */
+#define LIMIT_SESSIONS 256u	      /* registered workers and trainers */
+#define LIMIT_MEMBERS 64u	      /* workers of a group on a node */
+#define LIMIT_GROUPS 64u	      /* groups on a node */
 #define LIMIT_MODELS 16u
-#define LIMIT_RANKS 256u                   /* trainer ranks of a model */
-#define LIMIT_BROKERS 64u                  /* brokers of an epoch */
-#define LIMIT_ALLOCATIONS 16384u           /* of one session */
-#define LIMIT_CHUNKS 16384u                /* physical chunks (fds) of one session */
-#define LIMIT_TENSORS 262144u              /* of one layout or manifest */
-#define LIMIT_PARAMETERS 131072u           /* of one layout */
-#define LIMIT_PIECES 1048576u              /* of one layout */
-#define LIMIT_BOXES 1048576u               /* of one manifest */
-#define LIMIT_PARTS_BYTES (64u << 20)      /* a layout or manifest on the wire, all parts */
-#define LIMIT_COPIES (16u << 20)           /* of one compiled plan */
-#define LIMIT_REPORT_GROUPS 512u           /* groups in one message */
+#define LIMIT_RANKS 256u	      /* trainer ranks of a model */
+#define LIMIT_BROKERS 64u	      /* brokers of an epoch */
+#define LIMIT_ALLOCATIONS 16384u      /* of one session */
+#define LIMIT_CHUNKS 16384u	      /* physical chunks (fds) of one session */
+#define LIMIT_TENSORS 262144u	      /* of one layout or manifest */
+#define LIMIT_PARAMETERS 131072u      /* of one layout */
+#define LIMIT_PIECES 1048576u	      /* of one layout */
+#define LIMIT_BOXES 1048576u	      /* of one manifest */
+#define LIMIT_PARTS_BYTES (64u << 20) /* a layout or manifest on the wire, all parts */
+#define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
+#define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
 
-#define LIMIT_HELLO_MS 5000                /* connect to hello */
-#define LIMIT_REGISTER_MS 60000            /* register to seal */
-#define LIMIT_CALL_MS 30000                /* default of the agents' calls */
-#define LIMIT_UPDATE_MS 60000              /* default deadline of an update */
+#define LIMIT_HELLO_MS 5000	/* connect to hello */
+#define LIMIT_REGISTER_MS 60000 /* register to seal */
+#define LIMIT_CALL_MS 30000	/* default of the agents' calls */
+#define LIMIT_UPDATE_MS 60000	/* default deadline of an update */
 #define LIMIT_UPDATE_MAX_MS 3600000
-#define LIMIT_EPOCH_MS 30000               /* to join, and to warm a communicator */
-#define LIMIT_ABORT_MS 5000                /* for an abort of a communicator */
-#define LIMIT_RETRY_MIN_MS 100             /* joining: first delay */
-#define LIMIT_RETRY_MAX_MS 5000            /* joining: largest delay */
+#define LIMIT_EPOCH_MS 30000	/* to join, and to warm a communicator */
+#define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */
+#define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */
+#define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
 
 #define LIMIT_SLOT_BYTES_MIN (64u << 10)
 #define LIMIT_SLOT_BYTES_MAX (4ull << 30)
@@ -47,6 +47,6 @@
 #define DEFAULT_SLOT_BYTES (256ull << 20)
 #define DEFAULT_SLOTS 3u
 
-#define SLOT_ALIGN 256u                    /* every box in a slot starts on this */
+#define SLOT_ALIGN 256u /* every box in a slot starts on this */
 
 #endif

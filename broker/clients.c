@@ -28,7 +28,8 @@ void client_send(struct client *client, struct message *message)
 		return;
 	}
 	if (conn_send(client->conn, message, &err)) {
-		/* The end of file will be seen by the loop; dropping here would surprise callers. */
+		/* The end of file will be seen by the loop; dropping here would surprise callers.
+		 */
 		log_debug("client %llu: %s", (unsigned long long)client->id, err.text);
 		return;
 	}
@@ -407,8 +408,8 @@ static bool client_message(struct client *client, struct message *message)
 {
 	enum session_verdict verdict = VERDICT_NONE;
 	struct error err;
-	int rc = session_receive(&client->session, message, gpu_info(client->server->gpu)->kind_name,
-		&verdict, &err);
+	int rc = session_receive(&client->session, message,
+		gpu_info(client->server->gpu)->kind_name, &verdict, &err);
 
 	if (client->session.state == SESSION_FILLING && client->deadline == DEADLINE_NEVER) {
 		client->deadline = deadline_in_ms(LIMIT_REGISTER_MS);
@@ -440,7 +441,8 @@ static void on_client(void *data, uint32_t events)
 	client->jobs++; /* so that a drop inside does not free it under our feet */
 	if (events & EPOLLOUT) {
 		conn_flush(client->conn);
-		loop_modify(client->source, EPOLLIN | (conn_wants_write(client->conn) ? EPOLLOUT : 0));
+		loop_modify(
+			client->source, EPOLLIN | (conn_wants_write(client->conn) ? EPOLLOUT : 0));
 	}
 	/* A budget, so that one busy peer does not starve the others. */
 	while (budget-- > 0) {
@@ -450,7 +452,8 @@ static void on_client(void *data, uint32_t events)
 		if (rc < 0) {
 			if (rc != -ECONNRESET) {
 				client_error(client, 0, rc, err.text);
-				log_warn("dropping process %d: %s", (int)client->peer.pid, err.text);
+				log_warn(
+					"dropping process %d: %s", (int)client->peer.pid, err.text);
 			}
 			client_drop(client, err.text);
 			break;
@@ -498,8 +501,8 @@ static int client_create(struct server *server, int fd)
 		free(client);
 		return rc;
 	}
-	rc = loop_add(server->loop, conn_fd(client->conn), EPOLLIN, on_client, client,
-		&client->source);
+	rc = loop_add(
+		server->loop, conn_fd(client->conn), EPOLLIN, on_client, client, &client->source);
 	if (rc) {
 		conn_destroy(client->conn);
 		free(client);

@@ -206,8 +206,10 @@ void epoch_submit(struct server *server, const struct msg_epoch *said, int *data
 static void try_submit(struct server *server)
 {
 	struct epoch *epoch = &server->epoch;
-	struct msg_epoch said = {.epoch = epoch->number, .ranks = epoch->ranks,
-		.carrier = epoch->carrier, .slot_bytes = epoch->slot_bytes};
+	struct msg_epoch said = {.epoch = epoch->number,
+		.ranks = epoch->ranks,
+		.carrier = epoch->carrier,
+		.slot_bytes = epoch->slot_bytes};
 	int *fds;
 
 	if (epoch->state != EPOCH_MAKING || epoch->job_running || epoch->own_submitted) {
@@ -324,7 +326,7 @@ static void epoch_start(struct server *server)
 		fd_close(&member->data_fd);
 		epoch->slot_bytes = MIN(epoch->slot_bytes, member->join.slot_bytes);
 	}
-	epoch->carrier = epoch->ranks == 1                           ? CARRIER_NONE
+	epoch->carrier = epoch->ranks == 1			   ? CARRIER_NONE
 			 : gpu_info(server->gpu)->kind == GPU_CUDA ? CARRIER_NCCL
 								   : CARRIER_TCP;
 	epoch->state = EPOCH_NAMING;
@@ -440,8 +442,8 @@ static int member_message(struct member *member, const struct message *message, 
 
 			return rc ? rc : 1;
 		}
-		return error_set(err, -EPROTO, "message %s came before join",
-			message_name(message->type));
+		return error_set(
+			err, -EPROTO, "message %s came before join", message_name(message->type));
 	}
 	switch (message->type) {
 	case MSG_EPOCH_READY:
@@ -480,8 +482,8 @@ static void on_member(void *data, uint32_t events)
 
 	if (events & EPOLLOUT) {
 		conn_flush(member->conn);
-		loop_modify(member->source,
-			EPOLLIN | (conn_wants_write(member->conn) ? EPOLLOUT : 0));
+		loop_modify(
+			member->source, EPOLLIN | (conn_wants_write(member->conn) ? EPOLLOUT : 0));
 	}
 	do {
 		bool joining = member->state == MEMBER_CONNECTED;

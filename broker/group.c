@@ -26,8 +26,8 @@ static void act(struct group_actions *actions, enum group_action_type type, uint
 	actions->v[actions->n++] = (struct group_action){type, member, outcome};
 }
 
-static void act_all(struct group *group, struct group_actions *actions,
-	enum group_action_type type, enum strew_outcome outcome)
+static void act_all(struct group *group, struct group_actions *actions, enum group_action_type type,
+	enum strew_outcome outcome)
 {
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		if (group->members[i].present) {
@@ -211,8 +211,8 @@ static void committed(struct group *group, struct group_actions *actions)
 	finish(group, actions, STREW_OUTCOME_COMMITTED);
 }
 
-static void on_begin(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void on_begin(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	group->phase = PHASE_CHECKING;
 	group->update = event->update;
@@ -224,8 +224,8 @@ static void on_begin(struct group *group, const struct group_event *event,
 	act_all(group, actions, GA_SEND_CHECK, STREW_OUTCOME_NONE);
 }
 
-static void on_join(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void on_join(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	struct group_member *member = &group->members[event->member];
 
@@ -255,8 +255,8 @@ static void on_join(struct group *group, const struct group_event *event,
 }
 
 /* A member is gone. What was written stays written, so its siblings may be in trouble. */
-static void on_gone(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void on_gone(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	bool lost = event->type == GE_LOSE;
 	bool writing = (group->apply == STREW_APPLY_DIRECT && group->phase >= PHASE_MOVING &&
@@ -283,11 +283,11 @@ static void on_gone(struct group *group, const struct group_event *event,
 	}
 }
 
-static void on_failed(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void on_failed(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
-	bool touched = event->touched && (group->apply == STREW_APPLY_DIRECT ||
-						 group->phase == PHASE_COMMITTING);
+	bool touched = event->touched &&
+		       (group->apply == STREW_APPLY_DIRECT || group->phase == PHASE_COMMITTING);
 
 	if (touched && group->state != STREW_GROUP_LOST) {
 		group->state = STREW_GROUP_DIRTY;
@@ -296,14 +296,13 @@ static void on_failed(struct group *group, const struct group_event *event,
 }
 
 /* The lead gave up, or went on without us: nothing of this update is to be kept. */
-static void on_abort(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void on_abort(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	enum strew_outcome outcome = STREW_OUTCOME_ABORTED;
 
-	if (event->touched && group->apply == STREW_APPLY_DIRECT &&
-		group->phase >= PHASE_MOVING && group->phase <= PHASE_PREPARED &&
-		group->state != STREW_GROUP_LOST) {
+	if (event->touched && group->apply == STREW_APPLY_DIRECT && group->phase >= PHASE_MOVING &&
+		group->phase <= PHASE_PREPARED && group->state != STREW_GROUP_LOST) {
 		group->state = STREW_GROUP_DIRTY;
 	}
 	if (group->state == STREW_GROUP_DIRTY) {
@@ -343,7 +342,8 @@ static void on_doubt(struct group *group, struct group_actions *actions)
 		on_abort(group, &abort, actions);
 		return;
 	}
-	group->state = group->apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
+	group->state =
+		group->apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
 	finish(group, actions,
 		group->apply == STREW_APPLY_DIRECT ? STREW_OUTCOME_DIRTY : STREW_OUTCOME_NONE);
 }
@@ -372,8 +372,8 @@ static const unsigned allowed[GE_COUNT] = {
 	[GE_DOUBT] = IN_UPDATE | P(OUT),
 };
 
-static void step_member(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void step_member(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	struct group_member *member = &group->members[event->member];
 
@@ -409,8 +409,8 @@ static void step_member(struct group *group, const struct group_event *event,
 	}
 }
 
-static void step_update(struct group *group, const struct group_event *event,
-	struct group_actions *actions)
+static void step_update(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	switch (event->type) {
 	case GE_BEGIN:
@@ -463,8 +463,8 @@ static void step_update(struct group *group, const struct group_event *event,
 	}
 }
 
-void group_step(struct group *group, const struct group_event *event,
-	struct group_actions *ret_actions)
+void group_step(
+	struct group *group, const struct group_event *event, struct group_actions *ret_actions)
 {
 	ret_actions->n = 0;
 	if (!(allowed[event->type] & (1u << group->phase))) {

@@ -14,15 +14,15 @@
 
 /* Where the group stands in the update under way. */
 enum group_phase {
-	PHASE_IDLE,       /* no update */
-	PHASE_CHECKING,   /* members are asked whether their memory is as registered */
-	PHASE_HOLDING,    /* direct, held: waiting for the gate before accept */
-	PHASE_ACCEPTED,   /* accept was said; nothing is written */
-	PHASE_MOVING,     /* buckets arrive; direct: live memory changes */
-	PHASE_GATING,     /* staged, held: all received, waiting for the gate before prepared */
-	PHASE_PREPARED,   /* prepared was said: only the lead's decision ends this */
+	PHASE_IDLE,	  /* no update */
+	PHASE_CHECKING,	  /* members are asked whether their memory is as registered */
+	PHASE_HOLDING,	  /* direct, held: waiting for the gate before accept */
+	PHASE_ACCEPTED,	  /* accept was said; nothing is written */
+	PHASE_MOVING,	  /* buckets arrive; direct: live memory changes */
+	PHASE_GATING,	  /* staged, held: all received, waiting for the gate before prepared */
+	PHASE_PREPARED,	  /* prepared was said: only the lead's decision ends this */
 	PHASE_COMMITTING, /* staged: shadow → live is running */
-	PHASE_OUT,        /* sits this update out; waits to hear whether others committed */
+	PHASE_OUT,	  /* sits this update out; waits to hear whether others committed */
 	PHASE_COUNT,
 };
 
@@ -36,14 +36,14 @@ enum group_event_type {
 	GE_CHECKED, /* member: all is as registered */
 	GE_REFUSE,  /* text: a member's check failed, or no plan could be made */
 	GE_GO,
-	GE_SKIP,    /* the lead goes on without this group's replica */
-	GE_MOVED,   /* everything was received (staged) or written (direct) */
-	GE_FAILED,  /* text, touched: moving or the commit's copy ended without success */
-	GE_LATE,    /* text: the gate's deadline passed */
+	GE_SKIP,   /* the lead goes on without this group's replica */
+	GE_MOVED,  /* everything was received (staged) or written (direct) */
+	GE_FAILED, /* text, touched: moving or the commit's copy ended without success */
+	GE_LATE,   /* text: the gate's deadline passed */
 	GE_COMMIT,
-	GE_COPIED,  /* staged: shadow → live is done */
-	GE_ABORT,   /* text, touched: given up by the lead before its commit */
-	GE_DOUBT,   /* the lead is gone after prepared; gate lets go of staged groups */
+	GE_COPIED, /* staged: shadow → live is done */
+	GE_ABORT,  /* text, touched: given up by the lead before its commit */
+	GE_DOUBT,  /* the lead is gone after prepared; gate lets go of staged groups */
 	GE_COUNT,
 };
 
@@ -109,8 +109,8 @@ void group_init(struct group *group, const char *model, uint32_t replica, uint32
 	uint32_t nmembers, enum strew_gate gate, enum strew_apply apply);
 
 /* One event; events that mean nothing in the phase are ignored (the table in group.c). */
-void group_step(struct group *group, const struct group_event *event,
-	struct group_actions *ret_actions);
+void group_step(
+	struct group *group, const struct group_event *event, struct group_actions *ret_actions);
 
 /* PENDING while an update is under way for it, else its state. */
 enum strew_group_state group_state(const struct group *group);

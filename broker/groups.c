@@ -103,7 +103,8 @@ int team_place(struct client *client, struct error *err)
 	if (group->nmembers != reg->members || group->gate != (enum strew_gate)reg->gate ||
 		group->apply != (enum strew_apply)reg->apply) {
 		return error_set(err, -EINVAL,
-			"model %s replica %u part %u: its other workers declared %u members, a %s gate "
+			"model %s replica %u part %u: its other workers declared %u members, a %s "
+			"gate "
 			"and %s apply; all members must declare the same",
 			reg->model, reg->replica, reg->part, group->nmembers,
 			group->gate == STREW_GATE_LIVE ? "live" : "held",
@@ -111,7 +112,8 @@ int team_place(struct client *client, struct error *err)
 	}
 	if (team->clients[reg->member]) {
 		return error_set(err, -EEXIST,
-			"model %s replica %u part %u: member %u is registered already, by process %d",
+			"model %s replica %u part %u: member %u is registered already, by process "
+			"%d",
 			reg->model, reg->replica, reg->part, reg->member,
 			(int)team->clients[reg->member]->peer.pid);
 	}
@@ -149,8 +151,7 @@ void team_join(struct client *client)
 	if (team->group.npresent == team->group.nmembers) {
 		log_info("model %s replica %u part %u stands: %u workers, %s gate, %s apply",
 			team->group.model, team->group.replica, team->group.part,
-			team->group.nmembers,
-			team->group.gate == STREW_GATE_LIVE ? "live" : "held",
+			team->group.nmembers, team->group.gate == STREW_GATE_LIVE ? "live" : "held",
 			team->group.apply == STREW_APPLY_DIRECT ? "direct" : "staged");
 	}
 }
@@ -158,8 +159,7 @@ void team_join(struct client *client)
 void team_leave(struct client *client, bool lost)
 {
 	struct team *team = client->team;
-	struct group_event event = {
-		.type = lost ? GE_LOSE : GE_LEAVE, .member = client->member};
+	struct group_event event = {.type = lost ? GE_LOSE : GE_LEAVE, .member = client->member};
 
 	if (!team) {
 		return;

@@ -188,8 +188,8 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 		close_data(link);
 		rc = socket_connect_tcp(server->options.join, &link->data_connecting, &err);
 		if (rc == 0) {
-			rc = loop_add(server->loop, link->data_connecting, EPOLLOUT, on_data, server,
-				&link->data_source);
+			rc = loop_add(server->loop, link->data_connecting, EPOLLOUT, on_data,
+				server, &link->data_source);
 		}
 		if (rc) {
 			close_data(link);
@@ -231,8 +231,7 @@ static int take_manifest(struct server *server, const struct msg_manifest *said,
 	}
 	memcpy(publication->roots, said->roots, said->nroots * sizeof(*publication->roots));
 	model_set(server, model, publication);
-	log_info("model %s is announced: %zu tensors", model->name,
-		publication->manifest.ntensors);
+	log_info("model %s is announced: %zu tensors", model->name, publication->manifest.ntensors);
 	return 0;
 }
 
@@ -255,8 +254,8 @@ static int lead_message(struct server *server, struct message *message, struct e
 	struct lead_link *link = &server->lead;
 
 	if (!link->joined && message->type != MSG_JOINED && message->type != MSG_ERROR) {
-		return error_set(err, -EPROTO, "message %s came before joined",
-			message_name(message->type));
+		return error_set(
+			err, -EPROTO, "message %s came before joined", message_name(message->type));
 	}
 	switch (message->type) {
 	case MSG_JOINED:

@@ -203,8 +203,8 @@ void lead_ready(struct server *server)
 			server->active = model;
 			server->node.wire_bytes = 0;
 			lead_do(server, model,
-				update_begin(&model->update, ++server->next_serial, nodes,
-					clock_ns()));
+				update_begin(
+					&model->update, ++server->next_serial, nodes, clock_ns()));
 			return;
 		}
 	}
@@ -215,7 +215,7 @@ static void stream_done(struct watch *watch)
 	struct client *client = watch->data;
 
 	if (client->model && update_stream_done(&client->model->update,
-				    client->session.trainer.rank, clock_ns())) {
+				     client->session.trainer.rank, clock_ns())) {
 		lead_ready(client->server);
 	}
 }
@@ -233,7 +233,8 @@ void lead_publish(struct client *client, const struct message *message)
 		return;
 	}
 	if (publish->timeout_ms > LIMIT_UPDATE_MAX_MS) {
-		client_error(client, message->serial, -ERANGE, "publish: the timeout passes one hour");
+		client_error(
+			client, message->serial, -ERANGE, "publish: the timeout passes one hour");
 		return;
 	}
 	if (!model->publication) {
@@ -241,8 +242,8 @@ void lead_publish(struct client *client, const struct message *message)
 			"publish: not every rank of the trainer has declared its tensors");
 		return;
 	}
-	rc = update_publish(&model->update, client->session.trainer.rank, publish,
-		model->committed, clock_ns(), &err);
+	rc = update_publish(&model->update, client->session.trainer.rank, publish, model->committed,
+		clock_ns(), &err);
 	if (rc) {
 		client_error(client, message->serial, rc, err.text);
 		return;

@@ -14,7 +14,8 @@ struct loop_source;
 typedef void loop_callback(void *data, uint32_t events); /* events: EPOLLIN and its like */
 
 int loop_create(struct loop **ret_loop);
-void loop_destroy(struct loop *loop); /* NULL is fine; sources that are left are freed, fds not closed */
+void loop_destroy(
+	struct loop *loop); /* NULL is fine; sources that are left are freed, fds not closed */
 
 /* Watches fd, which stays the caller's and must be removed before it is closed. */
 int loop_add(struct loop *loop, int fd, uint32_t events, loop_callback *callback, void *data,

@@ -14,12 +14,15 @@ static const char help[] =
 	"The broker of one node: takes the tensors that a trainer publishes once and scatters\n"
 	"their parts into the live memory of every inference worker on this node.\n"
 	"\n"
-	"  --socket PATH          Unix socket for the node's processes (default: $STREW_SOCKET, else\n"
-	"                         $XDG_RUNTIME_DIR/strew/broker.sock, else /tmp/strew-UID/broker.sock)\n"
+	"  --socket PATH          Unix socket for the node's processes (default: $STREW_SOCKET, "
+	"else\n"
+	"                         $XDG_RUNTIME_DIR/strew/broker.sock, else "
+	"/tmp/strew-UID/broker.sock)\n"
 	"  --listen HOST:PORT     be the lead, and let other brokers join here (loopback only)\n"
 	"  --join HOST:PORT       join the lead there; retries with a growing delay\n"
 	"  --join-timeout SECONDS give up if the first join takes longer (default 60)\n"
-	"  --backend auto|cuda|host  cuda needs a driver and a GPU, host needs neither (default auto)\n"
+	"  --backend auto|cuda|host  cuda needs a driver and a GPU, host needs neither (default "
+	"auto)\n"
 	"  --device UUID|INDEX    GPU of the slots (default: the first that is needed)\n"
 	"  --slot SIZE            length of a slot, e.g. 256M (default 256M, 64K to 4G)\n"
 	"  --slots N              slots in the ring (default 3, 2 to 16)\n"
@@ -29,7 +32,8 @@ static const char help[] =
 	"\n"
 	"Without --listen and --join it serves this node alone, with no network and no NCCL.\n"
 	"SIGTERM ends it after the update under way, a second one at once.\n"
-	"Exit codes: 0 in order, 1 failure, 2 usage, 3 no usable device, 4 the lead is unreachable.\n"
+	"Exit codes: 0 in order, 1 failure, 2 usage, 3 no usable device, 4 the lead is "
+	"unreachable.\n"
 	"\n"
 	"Example, two nodes:\n"
 	"  strewd --listen 127.0.0.1:7700           beside the trainer\n"
@@ -157,11 +161,13 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 		}
 	}
 	if (optind < argc) {
-		fprintf(stderr, "strewd: %s: no argument is wanted; see strewd --help\n", argv[optind]);
+		fprintf(stderr, "strewd: %s: no argument is wanted; see strewd --help\n",
+			argv[optind]);
 		exit(2);
 	}
 	if (options->listen && options->join) {
-		fprintf(stderr, "strewd: --listen and --join exclude each other; see strewd --help\n");
+		fprintf(stderr,
+			"strewd: --listen and --join exclude each other; see strewd --help\n");
 		exit(2);
 	}
 }

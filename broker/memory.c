@@ -44,7 +44,8 @@ int exports_map(struct exports *exports, struct gpu_device *device, struct error
 		return 0;
 	}
 	if (exports->nmaps == MEMORY_DEVICES) {
-		return error_set(err, -E2BIG, "memory is mapped for %d GPUs already", MEMORY_DEVICES);
+		return error_set(
+			err, -E2BIG, "memory is mapped for %d GPUs already", MEMORY_DEVICES);
 	}
 	v = calloc(exports->nhandles + 1, sizeof(*v));
 	if (!v) {
@@ -119,7 +120,8 @@ int worker_reserve(struct worker *worker, struct gpu_device *device, struct erro
 	}
 	rc = gpu_alloc(device, worker->shadow_bytes, &worker->shadow, err);
 	if (rc) {
-		error_prefix(err, "no shadow memory for staged apply (apply directly instead, or free some)");
+		error_prefix(err,
+			"no shadow memory for staged apply (apply directly instead, or free some)");
 	}
 	return rc;
 }
@@ -130,14 +132,14 @@ static int range_check(const struct exports *exports, uint32_t allocation, uint6
 	uint64_t end;
 
 	if (allocation >= exports->nhandles) {
-		return error_set(err, -ERANGE, "%s %s: allocation %u was not sent", what, name,
-			allocation);
+		return error_set(
+			err, -ERANGE, "%s %s: allocation %u was not sent", what, name, allocation);
 	}
 	if (add_overflows(offset, span, &end) || end > exports->handles[allocation].size_bytes) {
 		return error_set(err, -ERANGE,
-			"%s %s: %llu bytes at %llu pass the end of allocation %u, which has %llu", what,
-			name, (unsigned long long)span, (unsigned long long)offset, allocation,
-			(unsigned long long)exports->handles[allocation].size_bytes);
+			"%s %s: %llu bytes at %llu pass the end of allocation %u, which has %llu",
+			what, name, (unsigned long long)span, (unsigned long long)offset,
+			allocation, (unsigned long long)exports->handles[allocation].size_bytes);
 	}
 	return 0;
 }
@@ -168,7 +170,8 @@ int holder_check(const struct holder *holder, struct error *err)
 
 		if (dims_span(tensor->ndim, box->box.extent, source->stride, &span) ||
 			mul_overflows(span, strew_dtype_size(tensor->dtype), &span)) {
-			return error_set(err, -ERANGE, "tensor %s: its strides overflow", tensor->name);
+			return error_set(
+				err, -ERANGE, "tensor %s: its strides overflow", tensor->name);
 		}
 		rc = range_check(&holder->exports, source->memory, source->offset_bytes, span,
 			"tensor", tensor->name, err);

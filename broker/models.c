@@ -95,8 +95,8 @@ int lead_declare(struct client *client, struct error *err)
 	}
 	if (model->trainers[trainer->rank]) {
 		return error_set(err, -EEXIST,
-			"model %s: trainer rank %u is registered already, by process %d", model->name,
-			trainer->rank, (int)model->trainers[trainer->rank]->peer.pid);
+			"model %s: trainer rank %u is registered already, by process %d",
+			model->name, trainer->rank, (int)model->trainers[trainer->rank]->peer.pid);
 	}
 	if (!model->ranks) {
 		model->ranks = trainer->ranks;
@@ -107,8 +107,8 @@ int lead_declare(struct client *client, struct error *err)
 	return 0;
 }
 
-static int merge_rank(struct publication *publication, struct holder *holder, uint32_t rank,
-	struct error *err)
+static int merge_rank(
+	struct publication *publication, struct holder *holder, uint32_t rank, struct error *err)
 {
 	struct manifest *manifest = &publication->manifest;
 

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define SPIN_NS 200000u  /* an event is looked at without sleeping for this long */
+#define SPIN_NS 200000u /* an event is looked at without sleeping for this long */
 #define SLEEP_NS 20000u
 
 /* An update being moved. */
@@ -103,8 +103,8 @@ static int local_bucket(struct run *run, size_t bucket, struct error *err)
 }
 
 /* Root: slot free → gather → broadcast. */
-static int send_bucket(struct run *run, size_t number, const struct bucket *bucket,
-	struct error *err)
+static int send_bucket(
+	struct run *run, size_t number, const struct bucket *bucket, struct error *err)
 {
 	struct moves *moves = run->moves;
 	size_t turn = number % moves->nslots;
@@ -157,8 +157,8 @@ static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 		atomic_store(&work->touched, true);
 	}
 	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-		rc = gpu_copies_run(run->crews[i]->scatter, number, address, moves->scatter.stream,
-			err);
+		rc = gpu_copies_run(
+			run->crews[i]->scatter, number, address, moves->scatter.stream, err);
 	}
 	if (rc == 0) {
 		rc = gpu_event_record(moves->scatter.events[turn], moves->scatter.stream, err);
@@ -196,9 +196,8 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		const struct bucket *bucket = &buckets->v[i];
 
 		if (work->wire) {
-			rc = bucket->root == work->rank
-				     ? send_bucket(run, i, bucket, err)
-				     : receive_bucket(run, work, i, bucket, err);
+			rc = bucket->root == work->rank ? send_bucket(run, i, bucket, err)
+							: receive_bucket(run, work, i, bucket, err);
 			work->wire_bytes += bucket->len_bytes;
 		}
 		if (rc == 0 && work->local && run->ncrews) {
@@ -245,7 +244,8 @@ static int find_plans(struct run *run, const struct publication *publication, ui
 	bool wire, uint32_t rank, bool partial, bool local, const struct crew *crews, size_t ncrews,
 	struct error *err)
 {
-	int rc = plans_base(run->moves->plans, publication, slot_bytes, wire, rank, &run->base, err);
+	int rc =
+		plans_base(run->moves->plans, publication, slot_bytes, wire, rank, &run->base, err);
 
 	if (rc) {
 		return rc;
@@ -256,8 +256,8 @@ static int find_plans(struct run *run, const struct publication *publication, ui
 	}
 	run->ncrews = ncrews;
 	for (size_t i = 0; rc == 0 && i < ncrews; i++) {
-		rc = plans_crew(run->moves->plans, publication, run->base, &crews[i], partial, local,
-			&run->crews[i], err);
+		rc = plans_crew(run->moves->plans, publication, run->base, &crews[i], partial,
+			local, &run->crews[i], err);
 	}
 	return rc;
 }
@@ -265,7 +265,9 @@ static int find_plans(struct run *run, const struct publication *publication, ui
 void job_move_run(struct job *job)
 {
 	struct job_move *work = (struct job_move *)job;
-	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline,
+	struct run run = {.job = job,
+		.moves = work->moves,
+		.deadline = work->deadline,
 		.cancel = &work->cancel};
 
 	if (work->wire && !run.moves->carrier) {

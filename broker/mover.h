@@ -17,7 +17,8 @@ struct mover;
 struct job {
 	void (*run)(struct job *job);  /* in the mover; sets rc and err */
 	void (*done)(struct job *job); /* in the event loop; owns the job again */
-	void (*noted)(struct job *job, unsigned notes); /* in the event loop, while it runs; may be NULL */
+	void (*noted)(struct job *job,
+		unsigned notes); /* in the event loop, while it runs; may be NULL */
 	int rc;
 	struct error err;
 	/* the mover's */
@@ -44,7 +45,7 @@ int mover_create(struct mover **ret_mover, struct error *err);
 void mover_destroy(struct mover *mover);
 
 int mover_fd(const struct mover *mover); /* readable: call mover_reap() */
-void mover_reap(struct mover *mover);    /* event loop: calls done, noted and hit */
+void mover_reap(struct mover *mover);	 /* event loop: calls done, noted and hit */
 
 void mover_submit(struct mover *mover, struct job *job);
 unsigned mover_pending(struct mover *mover); /* jobs not done yet */
@@ -54,6 +55,6 @@ void mover_unwatch(struct mover *mover, struct watch *watch); /* fine if it is n
 
 /* From within a running job: */
 void mover_note(struct job *job, unsigned notes); /* sets bits for `noted` */
-void mover_look(struct job *job);                 /* looks at the watches */
+void mover_look(struct job *job);		  /* looks at the watches */
 
 #endif

@@ -1,6 +1,6 @@
-#include "broker/moves_internal.h"
 #include "base/clock.h"
 #include "base/util.h"
+#include "broker/moves_internal.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,8 +72,8 @@ int lane_open(struct lane *lane, struct gpu_device *device, struct error *err)
 	return rc;
 }
 
-int moves_local_lane(struct moves *moves, struct gpu_device *device, struct lane **ret_lane,
-	struct error *err)
+int moves_local_lane(
+	struct moves *moves, struct gpu_device *device, struct lane **ret_lane, struct error *err)
 {
 	int rc;
 
@@ -209,9 +209,11 @@ void job_plan_run(struct job *job)
 		}
 	}
 	work->unwanted = 0;
-	job->rc = plans_unwanted(work->moves->plans, work->publication, planned, n, &work->unwanted);
+	job->rc =
+		plans_unwanted(work->moves->plans, work->publication, planned, n, &work->unwanted);
 	if (job->rc) {
-		error_set(&job->err, job->rc, "cannot count what is covered: %s", strerror(-job->rc));
+		error_set(
+			&job->err, job->rc, "cannot count what is covered: %s", strerror(-job->rc));
 	}
 	free(planned);
 }
@@ -240,7 +242,7 @@ void job_epoch_run(struct job *job)
 		return;
 	}
 	work->carrier.device = moves->wire.device;
-	job->rc = carrier_create(&work->carrier, work->deadline, &work->cancel, &moves->carrier,
-		&job->err);
+	job->rc = carrier_create(
+		&work->carrier, work->deadline, &work->cancel, &moves->carrier, &job->err);
 	work->elapsed_ns = clock_ns() - start;
 }

@@ -37,9 +37,9 @@ void job_worker_import(struct job *job);
 struct job_release {
 	struct job job;
 	struct moves *moves;
-	struct worker *worker; /* may be NULL */
-	struct holder *holder; /* may be NULL */
-	uint64_t crew_key;     /* 0: none */
+	struct worker *worker;		 /* may be NULL */
+	struct holder *holder;		 /* may be NULL */
+	uint64_t crew_key;		 /* 0: none */
 	struct publication *publication; /* its plans are forgotten; may be NULL */
 	void *data;
 };
@@ -84,7 +84,7 @@ struct job_move {
 	size_t ncrews;
 	bool partial;
 	uint64_t deadline;
-	atomic_int cancel; /* the event loop sets it to end the move early */
+	atomic_int cancel;   /* the event loop sets it to end the move early */
 	atomic_bool touched; /* live or shadow memory may have been written */
 	uint64_t wire_bytes;
 	void *data;

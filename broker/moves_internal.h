@@ -18,14 +18,14 @@ struct moves {
 	uint64_t slot_bytes;
 	uint32_t nslots;
 	struct gpu_memory *slots[LIMIT_SLOTS_MAX]; /* made with the first communicator */
-	struct lane gather, wire, scatter;         /* on the slots' device */
-	struct lane local[MEMORY_DEVICES];         /* local copies and commits, one a device */
+	struct lane gather, wire, scatter;	   /* on the slots' device */
+	struct lane local[MEMORY_DEVICES];	   /* local copies and commits, one a device */
 	size_t nlocal;
 };
 
 int lane_open(struct lane *lane, struct gpu_device *device, struct error *err);
-int moves_local_lane(struct moves *moves, struct gpu_device *device, struct lane **ret_lane,
-	struct error *err);
+int moves_local_lane(
+	struct moves *moves, struct gpu_device *device, struct lane **ret_lane, struct error *err);
 int moves_slots(struct moves *moves, struct error *err);
 
 #endif

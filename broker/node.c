@@ -189,7 +189,8 @@ static void planned(struct job *job)
 	}
 	for (size_t i = 0; i < node->nteams; i++) {
 		if (node->errors[i].code) {
-			struct group_event event = {.type = GE_REFUSE, .text = node->errors[i].text};
+			struct group_event event = {
+				.type = GE_REFUSE, .text = node->errors[i].text};
 
 			team_step(server, node->teams[i], &event);
 		}
@@ -288,7 +289,8 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	node->unwanted = 0;
 	node->touched = false;
 	node->wire_bytes = 0;
-	/* Gates that are late leave time for the move; the move leaves time for the gates after it. */
+	/* Gates that are late leave time for the move; the move leaves time for the gates after it.
+	 */
 	node->deadline = clock_ns() + timeout_ns / 2;
 	node->gate_deadline = clock_ns() + timeout_ns - timeout_ns / 8;
 	node->update_deadline = clock_ns() + timeout_ns;
@@ -304,8 +306,9 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	node->publication->references++;
 	node->stage = NODE_PLANNING;
 	collect_teams(server, begin->model);
-	step_all(server, &(struct group_event){.type = GE_BEGIN, .update = begin->update,
-			.version = begin->version});
+	step_all(server,
+		&(struct group_event){
+			.type = GE_BEGIN, .update = begin->update, .version = begin->version});
 	start_plan(server);
 }
 
@@ -356,7 +359,8 @@ static void moved(struct job *job)
 		return;
 	}
 	if (job->rc) {
-		/* The whole node failed, and with it the update: the carrier is gone or the GPU is. */
+		/* The whole node failed, and with it the update: the carrier is gone or the GPU is.
+		 */
 		log_error("update to version %llu: %s", (unsigned long long)node->version,
 			job->err.text);
 		event = (struct group_event){
@@ -464,7 +468,8 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 
 		if (!listed(commit, team->group.replica) && team->group.phase == PHASE_PREPARED) {
 			team_step(server, team,
-				&(struct group_event){.type = GE_SKIP, .touched = node->touched,
+				&(struct group_event){.type = GE_SKIP,
+					.touched = node->touched,
 					.text = "its replica sits this update out"});
 		}
 		team_step(server, team, &(struct group_event){.type = GE_COMMIT});
@@ -511,15 +516,16 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 		return;
 	}
 	if (node->stage != NODE_IDLE) {
-		step_all(server, &(struct group_event){.type = GE_ABORT, .touched = node->touched,
-				.text = node->abort_text});
+		step_all(server, &(struct group_event){.type = GE_ABORT,
+					 .touched = node->touched,
+					 .text = node->abort_text});
 		for (size_t i = 0; i < node->nteams; i++) {
 			struct group *group = &node->teams[i]->group;
 
-			node->teams[i]->outcome = group->state == STREW_GROUP_DIRTY ? STREW_OUTCOME_DIRTY
-						  : group->state == STREW_GROUP_LOST
-							  ? STREW_OUTCOME_LOST
-							  : STREW_OUTCOME_ABORTED;
+			node->teams[i]->outcome =
+				group->state == STREW_GROUP_DIRTY  ? STREW_OUTCOME_DIRTY
+				: group->state == STREW_GROUP_LOST ? STREW_OUTCOME_LOST
+								   : STREW_OUTCOME_ABORTED;
 		}
 	}
 	answer(server, MSG_APPLIED, 0, NULL);
@@ -549,9 +555,10 @@ void node_doubt(struct server *server)
 void node_tick(struct server *server, uint64_t now)
 {
 	struct node *node = &server->node;
-	const char *what = node->stage == NODE_PLANNING
-				   ? "its engine did not hold the gate before the deadline"
-				   : "its engine did not hold the gate in time after everything was received";
+	const char *what =
+		node->stage == NODE_PLANNING
+			? "its engine did not hold the gate before the deadline"
+			: "its engine did not hold the gate in time after everything was received";
 
 	if ((node->stage != NODE_PLANNING && node->stage != NODE_MOVING) || now < node->deadline ||
 		node->job_running) {

@@ -82,8 +82,8 @@ void plans_destroy(struct plans *plans)
 	free(plans);
 }
 
-int plans_home(struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home,
-	struct error *err)
+int plans_home(
+	struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home, struct error *err)
 {
 	static const uint8_t none[GPU_UUID_BYTES];
 	uint8_t uuid[GPU_UUID_BYTES];
@@ -179,8 +179,8 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 	if (rc) {
 		return rc;
 	}
-	rc = plan_gather(&publication->manifest, &base->buckets, publication->sources, rank, &copies,
-		err);
+	rc = plan_gather(
+		&publication->manifest, &base->buckets, publication->sources, rank, &copies, err);
 	if (rc) {
 		return rc;
 	}
@@ -196,8 +196,8 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 	}
 	rc = source_bases(publication, home, bases, err);
 	if (rc == 0) {
-		rc = gpu_copies_create(home, &copies, bases, publication->nspaces + 1, &base->gather,
-			err);
+		rc = gpu_copies_create(
+			home, &copies, bases, publication->nspaces + 1, &base->gather, err);
 	}
 	free(bases);
 free_copies:
@@ -319,8 +319,8 @@ static int make_scatter(struct plans *plans, const struct publication *publicati
 	rc = plan_scatter(&publication->manifest, &base->buckets, spaces.workers, crew->nworkers,
 		&copies, err);
 	if (rc == 0) {
-		rc = gpu_copies_create(home, &copies, spaces.bases, spaces.nbases, &plan->scatter,
-			err);
+		rc = gpu_copies_create(
+			home, &copies, spaces.bases, spaces.nbases, &plan->scatter, err);
 		copies_finish(&copies);
 	}
 	spaces_finish(&spaces);
@@ -369,13 +369,13 @@ static int make_local(struct plans *plans, const struct publication *publication
 	if (rc) {
 		goto finish_spaces;
 	}
-	rc = plan_local(&publication->manifest, &base->buckets, publication->sources, spaces.workers,
-		crew->nworkers, &copies, err);
+	rc = plan_local(&publication->manifest, &base->buckets, publication->sources,
+		spaces.workers, crew->nworkers, &copies, err);
 	if (rc) {
 		goto finish_spaces;
 	}
-	rc = gpu_copies_create(plan->local_device, &copies, spaces.bases, spaces.nbases,
-		&plan->local, err);
+	rc = gpu_copies_create(
+		plan->local_device, &copies, spaces.bases, spaces.nbases, &plan->local, err);
 	copies_finish(&copies);
 finish_spaces:
 	spaces_finish(&spaces);
@@ -410,8 +410,8 @@ static int make_commit_one(struct plans *plans, struct worker *worker, struct pl
 	return rc;
 }
 
-static int make_commit(struct plans *plans, const struct crew *crew, struct plan_crew *plan,
-	struct error *err)
+static int make_commit(
+	struct plans *plans, const struct crew *crew, struct plan_crew *plan, struct error *err)
 {
 	plan->nworkers = crew->nworkers;
 	plan->commit = calloc(crew->nworkers, sizeof(*plan->commit));
@@ -436,7 +436,8 @@ static int match(const struct publication *publication, const struct crew *crew,
 	struct error *err)
 {
 	for (size_t i = 0; i < crew->nworkers; i++) {
-		int rc = plan_match(&publication->manifest, &crew->workers[i]->layout, partial, err);
+		int rc =
+			plan_match(&publication->manifest, &crew->workers[i]->layout, partial, err);
 
 		if (rc) {
 			return rc;

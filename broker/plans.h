@@ -14,14 +14,15 @@ struct publication {
 	char model[LIMIT_MODEL_BYTES];
 	unsigned references; /* event loop only */
 	struct manifest manifest;
-	uint64_t hash; /* of the manifest, the same at every broker */
-	uint64_t key;  /* of this publication at this broker: memory may differ under one hash */
+	uint64_t hash;	 /* of the manifest, the same at every broker */
+	uint64_t key;	 /* of this publication at this broker: memory may differ under one hash */
 	uint32_t *roots; /* broker of each rank */
 	size_t nroots;
 	/* the lead's: */
-	struct holder **holders; /* one a rank, borrowed: they outlive every job of the publication */
+	struct holder *
+		*holders; /* one a rank, borrowed: they outlive every job of the publication */
 	size_t nholders;
-	uint32_t *space_base; /* of each rank's allocations among the sources' spaces */
+	uint32_t *space_base;	/* of each rank's allocations among the sources' spaces */
 	struct source *sources; /* one a box; memory counts through all ranks */
 	uint32_t nspaces;
 };
@@ -46,9 +47,9 @@ struct plan_base {
 /* What belongs to a publication and a crew. */
 struct plan_crew {
 	uint64_t publication, slot_bytes, key; /* key: the crew's */
-	bool partial; /* matched only with parameters left uncovered */
-	struct gpu_copies *scatter; /* from slots; issued by the slots' device */
-	struct gpu_copies *local;   /* from the trainers' memory */
+	bool partial;			       /* matched only with parameters left uncovered */
+	struct gpu_copies *scatter;	       /* from slots; issued by the slots' device */
+	struct gpu_copies *local;	       /* from the trainers' memory */
 	struct gpu_device *local_device;
 	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
 	struct gpu_device **commit_device;
@@ -61,9 +62,10 @@ struct plans;
 int plans_create(struct gpu *gpu, const char *device, struct plans **ret_plans);
 void plans_destroy(struct plans *plans);
 
-/* The device of the slots, chosen and opened at the first need: the option's, else `hint`'s, else the first. */
-int plans_home(struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home,
-	struct error *err);
+/* The device of the slots, chosen and opened at the first need: the option's, else `hint`'s, else
+ * the first. */
+int plans_home(
+	struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home, struct error *err);
 
 /* The device with that UUID; zeros: the home. */
 int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],

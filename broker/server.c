@@ -194,8 +194,8 @@ static int open_loop(struct server *server, struct error *err)
 	return rc ? error_set(err, rc, "event loop: %s", strerror(-rc)) : 0;
 }
 
-int server_create(const struct server_options *options, struct server **ret_server,
-	struct error *err)
+int server_create(
+	const struct server_options *options, struct server **ret_server, struct error *err)
 {
 	struct server *server = calloc(1, sizeof(*server));
 	char host[48] = "host";

@@ -22,7 +22,7 @@ struct server_options {
 	const char *device;
 	uint64_t slot_bytes;
 	uint32_t slots;
-	int ready_fd; /* -1: none */
+	int ready_fd;		 /* -1: none */
 	uint32_t join_timeout_s; /* for the first join */
 };
 
@@ -36,7 +36,7 @@ struct team {
 	uint64_t key; /* new with every change of its members: the crew's */
 	/* in the node's update: */
 	bool taking_part; /* begin was given to it */
-	bool said;        /* it has said what the node waits for */
+	bool said;	  /* it has said what the node waits for */
 	enum strew_outcome outcome;
 	struct team *next;
 };
@@ -57,9 +57,9 @@ struct client {
 	uint32_t member;
 	uint64_t resume_serial, withdraw_serial;
 	struct model *model; /* a trainer that is sealed */
-	bool declared;       /* a trainer's seal was answered */
+	bool declared;	     /* a trainer's seal was answered */
 	bool release_due;    /* gone; its memory is unmapped when the node is idle */
-	bool gone;           /* the connection is closed; freed when its last job is done */
+	bool gone;	     /* the connection is closed; freed when its last job is done */
 	unsigned jobs;
 };
 
@@ -67,12 +67,12 @@ struct client {
 struct model {
 	char name[LIMIT_MODEL_BYTES];
 	struct model *next;
-	uint64_t committed; /* version */
+	uint64_t committed;		 /* version */
 	struct publication *publication; /* NULL: none is sealed */
 	/* lead: */
 	uint32_t ranks;
 	struct client *trainers[LIMIT_RANKS];
-	uint32_t sealed; /* how many of them are mapped */
+	uint32_t sealed;  /* how many of them are mapped */
 	struct blob blob; /* the sealed manifest, for brokers that join */
 	struct update update;
 };
@@ -80,12 +80,12 @@ struct model {
 /* Stages of this broker's part in an update. */
 enum node_stage {
 	NODE_IDLE,
-	NODE_PLANNING,   /* plans are made, groups are asked; accept is due */
+	NODE_PLANNING, /* plans are made, groups are asked; accept is due */
 	NODE_ACCEPTED,
-	NODE_MOVING,     /* prepared is due */
+	NODE_MOVING, /* prepared is due */
 	NODE_PREPARED,
 	NODE_COMMITTING, /* applied is due */
-	NODE_STOPPING,   /* aborted while the mover runs; applied is due */
+	NODE_STOPPING,	 /* aborted while the mover runs; applied is due */
 };
 
 struct node {
@@ -125,17 +125,17 @@ struct member {
 	struct loop_source *source;
 	enum member_state state;
 	struct msg_join join;
-	uint32_t rank;      /* in the epoch */
-	bool ready;         /* the epoch's communicator is made */
-	int data_fd;        /* TCP carrier: its data connection for the epoch being made */
-	uint64_t deadline;  /* for join */
+	uint32_t rank;	   /* in the epoch */
+	bool ready;	   /* the epoch's communicator is made */
+	int data_fd;	   /* TCP carrier: its data connection for the epoch being made */
+	uint64_t deadline; /* for join */
 };
 
 enum epoch_state {
-	EPOCH_NONE,     /* alone: no communicator is needed */
+	EPOCH_NONE,	 /* alone: no communicator is needed */
 	EPOCH_GATHERING, /* the membership has changed; waits a moment for more */
-	EPOCH_NAMING,   /* the mover makes its unique id, or ends the last communicator */
-	EPOCH_MAKING,   /* communicators are being made */
+	EPOCH_NAMING,	 /* the mover makes its unique id, or ends the last communicator */
+	EPOCH_MAKING,	 /* communicators are being made */
 	EPOCH_READY,
 };
 
@@ -160,9 +160,9 @@ struct lead_link {
 	bool joined, joined_once;
 	uint64_t retry_at, deadline, give_up_at;
 	uint32_t retry_ms;
-	struct blob blob;         /* parts of a manifest */
+	struct blob blob;	  /* parts of a manifest */
 	struct msg_epoch pending; /* waits for its data connection */
-	int data_connecting;      /* fd, -1: none */
+	int data_connecting;	  /* fd, -1: none */
 	struct loop_source *data_source;
 };
 
@@ -189,7 +189,7 @@ struct server {
 	struct member *members;
 	struct lead_link lead;
 	uint64_t next_serial, next_key;
-	bool wire_used; /* by the active update */
+	bool wire_used;	      /* by the active update */
 	struct model *active; /* lead: its update is between begin and report */
 	uint64_t updates, aborted;
 	bool ready, draining, stop;
@@ -197,8 +197,8 @@ struct server {
 };
 
 /* server.c */
-int server_create(const struct server_options *options, struct server **ret_server,
-	struct error *err);
+int server_create(
+	const struct server_options *options, struct server **ret_server, struct error *err);
 int server_run(struct server *server); /* until it is told to stop; returns the exit code */
 void server_destroy(struct server *server);
 bool server_is_lead(const struct server *server);
@@ -217,7 +217,7 @@ void clients_release_due(struct server *server); /* the node has become idle */
 
 /* groups.c */
 int team_place(struct client *client, struct error *err); /* before mapping: is the place free? */
-void team_join(struct client *client);                    /* after mapping */
+void team_join(struct client *client);			  /* after mapping */
 void team_leave(struct client *client, bool lost);
 void team_step(struct server *server, struct team *team, const struct group_event *event);
 struct team *team_next(struct server *server, struct team *after, const char *model);
@@ -246,8 +246,8 @@ void publication_retire(struct server *server, struct publication *publication);
 /* models.c: what is published */
 struct model *model_find(struct server *server, const char *name, bool add);
 int lead_declare(struct client *client, struct error *err); /* place of a rank, before mapping */
-void lead_declared(struct client *client);                  /* after mapping */
-void lead_withdraw(struct client *client);                  /* a trainer is gone */
+void lead_declared(struct client *client);		    /* after mapping */
+void lead_withdraw(struct client *client);		    /* a trainer is gone */
 void model_set(struct server *server, struct model *model, struct publication *publication);
 void lead_send_manifest(struct model *model, struct member *member);
 void models_free(struct server *server);
@@ -260,7 +260,7 @@ void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	const struct msg_groups *answer);
 void lead_released(struct server *server, uint64_t serial);
 void lead_member_lost(struct server *server, uint32_t rank, const char *name);
-void lead_ready(struct server *server); /* the epoch is settled: begin what is queued */
+void lead_ready(struct server *server);	     /* the epoch is settled: begin what is queued */
 bool lead_busy(const struct server *server); /* an update is between begin and report */
 void lead_tick(struct server *server, uint64_t now);
 uint64_t lead_due(const struct server *server);

@@ -77,8 +77,8 @@ static int take_hello(struct session *session, const struct message *message, co
 static int make_handles(struct exports *exports, uint32_t n, bool write, struct error *err)
 {
 	if (n > LIMIT_ALLOCATIONS) {
-		return error_set(err, -E2BIG, "%u allocations pass the limit of %u", n,
-			LIMIT_ALLOCATIONS);
+		return error_set(
+			err, -E2BIG, "%u allocations pass the limit of %u", n, LIMIT_ALLOCATIONS);
 	}
 	exports->handles = calloc(n + 1u, sizeof(*exports->handles));
 	if (!exports->handles) {
@@ -124,15 +124,17 @@ static int take_register(struct session *session, const struct msg_register *reg
 	return make_handles(&session->worker->exports, reg->allocations, true, err);
 }
 
-static int take_trainer(struct session *session, const struct msg_trainer *trainer,
-	struct error *err)
+static int take_trainer(
+	struct session *session, const struct msg_trainer *trainer, struct error *err)
 {
 	if (!trainer->model[0]) {
 		return error_set(err, -EINVAL, "the model has no name");
 	}
-	if (trainer->ranks == 0 || trainer->ranks > LIMIT_RANKS || trainer->rank >= trainer->ranks) {
-		return error_set(err, -EINVAL, "trainer rank %u of %u: at most %u ranks are allowed",
-			trainer->rank, trainer->ranks, LIMIT_RANKS);
+	if (trainer->ranks == 0 || trainer->ranks > LIMIT_RANKS ||
+		trainer->rank >= trainer->ranks) {
+		return error_set(err, -EINVAL,
+			"trainer rank %u of %u: at most %u ranks are allowed", trainer->rank,
+			trainer->ranks, LIMIT_RANKS);
 	}
 	error_clear(&session->failed);
 	session->holder = calloc(1, sizeof(*session->holder));
@@ -184,13 +186,15 @@ static int take_allocation(struct session *session, struct message *message, str
 
 	if (said->kind == HANDLE_PULL) {
 		return error_set(err, -ENOTSUP,
-			"allocation %u at 0x%llx cannot be exported, and the pull route is not there yet",
+			"allocation %u at 0x%llx cannot be exported, and the pull route is not "
+			"there yet",
 			said->index, (unsigned long long)said->base);
 	}
 	if (said->index != session->allocation || said->index >= exports->nhandles ||
 		said->first_chunk != session->chunk) {
 		return error_set(err, -EPROTO,
-			"allocation %u chunk %u came where allocation %u chunk %u of %zu allocations "
+			"allocation %u chunk %u came where allocation %u chunk %u of %zu "
+			"allocations "
 			"was due",
 			said->index, said->first_chunk, session->allocation, session->chunk,
 			exports->nhandles);
@@ -208,8 +212,9 @@ static int take_allocation(struct session *session, struct message *message, str
 	}
 	session->chunks += message->nfds;
 	if (session->chunks > LIMIT_CHUNKS || message->nfds > handle->nchunks - session->chunk) {
-		return error_set(err, -E2BIG, "allocation %u: more chunks than announced, or than %u",
-			said->index, LIMIT_CHUNKS);
+		return error_set(err, -E2BIG,
+			"allocation %u: more chunks than announced, or than %u", said->index,
+			LIMIT_CHUNKS);
 	}
 	for (unsigned i = 0; i < message->nfds; i++) {
 		handle->fds[session->chunk] = fd_take(&message->fds[i]);
@@ -250,8 +255,8 @@ static int take_seal(struct session *session, const struct message *message,
 	}
 	if (session->worker) {
 		layout_finish(&session->worker->layout);
-		rc = blob_to_layout(&session->blob, session->reg.partial, &session->worker->layout,
-			err);
+		rc = blob_to_layout(
+			&session->blob, session->reg.partial, &session->worker->layout, err);
 		if (rc) {
 			layout_init(&session->worker->layout);
 		}

@@ -10,11 +10,11 @@
 #include "ipc/blob.h"
 
 enum session_state {
-	SESSION_HELLO,   /* only hello is allowed */
-	SESSION_OPEN,    /* register, trainer or status may come */
+	SESSION_HELLO,	 /* only hello is allowed */
+	SESSION_OPEN,	 /* register, trainer or status may come */
 	SESSION_FILLING, /* allocations and parts come */
-	SESSION_SEALED,  /* all there; the mover maps it */
-	SESSION_LIVE,    /* registered or declared */
+	SESSION_SEALED,	 /* all there; the mover maps it */
+	SESSION_LIVE,	 /* registered or declared */
 	SESSION_LEAVING, /* withdraw was asked; the mover unmaps */
 	SESSION_STATES,
 };
@@ -22,8 +22,8 @@ enum session_state {
 enum session_verdict {
 	VERDICT_NONE,
 	VERDICT_WELCOME, /* answer hello */
-	VERDICT_WORKER,  /* session->worker is whole: map it, then answer seal_serial */
-	VERDICT_HOLDER,  /* session->holder is whole */
+	VERDICT_WORKER,	 /* session->worker is whole: map it, then answer seal_serial */
+	VERDICT_HOLDER,	 /* session->holder is whole */
 	VERDICT_WITHDRAW,
 	VERDICT_CHECKED,
 	VERDICT_READY,
@@ -37,11 +37,11 @@ struct session {
 	struct msg_hello hello;
 	struct msg_register reg;    /* a worker's */
 	struct msg_trainer trainer; /* a trainer's */
-	struct worker *worker;      /* from register on; the broker frees it after unmapping */
+	struct worker *worker;	    /* from register on; the broker frees it after unmapping */
 	struct holder *holder;
 	/* filling */
 	uint32_t allocation, chunk; /* the next ones */
-	uint32_t chunks;            /* so far, against LIMIT_CHUNKS */
+	uint32_t chunks;	    /* so far, against LIMIT_CHUNKS */
 	struct blob blob;
 	struct error failed; /* what was wrong on the way; said in answer to seal */
 	uint64_t seal_serial;

@@ -74,8 +74,8 @@ static void fill_lists(struct server *server, struct msg_status_reply *reply)
 	for (struct member *member = server->members; member && reply->nbrokers < LIMIT_BROKERS;
 		member = member->next) {
 		if (member->state != MEMBER_CONNECTED) {
-			fill_broker(&member->join, member->rank,
-				&reply->brokers[reply->nbrokers++]);
+			fill_broker(
+				&member->join, member->rank, &reply->brokers[reply->nbrokers++]);
 		}
 	}
 }
@@ -96,7 +96,8 @@ void status_answer(struct client *client, uint64_t serial)
 	gpu_uuid_format(reply->device, sizeof(reply->device), server->uuid);
 	string_copy(reply->library, sizeof(reply->library), STREW_VERSION);
 	string_copy(reply->carrier, sizeof(reply->carrier),
-		carriers[server->epoch.state == EPOCH_READY ? server->epoch.carrier : CARRIER_NONE]);
+		carriers[server->epoch.state == EPOCH_READY ? server->epoch.carrier
+							    : CARRIER_NONE]);
 	reply->nccl = nccl_version();
 	reply->lead = server_is_lead(server);
 	reply->epoch = server->epoch.number;

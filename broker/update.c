@@ -16,8 +16,8 @@
  */
 #include "broker/update.h"
 #include "base/clock.h"
-#include <errno.h>
 #include "strew/trainer.h"
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -43,7 +43,8 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 		if (publish->version <= committed) {
 			return error_set(err, -ESTALE,
 				"version %llu is not above the committed version %llu",
-				(unsigned long long)publish->version, (unsigned long long)committed);
+				(unsigned long long)publish->version,
+				(unsigned long long)committed);
 		}
 		reset(update);
 		update->state = UPDATE_RANKS;
@@ -130,9 +131,10 @@ static unsigned report(struct update *update, uint64_t now)
 		committed += update->groups[i].outcome == STREW_OUTCOME_COMMITTED;
 	}
 	if (update->outcome != STREW_OUTCOME_ABORTED) {
-		update->outcome = committed && committed == update->ngroups ? STREW_OUTCOME_COMMITTED
-				  : committed                               ? STREW_OUTCOME_SAT_OUT
-									    : STREW_OUTCOME_ABORTED;
+		update->outcome = committed && committed == update->ngroups
+					  ? STREW_OUTCOME_COMMITTED
+				  : committed ? STREW_OUTCOME_SAT_OUT
+					      : STREW_OUTCOME_ABORTED;
 		for (size_t i = 0; i < update->ngroups && !update->text[0]; i++) {
 			if (update->groups[i].outcome != STREW_OUTCOME_COMMITTED) {
 				snprintf(update->text, sizeof(update->text),
@@ -184,11 +186,11 @@ static void merge_answer(struct update *update, uint32_t node, const struct msg_
 {
 	for (size_t i = 0; i < answer->ngroups; i++) {
 		const struct group_outcome *said = &answer->groups[i];
-		struct group_outcome *group =
-			find_group(update, node, said->replica, said->part);
+		struct group_outcome *group = find_group(update, node, said->replica, said->part);
 
 		if (!group) {
-			/* Only accept adds groups; what registers later waits for the next begin. */
+			/* Only accept adds groups; what registers later waits for the next begin.
+			 */
 			if (update->state != UPDATE_ACCEPTING ||
 				update->ngroups == LIMIT_REPORT_GROUPS) {
 				continue;
@@ -280,8 +282,8 @@ static bool take_answer(struct update *update, enum update_state due, uint32_t n
 	return true;
 }
 
-unsigned update_accept(struct update *update, uint32_t node, const struct msg_groups *answer,
-	uint64_t now)
+unsigned update_accept(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
 {
 	char text[LIMIT_TEXT_BYTES];
 	const char *why;
@@ -309,8 +311,8 @@ unsigned update_accept(struct update *update, uint32_t node, const struct msg_gr
 	return UPDATE_DO_GO;
 }
 
-unsigned update_prepared(struct update *update, uint32_t node, const struct msg_groups *answer,
-	uint64_t now)
+unsigned update_prepared(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
 {
 	char text[LIMIT_TEXT_BYTES];
 	const char *why;
@@ -337,8 +339,8 @@ unsigned update_prepared(struct update *update, uint32_t node, const struct msg_
 	return UPDATE_DO_COMMIT | release(update);
 }
 
-unsigned update_applied(struct update *update, uint32_t node, const struct msg_groups *answer,
-	uint64_t now)
+unsigned update_applied(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
 {
 	enum update_state due =
 		update->state == UPDATE_ABORTING ? UPDATE_ABORTING : UPDATE_COMMITTING;
@@ -440,7 +442,8 @@ unsigned update_tick(struct update *update, uint64_t now)
 		for (uint32_t i = 0; i < update->nnodes; i++) {
 			if (!update->answered[i]) {
 				update->lost[i] = true;
-				lose_groups(update, i, "its node did not answer before the deadline");
+				lose_groups(
+					update, i, "its node did not answer before the deadline");
 			}
 		}
 		return report(update, now);

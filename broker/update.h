@@ -12,10 +12,10 @@
 
 enum update_state {
 	UPDATE_IDLE,
-	UPDATE_RANKS,      /* some ranks have published; or their streams are not done */
-	UPDATE_QUEUED,     /* every rank's stream is done; begin is due as soon as the epoch is free */
+	UPDATE_RANKS,  /* some ranks have published; or their streams are not done */
+	UPDATE_QUEUED, /* every rank's stream is done; begin is due as soon as the epoch is free */
 	UPDATE_ACCEPTING,  /* begin is out */
-	UPDATE_MOVING,     /* go is out */
+	UPDATE_MOVING,	   /* go is out */
 	UPDATE_COMMITTING, /* commit is out: irrevocable */
 	UPDATE_ABORTING,   /* abort is out: waits for every node to be quiet */
 	UPDATE_STATES,
@@ -23,12 +23,12 @@ enum update_state {
 
 /* What the lead must do, as a set. */
 enum update_action {
-	UPDATE_DO_BEGIN = 1,   /* send begin to every node */
-	UPDATE_DO_GO = 2,      /* send go, with the replicas that go on */
-	UPDATE_DO_COMMIT = 4,  /* send commit, with the replicas that are committed */
-	UPDATE_DO_ABORT = 8,   /* send abort */
+	UPDATE_DO_BEGIN = 1,	/* send begin to every node */
+	UPDATE_DO_GO = 2,	/* send go, with the replicas that go on */
+	UPDATE_DO_COMMIT = 4,	/* send commit, with the replicas that are committed */
+	UPDATE_DO_ABORT = 8,	/* send abort */
 	UPDATE_DO_RELEASE = 16, /* tell every rank that its memory is its own again */
-	UPDATE_DO_REPORT = 32,  /* report to every rank; then the state is IDLE */
+	UPDATE_DO_REPORT = 32,	/* report to every rank; then the state is IDLE */
 };
 
 struct update {
@@ -60,7 +60,8 @@ void update_init(struct update *update, uint32_t nranks);
 /*
  * A rank publishes. The first one sets version, flags and deadline. Refused, with a
  * sentence and nothing changed: -ESTALE (not above `committed`), -EINVAL (another version
- * than the first rank's), -EBUSY (the last update has not ended, or this rank has published already).
+ * than the first rank's), -EBUSY (the last update has not ended, or this rank has published
+ * already).
  */
 int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
 	uint64_t committed, uint64_t now, struct error *err);
@@ -72,12 +73,12 @@ bool update_stream_done(struct update *update, uint32_t rank, uint64_t now);
 unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
 
 /* Answers of nodes. An answer that is not due is ignored (late, doubled, of an old update). */
-unsigned update_accept(struct update *update, uint32_t node, const struct msg_groups *answer,
-	uint64_t now);
-unsigned update_prepared(struct update *update, uint32_t node, const struct msg_groups *answer,
-	uint64_t now);
-unsigned update_applied(struct update *update, uint32_t node, const struct msg_groups *answer,
-	uint64_t now);
+unsigned update_accept(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);
+unsigned update_prepared(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);
+unsigned update_applied(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);
 
 /* No gather or copy reads the ranks' memory any more. */
 unsigned update_released(struct update *update);

@@ -20,8 +20,7 @@ int export_set_create(struct export_set **ret_set);
 void export_set_destroy(struct export_set *set); /* NULL is fine */
 
 /* -ENOTSUP with the reason if it cannot be exported; -EFAULT if it is nobody's memory. */
-int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes,
-	struct error *err);
+int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, struct error *err);
 
 /*
  * After the last add: settles the allocations (neighbouring VMM chunks that were asked for
@@ -36,10 +35,11 @@ size_t export_count(const struct export_set *set);
  * Makes the handle of allocation `index`, fds included; the caller finishes it. VMM fds are
  * made here, so that few are open at a time.
  */
-int export_handle(const struct export_set *set, uint32_t index, struct handle *ret_handle,
-	struct error *err);
+int export_handle(
+	const struct export_set *set, uint32_t index, struct handle *ret_handle, struct error *err);
 
-/* Are all allocations still what they were: address, size, buffer id? -ESTALE names the first that is not. */
+/* Are all allocations still what they were: address, size, buffer id? -ESTALE names the first that
+ * is not. */
 int export_verify(const struct export_set *set, struct error *err);
 
 /*

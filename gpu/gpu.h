@@ -21,7 +21,7 @@ enum gpu_kind { GPU_AUTO = 0, GPU_HOST = 1, GPU_CUDA = 2 };
 
 /* How one allocation is shared. The numbers travel on the wire. */
 enum handle_kind {
-	HANDLE_MEMFD = 1,    /* one fd; both backends take it (cuda registers it as pinned memory) */
+	HANDLE_MEMFD = 1, /* one fd; both backends take it (cuda registers it as pinned memory) */
 	HANDLE_CUDA_IPC = 2, /* legacy IPC handle, no fd */
 	HANDLE_CUDA_VMM = 3, /* POSIX fds, one a chunk, to be mapped side by side */
 	HANDLE_PULL = 4,     /* cannot be exported; refused until the pull route is there */
@@ -30,19 +30,19 @@ enum handle_kind {
 /* An allocation as its owner describes it. A value: fds are owned by whoever holds it. */
 struct handle {
 	enum handle_kind kind;
-	uint64_t base;                 /* address in the exporter, for messages and checks */
+	uint64_t base; /* address in the exporter, for messages and checks */
 	uint64_t size_bytes;
-	uint64_t buffer_id;            /* the driver's, 0 for memfd */
-	uint8_t uuid[GPU_UUID_BYTES];  /* of the GPU, zeros for host memory */
-	uint8_t ipc[GPU_IPC_BYTES];    /* HANDLE_CUDA_IPC */
-	uint32_t nchunks;              /* fds: 1 for memfd, one a chunk for VMM, else 0 */
-	int *fds;                      /* nchunks, -1 where taken; malloc'd */
-	uint64_t *chunk_bytes;         /* nchunks; malloc'd */
+	uint64_t buffer_id;	      /* the driver's, 0 for memfd */
+	uint8_t uuid[GPU_UUID_BYTES]; /* of the GPU, zeros for host memory */
+	uint8_t ipc[GPU_IPC_BYTES];   /* HANDLE_CUDA_IPC */
+	uint32_t nchunks;	      /* fds: 1 for memfd, one a chunk for VMM, else 0 */
+	int *fds;		      /* nchunks, -1 where taken; malloc'd */
+	uint64_t *chunk_bytes;	      /* nchunks; malloc'd */
 };
 /* Closes the fds that are left and frees the arrays. */
 void handle_finish(struct handle *handle);
 
-struct gpu;        /* a backend, opened */
+struct gpu;	   /* a backend, opened */
 struct gpu_device; /* a GPU in which the broker has a context; the host backend has one */
 struct gpu_memory; /* an imported allocation, or one of the broker's own (slot, shadow) */
 struct gpu_copies; /* copies whose descriptors lie where the executor wants them */
@@ -65,8 +65,8 @@ void gpu_close(struct gpu *gpu); /* NULL is fine; everything made from it is gon
 const struct gpu_info *gpu_info(const struct gpu *gpu);
 
 /* UUID of "GPU-…" text or of a decimal index; NULL: the first GPU. -ENODEV names what exists. */
-int gpu_find(struct gpu *gpu, const char *device, uint8_t ret_uuid[GPU_UUID_BYTES],
-	struct error *err);
+int gpu_find(
+	struct gpu *gpu, const char *device, uint8_t ret_uuid[GPU_UUID_BYTES], struct error *err);
 /* "GPU-0123…" or "host" into buf, which is returned. */
 const char *gpu_uuid_format(char *buf, size_t buf_bytes, const uint8_t uuid[GPU_UUID_BYTES]);
 
@@ -115,8 +115,8 @@ int gpu_event_query(struct gpu_event *event, struct error *err);
  * bases[space] is an address, for sources and destinations alike; every space of the copies is
  * < nbases. A base of 0 means "given at the run": the slot. Nothing is kept of the arguments.
  */
-int gpu_copies_create(struct gpu_device *device, const struct copies *copies,
-	const uint64_t *bases, size_t nbases, struct gpu_copies **ret_copies, struct error *err);
+int gpu_copies_create(struct gpu_device *device, const struct copies *copies, const uint64_t *bases,
+	size_t nbases, struct gpu_copies **ret_copies, struct error *err);
 void gpu_copies_destroy(struct gpu_copies *copies);
 
 /*

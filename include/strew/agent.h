@@ -20,17 +20,17 @@ struct strew_agent;
 
 /* Who this worker is. Zero-initialise, then fill in; strings are copied. */
 struct strew_agent_options {
-	const char *socket;     /* NULL: $STREW_SOCKET, else the default path */
-	const char *model;      /* required */
-	uint32_t replica;       /* which copy of the model this group serves */
-	uint32_t part;          /* which part of the replica (pipeline stage, node) */
-	uint32_t member;        /* this worker's rank among the group's members on this node */
-	uint32_t members;       /* members of the group on this node, >= 1 */
-	enum strew_gate gate;   /* 0: STREW_GATE_HELD */
+	const char *socket;	/* NULL: $STREW_SOCKET, else the default path */
+	const char *model;	/* required */
+	uint32_t replica;	/* which copy of the model this group serves */
+	uint32_t part;		/* which part of the replica (pipeline stage, node) */
+	uint32_t member;	/* this worker's rank among the group's members on this node */
+	uint32_t members;	/* members of the group on this node, >= 1 */
+	enum strew_gate gate;	/* 0: STREW_GATE_HELD */
 	enum strew_apply apply; /* 0: STREW_APPLY_STAGED */
-	int partial;            /* accept updates that leave parameters uncovered */
-	int serve_thread;       /* answer the broker from a thread of the library's own */
-	int timeout_ms;         /* deadline of each call that waits for the broker; 0: 30,000 */
+	int partial;		/* accept updates that leave parameters uncovered */
+	int serve_thread;	/* answer the broker from a thread of the library's own */
+	int timeout_ms;		/* deadline of each call that waits for the broker; 0: 30,000 */
 };
 
 /*
@@ -62,16 +62,16 @@ struct strew_parameter {
  * shape [H*d, C], view [H, d/2, 2, C], stride [d*C, C, d/2*C, 1].
  */
 struct strew_piece {
-	const char *tensor;     /* the trainer's name */
+	const char *tensor;	/* the trainer's name */
 	enum strew_dtype dtype; /* the tensor's; must equal the parameter's (no casts yet) */
 	int ndim;
 	uint64_t shape[STREW_MAX_DIMS];
 	int view_ndim;
 	uint64_t view[STREW_MAX_DIMS];
-	uint64_t start[STREW_MAX_DIMS];  /* in the view's dimensions */
+	uint64_t start[STREW_MAX_DIMS];	 /* in the view's dimensions */
 	uint64_t extent[STREW_MAX_DIMS]; /* in the view's dimensions; all 0: up to the end */
-	uint32_t parameter;              /* as returned by strew_agent_declare() */
-	uint64_t offset;                 /* elements */
+	uint32_t parameter;		 /* as returned by strew_agent_declare() */
+	uint64_t offset;		 /* elements */
 	uint64_t stride[STREW_MAX_DIMS]; /* elements, by the view's dimensions */
 };
 
@@ -79,7 +79,8 @@ enum strew_event_type {
 	STREW_EVENT_NONE = 0,
 	STREW_EVENT_HOLD = 1, /* held gate: reach a step's end, call ready, then resume */
 	STREW_EVENT_DONE = 2, /* an update ended; outcome and version say how */
-	STREW_EVENT_LOST = 3, /* the broker is gone: only close is valid; state says what is in memory */
+	STREW_EVENT_LOST =
+		3, /* the broker is gone: only close is valid; state says what is in memory */
 };
 
 struct strew_event {
@@ -87,7 +88,7 @@ struct strew_event {
 	uint64_t version;
 	enum strew_outcome outcome;
 	enum strew_group_state state; /* of the group, after the event */
-	char text[240];               /* why, when the outcome is not COMMITTED */
+	char text[240];		      /* why, when the outcome is not COMMITTED */
 };
 
 /*
@@ -95,16 +96,16 @@ struct strew_event {
  * -ENOENT or -ECONNREFUSED: nobody serves the socket; -EPROTO: not a broker of
  * this protocol version. On success *ret_agent must be closed by the caller.
  */
-STREW_API int strew_agent_open(const struct strew_agent_options *options,
-	struct strew_agent **ret_agent);
+STREW_API int strew_agent_open(
+	const struct strew_agent_options *options, struct strew_agent **ret_agent);
 
 /*
  * Declares a parameter; its memory stays the caller's and must outlive the
  * agent or its strew_agent_withdraw(). Returns 0 and sets *ret_id; -ENOTSUP if
  * the allocation cannot be shared (name, pointer and reason in strew_error()).
  */
-STREW_API int strew_agent_declare(struct strew_agent *agent,
-	const struct strew_parameter *parameter, uint32_t *ret_id);
+STREW_API int strew_agent_declare(
+	struct strew_agent *agent, const struct strew_parameter *parameter, uint32_t *ret_id);
 
 /* Adds a piece. Checked at once against the parameter; -EINVAL, -ERANGE, -ENOTSUP. */
 STREW_API int strew_agent_piece(struct strew_agent *agent, const struct strew_piece *piece);
@@ -126,8 +127,8 @@ STREW_API int strew_agent_fd(struct strew_agent *agent);
 STREW_API int strew_agent_dispatch(struct strew_agent *agent, struct strew_event *ret_event);
 
 /* The same, waiting for an event for at most timeout_ms (-ETIMEDOUT). */
-STREW_API int strew_agent_wait(struct strew_agent *agent, int timeout_ms,
-	struct strew_event *ret_event);
+STREW_API int strew_agent_wait(
+	struct strew_agent *agent, int timeout_ms, struct strew_event *ret_event);
 
 /*
  * Held gate: says that the engine does not use its parameters once `stream`
@@ -146,8 +147,8 @@ STREW_API int strew_agent_ready(struct strew_agent *agent, void *stream);
 STREW_API int strew_agent_resume(struct strew_agent *agent, int timeout_ms);
 
 /* The group's state and committed version as last heard. Either pointer may be NULL. */
-STREW_API int strew_agent_state(struct strew_agent *agent, enum strew_group_state *ret_state,
-	uint64_t *ret_version);
+STREW_API int strew_agent_state(
+	struct strew_agent *agent, enum strew_group_state *ret_state, uint64_t *ret_version);
 
 /* Takes the memory back: on return nothing writes to it. Waits for at most the timeout. */
 STREW_API int strew_agent_withdraw(struct strew_agent *agent);

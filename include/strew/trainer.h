@@ -20,9 +20,9 @@ struct strew_trainer;
 struct strew_trainer_options {
 	const char *socket; /* NULL: $STREW_SOCKET, else the default path */
 	const char *model;  /* required */
-	uint32_t rank;      /* of this process among the model's trainer ranks */
-	uint32_t ranks;     /* 0: 1 */
-	int timeout_ms;     /* deadline of each call that waits for the broker; 0: 30,000 */
+	uint32_t rank;	    /* of this process among the model's trainer ranks */
+	uint32_t ranks;	    /* 0: 1 */
+	int timeout_ms;	    /* deadline of each call that waits for the broker; 0: 30,000 */
 };
 
 /*
@@ -38,7 +38,7 @@ struct strew_tensor {
 	uint64_t start[STREW_MAX_DIMS];
 	uint64_t extent[STREW_MAX_DIMS];
 	uint64_t stride[STREW_MAX_DIMS]; /* elements; all 0: row-major and dense */
-	const void *data;                /* device memory, or from strew_host_alloc() */
+	const void *data;		 /* device memory, or from strew_host_alloc() */
 };
 
 #define STREW_PUBLISH_PARTIAL 1u   /* parameters that no tensor covers are not an error */
@@ -57,30 +57,30 @@ struct strew_group_report {
 struct strew_report {
 	uint64_t version;
 	enum strew_outcome outcome; /* COMMITTED: all groups; SAT_OUT: some; ABORTED: none */
-	const char *text;           /* why, when not COMMITTED */
+	const char *text;	    /* why, when not COMMITTED */
 	uint64_t tensors;
-	uint64_t unwanted;          /* tensors that no group of this update takes */
-	uint64_t bytes;             /* of the tensors, counted once */
-	uint64_t wire_bytes;        /* sent to other brokers, counted once */
-	double wait_s;              /* publish to every rank's stream done */
-	double accept_s;            /* then to the last accept (gates of direct groups) */
-	double move_s;              /* then to the last prepared */
-	double commit_s;            /* then to the last applied */
-	double total_s;             /* publish to the last applied */
+	uint64_t unwanted;   /* tensors that no group of this update takes */
+	uint64_t bytes;	     /* of the tensors, counted once */
+	uint64_t wire_bytes; /* sent to other brokers, counted once */
+	double wait_s;	     /* publish to every rank's stream done */
+	double accept_s;     /* then to the last accept (gates of direct groups) */
+	double move_s;	     /* then to the last prepared */
+	double commit_s;     /* then to the last applied */
+	double total_s;	     /* publish to the last applied */
 	size_t ngroups;
 	struct strew_group_report *groups;
 };
 
 /* Connects to the node's broker as rank `rank` of `ranks`. Errors as strew_agent_open(). */
-STREW_API int strew_trainer_open(const struct strew_trainer_options *options,
-	struct strew_trainer **ret_trainer);
+STREW_API int strew_trainer_open(
+	const struct strew_trainer_options *options, struct strew_trainer **ret_trainer);
 
 /*
  * Declares a box. The memory stays the caller's; it must keep its address, and
  * outlive the trainer. -ENOTSUP if it cannot be shared.
  */
-STREW_API int strew_trainer_declare(struct strew_trainer *trainer,
-	const struct strew_tensor *tensor);
+STREW_API int strew_trainer_declare(
+	struct strew_trainer *trainer, const struct strew_tensor *tensor);
 
 /*
  * Ends declaring: exports the memory, sends the manifest and waits until all
@@ -110,8 +110,8 @@ STREW_API int strew_trainer_wait_released(struct strew_trainer *trainer, int tim
  * Waits for the report of the update. 0 fills *ret_report, also when the update
  * did not commit everywhere: see its outcome. Free with strew_report_finish().
  */
-STREW_API int strew_trainer_wait_report(struct strew_trainer *trainer, int timeout_ms,
-	struct strew_report *ret_report);
+STREW_API int strew_trainer_wait_report(
+	struct strew_trainer *trainer, int timeout_ms, struct strew_report *ret_report);
 STREW_API void strew_report_finish(struct strew_report *report);
 
 /* A descriptor that polls readable when the broker has said something. */

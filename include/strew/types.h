@@ -67,12 +67,12 @@ enum strew_group_state {
 
 /* What became of a group in an update. The numbers travel on the wire. */
 enum strew_outcome {
-	STREW_OUTCOME_NONE = 0,      /* not decided */
+	STREW_OUTCOME_NONE = 0,	     /* not decided */
 	STREW_OUTCOME_COMMITTED = 1, /* every byte of the new version is in place */
 	STREW_OUTCOME_SAT_OUT = 2,   /* untouched; the text says why; the group is STALE */
 	STREW_OUTCOME_ABORTED = 3,   /* untouched; the update was given up before its commit */
 	STREW_OUTCOME_DIRTY = 4,     /* written in part; only a whole update heals it */
-	STREW_OUTCOME_LOST = 5,      /* its workers are gone */
+	STREW_OUTCOME_LOST = 5,	     /* its workers are gone */
 };
 
 /* Bytes of one element, or 0 for an unknown dtype. */

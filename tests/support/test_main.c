@@ -32,7 +32,8 @@ int test_finish(int failures, int fds_before)
 	int fds = test_count_fds();
 
 	if (fds != fds_before) {
-		fprintf(stderr, "%d descriptors open at the start, %d at the end\n", fds_before, fds);
+		fprintf(stderr, "%d descriptors open at the start, %d at the end\n", fds_before,
+			fds);
 		return failures + 1;
 	}
 	return failures;

@@ -22,7 +22,7 @@ int test_finish(int failures, int fds_before);
 
 /* Deterministic from the seed; test_seed() prints it once. */
 uint64_t test_seed(void);
-uint64_t test_random(void);                 /* 64 random bits */
+uint64_t test_random(void);		    /* 64 random bits */
 uint64_t test_random_below(uint64_t limit); /* [0, limit) */
 void test_random_fill(void *buf, size_t len_bytes);
 

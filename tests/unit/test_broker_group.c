@@ -277,7 +277,8 @@ static void test_random_walks(void **state)
 	(void)state;
 	for (int walk = 0; walk < 20000; walk++) {
 		enum strew_gate gate = test_random_below(2) ? STREW_GATE_LIVE : STREW_GATE_HELD;
-		enum strew_apply apply = test_random_below(2) ? STREW_APPLY_DIRECT : STREW_APPLY_STAGED;
+		enum strew_apply apply =
+			test_random_below(2) ? STREW_APPLY_DIRECT : STREW_APPLY_STAGED;
 		uint64_t version = 0;
 
 		fresh(gate, apply, 1 + (uint32_t)test_random_below(3));
@@ -319,15 +320,18 @@ static void test_random_walks(void **state)
 				}
 				if (action->type == GA_APPLIED &&
 					action->outcome == STREW_OUTCOME_COMMITTED) {
-					assert_true(before == PHASE_PREPARED || before == PHASE_COMMITTING);
+					assert_true(before == PHASE_PREPARED ||
+						    before == PHASE_COMMITTING);
 					version = group.version;
 				}
 			}
-			/* Held: no phase that writes live memory is entered without every member. */
+			/* Held: no phase that writes live memory is entered without every member.
+			 */
 			if (gate == STREW_GATE_HELD && !may_use(group.phase, apply) &&
 				group.phase != PHASE_HOLDING && group.phase != PHASE_GATING) {
 				for (uint32_t k = 0; k < group.nmembers; k++) {
-					assert_true(!group.members[k].present || group.members[k].ready);
+					assert_true(!group.members[k].present ||
+						    group.members[k].ready);
 				}
 			}
 			/* No member missing in a phase that goes on. */

@@ -31,7 +31,8 @@ static struct msg_groups answer(const struct say *said, size_t n)
 		groups[i].replica = said[i].replica;
 		groups[i].part = said[i].part;
 		groups[i].outcome = said[i].outcome;
-		snprintf(groups[i].text, sizeof(groups[i].text), "%s", said[i].outcome ? "why" : "");
+		snprintf(
+			groups[i].text, sizeof(groups[i].text), "%s", said[i].outcome ? "why" : "");
 	}
 	return message;
 }
@@ -78,7 +79,8 @@ static void test_publish_refusals(void **state)
 	assert_int_equal(publish(0, 12, 0), 0);
 	assert_int_equal(publish(0, 12, 0), -EBUSY);
 	assert_int_equal(publish(1, 13, 0), -EINVAL);
-	assert_non_null(strstr(err.text, "rank 1 publishes version 13, the other ranks version 12"));
+	assert_non_null(
+		strstr(err.text, "rank 1 publishes version 13, the other ranks version 12"));
 	assert_int_equal(publish(1, 12, 0), 0);
 	assert_false(update_stream_done(&update, 1, 0));
 	assert_true(update_stream_done(&update, 0, 0));
@@ -131,8 +133,8 @@ static void test_replica_sits_out(void **state)
 	assert_int_equal(update.nreplicas, 1);
 	assert_int_equal(update.replicas[0], 1);
 	message = answer(second, 1);
-	assert_int_equal(update_prepared(&update, 0, &message, 5000),
-		UPDATE_DO_COMMIT | UPDATE_DO_RELEASE);
+	assert_int_equal(
+		update_prepared(&update, 0, &message, 5000), UPDATE_DO_COMMIT | UPDATE_DO_RELEASE);
 	message = answer(end, 3);
 	assert_int_equal(update_applied(&update, 0, &message, 6000), UPDATE_DO_REPORT);
 	assert_int_equal(update.outcome, STREW_OUTCOME_SAT_OUT);
@@ -149,8 +151,8 @@ static void test_scope_all(void **state)
 	assert_int_equal(update_accept(&update, 0, &message, 4000), UPDATE_DO_ABORT);
 	assert_int_equal(update.state, UPDATE_ABORTING);
 	assert_non_null(strstr(update.text, "scope=all"));
-	assert_int_equal(update_applied(&update, 0, &message, 6000),
-		UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	assert_int_equal(
+		update_applied(&update, 0, &message, 6000), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
 	assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
 }
 
@@ -172,8 +174,8 @@ static void test_deadlines(void **state)
 	assert_int_equal(publish(0, 11, 0), 0);
 	update_stream_done(&update, 0, 0);
 	assert_int_equal(update_tick(&update, 999), 0);
-	assert_int_equal(update_tick(&update, update.deadline_ns),
-		UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	assert_int_equal(
+		update_tick(&update, update.deadline_ns), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
 	assert_non_null(strstr(update.text, "rank 1 did not publish"));
 	/* So is a node that does not accept; then the abort's own deadline ends it. */
 	begin(2, 0);
@@ -182,8 +184,8 @@ static void test_deadlines(void **state)
 	assert_non_null(strstr(update.text, "node 1 did not answer begin"));
 	applied(0, on);
 	assert_int_equal(update.state, UPDATE_ABORTING);
-	assert_int_equal(update_tick(&update, update.deadline_ns),
-		UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	assert_int_equal(
+		update_tick(&update, update.deadline_ns), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
 	/* No state but IDLE is without a deadline. */
 	assert_true(update_due(&update) == UINT64_MAX);
 }
