@@ -1,0 +1,239 @@
+/*
+ * Copies on a GPU: descriptors and tiles are uploaded once; a run is a launch over the
+ * range's tiles and a call for each run that a copy engine takes.
+ */
+#include "base/util.h"
+#include "gpu/cuda_backend.h"
+#include "gpu/tiles.h"
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct cuda_copies {
+	struct gpu_copies head;
+	struct cuda_device *device;
+	struct scatter_run *runs;
+	struct scatter_range *ranges;
+	cuda_ptr descriptors, tiles; /* on the device; 0: none */
+};
+
+/* Machine code for this GPU if the build has it, else the text, which the driver compiles. */
+static int load_kernel(struct cuda_device *device, struct error *err)
+{
+	struct cuda_module *module = NULL;
+	int rc = -ENOENT;
+
+	if (device->module) {
+		return 0;
+	}
+	if (scatter_fatbin_bytes) {
+		rc = CUDA(err, cuModuleLoadData, &module, scatter_fatbin);
+	}
+	if (rc) {
+		rc = CUDA(err, cuModuleLoadData, &module, scatter_ptx);
+	}
+	if (rc) {
+		return rc;
+	}
+	rc = CUDA(err, cuModuleGetFunction, &device->scatter, module, "strew_scatter");
+	if (rc) {
+		CUDA(NULL, cuModuleUnload, module);
+		return rc;
+	}
+	device->module = module;
+	return 0;
+}
+
+/*
+ * Is the memory behind this base somewhere else, seen from the device? A kernel can only
+ * reach a peer's memory where the driver allows peer access.
+ */
+static int locate_base(
+	struct cuda_device *device, uint64_t base, bool *ret_remote, struct error *err)
+{
+	char ours[UUID_TEXT_BYTES], theirs[UUID_TEXT_BYTES];
+	const struct cuda_gpu *gpu = device->gpu;
+	uint64_t type = CUDA_MEMORY_DEVICE;
+	uint64_t ordinal = (uint64_t)device->ordinal;
+	int reachable = 1;
+	int peer;
+
+	*ret_remote = false;
+	if (base == 0) {
+		return 0;
+	}
+	if (cuda_attribute(base, CUDA_POINTER_MEMORY_TYPE, &type) && type == CUDA_MEMORY_HOST) {
+		*ret_remote = true;
+		return 0;
+	}
+	if (!cuda_attribute(base, CUDA_POINTER_ORDINAL, &ordinal) ||
+		ordinal >= (uint64_t)gpu->head.info.ndevices ||
+		memcmp(gpu->uuids[ordinal], device->head.uuid, GPU_UUID_BYTES) == 0) {
+		return 0;
+	}
+	*ret_remote = true;
+	if (cuda_driver.cuDeviceGet(&peer, (int)ordinal) == CUDA_OK &&
+		cuda_driver.cuDeviceCanAccessPeer(&reachable, device->ordinal, peer) == CUDA_OK &&
+		!reachable) {
+		return error_set(err, -ENOTSUP, "%s has no peer access to %s",
+			gpu_uuid_format(ours, sizeof(ours), device->head.uuid),
+			gpu_uuid_format(theirs, sizeof(theirs), gpu->uuids[ordinal]));
+	}
+	return 0;
+}
+
+static int upload(
+	const void *array, size_t n, size_t size, cuda_ptr *ret_address, struct error *err)
+{
+	cuda_ptr address;
+	int rc;
+
+	if (n == 0) {
+		*ret_address = 0;
+		return 0;
+	}
+	rc = CUDA(err, cuMemAlloc, &address, n * size);
+	if (rc) {
+		return error_prefix(err, "%zu bytes of descriptors", n * size);
+	}
+	rc = CUDA(err, cuMemcpyHtoD, address, array, n * size);
+	if (rc) {
+		CUDA(NULL, cuMemFree, address);
+		return rc;
+	}
+	*ret_address = address;
+	return 0;
+}
+
+static int build_table(struct cuda_device *device, const struct copies *copies,
+	const uint64_t *bases, size_t nbases, struct scatter_table *ret_table, struct error *err)
+{
+	bool *remote = calloc(nbases ? nbases : 1, sizeof(*remote));
+	int rc = 0;
+
+	if (!remote) {
+		return error_set(err, -ENOMEM, "no memory for %zu spaces", nbases);
+	}
+	for (size_t i = 0; i < nbases && rc == 0; i++) {
+		rc = locate_base(device, bases[i], &remote[i], err);
+	}
+	if (rc == 0) {
+		rc = tiles_build(copies, bases, remote, ret_table, err);
+	}
+	free(remote);
+	return rc;
+}
+
+int cuda_copies_create(struct gpu_device *base, const struct copies *source, const uint64_t *bases,
+	size_t nbases, struct gpu_copies **ret_copies, struct error *err)
+{
+	struct cuda_device *device = (struct cuda_device *)base;
+	struct cuda_copies *copies;
+	struct scatter_table table;
+	int rc;
+
+	rc = cuda_enter(device, err);
+	if (rc == 0) {
+		rc = load_kernel(device, err);
+	}
+	if (rc) {
+		return rc;
+	}
+	copies = calloc(1, sizeof(*copies));
+	if (!copies) {
+		return error_set(err, -ENOMEM, "no memory for copies");
+	}
+	copies->head.ops = base->ops;
+	copies->head.nranges = source->nranges;
+	copies->device = device;
+	rc = build_table(device, source, bases, nbases, &table, err);
+	if (rc) {
+		goto free_copies;
+	}
+	rc = upload(table.descriptors, table.ndescriptors, sizeof(*table.descriptors),
+		&copies->descriptors, err);
+	if (rc == 0) {
+		rc = upload(table.tiles, table.ntiles, sizeof(*table.tiles), &copies->tiles, err);
+	}
+	if (rc == 0) {
+		copies->runs = table.runs;
+		copies->ranges = table.ranges;
+		table.runs = NULL;
+		table.ranges = NULL;
+	}
+	tiles_finish(&table);
+	if (rc) {
+		goto free_copies;
+	}
+	*ret_copies = &copies->head;
+	return 0;
+
+free_copies:
+	cuda_copies_destroy(&copies->head);
+	return rc;
+}
+
+void cuda_copies_destroy(struct gpu_copies *base)
+{
+	struct cuda_copies *copies = (struct cuda_copies *)base;
+
+	cuda_enter(copies->device, NULL);
+	if (copies->descriptors) {
+		CUDA(NULL, cuMemFree, copies->descriptors);
+	}
+	if (copies->tiles) {
+		CUDA(NULL, cuMemFree, copies->tiles);
+	}
+	free(copies->runs);
+	free(copies->ranges);
+	free(copies);
+}
+
+static int launch(struct cuda_copies *copies, const struct scatter_range *range, uint64_t slot,
+	struct cuda_stream *stream, struct error *err)
+{
+	cuda_ptr descriptors = copies->descriptors;
+	cuda_ptr tiles = copies->tiles + range->first_tile * sizeof(struct scatter_tile);
+	void *arguments[] = {&descriptors, &tiles, &slot};
+
+	return CUDA(err, cuLaunchKernel, copies->device->scatter, (unsigned)range->ntiles, 1, 1,
+		SCATTER_THREADS, 1, 1, 0, stream, arguments, NULL);
+}
+
+int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address,
+	struct gpu_stream *stream, struct error *err)
+{
+	struct cuda_copies *copies = (struct cuda_copies *)base;
+	const struct scatter_range *range = &copies->ranges[index];
+	struct cuda_stream *native = gpu_stream_native(stream);
+	int rc;
+
+	if (range->ntiles == 0 && range->nruns == 0) {
+		return 0;
+	}
+	rc = cuda_enter(copies->device, err);
+	if (rc == 0 && range->ntiles) {
+		rc = launch(copies, range, slot_address, native, err);
+	}
+	for (size_t i = 0; i < range->nruns && rc == 0; i++) {
+		const struct scatter_run *run = &copies->runs[range->first_run + i];
+
+		rc = CUDA(err, cuMemcpyAsync,
+			run->dst + (run->slot & SCATTER_DST_SLOT ? slot_address : 0),
+			run->src + (run->slot & SCATTER_SRC_SLOT ? slot_address : 0),
+			run->len_bytes, native);
+	}
+	return rc;
+}
+
+int cuda_copy(struct gpu_device *base, uint64_t dst, uint64_t src, uint64_t len_bytes,
+	struct gpu_stream *stream, struct error *err)
+{
+	int rc = cuda_enter((struct cuda_device *)base, err);
+
+	if (rc == 0) {
+		rc = CUDA(err, cuMemcpyAsync, dst, src, len_bytes, gpu_stream_native(stream));
+	}
+	return rc;
+}

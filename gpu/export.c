@@ -1,0 +1,281 @@
+/* The set of exported allocations; what the driver knows of them is in export_cuda.c. */
+#include "gpu/export.h"
+#include "base/util.h"
+#include "gpu/export_set.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+int export_set_create(struct export_set **ret_set)
+{
+	struct export_set *set = calloc(1, sizeof(*set));
+
+	if (!set) {
+		return -ENOMEM;
+	}
+	*ret_set = set;
+	return 0;
+}
+
+void export_set_destroy(struct export_set *set)
+{
+	if (!set) {
+		return;
+	}
+	export_cuda_release(set);
+	for (size_t i = 0; i < set->nentries; i++) {
+		free(set->entries[i].chunks);
+	}
+	free(set->entries);
+	free(set->contexts);
+	free(set);
+}
+
+/* Index of the first entry that starts behind the address. */
+static size_t upper_bound(const struct export_set *set, uint64_t address)
+{
+	size_t low = 0;
+	size_t high = set->nentries;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (set->entries[middle].base <= address) {
+			low = middle + 1;
+		} else {
+			high = middle;
+		}
+	}
+	return low;
+}
+
+const struct export_entry *export_find(const struct export_set *set, uint64_t address)
+{
+	size_t at = upper_bound(set, address);
+
+	if (at > 0 && address - set->entries[at - 1].base < set->entries[at - 1].size_bytes) {
+		return &set->entries[at - 1];
+	}
+	return NULL;
+}
+
+int export_insert(struct export_set *set, const struct export_entry *entry, struct error *err)
+{
+	size_t at = upper_bound(set, entry->base);
+	int rc;
+
+	if (set->nentries >= LIMIT_ALLOCATIONS + LIMIT_CHUNKS) {
+		return error_set(err, -E2BIG, "more than %u allocations and chunks",
+			LIMIT_ALLOCATIONS + LIMIT_CHUNKS);
+	}
+	rc = array_grow((void **)&set->entries, &set->cap_entries, set->nentries + 1,
+		sizeof(*set->entries));
+	if (rc) {
+		return error_set(err, rc, "no memory for %zu allocations", set->nentries + 1);
+	}
+	memmove(&set->entries[at + 1], &set->entries[at],
+		(set->nentries - at) * sizeof(*set->entries));
+	set->entries[at] = *entry;
+	set->nentries++;
+	return 0;
+}
+
+/* -ENOENT if it is not from strew_host_alloc(). */
+static int add_host(struct export_set *set, uint64_t address, uint64_t len_bytes, struct error *err)
+{
+	struct export_entry entry = {.kind = HANDLE_MEMFD, .ordinal = -1};
+	int rc;
+
+	rc = host_memory_find(
+		(void *)(uintptr_t)address, &entry.fd, &entry.base, &entry.size_bytes);
+	if (rc) {
+		return rc;
+	}
+	if (len_bytes > entry.size_bytes - (address - entry.base)) {
+		return error_set(err, -EFAULT,
+			"0x%" PRIx64 " + %" PRIu64 " passes the end of its %" PRIu64
+			" bytes of host memory",
+			address, len_bytes, entry.size_bytes);
+	}
+	if (export_find(set, address)) {
+		return 0;
+	}
+	rc = memfd_identify(entry.fd, &entry.memfd);
+	if (rc) {
+		return error_set(err, rc, "the memfd is unusable: %s", strerror(-rc));
+	}
+	return export_insert(set, &entry, err);
+}
+
+int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, struct error *err)
+{
+	uint64_t address = (uint64_t)(uintptr_t)ptr;
+	uint64_t end;
+	int rc;
+
+	if (set->settled) {
+		return error_set(err, -EINVAL, "the set is settled");
+	}
+	if (!ptr || add_overflows(address, len_bytes, &end)) {
+		return error_set(err, -EFAULT, "%" PRIu64 " bytes at 0x%" PRIx64 " are nobody's",
+			len_bytes, address);
+	}
+	/* An empty range still has a place, and its allocation is wanted. */
+	len_bytes = MAX(len_bytes, 1);
+	rc = add_host(set, address, len_bytes, err);
+	return rc == -ENOENT ? export_cuda_add(set, address, len_bytes, err) : rc;
+}
+
+static bool joins(const struct export_entry *before, const struct export_entry *entry)
+{
+	return before->kind == HANDLE_CUDA_VMM && entry->kind == HANDLE_CUDA_VMM &&
+	       before->ordinal == entry->ordinal &&
+	       before->base + before->size_bytes == entry->base;
+}
+
+int export_settle(struct export_set *set, struct error *err)
+{
+	size_t kept = 0;
+
+	if (set->settled) {
+		return 0;
+	}
+	for (size_t i = 0, j; i < set->nentries; i = j) {
+		struct export_entry entry = set->entries[i];
+
+		j = i + 1;
+		if (entry.kind == HANDLE_CUDA_VMM) {
+			while (j < set->nentries && joins(&set->entries[j - 1], &set->entries[j])) {
+				j++;
+			}
+			entry.nchunks = (uint32_t)(j - i);
+			entry.size_bytes = 0;
+			entry.chunks = calloc(j - i, sizeof(*entry.chunks));
+			if (!entry.chunks) {
+				goto no_memory;
+			}
+			for (size_t k = i; k < j; k++) {
+				entry.chunks[k - i].base = set->entries[k].base;
+				entry.chunks[k - i].size_bytes = set->entries[k].size_bytes;
+				entry.chunks[k - i].buffer_id = set->entries[k].buffer_id;
+				entry.size_bytes += set->entries[k].size_bytes;
+			}
+		}
+		set->entries[kept++] = entry;
+	}
+	set->nentries = kept;
+	set->settled = true;
+	return 0;
+
+no_memory:
+	/* The entries are partly joined: nothing is left to do with the set but to destroy it. */
+	set->nentries = kept;
+	return error_set(err, -ENOMEM, "no memory for an allocation's chunks");
+}
+
+int export_locate(const struct export_set *set, const void *ptr, uint32_t *ret_allocation,
+	uint64_t *ret_offset, struct error *err)
+{
+	uint64_t address = (uint64_t)(uintptr_t)ptr;
+	const struct export_entry *entry = export_find(set, address);
+
+	if (!set->settled) {
+		return error_set(err, -EINVAL, "the set is not settled");
+	}
+	if (!entry) {
+		return error_set(err, -EFAULT, "0x%" PRIx64 " was not added", address);
+	}
+	*ret_allocation = (uint32_t)(entry - set->entries);
+	*ret_offset = address - entry->base;
+	return 0;
+}
+
+size_t export_count(const struct export_set *set)
+{
+	return set->nentries;
+}
+
+static int handle_arrays(struct handle *handle, uint32_t nchunks)
+{
+	handle->fds = malloc(nchunks * sizeof(*handle->fds));
+	handle->chunk_bytes = calloc(nchunks, sizeof(*handle->chunk_bytes));
+	if (!handle->fds || !handle->chunk_bytes) {
+		return -ENOMEM;
+	}
+	for (uint32_t i = 0; i < nchunks; i++) {
+		handle->fds[i] = -1;
+	}
+	handle->nchunks = nchunks;
+	return 0;
+}
+
+int export_handle(
+	const struct export_set *set, uint32_t index, struct handle *ret_handle, struct error *err)
+{
+	const struct export_entry *entry;
+	struct handle handle = {0};
+	uint32_t nchunks;
+	int rc = 0;
+
+	if (!set->settled || index >= set->nentries) {
+		return error_set(
+			err, -EINVAL, "allocation %" PRIu32 " of %zu", index, set->nentries);
+	}
+	entry = &set->entries[index];
+	handle.kind = entry->kind;
+	handle.base = entry->base;
+	handle.size_bytes = entry->size_bytes;
+	handle.buffer_id = entry->buffer_id;
+	memcpy(handle.uuid, entry->uuid, GPU_UUID_BYTES);
+	nchunks = entry->kind == HANDLE_MEMFD ? 1 : entry->nchunks;
+	if (nchunks && handle_arrays(&handle, nchunks)) {
+		rc = error_set(err, -ENOMEM, "no memory for a handle");
+	} else if (entry->kind == HANDLE_MEMFD) {
+		handle.chunk_bytes[0] = entry->size_bytes;
+		handle.fds[0] = fcntl(entry->fd, F_DUPFD_CLOEXEC, 0);
+		if (handle.fds[0] < 0) {
+			int code = errno;
+
+			rc = error_set(err, -code, "a memfd's descriptor: %s", strerror(code));
+		}
+	} else {
+		rc = export_cuda_handle(set, entry, &handle, err);
+	}
+	if (rc) {
+		handle_finish(&handle);
+		return rc;
+	}
+	*ret_handle = handle;
+	return 0;
+}
+
+static int verify_host(const struct export_entry *entry, struct error *err)
+{
+	struct memfd_id id;
+	uint64_t base, size;
+	int fd;
+
+	if (host_memory_find((void *)(uintptr_t)entry->base, &fd, &base, &size) ||
+		base != entry->base || size != entry->size_bytes || memfd_identify(fd, &id) ||
+		id.device != entry->memfd.device || id.inode != entry->memfd.inode) {
+		return error_set(err, -ESTALE,
+			"%" PRIu64 " bytes of host memory at 0x%" PRIx64 " were freed",
+			entry->size_bytes, entry->base);
+	}
+	return 0;
+}
+
+int export_verify(const struct export_set *set, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < set->nentries && rc == 0; i++) {
+		const struct export_entry *entry = &set->entries[i];
+
+		rc = entry->kind == HANDLE_MEMFD ? verify_host(entry, err)
+						 : export_cuda_verify(set, entry, err);
+	}
+	return rc;
+}

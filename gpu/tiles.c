@@ -1,0 +1,283 @@
+#include "gpu/tiles.h"
+#include "base/util.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+_Static_assert(SCATTER_DIMS == STREW_MAX_DIMS, "a descriptor takes every copy");
+_Static_assert(sizeof(struct scatter_descriptor) == 48 + 32 * SCATTER_DIMS, "no padding");
+_Static_assert(sizeof(struct scatter_tile) == 16, "one load a tile");
+
+#define RUN_MAX_BYTES (1ull << 30) /* so that a row's vectors fit 31 bits */
+#define ROWS_MAX (1ull << 30)	   /* the same for a descriptor's rows */
+#define PEEL_MIN_BYTES 1024	   /* an odd run that is shorter is copied in small vectors */
+#define PART_VECTORS 16		   /* parts of a row start on this many vectors */
+
+/* A range that is this few runs of at least this length goes by cuMemcpy within a GPU. */
+#define ENGINE_RUNS 8
+#define ENGINE_BYTES (4ull << 20)
+/* Runs to and from peers and host memory do from this length on. */
+#define ENGINE_REMOTE_BYTES (1ull << 20)
+
+/* What the policy wants to know of a range. */
+struct shape {
+	uint64_t nruns; /* saturated */
+	uint64_t shortest_bytes;
+};
+
+/*
+ * The policy. A copy engine leaves the multiprocessors to the engine, but a call costs
+ * microseconds; the kernel takes any number of pieces in one launch.
+ */
+static bool by_copy_engine(const struct copy *copy, bool remote, const struct shape *range)
+{
+	if (range->nruns <= ENGINE_RUNS && range->shortest_bytes >= ENGINE_BYTES) {
+		return true;
+	}
+	return remote && copy->run_bytes >= ENGINE_REMOTE_BYTES;
+}
+
+/* Rows of a copy, saturated; 0 if it is empty. */
+static uint64_t copy_rows(const struct copy *copy)
+{
+	uint64_t rows = copy->run_bytes ? 1 : 0;
+
+	for (unsigned k = 0; k < copy->ndim; k++) {
+		if (copy->extent[k] == 0) {
+			return 0;
+		}
+		if (mul_overflows(rows, copy->extent[k], &rows)) {
+			rows = UINT64_MAX / 2;
+		}
+	}
+	return rows;
+}
+
+struct scatter_divisor tiles_divisor(uint32_t value)
+{
+	struct scatter_divisor divisor = {.value = value};
+	unsigned log = 0;
+
+	if (value > 1) {
+		while ((1ull << log) < value) {
+			log++;
+		}
+		divisor.magic = (uint32_t)(((1ull << (31 + log)) + value - 1) / value);
+		divisor.shift = log - 1;
+	}
+	return divisor;
+}
+
+static int add_tile(struct scatter_table *table, const struct scatter_tile *tile)
+{
+	int rc = array_grow((void **)&table->tiles, &table->cap_tiles, table->ntiles + 1,
+		sizeof(*table->tiles));
+
+	if (rc == 0) {
+		table->tiles[table->ntiles++] = *tile;
+	}
+	return rc;
+}
+
+static int cut_rows(struct scatter_table *table, uint64_t rows, uint32_t vectors)
+{
+	uint32_t together = SCATTER_TILE_VECTORS / vectors;
+	uint32_t parts = (vectors + SCATTER_TILE_VECTORS - 1) / SCATTER_TILE_VECTORS;
+	uint32_t part = (uint32_t)align_up((vectors + parts - 1) / parts, PART_VECTORS);
+	struct scatter_tile tile = {.descriptor = (uint32_t)(table->ndescriptors - 1)};
+	int rc = 0;
+
+	if (together > 0) {
+		for (uint64_t row = 0; row < rows && rc == 0; row += together) {
+			tile.row = (uint32_t)row;
+			tile.count = (uint32_t)MIN(together, rows - row) * vectors;
+			rc = add_tile(table, &tile);
+		}
+		return rc;
+	}
+	for (uint64_t row = 0; row < rows && rc == 0; row++) {
+		for (uint32_t vector = 0; vector < vectors && rc == 0; vector += part) {
+			tile.row = (uint32_t)row;
+			tile.vector = vector;
+			tile.count = MIN(part, vectors - vector);
+			rc = add_tile(table, &tile);
+		}
+	}
+	return rc;
+}
+
+/* `copy` has absolute addresses or slot offsets by now, and fits the descriptor's numbers. */
+static int add_descriptor(struct scatter_table *table, const struct copy *copy, uint32_t slot)
+{
+	struct scatter_descriptor *d;
+	uint64_t bits = copy->src | copy->dst | copy->run_bytes | 16;
+	uint32_t vectors;
+	int rc;
+
+	rc = array_grow((void **)&table->descriptors, &table->cap_descriptors,
+		table->ndescriptors + 1, sizeof(*table->descriptors));
+	if (rc) {
+		return rc;
+	}
+	if (table->ndescriptors >= UINT32_MAX) {
+		return -ERANGE;
+	}
+	d = &table->descriptors[table->ndescriptors++];
+	memset(d, 0, sizeof(*d));
+	d->src = copy->src;
+	d->dst = copy->dst;
+	d->slot = slot;
+	d->ndim = MAX(copy->ndim, 1);
+	d->dim[0].extent = tiles_divisor(1);
+	for (unsigned k = 0; k < copy->ndim; k++) {
+		bits |= copy->src_stride[k] | copy->dst_stride[k];
+		d->dim[k].extent = tiles_divisor((uint32_t)copy->extent[k]);
+		d->dim[k].src_stride = copy->src_stride[k];
+		d->dim[k].dst_stride = copy->dst_stride[k];
+	}
+	d->width = (uint32_t)(bits & -bits);
+	vectors = (uint32_t)(copy->run_bytes / d->width);
+	d->vectors = tiles_divisor(vectors);
+	return cut_rows(table, copy_rows(copy), vectors);
+}
+
+/* Cuts what exceeds a descriptor's numbers, and what alignment would make slow. */
+static int add_copy(struct scatter_table *table, struct copy copy, uint32_t slot)
+{
+	uint64_t head = -copy.src & 15;
+	uint64_t cut = 0;
+	struct copy rest;
+	int rc;
+
+	if (copy_rows(&copy) == 0) {
+		return 0;
+	}
+	if (copy.run_bytes > RUN_MAX_BYTES) {
+		cut = RUN_MAX_BYTES;
+	} else if (copy.ndim == 0 && copy.run_bytes >= PEEL_MIN_BYTES &&
+		   ((copy.src ^ copy.dst) & 15) == 0) {
+		cut = head ? head : (copy.run_bytes & 15 ? copy.run_bytes & ~15ull : 0);
+	}
+	rest = copy;
+	if (cut) {
+		copy.run_bytes = cut;
+		rest.src += cut;
+		rest.dst += cut;
+		rest.run_bytes -= cut;
+	} else if (copy_rows(&copy) > ROWS_MAX) {
+		unsigned k = 0;
+
+		while (copy.extent[k] < 2) {
+			k++;
+		}
+		copy.extent[k] /= 2;
+		rest.extent[k] -= copy.extent[k];
+		rest.src += copy.extent[k] * copy.src_stride[k];
+		rest.dst += copy.extent[k] * copy.dst_stride[k];
+	} else {
+		return add_descriptor(table, &copy, slot);
+	}
+	rc = add_copy(table, copy, slot);
+	return rc ? rc : add_copy(table, rest, slot);
+}
+
+static int add_runs(struct scatter_table *table, const struct copy *copy, uint32_t slot)
+{
+	uint64_t rows = copy_rows(copy);
+	int rc;
+
+	for (uint64_t row = 0; row < rows; row++) {
+		struct scatter_run run = {.src = copy->src,
+			.dst = copy->dst,
+			.len_bytes = copy->run_bytes,
+			.slot = slot};
+		uint64_t left = row;
+
+		for (unsigned k = copy->ndim; k-- > 0;) {
+			run.src += left % copy->extent[k] * copy->src_stride[k];
+			run.dst += left % copy->extent[k] * copy->dst_stride[k];
+			left /= copy->extent[k];
+		}
+		rc = array_grow((void **)&table->runs, &table->cap_runs, table->nruns + 1,
+			sizeof(*table->runs));
+		if (rc) {
+			return rc;
+		}
+		table->runs[table->nruns++] = run;
+	}
+	return 0;
+}
+
+static int add_range(struct scatter_table *table, const struct copy *v, size_t n,
+	const uint64_t *bases, const bool *remote)
+{
+	struct shape shape = {.shortest_bytes = UINT64_MAX};
+	int rc = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t rows = copy_rows(&v[i]);
+
+		if (rows) {
+			shape.nruns = MIN(shape.nruns + rows, UINT64_MAX / 2);
+			shape.shortest_bytes = MIN(shape.shortest_bytes, v[i].run_bytes);
+		}
+	}
+	for (size_t i = 0; i < n && rc == 0; i++) {
+		struct copy copy = v[i];
+		uint64_t src = bases[copy.src_space];
+		uint64_t dst = bases[copy.dst_space];
+		uint32_t slot = (src ? 0 : SCATTER_SRC_SLOT) | (dst ? 0 : SCATTER_DST_SLOT);
+		bool far = remote[copy.src_space] || remote[copy.dst_space];
+
+		copy.src += src;
+		copy.dst += dst;
+		if (by_copy_engine(&copy, far, &shape)) {
+			rc = add_runs(table, &copy, slot);
+		} else {
+			rc = add_copy(table, copy, slot);
+		}
+	}
+	return rc;
+}
+
+int tiles_build(const struct copies *copies, const uint64_t *bases, const bool *remote,
+	struct scatter_table *ret_table, struct error *err)
+{
+	struct scatter_table table = {0};
+	int rc = 0;
+
+	table.nranges = copies->nranges;
+	table.ranges = calloc(copies->nranges ? copies->nranges : 1, sizeof(*table.ranges));
+	if (!table.ranges) {
+		rc = -ENOMEM;
+	}
+	for (size_t i = 0; i < copies->nranges && rc == 0; i++) {
+		struct scatter_range *range = &table.ranges[i];
+
+		range->first_tile = table.ntiles;
+		range->first_run = table.nruns;
+		rc = add_range(&table, copies->v + copies->first[i],
+			copies->first[i + 1] - copies->first[i], bases, remote);
+		range->ntiles = table.ntiles - range->first_tile;
+		range->nruns = table.nruns - range->first_run;
+		if (rc == 0 && range->ntiles > INT32_MAX) {
+			rc = -ERANGE;
+		}
+	}
+	if (rc) {
+		tiles_finish(&table);
+		return error_set(err, rc, "%zu copies cannot be compiled for the GPU: %s",
+			copies->n, strerror(-rc));
+	}
+	*ret_table = table;
+	return 0;
+}
+
+void tiles_finish(struct scatter_table *table)
+{
+	free(table->descriptors);
+	free(table->tiles);
+	free(table->runs);
+	free(table->ranges);
+	memset(table, 0, sizeof(*table));
+}
