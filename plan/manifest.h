@@ -24,6 +24,9 @@ struct manifest {
 	bool sealed;
 };
 
+/* source.memory of a box that lies with another broker; no plan reads it here. */
+#define SOURCE_ELSEWHERE UINT32_MAX
+
 /* Where a held box lies: manifest.boxes[i] has sources[i]. Strides by the tensor's dimensions. */
 struct source {
 	uint32_t memory;       /* index of an allocation, the caller's numbering (copy.src_space) */

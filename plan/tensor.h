@@ -45,6 +45,8 @@ bool dims_injective(int ndim, const uint64_t *dims, const uint64_t *stride);
 
 /* Name, dtype, ndim, shape within the limits and the size in bytes within 2^62. */
 int tensor_check(const struct tensor *tensor, struct error *err);
+/* The same for what is no tensor but has the same fields; `what` ("parameter") opens the sentence. */
+int tensor_check_as(const char *what, const struct tensor *tensor, struct error *err);
 uint64_t tensor_bytes(const struct tensor *tensor); /* of a checked tensor */
 
 /* The box lies inside shape; every extent may be 0. */

@@ -1,0 +1,200 @@
+/*
+ * Packing. A part that fits a slot goes whole into the current bucket, or opens
+ * the next. One that is longer than a slot is cut along its outermost dimension
+ * longer than 1: each cut takes as many steps of it as the current bucket still
+ * has room for, so that only a step that does not fit an empty slot by itself is
+ * cut in the next dimension.
+ */
+#include "base/util.h"
+#include "plan/cover.h"
+#include "plan/tensor_table.h"
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+struct packer {
+	struct buckets out;
+	size_t cap_entries, cap_buckets;
+	uint64_t slot_len_bytes;
+	const struct tensor *tensor; /* of the box being packed */
+	uint64_t element_bytes;
+	uint32_t box, root;
+};
+
+/* True if the next part may go into the last bucket, at *ret_offset; else 0, as in a new one. */
+static bool packer_room(const struct packer *packer, uint64_t *ret_offset)
+{
+	const struct bucket *bucket;
+	uint64_t offset;
+
+	*ret_offset = 0;
+	if (!packer->out.n) {
+		return false;
+	}
+	bucket = &packer->out.v[packer->out.n - 1];
+	offset = align_up(bucket->len_bytes, SLOT_ALIGN);
+	if (bucket->root != packer->root || offset >= packer->slot_len_bytes) {
+		return false;
+	}
+	*ret_offset = offset;
+	return true;
+}
+
+static int packer_open_bucket(struct packer *packer, struct error *err)
+{
+	struct buckets *out = &packer->out;
+	int r = plan_grow(&out->v, &packer->cap_buckets, out->n + 1, sizeof(*out->v), err);
+
+	if (r < 0) {
+		return r;
+	}
+	out->v[out->n++] = (struct bucket){.first = out->nentries, .root = packer->root};
+	return 0;
+}
+
+static int packer_too_many(const struct packer *packer, struct error *err)
+{
+	return error_set(err, -E2BIG, "tensor %.128s: over %u parts in slots of %" PRIu64 " bytes",
+		packer->tensor->name, LIMIT_COPIES, packer->slot_len_bytes);
+}
+
+/* The part fits at `offset` of the last bucket. */
+static int packer_put(struct packer *packer, const struct box *part, uint64_t len, uint64_t offset,
+	struct error *err)
+{
+	struct buckets *out = &packer->out;
+	struct bucket *bucket = &out->v[out->n - 1];
+	int r;
+
+	if (out->nentries >= LIMIT_COPIES) {
+		return packer_too_many(packer, err);
+	}
+	r = plan_grow(
+		&out->entries, &packer->cap_entries, out->nentries + 1, sizeof(*out->entries), err);
+	if (r < 0) {
+		return r;
+	}
+	out->entries[out->nentries++] = (struct bucket_entry){
+		.box = packer->box, .part = *part, .slot_offset_bytes = offset};
+	bucket->count++;
+	bucket->len_bytes = offset + len;
+	return 0;
+}
+
+static int pack_part(struct packer *packer, const struct box *part, struct error *err);
+
+/* A part longer than a slot. */
+static int pack_cut(struct packer *packer, const struct box *part, struct error *err)
+{
+	int ndim = packer->tensor->ndim, d = 0, r = 0;
+	struct box cut = *part;
+	uint64_t end, step;
+
+	while (d < ndim && part->extent[d] == 1) {
+		d++;
+	}
+	if (d == ndim) {
+		return error_set(err, -EINVAL,
+			"tensor %.128s: an element of %" PRIu64
+			" bytes does not fit a slot of %" PRIu64,
+			packer->tensor->name, packer->element_bytes, packer->slot_len_bytes);
+	}
+	if (box_count(ndim, part) * packer->element_bytes / packer->slot_len_bytes > LIMIT_COPIES) {
+		return packer_too_many(packer, err);
+	}
+	cut.extent[d] = 1;
+	step = box_count(ndim, &cut) * packer->element_bytes;
+	end = part->start[d] + part->extent[d];
+	while (cut.start[d] < end && r == 0) {
+		uint64_t left = end - cut.start[d], offset;
+		uint64_t steps;
+
+		packer_room(packer, &offset);
+		steps = (packer->slot_len_bytes - offset) / step;
+		if (!steps) {
+			steps = packer->slot_len_bytes / step;
+		}
+		cut.extent[d] = MIN(left, MAX(steps, 1));
+		r = pack_part(packer, &cut, err);
+		cut.start[d] += cut.extent[d];
+	}
+	return r;
+}
+
+static int pack_part(struct packer *packer, const struct box *part, struct error *err)
+{
+	uint64_t len = box_count(packer->tensor->ndim, part) * packer->element_bytes;
+	uint64_t offset;
+	int r;
+
+	if (len > packer->slot_len_bytes) {
+		return pack_cut(packer, part, err);
+	}
+	if (!packer_room(packer, &offset) || len > packer->slot_len_bytes - offset) {
+		r = packer_open_bucket(packer, err);
+		if (r < 0) {
+			return r;
+		}
+		offset = 0;
+	}
+	return packer_put(packer, part, len, offset, err);
+}
+
+static int pack_all(struct packer *packer, const struct manifest *manifest,
+	const struct cover *cover, const uint32_t *roots, size_t nroots, struct error *err)
+{
+	for (size_t i = 0; i < manifest->nboxes; i++) {
+		const struct held_box *held = &manifest->boxes[i];
+		const struct box *parts;
+		size_t n = cover_parts(cover, manifest, i, &parts);
+
+		packer->tensor = &manifest->tensors[held->tensor];
+		packer->element_bytes = strew_dtype_size(packer->tensor->dtype);
+		packer->box = (uint32_t)i;
+		if (held->rank >= nroots) {
+			return error_set(err, -EINVAL,
+				"tensor %.128s: held by rank %u, but there are %zu ranks",
+				packer->tensor->name, held->rank, nroots);
+		}
+		packer->root = roots[held->rank];
+		for (size_t k = 0; k < n; k++) {
+			int r = pack_part(packer, &parts[k], err);
+
+			if (r < 0) {
+				return r;
+			}
+		}
+	}
+	return 0;
+}
+
+int buckets_make(const struct manifest *manifest, uint64_t slot_len_bytes, const uint32_t *roots,
+	size_t nroots, struct buckets *ret_buckets, struct error *err)
+{
+	struct packer packer = {.slot_len_bytes = slot_len_bytes};
+	struct cover cover;
+	int r;
+
+	if (!slot_len_bytes) {
+		return error_set(err, -EINVAL, "a slot of 0 bytes");
+	}
+	r = cover_make(manifest, &cover, err);
+	if (r < 0) {
+		return r;
+	}
+	r = pack_all(&packer, manifest, &cover, roots, nroots, err);
+	cover_finish(&cover);
+	if (r < 0) {
+		buckets_finish(&packer.out);
+		return r;
+	}
+	*ret_buckets = packer.out;
+	return 0;
+}
+
+void buckets_finish(struct buckets *buckets)
+{
+	free(buckets->entries);
+	free(buckets->v);
+	*buckets = (struct buckets){0};
+}
