@@ -203,7 +203,7 @@ void lead_declared(struct client *client)
 {
 	struct server *server = client->server;
 	struct model *model = client->model;
-	struct publication *publication;
+	struct publication *publication = NULL;
 	struct error err;
 	char text[32];
 

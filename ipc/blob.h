@@ -19,18 +19,20 @@ struct blob {
 void blob_finish(struct blob *blob);
 uint64_t blob_hash(const struct blob *blob);
 
-/* Encoders. -E2BIG over LIMIT_PARTS_BYTES. A declaration is a manifest with the sources of its boxes. */
+/* Encoders. -E2BIG over LIMIT_PARTS_BYTES. A declaration is a manifest with the sources of its
+ * boxes. */
 int blob_from_layout(const struct layout *layout, struct blob *ret_blob, struct error *err);
 int blob_from_manifest(const struct manifest *manifest, const struct source *sources,
-	struct blob *ret_blob, struct error *err); /* sources NULL: PART_MANIFEST, else PART_DECLARATION */
+	struct blob *ret_blob,
+	struct error *err); /* sources NULL: PART_MANIFEST, else PART_DECLARATION */
 
 /*
  * Decoders: check counts and types here and everything else by plan/'s own adders;
- * the result is sealed (a declaration's manifest is not: its rank may hold only a part). No trailing bytes.
- * ret_sources is malloc'd, one a box.
+ * the result is sealed (a declaration's manifest is not: its rank may hold only a part). No
+ * trailing bytes. ret_sources is malloc'd, one a box.
  */
-int blob_to_layout(const struct blob *blob, bool partial, struct layout *ret_layout,
-	struct error *err);
+int blob_to_layout(
+	const struct blob *blob, bool partial, struct layout *ret_layout, struct error *err);
 int blob_to_declaration(const struct blob *blob, uint32_t rank, struct manifest *ret_manifest,
 	struct source **ret_sources, struct error *err);
 int blob_to_manifest(const struct blob *blob, struct manifest *ret_manifest, struct error *err);
@@ -45,7 +47,7 @@ unsigned blob_parts(const struct blob *blob); /* how many frames it takes */
 /* Appends a received part: its number must be blob->parts. -E2BIG over the quota. */
 int blob_append(struct blob *blob, const struct msg_part *part, struct error *err);
 /* Compares parts, bytes and hash with the seal. */
-int blob_check(const struct blob *blob, uint32_t parts, uint64_t bytes, uint64_t hash,
-	struct error *err);
+int blob_check(
+	const struct blob *blob, uint32_t parts, uint64_t bytes, uint64_t hash, struct error *err);
 
 #endif

@@ -24,7 +24,8 @@ int conn_fd(const struct conn *conn);
  */
 int conn_send(struct conn *conn, struct message *message, struct error *err);
 
-/* Writes what is queued. Returns 1 if something is left (poll for POLLOUT), 0 if not, or an error. */
+/* Writes what is queued. Returns 1 if something is left (poll for POLLOUT), 0 if not, or an error.
+ */
 int conn_flush(struct conn *conn);
 bool conn_wants_write(const struct conn *conn);
 
@@ -36,9 +37,9 @@ bool conn_wants_write(const struct conn *conn);
 int conn_receive(struct conn *conn, struct message *ret_message, struct error *err);
 
 /* Blocking helpers for the agents and the command line: poll(2) with a deadline (base/clock.h). */
-int conn_send_wait(struct conn *conn, struct message *message, uint64_t deadline,
-	struct error *err);
-int conn_receive_wait(struct conn *conn, uint64_t deadline, struct message *ret_message,
-	struct error *err);
+int conn_send_wait(
+	struct conn *conn, struct message *message, uint64_t deadline, struct error *err);
+int conn_receive_wait(
+	struct conn *conn, uint64_t deadline, struct message *ret_message, struct error *err);
 
 #endif

@@ -15,41 +15,42 @@
 
 #define PROTOCOL_VERSION 1u
 #define FRAME_MAGIC 0x57525453u /* "STRW", little-endian */
-#define FRAME_HEADER_BYTES 24u  /* u32 magic, u16 version, u16 type, u32 payload bytes, u32 fds, u64 serial */
+#define FRAME_HEADER_BYTES                                                                         \
+	24u /* u32 magic, u16 version, u16 type, u32 payload bytes, u32 fds, u64 serial */
 
 enum message_type {
 	/* process → broker and back, Unix socket */
-	MSG_HELLO = 1,       /* p→b; fd 0: the process's page */
-	MSG_WELCOME = 2,     /* b→p; fd 0: the broker's page, fd 1: the broker's pidfd */
-	MSG_ERROR = 3,       /* either way; answers the request of the same serial (0: none) */
-	MSG_OK = 4,          /* b→p; answers */
-	MSG_REGISTER = 10,   /* worker→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
+	MSG_HELLO = 1,	   /* p→b; fd 0: the process's page */
+	MSG_WELCOME = 2,   /* b→p; fd 0: the broker's page, fd 1: the broker's pidfd */
+	MSG_ERROR = 3,	   /* either way; answers the request of the same serial (0: none) */
+	MSG_OK = 4,	   /* b→p; answers */
+	MSG_REGISTER = 10, /* worker→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
 	MSG_ALLOCATION = 11, /* p→b; fds: its chunks */
-	MSG_PART = 12,       /* p→b, b→b: a stretch of a blob (ipc/blob.h) */
-	MSG_SEAL = 13,       /* p→b: ends parts; answered by MSG_REGISTERED or MSG_DECLARED */
+	MSG_PART = 12,	     /* p→b, b→b: a stretch of a blob (ipc/blob.h) */
+	MSG_SEAL = 13,	     /* p→b: ends parts; answered by MSG_REGISTERED or MSG_DECLARED */
 	MSG_REGISTERED = 14,
 	MSG_WITHDRAW = 15, /* worker→b; answered by MSG_OK when nothing writes any more */
-	MSG_CHECK = 20,    /* b→worker: are your allocations as registered? */
+	MSG_CHECK = 20,	   /* b→worker: are your allocations as registered? */
 	MSG_CHECKED = 21,
-	MSG_HOLD = 22,  /* b→worker: an update wants the gate */
+	MSG_HOLD = 22,	/* b→worker: an update wants the gate */
 	MSG_READY = 23, /* worker→b: the gate is held once the page's ready word has this value */
 	MSG_APPLY = 24, /* reserved: pull and loader routes */
 	MSG_APPLIED_ROUTE = 25, /* reserved */
-	MSG_DONE = 26,          /* b→worker: an update ended for this group */
-	MSG_RESUME = 27,        /* worker→b; answered by MSG_OK or MSG_ERROR, perhaps much later */
-	MSG_TRAINER = 40,       /* trainer→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
-	MSG_DECLARED = 41,      /* b→trainer: all ranks have declared */
-	MSG_PUBLISH = 42,       /* trainer→b; answered by MSG_OK (taken) or MSG_ERROR (refused) */
-	MSG_RELEASED = 43,      /* b→trainer: the update reads your memory no more */
-	MSG_REPORT = 44,        /* b→trainer: the update has ended */
-	MSG_STATUS = 60,        /* p→b */
+	MSG_DONE = 26,		/* b→worker: an update ended for this group */
+	MSG_RESUME = 27,  /* worker→b; answered by MSG_OK or MSG_ERROR, perhaps much later */
+	MSG_TRAINER = 40, /* trainer→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
+	MSG_DECLARED = 41, /* b→trainer: all ranks have declared */
+	MSG_PUBLISH = 42,  /* trainer→b; answered by MSG_OK (taken) or MSG_ERROR (refused) */
+	MSG_RELEASED = 43, /* b→trainer: the update reads your memory no more */
+	MSG_REPORT = 44,   /* b→trainer: the update has ended */
+	MSG_STATUS = 60,   /* p→b */
 	MSG_STATUS_REPLY = 61,
 	/* broker ↔ lead, TCP */
-	MSG_JOIN = 80,          /* m→lead; answered by MSG_JOINED or MSG_ERROR */
+	MSG_JOIN = 80, /* m→lead; answered by MSG_JOINED or MSG_ERROR */
 	MSG_JOINED = 81,
-	MSG_EPOCH = 82,         /* lead→m: make this communicator */
-	MSG_EPOCH_READY = 83,   /* m→lead: made (and warm), or why not */
-	MSG_MANIFEST = 84,      /* lead→m: the parts before it are the manifest of this model */
+	MSG_EPOCH = 82,	      /* lead→m: make this communicator */
+	MSG_EPOCH_READY = 83, /* m→lead: made (and warm), or why not */
+	MSG_MANIFEST = 84,    /* lead→m: the parts before it are the manifest of this model */
 	MSG_BEGIN = 86,
 	MSG_ACCEPT = 87,
 	MSG_GO = 88,
@@ -57,8 +58,8 @@ enum message_type {
 	MSG_COMMIT = 90,
 	MSG_ABORT = 91,
 	MSG_APPLIED = 92,
-	MSG_BYE = 95,           /* either way: leaves in order */
-	MSG_DATA = 100,         /* m→lead on a connection of its own: carries buckets from now on */
+	MSG_BYE = 95,	/* either way: leaves in order */
+	MSG_DATA = 100, /* m→lead on a connection of its own: carries buckets from now on */
 };
 
 enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
@@ -76,7 +77,7 @@ struct msg_hello {
 	uint32_t role;
 	uint64_t pid;
 	uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
-	char library[32];       /* strew_version() */
+	char library[32];	/* strew_version() */
 };
 
 struct msg_welcome {
@@ -110,9 +111,9 @@ struct msg_allocation {
 	uint64_t base, size, buffer_id;
 	uint8_t uuid[UUID_BYTES];
 	uint8_t ipc[IPC_HANDLE_BYTES];
-	uint32_t first_chunk;      /* of those in this frame */
-	uint32_t chunks;           /* in all; an allocation of many chunks takes several frames */
-	uint64_t *chunk_bytes;     /* of those in this frame, one an fd */
+	uint32_t first_chunk;  /* of those in this frame */
+	uint32_t chunks;       /* in all; an allocation of many chunks takes several frames */
+	uint64_t *chunk_bytes; /* of those in this frame, one an fd */
 	size_t nchunk_bytes;
 };
 
@@ -132,7 +133,7 @@ struct msg_seal {
 struct msg_registered {
 	uint32_t state; /* of the group */
 	uint64_t version;
-	uint64_t bytes;  /* that pieces of this worker cover */
+	uint64_t bytes;	 /* that pieces of this worker cover */
 	uint64_t shadow; /* bytes of shadow memory reserved */
 };
 
@@ -160,7 +161,7 @@ struct msg_done {
 	uint64_t update;
 	uint64_t version; /* that the memory holds now */
 	uint32_t outcome; /* enum strew_outcome */
-	uint32_t state;   /* enum strew_group_state */
+	uint32_t state;	  /* enum strew_group_state */
 	char text[LIMIT_TEXT_BYTES];
 };
 
@@ -243,7 +244,7 @@ struct msg_status_reply {
 struct msg_join {
 	uint32_t protocol;
 	uint64_t broker_id;
-	uint64_t host_id;  /* hash of $NCCL_HOSTID, else of the boot id */
+	uint64_t host_id;	  /* hash of $NCCL_HOSTID, else of the boot id */
 	uint8_t uuid[UUID_BYTES]; /* of the GPU of its slots, zeros for host */
 	char backend[8];
 	uint32_t nccl; /* ncclGetVersion(), 0: none */
@@ -298,7 +299,7 @@ struct msg_decision { /* go, commit, abort */
 	uint64_t epoch, update;
 	uint32_t *replicas; /* go, commit: those that go on; all other groups are done */
 	size_t nreplicas;
-	uint32_t wire; /* go: buckets will be sent */
+	uint32_t wire;		     /* go: buckets will be sent */
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
 };
 
@@ -358,8 +359,8 @@ void message_finish(struct message *message);
 const char *message_name(unsigned type);
 
 /* Whole frame (header and payload) into *ret_frame, malloc'd. -E2BIG, -ENOMEM. */
-int message_encode(const struct message *message, uint8_t **ret_frame, size_t *ret_len,
-	struct error *err);
+int message_encode(
+	const struct message *message, uint8_t **ret_frame, size_t *ret_len, struct error *err);
 
 /*
  * Payload of a frame whose header was read. The payload is scanned for counts, depth and

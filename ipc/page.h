@@ -14,9 +14,9 @@
 
 /* Words of the page of a process (written by it and its streams). */
 enum process_word {
-	WORD_READY = 0,   /* how many times strew_agent_ready()'s stream has got there */
+	WORD_READY = 0,	  /* how many times strew_agent_ready()'s stream has got there */
 	WORD_PUBLISH = 1, /* the same for strew_trainer_publish() */
-	WORD_STATE = 2,   /* enum strew_group_state, as last heard */
+	WORD_STATE = 2,	  /* enum strew_group_state, as last heard */
 	WORD_VERSION = 3, /* committed version, as last heard */
 	WORD_UPDATE = 4,  /* serial of the last update heard of */
 };
@@ -29,11 +29,12 @@ enum broker_word {
 
 struct page {
 	volatile uint64_t *words; /* NULL: none */
-	int fd;                   /* of a page of one's own, -1 otherwise */
+	int fd;			  /* of a page of one's own, -1 otherwise */
 };
 
 int page_create(struct page *ret_page, struct error *err); /* zeroed, sealed, mapped for writing */
-/* Maps the other side's page read-only. Takes nothing of fd. -EINVAL: no memfd, wrong size or seals. */
+/* Maps the other side's page read-only. Takes nothing of fd. -EINVAL: no memfd, wrong size or
+ * seals. */
 int page_map(int fd, struct page *ret_page, struct error *err);
 void page_finish(struct page *page); /* unmaps, closes its fd */
 

@@ -44,6 +44,6 @@ int socket_connected(int fd, const char *address, struct error *err);
 int socket_accept(int listener, int *ret_fd);
 
 uint64_t socket_pid_namespace(void); /* inode of /proc/self/ns/pid, 0 if unknown */
-int socket_pidfd(pid_t pid);         /* pidfd_open(2), -errno if the kernel has none */
+int socket_pidfd(pid_t pid);	     /* pidfd_open(2), -errno if the kernel has none */
 
 #endif

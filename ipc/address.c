@@ -1,0 +1,155 @@
+/* TCP addresses: "HOST:PORT", "[V6]:PORT", "PORT", loopback only. */
+#include "base/util.h"
+#include "ipc/socket.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define BACKLOG 128
+
+static int split(const char *text, char host[128], char port[16], struct error *err)
+{
+	const char *colon = strrchr(text, ':');
+	size_t len = colon ? (size_t)(colon - text) : 0;
+	uint64_t number;
+
+	if (!string_copy(port, 16, colon ? colon + 1 : text) ||
+		parse_u64(port, 0, 65535, &number) || len >= 128) {
+		return error_set(err, -EINVAL, "%.100s is no address: HOST:PORT is wanted", text);
+	}
+	if (!colon) {
+		string_copy(host, 128, "127.0.0.1");
+		return 0;
+	}
+	if (len >= 2 && text[0] == '[' && text[len - 1] == ']') {
+		text++;
+		len -= 2;
+	}
+	memcpy(host, text, len);
+	host[len] = '\0';
+	if (len == 0) {
+		return error_set(err, -EINVAL, "%.100s is no address: the host is missing", text);
+	}
+	return 0;
+}
+
+static bool loopback(const struct sockaddr *address)
+{
+	if (address->sa_family == AF_INET) {
+		const struct sockaddr_in *v4 = (const void *)address;
+
+		return ntohl(v4->sin_addr.s_addr) >> 24 == 127;
+	}
+	if (address->sa_family == AF_INET6) {
+		return IN6_IS_ADDR_LOOPBACK(
+			&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+	}
+	return false;
+}
+
+static int resolve(const char *text, struct addrinfo **ret_found, struct error *err)
+{
+	struct addrinfo hints = {
+		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
+	char host[128], port[16];
+	int rc = split(text, host, port, err);
+
+	if (rc) {
+		return rc;
+	}
+	rc = getaddrinfo(host, port, &hints, ret_found);
+	if (rc) {
+		return error_set(err, -ENOENT, "%.100s: %s", text, gai_strerror(rc));
+	}
+	if (!loopback((*ret_found)->ai_addr)) {
+		freeaddrinfo(*ret_found);
+		return error_set(err, -EPERM,
+			"%.100s: only loopback addresses are served until brokers have a key",
+			text);
+	}
+	return 0;
+}
+
+static int bound_port(int fd, uint16_t *ret_port)
+{
+	struct sockaddr_storage address;
+	socklen_t len = sizeof(address);
+
+	if (getsockname(fd, (struct sockaddr *)&address, &len) < 0) {
+		return -errno;
+	}
+	*ret_port = ntohs(address.ss_family == AF_INET
+				  ? ((struct sockaddr_in *)(void *)&address)->sin_port
+				  : ((struct sockaddr_in6 *)(void *)&address)->sin6_port);
+	return 0;
+}
+
+int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err)
+{
+	struct addrinfo *found;
+	int one = 1, fd, rc;
+
+	rc = resolve(address, &found, err);
+	if (rc) {
+		return rc;
+	}
+	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
+		bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+		rc = -errno;
+	} else {
+		rc = bound_port(fd, ret_port);
+	}
+	freeaddrinfo(found);
+	if (rc) {
+		fd_close(&fd);
+		return error_set(err, rc, "cannot listen at %.100s: %s", address, strerror(-rc));
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+int socket_connect_tcp(const char *address, int *ret_fd, struct error *err)
+{
+	struct addrinfo *found;
+	int one = 1, fd, rc;
+
+	rc = resolve(address, &found, err);
+	if (rc) {
+		return rc;
+	}
+	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0) {
+		rc = -errno;
+	} else {
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		if (connect(fd, found->ai_addr, found->ai_addrlen) < 0 && errno != EINPROGRESS) {
+			rc = -errno;
+		}
+	}
+	freeaddrinfo(found);
+	if (rc) {
+		fd_close(&fd);
+		return error_set(err, rc, "cannot connect to %.100s: %s", address, strerror(-rc));
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+int socket_connected(int fd, const char *address, struct error *err)
+{
+	socklen_t len = sizeof(int);
+	int code = 0;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len) < 0) {
+		code = errno;
+	}
+	return code ? error_set(err, -code, "cannot connect to %.100s: %s", address, strerror(code))
+		    : 0;
+}

@@ -1,0 +1,398 @@
+#include "ipc/conn.h"
+#include "base/clock.h"
+#include "base/util.h"
+#include "ipc/frame.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* A frame on its way out. */
+struct out {
+	struct out *next;
+	uint8_t *bytes;
+	size_t len, at;
+	int fds[LIMIT_FRAME_FDS];
+	unsigned nfds;
+};
+
+struct conn {
+	int fd;
+	bool with_fds;
+	int failed; /* sticky */
+	/* in: the header, then exactly its payload */
+	uint8_t header[FRAME_HEADER_BYTES];
+	struct frame_header frame;
+	uint8_t *payload; /* NULL while the header is read */
+	size_t at;	  /* read so far of header or payload */
+	int fds[LIMIT_FRAME_FDS];
+	unsigned nfds;
+	/* out */
+	struct out *first, **last;
+	size_t queued;
+};
+
+int conn_create(int fd, bool with_fds, struct conn **ret_conn)
+{
+	struct conn *conn = calloc(1, sizeof(*conn));
+	int flags = fcntl(fd, F_GETFL);
+
+	if (!conn) {
+		return -ENOMEM;
+	}
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+		int rc = -errno;
+
+		free(conn);
+		return rc;
+	}
+	conn->fd = fd;
+	conn->with_fds = with_fds;
+	conn->last = &conn->first;
+	*ret_conn = conn;
+	return 0;
+}
+
+static void close_fds(int *fds, unsigned *n)
+{
+	while (*n) {
+		fd_close(&fds[--*n]);
+	}
+}
+
+static void out_free(struct out *out)
+{
+	close_fds(out->fds, &out->nfds);
+	free(out->bytes);
+	free(out);
+}
+
+void conn_destroy(struct conn *conn)
+{
+	if (!conn) {
+		return;
+	}
+	while (conn->first) {
+		struct out *next = conn->first->next;
+
+		out_free(conn->first);
+		conn->first = next;
+	}
+	close_fds(conn->fds, &conn->nfds);
+	free(conn->payload);
+	fd_close(&conn->fd);
+	free(conn);
+}
+
+int conn_fd(const struct conn *conn)
+{
+	return conn->fd;
+}
+
+bool conn_wants_write(const struct conn *conn)
+{
+	return conn->first != NULL && !conn->failed;
+}
+
+/* Room for LIMIT_FRAME_FDS descriptors, aligned as the kernel wants it. */
+union control {
+	struct cmsghdr align;
+	char bytes[CMSG_SPACE(LIMIT_FRAME_FDS * sizeof(int))];
+};
+
+/* One sendmsg(2) of what is left of the frame; its fds go with its first byte. */
+static ssize_t send_some(struct conn *conn, struct out *out)
+{
+	struct iovec iov = {out->bytes + out->at, out->len - out->at};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	union control control;
+	ssize_t n;
+
+	if (out->at == 0 && out->nfds) {
+		struct cmsghdr *cmsg;
+
+		memset(&control, 0, sizeof(control));
+		msg.msg_control = control.bytes;
+		msg.msg_controllen = CMSG_SPACE(out->nfds * sizeof(int));
+		cmsg = CMSG_FIRSTHDR(&msg);
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(out->nfds * sizeof(int));
+		memcpy(CMSG_DATA(cmsg), out->fds, out->nfds * sizeof(int));
+	}
+	do {
+		n = sendmsg(conn->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+	} while (n < 0 && errno == EINTR);
+	return n;
+}
+
+int conn_flush(struct conn *conn)
+{
+	if (conn->failed) {
+		return conn->failed;
+	}
+	while (conn->first) {
+		struct out *out = conn->first;
+		ssize_t n = send_some(conn, out);
+
+		if (n < 0) {
+			if (errno == EAGAIN || errno == EWOULDBLOCK) {
+				return 1;
+			}
+			conn->failed = -errno;
+			return conn->failed;
+		}
+		close_fds(out->fds, &out->nfds);
+		out->at += (size_t)n;
+		if (out->at < out->len) {
+			continue;
+		}
+		conn->queued -= out->len;
+		conn->first = out->next;
+		if (!conn->first) {
+			conn->last = &conn->first;
+		}
+		out_free(out);
+	}
+	return 0;
+}
+
+int conn_send(struct conn *conn, struct message *message, struct error *err)
+{
+	struct out *out = calloc(1, sizeof(*out));
+	int rc = conn->failed;
+
+	if (!out) {
+		rc = -ENOMEM;
+		error_set(err, rc, "out of memory");
+	} else if (rc) {
+		error_set(err, rc, "the connection has failed: %s", strerror(-rc));
+	} else if (message->nfds && !conn->with_fds) {
+		rc = error_set(err, -EINVAL, "descriptors cannot travel on this connection");
+	} else {
+		rc = message_encode(message, &out->bytes, &out->len, err);
+	}
+	if (rc == 0 && conn->queued + out->len > LIMIT_OUTBOX_BYTES) {
+		rc = error_set(
+			err, -E2BIG, "the peer does not read: %zu bytes wait for it", conn->queued);
+		conn->failed = rc;
+	}
+	if (rc) {
+		if (out) {
+			out_free(out);
+		}
+		close_fds(message->fds, &message->nfds);
+		return rc;
+	}
+	memcpy(out->fds, message->fds, message->nfds * sizeof(int));
+	out->nfds = message->nfds;
+	message->nfds = 0;
+	conn->queued += out->len;
+	*conn->last = out;
+	conn->last = &out->next;
+	rc = conn_flush(conn);
+	return rc < 0 ? error_set(err, rc, "cannot send: %s", strerror(-rc)) : 0;
+}
+
+/* Takes what came with the bytes; too many or truncated: -EPROTO. */
+static int take_fds(struct conn *conn, struct msghdr *msg, struct error *err)
+{
+	int rc = 0;
+
+	for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg); cmsg; cmsg = CMSG_NXTHDR(msg, cmsg)) {
+		size_t n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS) {
+			continue;
+		}
+		for (size_t i = 0; i < n; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(cmsg) + i * sizeof(int), sizeof(fd));
+			if (conn->nfds < LIMIT_FRAME_FDS) {
+				conn->fds[conn->nfds++] = fd;
+			} else {
+				fd_close(&fd);
+				rc = -EPROTO;
+			}
+		}
+	}
+	if (msg->msg_flags & MSG_CTRUNC) {
+		rc = -EPROTO;
+	}
+	return rc ? error_set(err, rc, "more descriptors came than a frame may carry, or than fit")
+		  : 0;
+}
+
+/* Reads up to `want` bytes to `to`. Bytes read, 0: not now, or an error. */
+static ssize_t read_some(struct conn *conn, uint8_t *to, size_t want, struct error *err)
+{
+	struct iovec iov = {to, want};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	union control control;
+	ssize_t n;
+	int rc;
+
+	if (conn->with_fds) {
+		msg.msg_control = control.bytes;
+		msg.msg_controllen = sizeof(control.bytes);
+	}
+	do {
+		n = recvmsg(conn->fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0) {
+		if (errno == EAGAIN || errno == EWOULDBLOCK) {
+			return 0;
+		}
+		rc = -errno;
+		return error_set(
+			err, rc == -EPIPE ? -ECONNRESET : rc, "cannot receive: %s", strerror(-rc));
+	}
+	rc = take_fds(conn, &msg, err);
+	if (rc) {
+		return rc;
+	}
+	if (n == 0) {
+		return error_set(err, -ECONNRESET, "the peer closed the connection%s",
+			conn->at || conn->payload ? " in the middle of a frame" : "");
+	}
+	return n;
+}
+
+/* Header whole: room for the payload, at least one byte so that it is not NULL. */
+static int begin_payload(struct conn *conn, struct error *err)
+{
+	int rc = frame_header_get(conn->header, &conn->frame, err);
+
+	if (rc) {
+		return rc;
+	}
+	if (conn->frame.fds && !conn->with_fds) {
+		return error_set(err, -EPROTO, "a frame with descriptors on a TCP connection");
+	}
+	conn->payload = malloc(conn->frame.payload_bytes + 1u);
+	if (!conn->payload) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	conn->at = 0;
+	return 0;
+}
+
+static int end_frame(struct conn *conn, struct message *ret_message, struct error *err)
+{
+	uint8_t *payload = conn->payload;
+	int rc;
+
+	conn->payload = NULL;
+	conn->at = 0;
+	if (conn->nfds != conn->frame.fds) {
+		free(payload);
+		return error_set(err, -EPROTO, "a frame said %u descriptors, %u came",
+			conn->frame.fds, conn->nfds);
+	}
+	rc = message_decode(conn->frame.type, conn->frame.serial, payload,
+		conn->frame.payload_bytes, ret_message, err);
+	if (rc) {
+		return rc;
+	}
+	memcpy(ret_message->fds, conn->fds, conn->nfds * sizeof(int));
+	ret_message->nfds = conn->nfds;
+	conn->nfds = 0;
+	return 1;
+}
+
+static int receive(struct conn *conn, struct message *ret_message, struct error *err)
+{
+	for (;;) {
+		uint8_t *to = conn->payload ? conn->payload : conn->header;
+		size_t want = conn->payload ? conn->frame.payload_bytes : FRAME_HEADER_BYTES;
+
+		if (conn->at < want) {
+			ssize_t n = read_some(conn, to + conn->at, want - conn->at, err);
+
+			if (n <= 0) {
+				return (int)n;
+			}
+			conn->at += (size_t)n;
+		} else if (conn->payload) {
+			return end_frame(conn, ret_message, err);
+		} else {
+			int rc = begin_payload(conn, err);
+
+			if (rc) {
+				return rc;
+			}
+		}
+	}
+}
+
+int conn_receive(struct conn *conn, struct message *ret_message, struct error *err)
+{
+	int rc;
+
+	/* A failed send is not the end: what the peer said before it went is still to be read. */
+	rc = receive(conn, ret_message, err);
+	if (rc < 0) {
+		close_fds(conn->fds, &conn->nfds);
+		if (!conn->failed) {
+			conn->failed = rc;
+		}
+	}
+	return rc;
+}
+
+static int wait_for(struct conn *conn, short events, uint64_t deadline, struct error *err)
+{
+	struct pollfd pollfd = {.fd = conn->fd, .events = events};
+	int n;
+
+	do {
+		n = poll(&pollfd, 1, deadline_left_ms(deadline));
+	} while (n < 0 && errno == EINTR);
+	if (n < 0) {
+		int rc = -errno;
+
+		return error_set(err, rc, "poll: %s", strerror(-rc));
+	}
+	if (n == 0) {
+		return error_set(err, -ETIMEDOUT, "the peer did not answer in time");
+	}
+	return 0;
+}
+
+int conn_send_wait(struct conn *conn, struct message *message, uint64_t deadline, struct error *err)
+{
+	int rc = conn_send(conn, message, err);
+
+	while (rc == 0 && conn_wants_write(conn)) {
+		rc = wait_for(conn, POLLOUT, deadline, err);
+		if (rc == 0) {
+			rc = conn_flush(conn);
+			if (rc < 0) {
+				error_set(err, rc, "cannot send: %s", strerror(-rc));
+			} else {
+				rc = 0;
+			}
+		}
+	}
+	return rc;
+}
+
+int conn_receive_wait(
+	struct conn *conn, uint64_t deadline, struct message *ret_message, struct error *err)
+{
+	for (;;) {
+		int rc = conn_receive(conn, ret_message, err);
+
+		if (rc) {
+			return rc;
+		}
+		rc = conn_flush(conn);
+		rc = wait_for(conn, (short)(POLLIN | (rc == 1 ? POLLOUT : 0)), deadline, err);
+		if (rc) {
+			return rc;
+		}
+	}
+}

@@ -1,0 +1,531 @@
+/*
+ * The tables of docs/protocol.md. F_… macros keep one field a line: key, struct,
+ * member, and what else its kind needs.
+ */
+#include "ipc/messages.h"
+#include "base/util.h"
+#include "ipc/frame.h"
+#include "ipc/scan.h"
+#include "ipc/schema.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SIZE(type, member) sizeof(((struct type *)0)->member)
+#define U32(key, type, member)                                                                     \
+	{                                                                                          \
+		key, FIELD_U32, offsetof(struct type, member), 0, 0, 0, 0, NULL                    \
+	}
+#define RANGE(key, type, member, min, max)                                                         \
+	{                                                                                          \
+		key, FIELD_U32, offsetof(struct type, member), 0, min, max, 0, NULL                \
+	}
+#define U64(key, type, member)                                                                     \
+	{                                                                                          \
+		key, FIELD_U64, offsetof(struct type, member), 0, 0, 0, 0, NULL                    \
+	}
+#define STR(key, type, member)                                                                     \
+	{                                                                                          \
+		key, FIELD_STRING, offsetof(struct type, member), SIZE(type, member), 0, 0, 0,     \
+			NULL                                                                       \
+	}
+#define BYTES(key, type, member)                                                                   \
+	{                                                                                          \
+		key, FIELD_BYTES, offsetof(struct type, member), SIZE(type, member), 0, 0, 0, NULL \
+	}
+#define BLOB(key, type, member, counter)                                                           \
+	{                                                                                          \
+		key, FIELD_BLOB, offsetof(struct type, member), 0, 0, 0,                           \
+			offsetof(struct type, counter), NULL                                       \
+	}
+#define LIST(key, kind, type, member, counter, most)                                               \
+	{                                                                                          \
+		key, kind, offsetof(struct type, member), 0, 0, most,                              \
+			offsetof(struct type, counter), NULL                                       \
+	}
+#define STRUCTS(key, type, member, counter, most, sub)                                             \
+	{                                                                                          \
+		key, FIELD_STRUCTS, offsetof(struct type, member),                                 \
+			sizeof(*((struct type *)0)->member), 0, most,                              \
+			offsetof(struct type, counter), &sub                                       \
+	}
+#define TABLE(name) static const struct table name = {name##_fields, ARRAY_LEN(name##_fields)}
+
+static const struct field hello_fields[] = {
+	U32("protocol", msg_hello, protocol),
+	RANGE("role", msg_hello, role, ROLE_WORKER, ROLE_OBSERVER),
+	U64("pid", msg_hello, pid),
+	U64("pid_namespace", msg_hello, pid_namespace),
+	STR("library", msg_hello, library),
+};
+TABLE(hello);
+
+static const struct field welcome_fields[] = {
+	U32("protocol", msg_welcome, protocol),
+	U64("broker_id", msg_welcome, broker_id),
+	U64("pid", msg_welcome, pid),
+	U64("pid_namespace", msg_welcome, pid_namespace),
+	STR("backend", msg_welcome, backend),
+	STR("library", msg_welcome, library),
+};
+TABLE(welcome);
+
+static const struct field error_fields[] = {
+	U32("code", msg_error, code),
+	STR("text", msg_error, text),
+};
+TABLE(error);
+
+static const struct field ok_fields[] = {U64("value", msg_ok, value)};
+TABLE(ok);
+
+static const struct field register__fields[] = {
+	STR("model", msg_register, model),
+	U32("replica", msg_register, replica),
+	U32("part", msg_register, part),
+	U32("member", msg_register, member),
+	U32("members", msg_register, members),
+	RANGE("gate", msg_register, gate, STREW_GATE_LIVE, STREW_GATE_HELD),
+	RANGE("apply", msg_register, apply, STREW_APPLY_DIRECT, STREW_APPLY_STAGED),
+	U32("partial", msg_register, partial),
+	U32("allocations", msg_register, allocations),
+};
+TABLE(register_);
+
+static const struct field allocation_fields[] = {
+	U32("index", msg_allocation, index),
+	RANGE("kind", msg_allocation, kind, 1, 4),
+	U64("base", msg_allocation, base),
+	U64("size", msg_allocation, size),
+	U64("buffer_id", msg_allocation, buffer_id),
+	BYTES("uuid", msg_allocation, uuid),
+	BYTES("ipc", msg_allocation, ipc),
+	U32("first_chunk", msg_allocation, first_chunk),
+	U32("chunks", msg_allocation, chunks),
+	LIST("chunk_bytes", FIELD_U64_LIST, msg_allocation, chunk_bytes, nchunk_bytes,
+		LIMIT_FRAME_FDS),
+};
+TABLE(allocation);
+
+static const struct field part_fields[] = {
+	RANGE("of", msg_part, of, PART_LAYOUT, PART_MANIFEST),
+	U32("number", msg_part, number),
+	BLOB("bytes", msg_part, bytes, nbytes),
+};
+TABLE(part);
+
+static const struct field seal_fields[] = {
+	U32("parts", msg_seal, parts),
+	U64("bytes", msg_seal, bytes),
+	U64("hash", msg_seal, hash),
+};
+TABLE(seal);
+
+static const struct field registered_fields[] = {
+	RANGE("state", msg_registered, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
+	U64("version", msg_registered, version),
+	U64("bytes", msg_registered, bytes),
+	U64("shadow", msg_registered, shadow),
+};
+TABLE(registered);
+
+static const struct field check_fields[] = {
+	U64("update", msg_check, update),
+	U64("version", msg_check, version),
+};
+TABLE(check);
+
+static const struct field checked_fields[] = {
+	U64("update", msg_checked, update),
+	U32("code", msg_checked, code),
+	STR("text", msg_checked, text),
+};
+TABLE(checked);
+
+static const struct field hold_fields[] = {
+	U64("update", msg_hold, update),
+	U64("version", msg_hold, version),
+};
+TABLE(hold);
+
+static const struct field ready_fields[] = {U64("word", msg_ready, word)};
+TABLE(ready);
+
+static const struct field done_fields[] = {
+	U64("update", msg_done, update),
+	U64("version", msg_done, version),
+	U32("outcome", msg_done, outcome),
+	RANGE("state", msg_done, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
+	STR("text", msg_done, text),
+};
+TABLE(done);
+
+static const struct field trainer_fields[] = {
+	STR("model", msg_trainer, model),
+	U32("rank", msg_trainer, rank),
+	U32("ranks", msg_trainer, ranks),
+	U32("allocations", msg_trainer, allocations),
+};
+TABLE(trainer);
+
+static const struct field declared_fields[] = {
+	U64("manifest_hash", msg_declared, manifest_hash),
+	U64("tensors", msg_declared, tensors),
+	U64("bytes", msg_declared, bytes),
+	U64("version", msg_declared, version),
+};
+TABLE(declared);
+
+static const struct field publish_fields[] = {
+	U64("version", msg_publish, version),
+	U64("word", msg_publish, word),
+	U32("flags", msg_publish, flags),
+	U32("timeout_ms", msg_publish, timeout_ms),
+};
+TABLE(publish);
+
+static const struct field released_fields[] = {U64("version", msg_released, version)};
+TABLE(released);
+
+static const struct field outcome_fields[] = {
+	U32("node", group_outcome, node),
+	U32("replica", group_outcome, replica),
+	U32("part", group_outcome, part),
+	U32("outcome", group_outcome, outcome),
+	RANGE("state", group_outcome, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
+	STR("text", group_outcome, text),
+};
+TABLE(outcome);
+
+static const struct field report_fields[] = {
+	U64("version", msg_report, version),
+	U32("outcome", msg_report, outcome),
+	STR("text", msg_report, text),
+	U64("tensors", msg_report, tensors),
+	U64("unwanted", msg_report, unwanted),
+	U64("bytes", msg_report, bytes),
+	U64("wire_bytes", msg_report, wire_bytes),
+	U64("wait_ns", msg_report, wait_ns),
+	U64("accept_ns", msg_report, accept_ns),
+	U64("move_ns", msg_report, move_ns),
+	U64("commit_ns", msg_report, commit_ns),
+	U64("total_ns", msg_report, total_ns),
+	STRUCTS("groups", msg_report, groups, ngroups, LIMIT_REPORT_GROUPS, outcome),
+};
+TABLE(report);
+
+static const struct table status = {NULL, 0};
+
+static const struct field status_group_fields[] = {
+	STR("model", status_group, model),
+	U32("replica", status_group, replica),
+	U32("part", status_group, part),
+	U32("members", status_group, members),
+	U32("present", status_group, present),
+	U32("gate", status_group, gate),
+	U32("apply", status_group, apply),
+	U32("state", status_group, state),
+	U64("version", status_group, version),
+	U64("bytes", status_group, bytes),
+	U64("shadow", status_group, shadow),
+	U64("raw", status_group, raw),
+	U64("pull", status_group, pull),
+	U64("loader", status_group, loader),
+};
+TABLE(status_group);
+
+static const struct field status_trainer_fields[] = {
+	STR("model", status_trainer, model),
+	U32("ranks", status_trainer, ranks),
+	U32("present", status_trainer, present),
+	U64("tensors", status_trainer, tensors),
+	U64("bytes", status_trainer, bytes),
+	U64("version", status_trainer, version),
+	STR("stage", status_trainer, stage),
+};
+TABLE(status_trainer);
+
+static const struct field status_broker_fields[] = {
+	U32("rank", status_broker, rank),
+	STR("name", status_broker, name),
+	STR("device", status_broker, device),
+};
+TABLE(status_broker);
+
+static const struct field status_reply_fields[] = {
+	U64("broker_id", msg_status_reply, broker_id),
+	U64("pid", msg_status_reply, pid),
+	U64("uptime_ms", msg_status_reply, uptime_ms),
+	STR("backend", msg_status_reply, backend),
+	STR("device", msg_status_reply, device),
+	STR("library", msg_status_reply, library),
+	STR("carrier", msg_status_reply, carrier),
+	U32("nccl", msg_status_reply, nccl),
+	U32("lead", msg_status_reply, lead),
+	U64("epoch", msg_status_reply, epoch),
+	U64("slot_bytes", msg_status_reply, slot_bytes),
+	U64("slots", msg_status_reply, slots),
+	U64("updates", msg_status_reply, updates),
+	U64("aborted", msg_status_reply, aborted),
+	STRUCTS("groups", msg_status_reply, groups, ngroups, LIMIT_GROUPS, status_group),
+	STRUCTS("trainers", msg_status_reply, trainers, ntrainers, LIMIT_MODELS, status_trainer),
+	STRUCTS("brokers", msg_status_reply, brokers, nbrokers, LIMIT_BROKERS, status_broker),
+};
+TABLE(status_reply);
+
+static const struct field join_fields[] = {
+	U32("protocol", msg_join, protocol),
+	U64("broker_id", msg_join, broker_id),
+	U64("host_id", msg_join, host_id),
+	BYTES("uuid", msg_join, uuid),
+	STR("backend", msg_join, backend),
+	U32("nccl", msg_join, nccl),
+	U64("slot_bytes", msg_join, slot_bytes),
+	STR("name", msg_join, name),
+};
+TABLE(join);
+
+static const struct field joined_fields[] = {U64("broker_id", msg_joined, broker_id)};
+TABLE(joined);
+
+static const struct field epoch_fields[] = {
+	U64("epoch", msg_epoch, epoch),
+	RANGE("rank", msg_epoch, rank, 0, LIMIT_BROKERS),
+	RANGE("ranks", msg_epoch, ranks, 1, LIMIT_BROKERS),
+	RANGE("carrier", msg_epoch, carrier, CARRIER_NONE, CARRIER_NCCL),
+	U64("slot_bytes", msg_epoch, slot_bytes),
+	BYTES("unique_id", msg_epoch, unique_id),
+	BYTES("token", msg_epoch, token),
+};
+TABLE(epoch);
+
+static const struct field epoch_ready_fields[] = {
+	U64("epoch", msg_epoch_ready, epoch),
+	U32("code", msg_epoch_ready, code),
+	STR("text", msg_epoch_ready, text),
+};
+TABLE(epoch_ready);
+
+static const struct field manifest_fields[] = {
+	STR("model", msg_manifest, model),
+	U32("parts", msg_manifest, parts),
+	U64("bytes", msg_manifest, bytes),
+	U64("hash", msg_manifest, hash),
+	LIST("roots", FIELD_U32_LIST, msg_manifest, roots, nroots, LIMIT_RANKS),
+};
+TABLE(manifest);
+
+static const struct field begin_fields[] = {
+	U64("epoch", msg_begin, epoch),
+	U64("update", msg_begin, update),
+	STR("model", msg_begin, model),
+	U64("version", msg_begin, version),
+	U64("manifest_hash", msg_begin, manifest_hash),
+	U64("slot_bytes", msg_begin, slot_bytes),
+	U32("flags", msg_begin, flags),
+	U32("timeout_ms", msg_begin, timeout_ms),
+};
+TABLE(begin);
+
+static const struct field groups_fields[] = {
+	U64("epoch", msg_groups, epoch),
+	U64("update", msg_groups, update),
+	STRUCTS("groups", msg_groups, groups, ngroups, LIMIT_REPORT_GROUPS, outcome),
+	U32("code", msg_groups, code),
+	STR("text", msg_groups, text),
+	U64("unwanted", msg_groups, unwanted),
+};
+TABLE(groups);
+
+static const struct field decision_fields[] = {
+	U64("epoch", msg_decision, epoch),
+	U64("update", msg_decision, update),
+	LIST("replicas", FIELD_U32_LIST, msg_decision, replicas, nreplicas, LIMIT_REPORT_GROUPS),
+	U32("wire", msg_decision, wire),
+	STR("text", msg_decision, text),
+};
+TABLE(decision);
+
+static const struct field data_fields[] = {
+	U64("epoch", msg_data, epoch),
+	U32("rank", msg_data, rank),
+	BYTES("token", msg_data, token),
+};
+TABLE(data);
+
+static const struct known {
+	enum message_type type;
+	const char *name;
+	const struct table *table; /* NULL: reserved */
+} known[] = {
+	{MSG_HELLO, "hello", &hello},
+	{MSG_WELCOME, "welcome", &welcome},
+	{MSG_ERROR, "error", &error},
+	{MSG_OK, "ok", &ok},
+	{MSG_REGISTER, "register", &register_},
+	{MSG_ALLOCATION, "allocation", &allocation},
+	{MSG_PART, "part", &part},
+	{MSG_SEAL, "seal", &seal},
+	{MSG_REGISTERED, "registered", &registered},
+	{MSG_WITHDRAW, "withdraw", &status},
+	{MSG_CHECK, "check", &check},
+	{MSG_CHECKED, "checked", &checked},
+	{MSG_HOLD, "hold", &hold},
+	{MSG_READY, "ready", &ready},
+	{MSG_APPLY, "apply", NULL},
+	{MSG_APPLIED_ROUTE, "applied_route", NULL},
+	{MSG_DONE, "done", &done},
+	{MSG_RESUME, "resume", &status},
+	{MSG_TRAINER, "trainer", &trainer},
+	{MSG_DECLARED, "declared", &declared},
+	{MSG_PUBLISH, "publish", &publish},
+	{MSG_RELEASED, "released", &released},
+	{MSG_REPORT, "report", &report},
+	{MSG_STATUS, "status", &status},
+	{MSG_STATUS_REPLY, "status_reply", &status_reply},
+	{MSG_JOIN, "join", &join},
+	{MSG_JOINED, "joined", &joined},
+	{MSG_EPOCH, "epoch", &epoch},
+	{MSG_EPOCH_READY, "epoch_ready", &epoch_ready},
+	{MSG_MANIFEST, "manifest", &manifest},
+	{MSG_BEGIN, "begin", &begin},
+	{MSG_ACCEPT, "accept", &groups},
+	{MSG_GO, "go", &decision},
+	{MSG_PREPARED, "prepared", &groups},
+	{MSG_COMMIT, "commit", &decision},
+	{MSG_ABORT, "abort", &decision},
+	{MSG_APPLIED, "applied", &groups},
+	{MSG_BYE, "bye", &status},
+	{MSG_DATA, "data", &data},
+};
+
+static const struct known *find(unsigned type)
+{
+	for (size_t i = 0; i < ARRAY_LEN(known); i++) {
+		if ((unsigned)known[i].type == type) {
+			return &known[i];
+		}
+	}
+	return NULL;
+}
+
+const char *message_name(unsigned type)
+{
+	const struct known *entry = find(type);
+
+	return entry ? entry->name : "unknown";
+}
+
+void message_init(struct message *message, enum message_type type, uint64_t serial)
+{
+	memset(message, 0, sizeof(*message));
+	message->type = type;
+	message->serial = serial;
+	for (size_t i = 0; i < LIMIT_FRAME_FDS; i++) {
+		message->fds[i] = -1;
+	}
+}
+
+void message_finish(struct message *message)
+{
+	const struct known *entry = find(message->type);
+
+	if (entry && entry->table) {
+		schema_finish(entry->table, &message->u);
+	}
+	for (unsigned i = 0; i < message->nfds; i++) {
+		fd_close(&message->fds[i]);
+	}
+	message->nfds = 0;
+	free(message->owned);
+	message->owned = NULL;
+}
+
+int message_encode(
+	const struct message *message, uint8_t **ret_frame, size_t *ret_len, struct error *err)
+{
+	const struct known *entry = find(message->type);
+	char header[FRAME_HEADER_BYTES] = {0};
+	msgpack_sbuffer buffer;
+	msgpack_packer packer;
+	int rc;
+
+	if (!entry || !entry->table) {
+		return error_set(
+			err, -ENOTSUP, "message type %d cannot be sent", (int)message->type);
+	}
+	msgpack_sbuffer_init(&buffer);
+	msgpack_packer_init(&packer, &buffer, msgpack_sbuffer_write);
+	rc = msgpack_sbuffer_write(&buffer, header, sizeof(header));
+	if (rc == 0) {
+		rc = schema_encode(&packer, entry->table, &message->u, err);
+	}
+	if (rc == 0 && buffer.size > LIMIT_FRAME_BYTES) {
+		rc = error_set(err, -E2BIG, "message %s has %zu bytes, the limit of a frame is %u",
+			entry->name, buffer.size, LIMIT_FRAME_BYTES);
+	}
+	if (rc) {
+		msgpack_sbuffer_destroy(&buffer);
+		return rc;
+	}
+	frame_header_put((uint8_t *)buffer.data,
+		&(struct frame_header){.type = (uint16_t)message->type,
+			.payload_bytes = (uint32_t)(buffer.size - FRAME_HEADER_BYTES),
+			.fds = message->nfds,
+			.serial = message->serial});
+	*ret_len = buffer.size;
+	*ret_frame = (uint8_t *)msgpack_sbuffer_release(&buffer);
+	return 0;
+}
+
+static int decode_payload(
+	const struct known *entry, struct message *message, size_t len, struct error *err)
+{
+	msgpack_unpacked unpacked;
+	size_t value_len, at = 0;
+	int rc = scan_value(message->owned, len, &value_len, err);
+
+	if (rc) {
+		return rc;
+	}
+	if (value_len != len) {
+		return error_set(err, -EPROTO, "%zu bytes behind its end", len - value_len);
+	}
+	msgpack_unpacked_init(&unpacked);
+	if (msgpack_unpack_next(&unpacked, (const char *)message->owned, len, &at) !=
+		MSGPACK_UNPACK_SUCCESS) {
+		rc = error_set(err, -EPROTO, "it is no msgpack");
+	} else {
+		rc = schema_decode(&unpacked.data, entry->table, &message->u, err);
+	}
+	msgpack_unpacked_destroy(&unpacked);
+	return rc;
+}
+
+int message_decode(unsigned type, uint64_t serial, uint8_t *payload, size_t len,
+	struct message *ret_message, struct error *err)
+{
+	const struct known *entry = find(type);
+	struct message message;
+	int rc;
+
+	if (!entry) {
+		free(payload);
+		return error_set(err, -EPROTO, "message type %u is not known", type);
+	}
+	if (!entry->table) {
+		free(payload);
+		return error_set(
+			err, -EPROTO, "message %s is reserved for a later version", entry->name);
+	}
+	message_init(&message, entry->type, serial);
+	message.owned = payload;
+	rc = decode_payload(entry, &message, len, err);
+	if (rc) {
+		error_prefix(err, "message %s", entry->name);
+		message_finish(&message);
+		return rc;
+	}
+	*ret_message = message;
+	return 0;
+}

@@ -1,0 +1,238 @@
+#include "ipc/socket.h"
+#include "base/clock.h"
+#include "base/util.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define BACKLOG 128
+
+int socket_path(const char *option, char ret_path[108], struct error *err)
+{
+	const char *env = getenv("STREW_SOCKET");
+	const char *runtime = getenv("XDG_RUNTIME_DIR");
+	char path[512];
+	int n;
+
+	if (option && *option) {
+		n = snprintf(path, sizeof(path), "%s", option);
+	} else if (env && *env) {
+		n = snprintf(path, sizeof(path), "%s", env);
+	} else if (runtime && *runtime) {
+		n = snprintf(path, sizeof(path), "%s/strew/broker.sock", runtime);
+	} else {
+		n = snprintf(path, sizeof(path), "/tmp/strew-%u/broker.sock", (unsigned)geteuid());
+	}
+	if (n < 0 || n >= 108) {
+		return error_set(err, -ENAMETOOLONG,
+			"socket path %.120s…: it has %d bytes, a socket's name holds 107", path, n);
+	}
+	memcpy(ret_path, path, (size_t)n + 1);
+	return 0;
+}
+
+static void fill_address(const char *path, struct sockaddr_un *ret_address)
+{
+	memset(ret_address, 0, sizeof(*ret_address));
+	ret_address->sun_family = AF_UNIX;
+	string_copy(ret_address->sun_path, sizeof(ret_address->sun_path), path);
+}
+
+/* The directory of the socket: ours and nobody else's to write, made if it is missing. */
+static int check_directory(const char *path, struct error *err)
+{
+	char directory[108];
+	struct stat st;
+	char *slash;
+
+	string_copy(directory, sizeof(directory), path);
+	slash = strrchr(directory, '/');
+	if (!slash) {
+		string_copy(directory, sizeof(directory), ".");
+	} else {
+		slash[slash == directory] = '\0';
+	}
+	if (mkdir(directory, 0700) < 0 && errno != EEXIST) {
+		return error_set(err, -errno, "cannot make the socket's directory %s: %s",
+			directory, strerror(errno));
+	}
+	if (stat(directory, &st) < 0) {
+		return error_set(
+			err, -errno, "the socket's directory %s: %s", directory, strerror(errno));
+	}
+	if (!S_ISDIR(st.st_mode)) {
+		return error_set(err, -ENOTDIR, "%s is no directory", directory);
+	}
+	if ((st.st_uid != geteuid() && st.st_uid != 0) || (st.st_mode & 022)) {
+		return error_set(err, -EPERM,
+			"the socket's directory %s must belong to this user, and nobody else may "
+			"write "
+			"to it (chmod 700)",
+			directory);
+	}
+	return 0;
+}
+
+/* Removes a dead socket at the path. -EADDRINUSE: a live one; -EEXIST: something else. */
+static int clear_path(const char *path, struct error *err)
+{
+	struct error ignored;
+	struct stat st;
+	int fd, rc;
+
+	if (lstat(path, &st) < 0) {
+		return errno == ENOENT ? 0
+				       : error_set(err, -errno, "%s: %s", path, strerror(errno));
+	}
+	if (!S_ISSOCK(st.st_mode)) {
+		return error_set(err, -EEXIST, "%s exists and is no socket", path);
+	}
+	rc = socket_connect_unix(path, deadline_in_ms(1000), &fd, &ignored);
+	if (rc == 0) {
+		fd_close(&fd);
+	}
+	if (rc == 0 || rc == -EAGAIN || rc == -ETIMEDOUT) {
+		return error_set(err, -EADDRINUSE,
+			"a broker serves %s already; stop it, or choose another --socket", path);
+	}
+	if (unlink(path) < 0) {
+		return error_set(
+			err, -errno, "cannot remove the dead socket %s: %s", path, strerror(errno));
+	}
+	return 0;
+}
+
+static int bind_listen(const char *path, int *ret_fd, struct error *err)
+{
+	struct sockaddr_un address;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int rc;
+
+	if (fd < 0) {
+		return error_set(err, -errno, "socket: %s", strerror(errno));
+	}
+	fill_address(path, &address);
+	/* The directory may be wider than 0700 (read by others), so the socket is narrow from
+	 * its first moment: fchmod before bind sets the mode that bind gives it. */
+	if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+		chmod(path, 0600) < 0 || listen(fd, BACKLOG) < 0) {
+		rc = -errno;
+		fd_close(&fd);
+		return error_set(err, rc, "cannot listen at %s: %s", path, strerror(-rc));
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+int socket_listen_unix(const char *path, int *ret_fd, struct error *err)
+{
+	char lock_path[116];
+	int lock, rc;
+
+	rc = check_directory(path, err);
+	if (rc) {
+		return rc;
+	}
+	/* Two brokers that start at once must not both find the path dead. */
+	snprintf(lock_path, sizeof(lock_path), "%s.lock", path);
+	lock = open(lock_path, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (lock < 0) {
+		return error_set(err, -errno, "cannot open %s: %s", lock_path, strerror(errno));
+	}
+	if (flock(lock, LOCK_EX | LOCK_NB) < 0) {
+		fd_close(&lock);
+		return error_set(err, -EADDRINUSE, "another broker is starting at %s", path);
+	}
+	rc = clear_path(path, err);
+	if (rc == 0) {
+		rc = bind_listen(path, ret_fd, err);
+	}
+	unlink(lock_path);
+	fd_close(&lock);
+	return rc;
+}
+
+int socket_connect_unix(const char *path, uint64_t deadline, int *ret_fd, struct error *err)
+{
+	struct sockaddr_un address;
+	int fd, rc;
+
+	if (strlen(path) >= sizeof(address.sun_path)) {
+		return error_set(err, -ENAMETOOLONG, "socket path %.120s… is too long", path);
+	}
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0) {
+		return error_set(err, -errno, "socket: %s", strerror(errno));
+	}
+	fill_address(path, &address);
+	/* A Unix socket connects at once or, with a full backlog, says so; then try again. */
+	while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+		rc = -errno;
+		if (rc == -EINTR) {
+			continue;
+		}
+		if (rc == -EAGAIN && !deadline_passed(deadline)) {
+			poll(NULL, 0, 5);
+			continue;
+		}
+		fd_close(&fd);
+		if (rc == -ENOENT || rc == -ECONNREFUSED) {
+			return error_set(err, rc,
+				"no broker serves %s: start one (strewd --socket %s) or set "
+				"STREW_SOCKET",
+				path, path);
+		}
+		return error_set(err, rc, "cannot connect to %s: %s", path, strerror(-rc));
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+int socket_peer(int fd, struct peer *ret_peer)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
+		return -errno;
+	}
+	*ret_peer = (struct peer){cred.pid, cred.uid, cred.gid};
+	return 0;
+}
+
+int socket_accept(int listener, int *ret_fd)
+{
+	int fd;
+
+	do {
+		fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	} while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
+	if (fd < 0) {
+		return -errno;
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+uint64_t socket_pid_namespace(void)
+{
+	struct stat st;
+
+	return stat("/proc/self/ns/pid", &st) < 0 ? 0 : (uint64_t)st.st_ino;
+}
+
+int socket_pidfd(pid_t pid)
+{
+	long fd = syscall(SYS_pidfd_open, pid, 0);
+
+	return fd < 0 ? -errno : (int)fd;
+}
