@@ -171,7 +171,7 @@ int items_get_numbers(struct item_reader *reader, uint64_t ret_values[STREW_MAX_
 int items_header(struct item_reader *reader, const char *kind, uint64_t *ret_counts,
 	const uint64_t *limits, unsigned n)
 {
-	uint64_t format;
+	uint64_t format = 0;
 	char name[32];
 	int rc = items_next(reader, 2 + n);
 
@@ -212,7 +212,7 @@ int items_get_tensor(
 	struct item_reader *reader, struct tensor *ret_tensor, char name[LIMIT_NAME_BYTES + 1])
 {
 	struct tensor tensor = {.name = name, .ndim = -1};
-	uint64_t dtype;
+	uint64_t dtype = 0;
 	int rc = items_next(reader, 3);
 
 	if (rc == 0) {

@@ -14,15 +14,16 @@ struct carrier_options {
 	enum carrier_kind kind;
 	uint64_t epoch;
 	uint32_t rank, ranks;
-	struct gpu_device *device;         /* of the slots */
+	struct gpu_device *device;	    /* of the slots */
 	uint8_t unique_id[UNIQUE_ID_BYTES]; /* NCCL */
-	int *data_fds; /* TCP: ranks entries, a connected socket to each other rank or -1; taken on success */
+	int *data_fds; /* TCP: ranks entries, a connected socket to each other rank or -1; taken on
+			  success */
 };
 
 /*
- * Makes the communicator and warms it (a first broadcast), waiting for at most the deadline. `cancel`
- * (may be NULL) is looked at while waiting: nonzero gives -ECANCELED.
- * -ETIMEDOUT: a rank did not come. On failure nothing is left but what NCCL itself leaks.
+ * Makes the communicator and warms it (a first broadcast), waiting for at most the deadline.
+ * `cancel` (may be NULL) is looked at while waiting: nonzero gives -ECANCELED. -ETIMEDOUT: a rank
+ * did not come. On failure nothing is left but what NCCL itself leaks.
  */
 int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err);

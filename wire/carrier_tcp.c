@@ -1,0 +1,221 @@
+/*
+ * Buckets over TCP, for host backends. Before each bucket both sides agree on a
+ * header (epoch, sequence, length), so that a stream that is out of step is found
+ * and not scattered. The root serves all peers at once: each has its own place in
+ * the bucket, and a slow one does not hold up the others.
+ */
+#include "base/clock.h"
+#include "base/util.h"
+#include "wire/carrier_ops.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define LOOK_MS 20 /* how long a wait may last before cancel is looked at */
+#define HEADER_BYTES 24
+
+/* Little-endian numbers; both ends are what strew builds for. */
+static void put_header(uint8_t to[HEADER_BYTES], const struct carrier *carrier, uint64_t len_bytes)
+{
+	const uint64_t words[] = {carrier->epoch, carrier->sequence, len_bytes};
+
+	for (size_t i = 0; i < HEADER_BYTES; i++) {
+		to[i] = (uint8_t)(words[i / 8] >> i % 8 * 8);
+	}
+}
+
+int carrier_tcp_create(struct carrier *carrier, const struct carrier_options *options,
+	uint64_t deadline, const atomic_int *cancel, struct error *err)
+{
+	int one = 1, rc;
+
+	carrier->fds = malloc(options->ranks * sizeof(*carrier->fds));
+	if (!carrier->fds) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	for (uint32_t i = 0; i < options->ranks; i++) {
+		int fd = options->data_fds[i];
+
+		carrier->fds[i] = fd;
+		if (fd >= 0) {
+			fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+			/* Fails on the socket pairs of tests, where it means nothing. */
+			setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		}
+	}
+	rc = carrier_tcp_broadcast(carrier, 0, 0, 0, deadline, cancel, err);
+	if (rc) {
+		free(carrier->fds);
+	}
+	return rc;
+}
+
+void carrier_tcp_destroy(struct carrier *carrier)
+{
+	for (uint32_t i = 0; i < carrier->ranks; i++) {
+		fd_close(&carrier->fds[i]);
+	}
+	free(carrier->fds);
+}
+
+static int peer_failed(uint32_t rank, int code, struct error *err)
+{
+	if (code == 0 || code == EPIPE) {
+		code = ECONNRESET;
+	}
+	return error_set(
+		err, -code, "the data connection to broker %u failed: %s", rank, strerror(code));
+}
+
+/* One peer's progress through header and bucket. 1 when it is done, 0 when the socket is full. */
+static int send_some(int fd, const uint8_t *header, const uint8_t *bytes, uint64_t len_bytes,
+	uint64_t *at, uint32_t rank, struct error *err)
+{
+	while (*at < HEADER_BYTES + len_bytes) {
+		bool in_header = *at < HEADER_BYTES;
+		const uint8_t *from = in_header ? header + *at : bytes + (*at - HEADER_BYTES);
+		size_t n = in_header ? HEADER_BYTES - *at : HEADER_BYTES + len_bytes - *at;
+		ssize_t sent = send(fd, from, n,
+			MSG_NOSIGNAL | MSG_DONTWAIT | (in_header && len_bytes ? MSG_MORE : 0));
+
+		if (sent < 0 && errno == EINTR) {
+			continue;
+		}
+		if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+			return 0;
+		}
+		if (sent < 0) {
+			return peer_failed(rank, errno, err);
+		}
+		*at += (uint64_t)sent;
+	}
+	return 1;
+}
+
+static int send_all(struct carrier *carrier, const uint8_t *bytes, uint64_t len_bytes,
+	uint64_t deadline, const atomic_int *cancel, struct pollfd *polls, uint64_t *at,
+	struct error *err)
+{
+	uint8_t header[HEADER_BYTES];
+
+	put_header(header, carrier, len_bytes);
+	for (;;) {
+		uint32_t left = 0;
+		int rc = carrier_waiting(deadline, cancel, "sending a bucket", err);
+
+		if (rc) {
+			return rc;
+		}
+		for (uint32_t i = 0; i < carrier->ranks; i++) {
+			polls[i].fd = -1;
+			if (i == carrier->rank) {
+				continue;
+			}
+			rc = send_some(carrier->fds[i], header, bytes, len_bytes, &at[i], i, err);
+			if (rc < 0) {
+				return rc;
+			}
+			if (rc == 0) {
+				polls[i] = (struct pollfd){carrier->fds[i], POLLOUT, 0};
+				left++;
+			}
+		}
+		if (left == 0) {
+			return 0;
+		}
+		poll(polls, carrier->ranks, LOOK_MS);
+	}
+}
+
+static int send_bucket(struct carrier *carrier, const uint8_t *bytes, uint64_t len_bytes,
+	uint64_t deadline, const atomic_int *cancel, struct error *err)
+{
+	struct pollfd *polls = calloc(carrier->ranks, sizeof(*polls));
+	uint64_t *at = calloc(carrier->ranks, sizeof(*at));
+	int rc = 0;
+
+	for (uint32_t i = 0; i < carrier->ranks; i++) {
+		if (i != carrier->rank && carrier->fds[i] < 0) {
+			rc = error_set(err, -ENOTSUP,
+				"broker %u cannot be a root: it has no data connection to broker "
+				"%u",
+				carrier->rank, i);
+		}
+	}
+	if (!polls || !at) {
+		rc = error_set(err, -ENOMEM, "out of memory");
+	}
+	if (rc == 0) {
+		rc = send_all(carrier, bytes, len_bytes, deadline, cancel, polls, at, err);
+	}
+	free(polls);
+	free(at);
+	return rc;
+}
+
+static int receive_exactly(struct carrier *carrier, uint32_t root, uint8_t *to, uint64_t len_bytes,
+	uint64_t deadline, const atomic_int *cancel, struct error *err)
+{
+	uint64_t at = 0;
+
+	while (at < len_bytes) {
+		ssize_t n = recv(carrier->fds[root], to + at, len_bytes - at, MSG_DONTWAIT);
+
+		if (n > 0) {
+			at += (uint64_t)n;
+		} else if (n == 0) {
+			return peer_failed(root, 0, err);
+		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+			struct pollfd pollfd = {carrier->fds[root], POLLIN, 0};
+			int rc = carrier_waiting(deadline, cancel, "receiving a bucket", err);
+
+			if (rc) {
+				return rc;
+			}
+			poll(&pollfd, 1, LOOK_MS);
+		} else if (errno != EINTR) {
+			return peer_failed(root, errno, err);
+		}
+	}
+	return 0;
+}
+
+static int receive_bucket(struct carrier *carrier, uint8_t *to, uint64_t len_bytes, uint32_t root,
+	uint64_t deadline, const atomic_int *cancel, struct error *err)
+{
+	uint8_t wanted[HEADER_BYTES], came[HEADER_BYTES];
+	int rc;
+
+	if (carrier->fds[root] < 0) {
+		return error_set(err, -ENOTSUP, "there is no data connection to broker %u", root);
+	}
+	put_header(wanted, carrier, len_bytes);
+	rc = receive_exactly(carrier, root, came, HEADER_BYTES, deadline, cancel, err);
+	if (rc) {
+		return rc;
+	}
+	if (memcmp(came, wanted, HEADER_BYTES) != 0) {
+		return error_set(err, -EPROTO,
+			"the data connection to broker %u is out of step at bucket %llu", root,
+			(unsigned long long)carrier->sequence);
+	}
+	return receive_exactly(carrier, root, to, len_bytes, deadline, cancel, err);
+}
+
+int carrier_tcp_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes,
+	uint32_t root, uint64_t deadline, const atomic_int *cancel, struct error *err)
+{
+	uint8_t *bytes = (uint8_t *)(uintptr_t)address;
+	int rc = root == carrier->rank
+			 ? send_bucket(carrier, bytes, len_bytes, deadline, cancel, err)
+			 : receive_bucket(carrier, bytes, len_bytes, root, deadline, cancel, err);
+
+	carrier->sequence++;
+	return rc;
+}
