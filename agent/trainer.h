@@ -1,0 +1,62 @@
+/*
+ * The trainer's face from inside. trainer.c has opening, declaring and sealing,
+ * trainer_publish.c the updates, report.c turns a message into a strew_report.
+ */
+#ifndef AGENT_TRAINER_H
+#define AGENT_TRAINER_H
+
+#include "agent/session.h"
+#include "gpu/export.h"
+#include "plan/manifest.h"
+#include <strew/trainer.h>
+
+enum trainer_stage {
+	TRAINER_DECLARING,
+	TRAINER_SEALING, /* all was sent; the answer is awaited */
+	TRAINER_SEALED,
+	TRAINER_REFUSED,
+};
+
+/* A declared box, beside manifest.boxes of the same index. */
+struct held_memory {
+	const void *data;
+	uint64_t span_bytes;
+};
+
+struct strew_trainer {
+	struct agent_session session;
+	struct msg_trainer who;
+	enum trainer_stage stage;
+	struct manifest manifest; /* never sealed: this rank may hold only a part */
+	struct source *sources;	  /* one a box */
+	struct held_memory *memory;
+	size_t cap_sources, cap_memory;
+	struct export_set *set;
+	struct export_page *words;
+	struct agent_request request; /* seal */
+	/* the update that was published last */
+	struct agent_request publish; /* cleared when its answer was looked at */
+	uint64_t word_count;	      /* what the page's publish word gets to */
+	uint64_t version;
+	bool publishing;       /* published, neither refused nor reported to the user */
+	bool lent;	       /* the memory is read, or may be */
+	bool released;	       /* released was heard, and no wait has told the user */
+	struct message report; /* valid if reported */
+	bool reported;
+	struct error refused; /* the broker's answer to publish, until a wait_report tells it */
+};
+
+/* agent_handler of trainers. */
+int trainer_handle(void *data, struct message *message, struct error *err);
+
+/* 0: the memory is free; -ETIMEDOUT: still lent; any other error: free, and the update failed so.
+ */
+int trainer_wait_released(struct strew_trainer *trainer, uint64_t deadline, struct error *err);
+
+/* -EPROTO if a number in it has no meaning. */
+int report_check(const struct msg_report *message, struct error *err);
+/* Fills a report, of a checked message, that owns its strings. -ENOMEM. */
+int report_make(
+	const struct msg_report *message, struct strew_report *ret_report, struct error *err);
+
+#endif

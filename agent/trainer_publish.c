@@ -1,0 +1,265 @@
+/*
+ * Updates, as a trainer sees them.
+ *
+ * publish sends and returns. The broker then says OK (taken) or an error (refused: nothing was
+ * read, and both waits end with that error), later RELEASED (the memory is free), and REPORT.
+ * RELEASED and REPORT count only behind the OK: other ranks of the model publish too, and an
+ * update that ended without us is not ours. All are taken whenever anything is read, and kept until
+ * the user asks.
+ */
+#include "agent/public.h"
+#include "agent/trainer.h"
+#include "base/util.h"
+#include <errno.h>
+#include <string.h>
+
+static int missing(struct error *err)
+{
+	return error_set(err, -EINVAL, "a required argument is NULL");
+}
+
+/* Readable while a wait would tell the user something new. */
+static void signal_news(struct strew_trainer *trainer)
+{
+	agent_session_signal(
+		&trainer->session, trainer->released || trainer->reported || trainer->refused.code);
+}
+
+/* Turns a refusal that has come into what the waits look at. */
+static void look_at_answer(struct strew_trainer *trainer)
+{
+	struct error err = {0};
+
+	if (!trainer->publish.answered) {
+		return;
+	}
+	if (agent_request_result(&trainer->publish, MSG_OK, &err)) {
+		trainer->refused = err;
+		trainer->publishing = trainer->lent = false;
+		signal_news(trainer);
+	}
+	agent_request_clear(&trainer->session, &trainer->publish);
+}
+
+static bool is_ours(struct strew_trainer *trainer, uint64_t version)
+{
+	look_at_answer(trainer);
+	return trainer->publishing && !trainer->publish.serial && version == trainer->version;
+}
+
+int trainer_handle(void *data, struct message *message, struct error *err)
+{
+	struct strew_trainer *trainer = data;
+	int rc;
+
+	switch (message->type) {
+	case MSG_RELEASED:
+		if (is_ours(trainer, message->u.released.version) && trainer->lent) {
+			trainer->lent = false;
+			trainer->released = true;
+		}
+		break;
+	case MSG_REPORT:
+		rc = report_check(&message->u.report, err);
+		if (rc) {
+			return rc;
+		}
+		if (is_ours(trainer, message->u.report.version) && !trainer->reported) {
+			trainer->report = *message;
+			trainer->reported = true;
+			/* Moved: nothing is left for the reader to finish. */
+			message_init(message, message->type, 0);
+		}
+		break;
+	default:
+		return error_set(err, -EPROTO, "the broker sent %s to a trainer",
+			message_name(message->type));
+	}
+	signal_news(trainer);
+	return 0;
+}
+
+static int check_publish(struct strew_trainer *trainer, uint64_t version, unsigned flags,
+	int timeout_ms, struct error *err)
+{
+	if (trainer->stage != TRAINER_SEALED) {
+		return error_set(err, -EINVAL, "publish: nothing is sealed");
+	}
+	if (version == 0 || version == UINT64_MAX) {
+		return error_set(err, -EINVAL, "publish: versions are 1 to 2^64 - 2");
+	}
+	if (flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL)) {
+		return error_set(err, -EINVAL, "publish: flags 0x%x are unknown", flags);
+	}
+	if (timeout_ms < 0 || timeout_ms > LIMIT_UPDATE_MAX_MS) {
+		return error_set(err, -EINVAL, "publish: a timeout of %d ms, 0 to %d are allowed",
+			timeout_ms, LIMIT_UPDATE_MAX_MS);
+	}
+	/* Only the waits read; what has come meanwhile counts. */
+	(void)agent_session_step(&trainer->session, deadline_in_ms(0), err);
+	look_at_answer(trainer);
+	if (trainer->publishing || trainer->lent) {
+		return error_set(err, -EBUSY, "publish: version %llu has not been %s yet",
+			(unsigned long long)trainer->version,
+			trainer->publishing ? "reported" : "released");
+	}
+	return agent_session_lost(&trainer->session, err);
+}
+
+static int trainer_publish(struct strew_trainer *trainer, uint64_t version, void *stream,
+	unsigned flags, int timeout_ms, struct error *err)
+{
+	struct message message;
+	int rc = check_publish(trainer, version, flags, timeout_ms, err);
+
+	if (rc) {
+		return rc;
+	}
+	rc = export_page_write(
+		trainer->words, trainer->set, stream, WORD_PUBLISH, trainer->word_count + 1, err);
+	if (rc) {
+		return rc;
+	}
+	trainer->word_count++;
+	agent_request_begin(&trainer->session, &trainer->publish);
+	message_init(&message, MSG_PUBLISH, trainer->publish.serial);
+	message.u.publish.version = version;
+	message.u.publish.word = trainer->word_count;
+	message.u.publish.flags = flags;
+	message.u.publish.timeout_ms = timeout_ms ? (uint32_t)timeout_ms : LIMIT_UPDATE_MS;
+	rc = agent_session_send(&trainer->session, &message, err);
+	if (rc) {
+		agent_request_clear(&trainer->session, &trainer->publish);
+		return rc;
+	}
+	trainer->version = version;
+	trainer->publishing = trainer->lent = true;
+	trainer->released = false;
+	error_clear(&trainer->refused);
+	signal_news(trainer);
+	return 0;
+}
+
+int strew_trainer_publish(struct strew_trainer *trainer, uint64_t version, void *stream,
+	unsigned flags, int timeout_ms)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = trainer_publish(trainer, version, stream, flags, timeout_ms, &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+int trainer_wait_released(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
+{
+	int rc = 0;
+
+	look_at_answer(trainer);
+	while (trainer->lent && rc == 0) {
+		rc = agent_session_step(&trainer->session, deadline, err);
+		look_at_answer(trainer);
+	}
+	if (trainer->lent && agent_session_lost(&trainer->session, NULL)) {
+		/* Its copies may outlive the connection, but not its process. */
+		rc = agent_broker_ended(&trainer->session, deadline, err);
+		if (rc == 0) {
+			trainer->lent = false;
+			rc = agent_session_lost(&trainer->session, err);
+		}
+	} else if (!trainer->lent) {
+		rc = trainer->refused.code
+			     ? error_set(err, trainer->refused.code, "%s", trainer->refused.text)
+			     : 0;
+	}
+	if (!trainer->lent) {
+		trainer->released = false;
+		signal_news(trainer);
+	}
+	return rc;
+}
+
+int strew_trainer_wait_released(struct strew_trainer *trainer, int timeout_ms)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = trainer_wait_released(trainer, deadline_in_ms(timeout_ms), &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+static int trainer_wait_report(struct strew_trainer *trainer, uint64_t deadline,
+	struct strew_report *ret_report, struct error *err)
+{
+	int rc = 0;
+
+	look_at_answer(trainer);
+	if (!trainer->publishing && !trainer->refused.code) {
+		rc = agent_session_lost(&trainer->session, err);
+		return rc ? rc : error_set(err, -EINVAL, "no update waits for its report");
+	}
+	while (trainer->publishing && !trainer->reported && rc == 0) {
+		rc = agent_session_step(&trainer->session, deadline, err);
+		look_at_answer(trainer);
+	}
+	if (trainer->reported) {
+		rc = report_make(&trainer->report.u.report, ret_report, err);
+		if (rc == 0) {
+			message_finish(&trainer->report);
+			trainer->reported = trainer->publishing = false;
+		}
+	} else if (trainer->refused.code) {
+		rc = error_set(err, trainer->refused.code, "%s", trainer->refused.text);
+		error_clear(&trainer->refused);
+	} else if (agent_session_lost(&trainer->session, NULL)) {
+		trainer->publishing = false;
+	}
+	signal_news(trainer);
+	return rc;
+}
+
+int strew_trainer_wait_report(
+	struct strew_trainer *trainer, int timeout_ms, struct strew_report *ret_report)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer || !ret_report) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = trainer_wait_report(trainer, deadline_in_ms(timeout_ms), ret_report, &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+int strew_trainer_fd(struct strew_trainer *trainer)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = agent_session_fd(&trainer->session);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}

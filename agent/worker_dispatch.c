@@ -1,0 +1,161 @@
+/*
+ * What a worker hears. Checks are answered on the spot; a hold and the end of an update are
+ * the user's to know.
+ *
+ * The story: CHECK (pending) → perhaps HOLD → the user says ready → DONE (not pending any more) →
+ * the user's resume is granted. The library never sees the bytes arrive. So if the broker is
+ * gone between CHECK and DONE, all it knows is whether the gate was open: with a held gate and
+ * no ready, nothing can have been written; else the memory must be doubted.
+ */
+#include "agent/worker.h"
+#include "base/util.h"
+#include <errno.h>
+#include <string.h>
+
+static void push_event(struct strew_agent *agent, const struct strew_event *event)
+{
+	if (agent->nevents == WORKER_EVENTS) {
+		agent->first_event = (agent->first_event + 1) % WORKER_EVENTS;
+		agent->nevents--;
+	}
+	agent->events[(agent->first_event + agent->nevents) % WORKER_EVENTS] = *event;
+	agent->nevents++;
+	agent_session_signal(&agent->session, true);
+}
+
+/* A hold that its user did not take before its update ended would pause the engine for nothing. */
+static void drop_hold(struct strew_agent *agent)
+{
+	size_t last = (agent->first_event + agent->nevents - 1) % WORKER_EVENTS;
+
+	if (agent->nevents && agent->events[last].type == STREW_EVENT_HOLD) {
+		agent->nevents--;
+	}
+}
+
+bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event)
+{
+	const struct error *lost = &agent->session.lost;
+
+	if (agent->nevents) {
+		*ret_event = agent->events[agent->first_event];
+		agent->first_event = (agent->first_event + 1) % WORKER_EVENTS;
+		agent->nevents--;
+	} else if (lost->code && !agent->lost_told) {
+		memset(ret_event, 0, sizeof(*ret_event));
+		ret_event->type = STREW_EVENT_LOST;
+		ret_event->version = agent->version;
+		ret_event->state = worker_state(agent);
+		string_copy(ret_event->text, sizeof(ret_event->text), lost->text);
+		agent->lost_told = true;
+	} else {
+		return false;
+	}
+	agent_session_signal(&agent->session, agent->nevents || (lost->code && !agent->lost_told));
+	return true;
+}
+
+/* A grant counts from when it was read: a hold that comes behind it is a new one. */
+static bool is_ready(const struct strew_agent *agent)
+{
+	bool granted = agent->resume.answered && agent->resume.answer.type == MSG_OK;
+
+	return agent->ready && !granted;
+}
+
+enum strew_group_state worker_state(const struct strew_agent *agent)
+{
+	enum strew_group_state heard = agent->state ? agent->state : STREW_GROUP_FORMING;
+
+	if (!agent->pending) {
+		return heard;
+	}
+	if (!agent->session.lost.code) {
+		return STREW_GROUP_PENDING;
+	}
+	if (agent->reg.gate == STREW_GATE_HELD && !is_ready(agent)) {
+		return heard;
+	}
+	return agent->reg.apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
+}
+
+/* The broker may speak of an update before register() has looked at its answer. */
+static bool registered(const struct strew_agent *agent)
+{
+	return agent->stage == WORKER_REGISTERING || agent->stage == WORKER_REGISTERED;
+}
+
+static int on_check(struct strew_agent *agent, const struct msg_check *check, struct error *err)
+{
+	struct error found = {0};
+	struct message message;
+	int rc;
+
+	agent->pending = registered(agent);
+	rc = export_verify(agent->set, &found);
+	message_init(&message, MSG_CHECKED, 0);
+	message.u.checked.update = check->update;
+	message.u.checked.code = error_to_wire(rc);
+	if (rc) {
+		string_copy(message.u.checked.text, sizeof(message.u.checked.text), found.text);
+	}
+	rc = agent_session_send(&agent->session, &message, err);
+	/* A broker that is gone may have said more before it went: read on to the end. */
+	return rc == -ECONNRESET ? 0 : rc;
+}
+
+static void on_hold(struct strew_agent *agent, const struct msg_hold *hold)
+{
+	struct strew_event event = {.type = STREW_EVENT_HOLD, .version = hold->version};
+
+	if (!registered(agent) || agent->reg.gate != STREW_GATE_HELD) {
+		return;
+	}
+	agent->pending = true;
+	/* Already ready: the broker knows, and the engine stands. */
+	if (!is_ready(agent)) {
+		event.state = STREW_GROUP_PENDING;
+		push_event(agent, &event);
+	}
+}
+
+static int on_done(struct strew_agent *agent, const struct msg_done *done, struct error *err)
+{
+	struct strew_event event = {.type = STREW_EVENT_DONE, .version = done->version};
+
+	if (done->state < STREW_GROUP_FORMING || done->state > STREW_GROUP_LOST ||
+		done->outcome > STREW_OUTCOME_LOST) {
+		return error_set(err, -EPROTO, "done with outcome %u and state %u", done->outcome,
+			done->state);
+	}
+	agent->pending = false;
+	agent->state = (enum strew_group_state)done->state;
+	agent->version = done->version;
+	page_store(&agent->session.page, WORD_STATE, done->state);
+	page_store(&agent->session.page, WORD_VERSION, done->version);
+	page_store(&agent->session.page, WORD_UPDATE, done->update);
+	event.outcome = (enum strew_outcome)done->outcome;
+	event.state = agent->state;
+	string_copy(event.text, sizeof(event.text), done->text);
+	drop_hold(agent);
+	push_event(agent, &event);
+	return 0;
+}
+
+int worker_handle(void *data, struct message *message, struct error *err)
+{
+	struct strew_agent *agent = data;
+
+	switch (message->type) {
+	case MSG_CHECK:
+		return on_check(agent, &message->u.check, err);
+	case MSG_HOLD:
+		on_hold(agent, &message->u.hold);
+		return 0;
+	case MSG_DONE:
+		return on_done(agent, &message->u.done, err);
+	default:
+		return error_set(err, -EPROTO, "the broker sent %s to a worker",
+			message_name(message->type));
+	}
+}

@@ -1,0 +1,29 @@
+/*
+ * The subcommands of `strew` and what they share. Each takes its own arguments
+ * (argv[0] is "strew NAME") and returns the program's exit code.
+ */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include "ipc/messages.h"
+
+enum exit_code {
+	EXIT_OK = 0,
+	EXIT_RUNTIME = 1,
+	EXIT_USAGE = 2,
+	EXIT_NO_DEVICE = 3,
+	EXIT_UNREACHABLE = 4,
+};
+
+int cmd_run(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_push(int argc, char **argv);
+
+/* The status as JSON on stdout. */
+void status_print_json(const struct msg_status_reply *status);
+
+/* Names in the words of the documentation, for numbers that came from a broker. */
+const char *status_gate(uint32_t gate);
+const char *status_apply(uint32_t apply);
+
+#endif

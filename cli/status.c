@@ -1,0 +1,230 @@
+/* strew status: asks the broker what it has, as an observer, and prints a table. */
+#include "base/clock.h"
+#include "base/util.h"
+#include "cli/cli.h"
+#include "ipc/conn.h"
+#include "ipc/socket.h"
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <strew/strew.h>
+#include <unistd.h>
+
+#define STATUS_MS 10000
+
+static const char help[] =
+	"Usage: strew status [--socket PATH] [--json]\n"
+	"\n"
+	"Says what this node's broker has: groups of workers with their states and versions,\n"
+	"trainers, and the brokers of the epoch.\n"
+	"\n"
+	"  --socket PATH  the broker's socket (default: $STREW_SOCKET, else\n"
+	"                 $XDG_RUNTIME_DIR/strew/broker.sock, else /tmp/strew-UID/broker.sock)\n"
+	"  --json         the same as JSON, for scripts\n"
+	"  --help\n"
+	"\n"
+	"Example: strew status --json | python3 -m json.tool\n";
+
+const char *status_gate(uint32_t gate)
+{
+	return gate == STREW_GATE_LIVE ? "live" : gate == STREW_GATE_HELD ? "held" : "unknown";
+}
+
+const char *status_apply(uint32_t apply)
+{
+	return apply == STREW_APPLY_DIRECT   ? "direct"
+	       : apply == STREW_APPLY_STAGED ? "staged"
+					     : "unknown";
+}
+
+/* Sends one message and receives the answer, which must have that type. */
+static int ask(struct conn *conn, struct message *question, enum message_type wanted,
+	uint64_t deadline, struct message *ret_answer, struct error *err)
+{
+	struct message answer;
+	int rc = conn_send_wait(conn, question, deadline, err);
+
+	if (rc >= 0) {
+		rc = conn_receive_wait(conn, deadline, &answer, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	if (answer.type == wanted) {
+		*ret_answer = answer;
+		return 0;
+	}
+	if (answer.type == MSG_ERROR) {
+		rc = error_set(err, error_from_wire(answer.u.error.code), "the broker says: %s",
+			answer.u.error.text);
+	} else {
+		rc = error_set(err, -EPROTO, "the broker answered with %s instead of %s",
+			message_name(answer.type), message_name(wanted));
+	}
+	message_finish(&answer);
+	return rc;
+}
+
+static int query(struct conn *conn, struct message *ret_reply, struct error *err)
+{
+	uint64_t deadline = deadline_in_ms(STATUS_MS);
+	struct message hello, welcome, question;
+	int rc;
+
+	message_init(&hello, MSG_HELLO, 1);
+	hello.u.hello.protocol = PROTOCOL_VERSION;
+	hello.u.hello.role = ROLE_OBSERVER; /* owns no memory, so it needs no page */
+	hello.u.hello.pid = (uint64_t)getpid();
+	hello.u.hello.pid_namespace = socket_pid_namespace();
+	string_copy(hello.u.hello.library, sizeof(hello.u.hello.library), STREW_VERSION);
+	rc = ask(conn, &hello, MSG_WELCOME, deadline, &welcome, err);
+	if (rc) {
+		return rc;
+	}
+	message_finish(&welcome);
+	message_init(&question, MSG_STATUS, 2);
+	return ask(conn, &question, MSG_STATUS_REPLY, deadline, ret_reply, err);
+}
+
+static void print_broker(const struct msg_status_reply *status)
+{
+	char slot[32];
+
+	printf("broker   pid %" PRIu64 ", up %" PRIu64 " s, strew %s, backend %s", status->pid,
+		status->uptime_ms / 1000, status->library, status->backend);
+	if (status->device[0]) {
+		printf(", device %s", status->device);
+	}
+	printf("\n         %s, epoch %" PRIu64 ", carrier %s",
+		status->lead ? "lead" : "not the lead", status->epoch, status->carrier);
+	if (status->nccl) {
+		printf(", NCCL %u", status->nccl);
+	}
+	printf(", %" PRIu64 " slots of %s, %" PRIu64 " updates, %" PRIu64 " aborted\n",
+		status->slots, format_bytes(slot, sizeof(slot), status->slot_bytes),
+		status->updates, status->aborted);
+}
+
+static void print_groups(const struct msg_status_reply *status)
+{
+	if (!status->ngroups) {
+		puts("\nno workers");
+		return;
+	}
+	printf("\n%-16s %7s %4s %7s %-9s %10s %-5s %-7s %10s %10s %6s %6s %6s\n", "MODEL",
+		"REPLICA", "PART", "WORKERS", "STATE", "VERSION", "GATE", "APPLY", "BYTES",
+		"SHADOW", "RAW", "PULL", "LOADER");
+	for (size_t i = 0; i < status->ngroups; i++) {
+		const struct status_group *group = &status->groups[i];
+		char workers[32], bytes[32], shadow[32];
+
+		snprintf(workers, sizeof(workers), "%u/%u", group->present, group->members);
+		printf("%-16s %7u %4u %7s %-9s %10" PRIu64 " %-5s %-7s %10s %10s %6" PRIu64
+		       " %6" PRIu64 " %6" PRIu64 "\n",
+			group->model, group->replica, group->part, workers,
+			strew_group_state_name((enum strew_group_state)group->state),
+			group->version, status_gate(group->gate), status_apply(group->apply),
+			format_bytes(bytes, sizeof(bytes), group->bytes),
+			format_bytes(shadow, sizeof(shadow), group->shadow), group->raw,
+			group->pull, group->loader);
+	}
+}
+
+static void print_others(const struct msg_status_reply *status)
+{
+	if (status->ntrainers) {
+		printf("\n%-16s %7s %10s %10s %10s %s\n", "MODEL", "RANKS", "TENSORS", "BYTES",
+			"VERSION", "STAGE");
+	}
+	for (size_t i = 0; i < status->ntrainers; i++) {
+		const struct status_trainer *trainer = &status->trainers[i];
+		char ranks[32], bytes[32];
+
+		snprintf(ranks, sizeof(ranks), "%u/%u", trainer->present, trainer->ranks);
+		printf("%-16s %7s %10" PRIu64 " %10s %10" PRIu64 " %s\n", trainer->model, ranks,
+			trainer->tensors, format_bytes(bytes, sizeof(bytes), trainer->bytes),
+			trainer->version, trainer->stage);
+	}
+	if (status->nbrokers) {
+		printf("\n%-6s %-24s %s\n", "BROKER", "NAME", "DEVICE");
+	}
+	for (size_t i = 0; i < status->nbrokers; i++) {
+		printf("%-6u %-24s %s\n", status->brokers[i].rank, status->brokers[i].name,
+			status->brokers[i].device);
+	}
+}
+
+/* Unreachable is what no answer came from; what the broker refuses is a failure. */
+static int run(const char *socket, int json)
+{
+	struct error err = {0};
+	struct message reply;
+	struct conn *conn;
+	char path[108];
+	int fd, rc;
+
+	rc = socket_path(socket, path, &err);
+	if (rc < 0) {
+		fprintf(stderr, "strew status: %s\n", err.text);
+		return EXIT_USAGE;
+	}
+	rc = socket_connect_unix(path, deadline_in_ms(STATUS_MS), &fd, &err);
+	if (rc < 0) {
+		fprintf(stderr, "strew status: %s\n", err.text);
+		return EXIT_UNREACHABLE;
+	}
+	rc = conn_create(fd, true, &conn);
+	if (rc < 0) {
+		fprintf(stderr, "strew status: out of memory\n");
+		close(fd);
+		return EXIT_RUNTIME;
+	}
+	rc = query(conn, &reply, &err);
+	conn_destroy(conn);
+	if (rc < 0) {
+		fprintf(stderr, "strew status: %s: %s\n", path, err.text);
+		return rc == -ETIMEDOUT || rc == -ECONNRESET ? EXIT_UNREACHABLE : EXIT_RUNTIME;
+	}
+	if (json) {
+		status_print_json(&reply.u.status_reply);
+	} else {
+		print_broker(&reply.u.status_reply);
+		print_groups(&reply.u.status_reply);
+		print_others(&reply.u.status_reply);
+	}
+	message_finish(&reply);
+	return EXIT_OK;
+}
+
+int cmd_status(int argc, char **argv)
+{
+	static const struct option options[] = {{"socket", required_argument, NULL, 's'},
+		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0}};
+	const char *socket = NULL;
+	int option, json = 0;
+
+	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (option) {
+		case 's':
+			socket = optarg;
+			break;
+		case 'j':
+			json = 1;
+			break;
+		case 'h':
+			fputs(help, stdout);
+			return EXIT_OK;
+		default:
+			return EXIT_USAGE;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr,
+			"strew status: %s: no argument is wanted; see strew status --help\n",
+			argv[optind]);
+		return EXIT_USAGE;
+	}
+	return run(socket, json);
+}

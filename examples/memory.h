@@ -1,0 +1,25 @@
+/*
+ * Memory of an example program: of a GPU through the driver, which is opened
+ * at run time, or of the host where there is none. It is taken from a few
+ * larger allocations, as PyTorch's allocator does, since strew shares whole
+ * allocations and not tensors. Every failure ends the program with a sentence.
+ */
+#ifndef EXAMPLES_MEMORY_H
+#define EXAMPLES_MEMORY_H
+
+#include <stddef.h>
+
+struct memory;
+
+/* device -1: the host's. Fills what it allocates with `poison`. */
+struct memory *memory_create(int device, int poison);
+void memory_destroy(struct memory *memory);
+
+/* Aligned to 256 bytes; lives until memory_destroy(). */
+void *memory_take(struct memory *memory, size_t len_bytes);
+
+/* Copies to and from that memory, which is finished on return. */
+void memory_write(struct memory *memory, void *dst, const void *src, size_t len_bytes);
+void memory_read(struct memory *memory, void *dst, const void *src, size_t len_bytes);
+
+#endif

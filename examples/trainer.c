@@ -1,0 +1,268 @@
+/*
+ * A trainer without the training: it holds a model's tensors in its memory,
+ * changes every value in each step, and publishes the result to all workers.
+ *
+ *   trainer --config config.json --model NAME
+ *
+ * With --rank and --ranks several of them hold a stretch of every tensor's rows
+ * each, as a sharded trainer does. Read main() first, then declare() and step().
+ */
+#include "examples/memory.h"
+#include "examples/model.h"
+#include "examples/options.h"
+#include "examples/values.h"
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <strew/strew.h>
+#include <string.h>
+#include <unistd.h>
+
+#define STAGING_BYTES ((size_t)16 << 20) /* values are computed here, then copied */
+
+struct trainer {
+	const char *config, *model_name, *socket;
+	uint64_t rank, ranks;
+	uint64_t versions, first, seed, interval_ms;
+	uint64_t device; /* UINT64_MAX: host memory */
+	int timeout_ms;
+	bool by_line, partial;
+	struct model model;
+	struct memory *memory;
+	unsigned char **data; /* of each tensor's box, NULL: this rank has none of it */
+	unsigned char *staging;
+	struct strew_trainer *strew;
+};
+
+/* The rows of a tensor that this rank holds. */
+static uint64_t first_row(const struct trainer *trainer, size_t i, uint64_t rank)
+{
+	return trainer->model.tensors[i].rows * rank / trainer->ranks;
+}
+
+static size_t row_bytes(const struct model_tensor *tensor)
+{
+	return tensor->cols * strew_dtype_size(tensor->dtype);
+}
+
+/* Tells strew where this rank's box of tensor i is. The memory must keep its address. */
+static int declare(struct trainer *trainer, size_t i)
+{
+	const struct model_tensor *tensor = &trainer->model.tensors[i];
+	uint64_t row = first_row(trainer, i, trainer->rank);
+	uint64_t rows = first_row(trainer, i, trainer->rank + 1) - row;
+	struct strew_tensor box = {
+		.name = tensor->name,
+		.dtype = tensor->dtype,
+		.ndim = tensor->ndim,
+		.shape = {tensor->rows, tensor->ndim > 1 ? tensor->cols : 0},
+		.start = {row, 0},
+		.extent = {rows, tensor->ndim > 1 ? tensor->cols : 0},
+	};
+
+	if (!rows) {
+		return 0; /* the other ranks have it */
+	}
+	trainer->data[i] = memory_take(trainer->memory, rows * row_bytes(tensor));
+	box.data = trainer->data[i];
+	return strew_trainer_declare(trainer->strew, &box);
+}
+
+static int join(struct trainer *trainer)
+{
+	struct strew_trainer_options options = {
+		.socket = trainer->socket, /* NULL: $STREW_SOCKET */
+		.model = trainer->model_name,
+		.rank = (uint32_t)trainer->rank,
+		.ranks = (uint32_t)trainer->ranks,
+	};
+	int rc = strew_trainer_open(&options, &trainer->strew);
+
+	for (size_t i = 0; i < trainer->model.ntensors && rc >= 0; i++) {
+		rc = declare(trainer, i);
+	}
+	/* Seal waits until all ranks have declared and the broker has mapped the memory. */
+	return rc < 0 ? rc : strew_trainer_seal(trainer->strew);
+}
+
+/* The step: every value of the model becomes that of the new version. */
+static void compute(struct trainer *trainer, uint64_t version)
+{
+	for (size_t i = 0; i < trainer->model.ntensors; i++) {
+		const struct model_tensor *tensor = &trainer->model.tensors[i];
+		uint64_t from = first_row(trainer, i, trainer->rank) * row_bytes(tensor);
+		uint64_t to = first_row(trainer, i, trainer->rank + 1) * row_bytes(tensor);
+
+		for (uint64_t at = from; at < to; at += STAGING_BYTES) {
+			size_t n = to - at < STAGING_BYTES ? to - at : STAGING_BYTES;
+
+			values_fill(tensor->name, version, trainer->seed, at, trainer->staging, n);
+			memory_write(trainer->memory, trainer->data[i] + (at - from),
+				trainer->staging, n);
+		}
+	}
+}
+
+static void print_report(const struct strew_report *report)
+{
+	char rate[48] = "";
+
+	if (report->total_s > 0) {
+		snprintf(rate, sizeof(rate), ", %.2f GB/s",
+			(double)report->bytes / report->total_s * 1e-9);
+	}
+	printf("trainer: version %" PRIu64 " %s tensors=%" PRIu64 " unwanted=%" PRIu64
+	       " bytes=%" PRIu64 " wire=%" PRIu64 " "
+	       "groups=%zu in %.4f s (wait %.4f, accept %.4f, move %.4f, commit %.4f%s)\n",
+		report->version, strew_outcome_name(report->outcome), report->tensors,
+		report->unwanted, report->bytes, report->wire_bytes, report->ngroups,
+		report->total_s, report->wait_s, report->accept_s, report->move_s, report->commit_s,
+		rate);
+	if (report->outcome != STREW_OUTCOME_COMMITTED) {
+		printf("trainer: %s\n", report->text);
+	}
+	for (size_t i = 0; i < report->ngroups; i++) {
+		const struct strew_group_report *group = &report->groups[i];
+
+		if (group->outcome != STREW_OUTCOME_COMMITTED) {
+			printf("trainer: node %u replica %u: %s, %s: %s\n", group->node,
+				group->replica, strew_outcome_name(group->outcome),
+				strew_group_state_name(group->state), group->text);
+		}
+	}
+}
+
+/* One step and its publication. 0: every group has it. */
+static int step(struct trainer *trainer, uint64_t version)
+{
+	unsigned flags = trainer->partial ? STREW_PUBLISH_PARTIAL : 0;
+	struct strew_report report;
+	int rc;
+
+	compute(trainer, version);
+	/* The stream: that of the optimizer's step. Ours has finished already. */
+	rc = strew_trainer_publish(trainer->strew, version, NULL, flags, trainer->timeout_ms);
+	if (rc < 0) {
+		return rc;
+	}
+	/* From here on the values may change again: the next step could begin. */
+	rc = strew_trainer_wait_released(trainer->strew, trainer->timeout_ms);
+	if (rc < 0) {
+		return rc;
+	}
+	rc = strew_trainer_wait_report(trainer->strew, trainer->timeout_ms, &report);
+	if (rc < 0) {
+		return rc;
+	}
+	print_report(&report);
+	rc = report.outcome == STREW_OUTCOME_COMMITTED && report.ngroups ? 0 : 1;
+	strew_report_finish(&report);
+	return rc;
+}
+
+static const char usage[] =
+	"usage: trainer --config config.json --model NAME [options]\n"
+	"\n"
+	"Holds a model, changes it in every step and publishes it to all workers.\n"
+	"\n"
+	"  --socket PATH      the broker's socket (else $STREW_SOCKET)\n"
+	"  --rank R           this trainer rank (0) ...\n"
+	"  --ranks N          ... of so many (1), which hold a stretch of all rows each\n"
+	"  --versions N       how many to publish (1)\n"
+	"  --first V          number of the first (1)\n"
+	"  --seed S           what the values depend on (1); `tp_worker --check S` knows\n"
+	"  --device INDEX     hold the model on that GPU (else in host memory)\n"
+	"  --interval-ms MS   pause between versions (0)\n"
+	"  --by-line          publish when a line comes on standard input\n"
+	"  --partial          parameters that no tensor covers are not an error\n"
+	"  --timeout SECONDS  deadline of each update (60)\n"
+	"\n"
+	"example: trainer --config tiny-llama.json --model demo --versions 3 --seed 7\n";
+
+static void parse(int argc, char **argv, struct trainer *trainer)
+{
+	uint64_t timeout_s = 60;
+	const struct option_spec specs[] = {
+		{.name = "config", .text = &trainer->config},
+		{.name = "model", .text = &trainer->model_name},
+		{.name = "socket", .text = &trainer->socket},
+		{.name = "by-line", .flag = &trainer->by_line},
+		{.name = "partial", .flag = &trainer->partial},
+		{.name = "rank", .number = &trainer->rank},
+		{.name = "ranks", .number = &trainer->ranks},
+		{.name = "versions", .number = &trainer->versions},
+		{.name = "first", .number = &trainer->first},
+		{.name = "seed", .number = &trainer->seed},
+		{.name = "device", .number = &trainer->device},
+		{.name = "interval-ms", .number = &trainer->interval_ms},
+		{.name = "timeout", .number = &timeout_s},
+		{.name = NULL},
+	};
+
+	options_parse(argc, argv, specs, usage);
+	if (!trainer->config || !trainer->model_name || trainer->rank >= trainer->ranks ||
+		trainer->ranks > 1024 || timeout_s < 1 || timeout_s > 3600) {
+		options_refuse("trainer needs --config, --model, --rank below --ranks, and a "
+			       "--timeout of 1 to 3600");
+	}
+	trainer->timeout_ms = (int)timeout_s * 1000;
+}
+
+/* True if there is another version to publish; waits for its time. */
+static bool next(const struct trainer *trainer, uint64_t version)
+{
+	char line[256];
+
+	if (version - trainer->first >= trainer->versions) {
+		return false;
+	}
+	if (trainer->by_line) {
+		return fgets(line, sizeof(line), stdin) != NULL;
+	}
+	if (version > trainer->first && trainer->interval_ms) {
+		usleep((useconds_t)trainer->interval_ms * 1000u);
+	}
+	return true;
+}
+
+int main(int argc, char **argv)
+{
+	struct trainer trainer = {
+		.ranks = 1,
+		.versions = 1,
+		.first = 1,
+		.seed = 1,
+		.device = UINT64_MAX,
+	};
+	uint64_t version;
+	int failed = 0, rc;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	parse(argc, argv, &trainer);
+	if (model_load(trainer.config, 1, &trainer.model) < 0) {
+		return 1;
+	}
+	trainer.memory = memory_create(trainer.device == UINT64_MAX ? -1 : (int)trainer.device, 0);
+	trainer.data = calloc(trainer.model.ntensors, sizeof(*trainer.data));
+	trainer.staging = malloc(STAGING_BYTES);
+	if (!trainer.data || !trainer.staging) {
+		perror("malloc");
+		return 1;
+	}
+	rc = join(&trainer);
+	for (version = trainer.first; rc >= 0 && next(&trainer, version); version++) {
+		rc = step(&trainer, version);
+		failed |= rc;
+	}
+	if (rc < 0) {
+		fprintf(stderr, "trainer: %s\n", strew_error());
+		failed = 1;
+	}
+	/* Waits for memory that is still lent; then it may be freed. */
+	strew_trainer_close(trainer.strew);
+	memory_destroy(trainer.memory);
+	free(trainer.data);
+	free(trainer.staging);
+	model_finish(&trainer.model);
+	return failed ? 1 : 0;
+}

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is taken in; ends with ctest's summary.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+	cat <<'EOF'
+usage: scripts/test.sh [--full] [--no-build] [--build DIR]
+
+Checks the format, builds with gcc and clang (warnings are errors), runs the unit and end-to-end
+tests, and runs them again under AddressSanitizer and UndefinedBehaviorSanitizer. The last thing
+printed is ctest's summary. Installs what is missing where it may.
+
+  --full       unoptimised sanitizers, clang's suite too, the random tests several times
+  --no-build   only run the tests, with the programs that are in the build folder
+  --build DIR  the build folder (build); those of clang and the sanitizers are DIR-clang, DIR-asan
+EOF
+}
+
+full=0 do_build=1 build=$root/build
+
+while (($#)); do
+	case $1 in
+	--help) usage; exit 0 ;;
+	--full) full=1 ;;
+	--no-build) do_build=0 ;;
+	--build)
+		if (($# < 2)); then
+			say "test.sh: --build needs a value; see test.sh --help"
+			exit 2
+		fi
+		build=$2
+		shift ;;
+	*) say "test.sh: $1: no such option; see test.sh --help"; exit 2 ;;
+	esac
+	shift
+done
+
+step() {
+	say "== $* ($((SECONDS / 60)):$(printf %02d $((SECONDS % 60))))"
+}
+
+# Files of the repository, or, in a copy without git, all that lie in its rooms.
+sources() {
+	if git -C "$root" rev-parse --git-dir >/dev/null 2>&1; then
+		git -C "$root" ls-files --cached --others --exclude-standard -- '*.c' '*.h'
+	else
+		(cd "$root" && find . -name 'build*' -prune -o -name '*.[ch]' -print)
+	fi
+}
+
+suite() {
+	local directory=$1
+
+	shift
+	ctest --test-dir "$directory" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
+}
+
+# Where ctest is missing or its files name another machine's folders: the programs themselves.
+suite_without_ctest() {
+	local program code failed=0 skipped=0 all=0
+
+	for program in "$build"/bin/test_* "$build"/bin/gpu_check; do
+		[[ -x $program ]] || continue
+		code=0
+		"$program" >"$log" 2>&1 || code=$?
+		all=$((all + 1))
+		case $code in
+		0) say "passed   ${program##*/}" ;;
+		77) skipped=$((skipped + 1)); say "skipped  ${program##*/}" ;;
+		*) failed=$((failed + 1)); say "FAILED   ${program##*/}"; cat "$log" >&2 ;;
+		esac
+	done
+	((all)) || die "test.sh: no test programs in $build/bin"
+	echo "$(((all - failed) * 100 / all))% tests passed, $failed tests failed out of $all" \
+		"($skipped skipped)"
+	((failed == 0))
+}
+
+export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1:abort_on_error=0
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+if ((!do_build)); then
+	if command -v ctest >/dev/null &&
+		grep -qs "Source directory: $root/" "$build/CTestTestfile.cmake" ||
+		grep -qs "Source directory: $root\$" "$build/CTestTestfile.cmake"; then
+		suite "$build"
+		exit
+	fi
+	log=$(mktemp)
+	trap 'rm -f "$log"' EXIT
+	suite_without_ctest
+	exit
+fi
+
+install_needs "${build_needs[@]}" "${test_needs[@]}"
+
+step "format"
+(cd "$root" && sources | xargs -r clang-format --dry-run -Werror)
+
+step "gcc"
+build "$build" -DSTREW_WERROR=ON -DSTREW_TESTS=ON
+
+step "clang"
+CC=clang build "$build-clang" -DSTREW_WERROR=ON -DSTREW_TESTS=ON
+
+step "tests"
+suite "$build"
+
+asan_flags=-O1
+if ((full)); then
+	step "tests of the clang build"
+	suite "$build-clang"
+	step "unit tests with other seeds"
+	for _ in {1..10}; do
+		suite "$build" -L unit -Q
+	done
+	asan_flags=-O0
+fi
+
+step "sanitizers"
+build "$build-asan" -DSTREW_WERROR=ON -DSTREW_TESTS=ON -DSTREW_SANITIZE=ON \
+	"-DCMAKE_C_FLAGS_RELWITHDEBINFO=$asan_flags -g"
+step "tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+suite "$build-asan"
