@@ -52,6 +52,7 @@ bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event)
 
 /* What is known of the group's memory now: see LOST in strew/agent.h. */
 enum strew_group_state worker_state(const struct strew_agent *agent);
+uint64_t worker_version(const struct strew_agent *agent);
 
 /* Sends everything and awaits the answer; called again after -ETIMEDOUT it only awaits. */
 int worker_register(struct strew_agent *agent, uint64_t deadline, struct error *err);

@@ -63,9 +63,26 @@ static bool is_ready(const struct strew_agent *agent)
 	return agent->ready && !granted;
 }
 
+/* The broker's page is ahead of its messages: a group that stands is seen without one. */
+static uint64_t page_word(const struct strew_agent *agent, enum broker_word word)
+{
+	const struct page *page = &agent->session.broker_page;
+
+	return page->words && !agent->session.lost.code ? page_load(page, word) : 0;
+}
+
+uint64_t worker_version(const struct strew_agent *agent)
+{
+	return page_word(agent, WORD_GROUP_STATE) ? page_word(agent, WORD_GROUP_VERSION)
+						  : agent->version;
+}
+
 enum strew_group_state worker_state(const struct strew_agent *agent)
 {
-	enum strew_group_state heard = agent->state ? agent->state : STREW_GROUP_FORMING;
+	enum strew_group_state paged = (enum strew_group_state)page_word(agent, WORD_GROUP_STATE);
+	enum strew_group_state heard = paged	      ? paged
+				       : agent->state ? agent->state
+						      : STREW_GROUP_FORMING;
 
 	if (!agent->pending) {
 		return heard;

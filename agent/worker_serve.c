@@ -216,7 +216,7 @@ int strew_agent_state(
 			*ret_state = worker_state(agent);
 		}
 		if (ret_version) {
-			*ret_version = agent->version;
+			*ret_version = worker_version(agent);
 		}
 		agent_session_leave(&agent->session);
 	}

@@ -198,8 +198,6 @@ static void send_done(struct team *team, struct client *client, enum strew_outco
 {
 	struct message message;
 
-	page_store(&client->ours, WORD_GROUP_STATE, team->group.state);
-	page_store(&client->ours, WORD_GROUP_VERSION, team->group.version);
 	message_init(&message, MSG_DONE, 0);
 	message.u.done.update = team->group.update;
 	message.u.done.version = team->group.version;
@@ -243,12 +241,27 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 	}
 }
 
+/* Members read their group's state without a system call. The version goes first: a reader that
+ * sees CURRENT sees its version too. */
+static void update_pages(struct team *team)
+{
+	for (uint32_t i = 0; i < team->group.nmembers; i++) {
+		struct client *client = team->clients[i];
+
+		if (client && team->group.members[i].present && client->ours.words) {
+			page_store(&client->ours, WORD_GROUP_VERSION, team->group.version);
+			page_store(&client->ours, WORD_GROUP_STATE, group_state(&team->group));
+		}
+	}
+}
+
 void team_step(struct server *server, struct team *team, const struct group_event *event)
 {
 	enum strew_group_state before = team->group.state;
 	struct group_actions actions;
 
 	group_step(&team->group, event, &actions);
+	update_pages(team);
 	for (unsigned i = 0; i < actions.n; i++) {
 		carry_out(server, team, &actions.v[i]);
 	}

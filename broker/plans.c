@@ -382,8 +382,8 @@ finish_spaces:
 	return rc;
 }
 
-static int make_commit_one(struct plans *plans, struct worker *worker, struct plan_crew *plan,
-	size_t index, struct error *err)
+static int make_commit_one(struct plans *plans, const struct publication *publication,
+	struct worker *worker, struct plan_crew *plan, size_t index, struct error *err)
 {
 	struct crew crew = {.workers = &worker, .nworkers = 1};
 	struct crew_spaces spaces;
@@ -400,7 +400,7 @@ static int make_commit_one(struct plans *plans, struct worker *worker, struct pl
 	if (rc) {
 		return rc;
 	}
-	rc = plan_commit(spaces.workers, 1, &copies, err);
+	rc = plan_commit(&publication->manifest, spaces.workers, 1, &copies, err);
 	if (rc == 0) {
 		rc = gpu_copies_create(plan->commit_device[index], &copies, spaces.bases,
 			spaces.nbases, &plan->commit[index], err);
@@ -410,8 +410,8 @@ static int make_commit_one(struct plans *plans, struct worker *worker, struct pl
 	return rc;
 }
 
-static int make_commit(
-	struct plans *plans, const struct crew *crew, struct plan_crew *plan, struct error *err)
+static int make_commit(struct plans *plans, const struct publication *publication,
+	const struct crew *crew, struct plan_crew *plan, struct error *err)
 {
 	plan->nworkers = crew->nworkers;
 	plan->commit = calloc(crew->nworkers, sizeof(*plan->commit));
@@ -423,7 +423,7 @@ static int make_commit(
 		int rc = 0;
 
 		if (crew->workers[i]->staged && crew->workers[i]->shadow) {
-			rc = make_commit_one(plans, crew->workers[i], plan, i, err);
+			rc = make_commit_one(plans, publication, crew->workers[i], plan, i, err);
 		}
 		if (rc) {
 			return rc;
@@ -480,7 +480,7 @@ int plans_crew(struct plans *plans, const struct publication *publication,
 		rc = local ? make_local(plans, publication, base, crew, plan, err)
 			   : make_scatter(plans, publication, base, crew, plan, err);
 		if (rc == 0) {
-			rc = make_commit(plans, crew, plan, err);
+			rc = make_commit(plans, publication, crew, plan, err);
 		}
 		if (rc) {
 			crew_free(plan);

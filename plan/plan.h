@@ -47,7 +47,8 @@ int plan_gather(const struct manifest *manifest, const struct buckets *buckets,
 struct plan_worker {
 	const struct layout *layout;
 	uint32_t space_base; /* dst_space = space_base + parameter's allocation … */
-	/* … or, if set (staged apply): dst_space = shadow_space, dst = shadow_offset[parameter] + … */
+	/* … or, if set (staged apply): dst_space = shadow_space, dst = shadow_offset[parameter] + …
+	 */
 	const uint64_t *shadow_offset;
 	uint32_t shadow_space;
 };
@@ -62,9 +63,12 @@ int plan_local(const struct manifest *manifest, const struct buckets *buckets,
 	const struct source *sources, const struct plan_worker *workers, size_t nworkers,
 	struct copies *ret_copies, struct error *err);
 
-/* Commit: a worker's shadow → its live parameters, only bytes that pieces cover. One range. */
-int plan_commit(const struct plan_worker *workers, size_t nworkers, struct copies *ret_copies,
-	struct error *err);
+/*
+ * Commit: a worker's shadow → its live parameters, only bytes that pieces of the manifest's
+ * tensors cover: what a partial update leaves out keeps its live bytes. One range.
+ */
+int plan_commit(const struct manifest *manifest, const struct plan_worker *workers, size_t nworkers,
+	struct copies *ret_copies, struct error *err);
 
 /* Where each parameter starts in a worker's shadow: ret_offset[nparameters]; returns its length. */
 uint64_t plan_shadow(const struct layout *layout, uint64_t *ret_offset);

@@ -25,17 +25,23 @@ static int commit_piece(const struct plan_worker *worker, const struct piece *pi
 	return copies_add(copies, &copy, err);
 }
 
-int plan_commit(const struct plan_worker *workers, size_t nworkers, struct copies *ret_copies,
-	struct error *err)
+int plan_commit(const struct manifest *manifest, const struct plan_worker *workers, size_t nworkers,
+	struct copies *ret_copies, struct error *err)
 {
 	struct copies copies;
 	int r = copies_start(&copies, 1, err);
 
 	for (size_t w = 0; w < nworkers && r == 0; w++) {
-		size_t n = workers[w].shadow_offset ? workers[w].layout->npieces : 0;
+		const struct layout *layout = workers[w].layout;
+		size_t n = workers[w].shadow_offset ? layout->npieces : 0;
 
 		for (size_t i = 0; i < n && r == 0; i++) {
-			r = commit_piece(&workers[w], &workers[w].layout->pieces[i], &copies, err);
+			const struct piece *piece = &layout->pieces[i];
+
+			/* The shadow holds nothing of a tensor that is not published. */
+			if (manifest_find(manifest, layout->tensors[piece->tensor].name) >= 0) {
+				r = commit_piece(&workers[w], piece, &copies, err);
+			}
 		}
 	}
 	if (r < 0) {

@@ -431,7 +431,8 @@ static inline void ref_run_slots(
 		copies_finish(&gathers[r]);
 	}
 	if (staged) {
-		assert_int_equal(plan_commit(workers, world->nworkers, &commit, &err), 0);
+		assert_int_equal(
+			plan_commit(&world->manifest, workers, world->nworkers, &commit, &err), 0);
 		assert_int_equal(commit.nranges, 1);
 		assert_int_equal(copies_bytes(&commit), bytes);
 		ref_execute(&commit, 0, dst, REF_SPACES, dst, REF_SPACES);

@@ -75,18 +75,61 @@ static struct counts compile(struct manifest *m, struct layout *l, uint64_t slot
 	assert_int_equal(plan_scatter(m, &buckets, &worker, 1, &copies, &err), 0);
 	counts = (struct counts){.buckets = buckets.n, .scatter = copies.n, .first = copies.v[0]};
 	copies_finish(&copies);
-	assert_int_equal(plan_commit(&worker, 1, &copies, &err), 0);
+	assert_int_equal(plan_commit(m, &worker, 1, &copies, &err), 0);
 	assert_int_equal(copies.n, 0);
 	copies_finish(&copies);
 	plan_shadow(l, shadow);
 	worker.shadow_offset = shadow;
-	assert_int_equal(plan_commit(&worker, 1, &copies, &err), 0);
+	assert_int_equal(plan_commit(m, &worker, 1, &copies, &err), 0);
 	counts.commit = copies.n;
 	copies_finish(&copies);
 	buckets_finish(&buckets);
 	manifest_finish(m);
 	layout_finish(l);
 	return counts;
+}
+
+/* A partial update's commit leaves alone what it does not publish. */
+static void commit_of_a_part(void **state)
+{
+	const struct tensor here = {.name = "here", .dtype = STREW_F32, .ndim = 1, .shape = {8}};
+	const struct tensor missing = {
+		.name = "missing", .dtype = STREW_F32, .ndim = 1, .shape = {8}};
+	struct parameter parameter = {
+		.name = "p", .dtype = STREW_F32, .ndim = 1, .shape = {16}, .stride = {1}};
+	struct piece piece = {.ndim = 1, .view = {8}, .box = {.extent = {8}}, .stride = {1}};
+	struct held_box box = {.box = {.extent = {8}}};
+	struct plan_worker worker = {.shadow_space = 9};
+	struct manifest manifest;
+	struct layout layout;
+	struct copies copies;
+	uint64_t shadow[1];
+	struct error err;
+	uint32_t index;
+
+	(void)state;
+	layout_init(&layout);
+	assert_int_equal(layout_add_tensor(&layout, &missing, &piece.tensor, &err), 0);
+	assert_int_equal(layout_add_parameter(&layout, &parameter, &piece.parameter, &err), 0);
+	assert_int_equal(layout_add_piece(&layout, &piece, &err), 0);
+	assert_int_equal(layout_add_tensor(&layout, &here, &piece.tensor, &err), 0);
+	piece.offset = 8;
+	assert_int_equal(layout_add_piece(&layout, &piece, &err), 0);
+	assert_int_equal(layout_seal(&layout, false, &err), 0);
+	manifest_init(&manifest);
+	assert_int_equal(manifest_add_tensor(&manifest, &here, &index, &err), 0);
+	assert_int_equal(manifest_add_box(&manifest, &box, &err), 0);
+	assert_int_equal(manifest_seal(&manifest, &err), 0);
+	worker.layout = &layout;
+	worker.shadow_offset = shadow;
+	plan_shadow(&layout, shadow);
+	assert_int_equal(plan_commit(&manifest, &worker, 1, &copies, &err), 0);
+	assert_int_equal(copies.n, 1);
+	assert_int_equal(copies_bytes(&copies), 32);
+	assert_int_equal(copies.v[0].dst, 32);
+	copies_finish(&copies);
+	manifest_finish(&manifest);
+	layout_finish(&layout);
 }
 
 /* q, k and v one after another fill a fused parameter: one run each way. */

@@ -1,0 +1,264 @@
+"""Bad input: the exit code, one sentence that names the thing, and workers' memory untouched."""
+
+import json
+import os
+import socket
+
+import scene
+from scene import CONFIGS, publish, safetensors
+
+CONFIG = "tiny-bert"
+
+
+def bert():
+    """Every tensor of the small BERT, as {name: (dtype, shape, bytes)}."""
+    with open(CONFIGS / f"{CONFIG}.json", encoding="utf-8") as file:
+        config = json.load(file)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes = {
+        "embeddings.word_embeddings.weight": [config["vocab_size"], hidden],
+        "embeddings.position_embeddings.weight": [config["max_position_embeddings"], hidden],
+        "embeddings.token_type_embeddings.weight": [config["type_vocab_size"], hidden],
+        "embeddings.LayerNorm.weight": [hidden],
+        "embeddings.LayerNorm.bias": [hidden],
+        "pooler.dense.weight": [hidden, hidden],
+        "pooler.dense.bias": [hidden],
+    }
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"encoder.layer.{layer}."
+        for name in ("query", "key", "value"):
+            shapes[f"{prefix}attention.self.{name}.weight"] = [hidden, hidden]
+            shapes[f"{prefix}attention.self.{name}.bias"] = [hidden]
+        for name, rows, cols in (("attention.output", hidden, hidden),
+                                 ("intermediate", inner, hidden), ("output", hidden, inner)):
+            shapes[f"{prefix}{name}.dense.weight"] = [rows, cols]
+            shapes[f"{prefix}{name}.dense.bias"] = [rows]
+        for name in ("attention.output", "output"):
+            shapes[f"{prefix}{name}.LayerNorm.weight"] = [hidden]
+            shapes[f"{prefix}{name}.LayerNorm.bias"] = [hidden]
+    tensors = {}
+    for name, shape in shapes.items():
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        tensors[name] = ("F32", shape, os.urandom(4 * count))
+    return tensors
+
+
+def refused(stage, result, code, *names):
+    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    for name in names:
+        assert name in lines[0], (name, lines[0])
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_files_that_break_the_format(stage):
+    """A table of broken files; the broker never hears of them."""
+    stage.broker()
+    workers = stage.workers(2, config=CONFIG)
+    x = {"x": ("F32", [2], bytes(8))}
+    path = stage.dir / "bad.safetensors"
+    table = (
+        ({"length": 10 ** 12}, "at most 100000000"),
+        ({"length": 4096}, "truncated"),
+        ({"header": "{]"}, "not valid JSON"),
+        ({"header": "[" * 100000}, "depth"),
+        ({"header": json.dumps({"x": entry("F32", [2], 0, 4)})}, '"x": data_offsets give it 4'),
+        ({"header": json.dumps({"x": entry("F32", [4], 0, 16)})}, '"x": data_offsets [0, 16] lie'),
+        ({"header": json.dumps({"x": entry("F32", [2], 0, 8), "y": entry("F32", [1], 4, 8)})},
+         '"y" overlaps "x"'),
+        ({"header": json.dumps({"x": entry("F32", [1], 0, 4)})}, "belong to no tensor"),
+        ({"header": json.dumps({"x": entry("F31", [2], 0, 8)})}, 'unknown dtype "F31"'),
+        ({"header": json.dumps({"x": entry("F32", [-2], 0, 8)})}, '"x": a dimension'),
+        ({"data": bytes(5)}, "lie outside the file"),
+        ({"header": "{}", "data": b""}, "no data"),
+    )
+    for change, names in table:
+        safetensors(path, x, **change)
+        refused(stage, stage.push(path, 1), 1, "bad.safetensors", names)
+    refused(stage, stage.push(stage.dir / "absent.safetensors", 1), 1, "absent.safetensors",
+            "No such file")
+    refused(stage, stage.push(stage.dir, 1), 1, str(stage.dir), "not a regular file")
+    path.write_bytes(b"")
+    refused(stage, stage.push(path, 1), 1, "bad.safetensors", "too few")
+    assert stage.status()["updates"] == 0
+    scene.untouched(workers)
+
+
+def test_tensors_that_do_not_fit(stage):
+    """Shape, dtype and coverage against the layout; then the right file is still taken."""
+    stage.broker()
+    workers = stage.workers(2, "--dump", stage.dir / "dump", config=CONFIG)
+    right = bert()
+    path = stage.dir / "m.safetensors"
+    name = "encoder.layer.1.intermediate.dense.weight"
+    dtype, shape, content = right[name]
+    fewer = dict(right)
+    del fewer[name]
+    for tensors, names in (
+            ({**right, name: (dtype, shape[::-1], content)}, name),
+            ({**right, name: (dtype, [shape[0] * shape[1]], content)}, name),
+            ({**right, name: ("I32", shape, content)}, name),
+            ({**right, name: ("BF16", shape, content[:len(content) // 2])}, name),
+            (fewer, name)):
+        result = stage.push(safetensors(path, tensors), 1)
+        refused(stage, result, 1, names)
+        group = stage.status()["groups"][0]
+        assert group["version"] == 0, group
+    for worker in workers:
+        assert "version 1 ok" not in worker.log
+    result = stage.push(safetensors(path, {**right, "nobody.wants.it": ("U8", [3], b"abc")}), 1)
+    assert result.returncode == 0 and result.stderr == "", result
+    assert "1 of 40 tensors" in result.stdout, result.stdout
+    for worker in workers:
+        worker.says("version 1 ok")
+    # What went wrong before left the memory as it was: each refusal was looked at (see "kept").
+    for worker in workers:
+        worker.stop()
+        assert not any(scene.checked(worker)), worker.log
+
+
+def test_partial_direct(stage):
+    partial_test(stage, "direct")
+
+
+def test_partial_staged(stage):
+    partial_test(stage, "staged")
+
+
+def partial_test(stage, apply):
+    """With --partial the uncovered parameters keep their values, byte for byte."""
+    stage.broker()
+    dumps = [stage.dir / f"dump{rank}" for rank in range(2)]
+    workers = [stage.start(f"worker{rank}", "tp_worker", "--config", CONFIGS / f"{CONFIG}.json",
+                           "--model", "m", "--rank", rank, "--size", 2, "--versions", 1,
+                           "--socket", stage.socket(), "--dump", dumps[rank], "--apply", apply)
+               for rank in range(2)]
+    for worker in workers:
+        worker.says("registered")
+    name = "pooler.dense.weight"
+    tensors = {name: bert()[name]}
+    path = safetensors(stage.dir / "part.safetensors", tensors)
+    refused(stage, stage.push(path, 1), 1, "parameter embeddings.")
+    result = stage.push(path, 1, "--partial")
+    assert result.returncode == 0, result.stderr
+    for worker, dump in zip(workers, dumps):
+        worker.end()
+        memory = dump.read_bytes()
+        index = json.loads((stage.dir / f"{dump.name}.json").read_text())
+        for number, parameter in enumerate(index["parameters"]):
+            after = index["parameters"][number + 1:number + 2]
+            have = memory[parameter["offset"]:after[0]["offset"] if after else len(memory)]
+            want = tensors[name][2] if parameter["name"] == name else bytes([0xa5]) * len(have)
+            assert have == want, parameter["name"]
+
+
+def test_version_that_is_not_above(stage):
+    stage.broker()
+    workers = stage.workers(2, "--check", 1, config=CONFIG)
+    trainer = stage.trainer("--seed", 1, "--first", 5, config=CONFIG)
+    publish([trainer], workers, 5)
+    trainer.end()
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    for version in (5, 4, 1):
+        refused(stage, stage.push(path, version), 1, f"version {version}", "5")
+    scene.untouched(workers, 5)
+
+
+def test_no_worker_for_the_model(stage):
+    stage.broker()
+    workers = stage.workers(2, config=CONFIG)
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    refused(stage, stage.push(path, 1, model="another"), 1, "version 1")
+    scene.untouched(workers)
+
+
+def test_group_that_is_not_complete(stage):
+    """One of two members is missing: the version goes nowhere, and the one there is untouched."""
+    stage.broker()
+    worker = stage.start("worker0", "tp_worker", "--config", CONFIGS / f"{CONFIG}.json", "--model",
+                         "m", "--rank", 0, "--size", 2, "--socket", stage.socket())
+    worker.says("registered")
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    refused(stage, stage.push(path, 1), 1, "version 1")
+    scene.untouched([worker])
+
+
+def test_sockets_that_nobody_answers(stage):
+    """Nothing there, a dead socket, one that is silent, no socket: exit 4, path named."""
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    config = CONFIGS / f"{CONFIG}.json"
+    dead, silent, plain = (stage.dir / name for name in ("dead.sock", "silent.sock", "plain"))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(dead))
+    plain.write_text("not a socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(silent))
+        server.listen()
+        for where in (stage.dir / "nothing.sock", dead, plain):
+            refused(stage, stage.run("strew", "status", "--socket", where), 4, str(where))
+            refused(stage, stage.run("strew", "push", path, "--model", "m", "--version", 1,
+                                     "--socket", where), 4, str(where))
+            result = stage.run("tp_worker", "--config", config, "--model", "m", "--socket", where)
+            assert result.returncode == 1 and str(where) in result.stderr, result
+        refused(stage, stage.run("strew", "push", path, "--model", "m", "--version", 1, "--socket",
+                                 silent, "--timeout", 1), 4, str(silent))
+
+
+def test_broker_sockets(stage):
+    """A live socket is refused, a dead one is replaced, anything else is left alone."""
+    stage.broker()
+    result = stage.run("strewd", "--backend", "host", "--socket", stage.socket())
+    refused(stage, result, 1, str(stage.socket()))
+    assert stage.status()["backend"] == "host"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(stage.socket("dead")))
+    stage.broker("dead")
+    assert stage.status("dead")["groups"] == []
+    plain = stage.dir / "plain"
+    plain.write_text("not a socket")
+    refused(stage, stage.run("strewd", "--backend", "host", "--socket", plain), 1, str(plain))
+    assert plain.read_text() == "not a socket"
+    missing = "/nonexistent-folder/deeper/broker.sock"
+    if os.access("/", os.W_OK):
+        missing = "/proc/broker.sock"
+    refused(stage, stage.run("strewd", "--backend", "host", "--socket", missing), 1, missing)
+
+
+def test_addresses(stage):
+    """A lead that cannot be reached: 4. Beyond loopback there is no serving without a key."""
+    port = scene.free_port()
+    path = stage.socket("joiner")
+    result = stage.run("strewd", "--backend", "host", "--socket", path, "--join",
+                       f"127.0.0.1:{port}", "--join-timeout", 1)
+    assert result.returncode == 4 and f"127.0.0.1:{port}" in result.stderr, result
+    result = stage.run("strewd", "--backend", "host", "--socket", path, "--join", "nonsense",
+                       "--join-timeout", 1)
+    assert result.returncode in (1, 2, 4) and "nonsense" in result.stderr, result
+    for option in ("--listen", "--join"):
+        result = stage.run("strewd", "--backend", "host", "--socket", path, option,
+                           f"192.0.2.1:{port}", "--join-timeout", 1)
+        assert result.returncode in (1, 2, 4) and "192.0.2.1" in result.stderr, result
+        assert "loopback" in result.stderr, result.stderr
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        result = stage.run("strewd", "--backend", "host", "--socket", path, "--listen",
+                           f"127.0.0.1:{port}")
+        assert result.returncode == 1 and str(port) in result.stderr, result
+
+
+def test_cuda_without_a_driver(stage):
+    if os.path.exists("/dev/nvidia0"):
+        raise scene.Skip("there is a GPU here")
+    result = stage.run("strewd", "--backend", "cuda", "--socket", stage.socket())
+    refused(stage, result, 3, "cuda")
+    result = stage.run("strew", "run", "--backend", "cuda", "--", "true")
+    assert result.returncode == 3 and "libcuda" in result.stderr, result
+
+
+if __name__ == "__main__":
+    scene.main(globals())

@@ -1,0 +1,228 @@
+"""strew run, strew status, and what every program says about its own use."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import scene
+from scene import publish
+
+RUN = ("strew", "run", "--backend", "host")
+
+
+def script(text):
+    return (sys.executable, "-c", text)
+
+
+def test_run_ends_with_the_commands_code(stage):
+    for code in (0, 1, 77):
+        result = stage.run(*RUN, "--", "sh", "-c", f"exit {code}")
+        assert result.returncode == code, result.stderr
+    result = stage.run(*RUN, "--", "sh", "-c", "kill -KILL $$")
+    assert result.returncode == 128 + signal.SIGKILL, result.stderr
+    result = stage.run(*RUN, "--", "/nonexistent/engine")
+    assert result.returncode == 127 and "/nonexistent/engine: No such file" in result.stderr
+    result = stage.run(*RUN, "--", "/etc/passwd")
+    assert result.returncode == 126 and "/etc/passwd: Permission denied" in result.stderr
+
+
+def test_run_gives_a_private_socket(stage):
+    """The command finds a live broker at $STREW_SOCKET; at the end the socket is gone."""
+    text = ("import os, stat, subprocess; path = os.environ['STREW_SOCKET'];"
+            "mode = os.stat(os.path.dirname(path)).st_mode;"
+            "print(path, oct(stat.S_IMODE(mode)));"
+            f"subprocess.run(['{stage.bin}/strew', 'status'], check=True)")
+    result = stage.run(*RUN, "--", *script(text))
+    assert result.returncode == 0, result.stderr
+    path, mode = result.stdout.splitlines()[0].split()
+    assert mode == "0o700" and "backend host" in result.stdout, result.stdout
+    assert not os.path.exists(os.path.dirname(path)), path
+
+
+def test_run_serves_at_a_given_socket(stage):
+    path = stage.socket("given")
+    result = stage.run("strew", "run", "--socket", path, "--backend=host", "--slot", "1M", "--",
+                       "sh", "-c", f"test $STREW_SOCKET = {path} && {stage.bin}/strew status "
+                       f"--json --socket {path}")
+    assert result.returncode == 0 and '"slot_bytes": 1048576' in result.stdout, result.stderr
+    assert not path.exists()
+
+
+def test_run_passes_signals_on(stage):
+    text = ("import signal, sys, time\n"
+            "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+            "    signal.signal(number, lambda n, _: (print('got', n, flush=True), sys.exit(n)))\n"
+            "print('up', flush=True)\n"
+            "time.sleep(60)")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        launcher = stage.start(f"run-{number}", *RUN, "--", *script(text))
+        launcher.says("up").popen.send_signal(number)
+        assert f"got {int(number)}" in launcher.end(int(number)), launcher.log
+
+
+def test_run_interrupted_on_a_terminal(stage):
+    """Ctrl-C reaches the whole foreground group: the command gets it once, the broker does not."""
+    text = ("import signal, time\n"
+            "count = []\n"
+            "signal.signal(signal.SIGINT, lambda *_: count.append(1))\n"
+            "print('up', flush=True)\n"
+            "end = time.monotonic() + 1\n"
+            "while time.monotonic() < end:\n"
+            "    time.sleep(0.1)\n"
+            "print('count', len(count), flush=True)")
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.execve(stage.bin / "strew", [*RUN, "--", *script(text)], stage.env)
+    output = b""
+    try:
+        while b"up" not in output:
+            output += os.read(terminal, 4096)
+        os.write(terminal, b"\x03")
+        while True:
+            output += os.read(terminal, 4096)
+    except OSError:
+        pass  # the terminal's other side is closed
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, output
+    assert b"count 1" in output and b"the broker ended" not in output, output
+
+
+def test_run_says_that_the_broker_died(stage):
+    text = (f"import json, os, signal, subprocess, sys, time\n"
+            f"status = subprocess.run(['{stage.bin}/strew', 'status', '--json'], check=True,\n"
+            f"                        capture_output=True)\n"
+            f"os.kill(json.loads(status.stdout)['pid'], signal.SIGKILL)\n"
+            f"time.sleep(0.5)\n"
+            f"sys.exit(9)")
+    result = stage.run(*RUN, "--", *script(text))
+    assert result.returncode == 9, result.stderr
+    assert "the broker was ended by signal 9" in result.stderr, result.stderr
+
+
+def test_run_stops_the_broker_when_it_is_killed(stage):
+    launcher = stage.start("run", *RUN, "--", "sh", "-c", "echo $STREW_SOCKET; sleep 2")
+    launcher.says("broker.sock")
+    path = next(line for line in launcher.log.splitlines() if line.endswith("broker.sock"))
+    path = path.split()[-1]
+    launcher.popen.kill()
+    launcher.end(-signal.SIGKILL)
+    scene.wait_until("the broker's end", lambda: stage.run(
+        "strew", "status", "--socket", path).returncode == 4)
+    os.rmdir(os.path.dirname(path))
+
+
+def test_run_passes_the_brokers_failure_on(stage):
+    result = stage.run("strew", "run", "--join", f"127.0.0.1:{scene.free_port()}",
+                       "--join-timeout", "1", "--backend", "host", "--", "true")
+    assert result.returncode == 4, (result.returncode, result.stderr)
+    result = stage.run("strew", "run", "--nonsense", "--", "true")
+    assert result.returncode == 2 and "nonsense" in result.stderr, result.stderr
+    result = stage.run("strew", "run", "--backend", "host")
+    assert result.returncode == 2 and "-- COMMAND" in result.stderr, result.stderr
+
+
+def test_run_the_whole_job(stage):
+    """Workers and trainer under one launcher, with no option about sockets anywhere."""
+    config = scene.CONFIGS / "tiny-llama.json"
+    worker = f"{stage.bin}/tp_worker --config {config} --model m --size 2 --check 4 --versions 1"
+    text = (f"{worker} --rank 0 > {stage.dir}/w0 & first=$!\n"
+            f"{worker} --rank 1 > {stage.dir}/w1 & second=$!\n"
+            f"until grep -q registered {stage.dir}/w0 && grep -q registered {stage.dir}/w1; do\n"
+            f"sleep 0.05; done\n"
+            f"{stage.bin}/trainer --config {config} --model m --seed 4 || exit 1\n"
+            f"wait $first && wait $second")
+    result = stage.run(*RUN, "--slot", "64K", "--", "sh", "-c", text)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "mismatches=0" in (stage.dir / "w1").read_text()
+
+
+def test_status_json(stage):
+    stage.broker()
+    workers = stage.workers(2, "--check", 1, "--gate", "live", "--apply", "direct")
+    workers += stage.workers(2, "--check", 1, "--replica", 1, prefix="b-")[:1]
+    trainer = stage.trainer("--seed", 1)
+    publish([trainer], workers, 1)
+    trainer.end()
+    status = stage.status()
+    assert status["backend"] == "host" and status["updates"] == 1 and status["aborted"] == 0
+    groups = {group["replica"]: group for group in status["groups"]}
+    assert set(groups) == {0, 1}
+    for replica, gate, apply in ((0, "live", "direct"), (1, "held", "staged")):
+        group = groups[replica]
+        assert (group["model"], group["members"], group["present"]) == ("m", 2, 2), group
+        assert (group["state"], group["version"]) == ("CURRENT", 1), group
+        assert (group["gate"], group["apply"]) == (gate, apply), group
+        assert group["raw"] > 0 and group["pull"] == 0 and group["bytes"] > 0, group
+        assert (group["shadow_bytes"] > 0) == (apply == "staged"), group
+    table = stage.run("strew", "status", "--socket", stage.socket())
+    assert table.returncode == 0 and table.stderr == "", table.stderr
+    for word in ("MODEL", "CURRENT", "held", "direct", "2/2", "backend host"):
+        assert word in table.stdout, table.stdout
+
+
+def test_status_of_an_idle_broker(stage):
+    stage.broker()
+    assert stage.status()["groups"] == []
+    table = stage.run("strew", "status", env={"STREW_SOCKET": str(stage.socket())})
+    assert table.returncode == 0 and "no workers" in table.stdout, table.stdout
+
+
+def test_help_and_version(stage):
+    programs = (("strew",), ("strew", "run"), ("strew", "status"), ("strew", "push"), ("strewd",),
+                ("tp_worker",), ("trainer",))
+    for program in programs:
+        result = stage.run(*program, "--help")
+        assert result.returncode == 0 and result.stderr == "", result
+        assert "sage: " in result.stdout and "xample" in result.stdout, result.stdout
+    for program in ("strew", "strewd"):
+        result = stage.run(program, "--version")
+        assert result.returncode == 0 and result.stdout.startswith(f"{program} "), result
+
+
+def test_usage_errors(stage):
+    """One line on stderr that names what is wrong, exit 2."""
+    config = scene.CONFIGS / "tiny-llama.json"
+    table = (
+        (("strew",), "run, status or push"),
+        (("strew", "nonsense"), "nonsense"),
+        (("strew", "run"), "-- COMMAND"),
+        (("strew", "run", "--"), "-- COMMAND"),
+        (("strew", "run", "--socket", "/" + "x" * 200, "--", "true"), "longer than 107"),
+        (("strew", "status", "extra"), "extra"),
+        (("strew", "status", "--nonsense"), "nonsense"),
+        (("strew", "status", "--socket", "/" + "x" * 200), "xxx"),
+        (("strew", "push"), "FILE"),
+        (("strew", "push", "f", "--model", "m"), "--version"),
+        (("strew", "push", "f", "--model", "m", "--version", "0"), "--version 0"),
+        (("strew", "push", "f", "--model", "m", "--version", "-1"), "--version -1"),
+        (("strew", "push", "f", "--model", "m", "--version", "2x"), "--version 2x"),
+        (("strew", "push", "f", "--model", "m", "--version", "1", "--timeout", "0"), "--timeout"),
+        (("strew", "push", "f", "g", "--model", "m", "--version", "1"), "one FILE"),
+        (("strewd", "extra"), "extra"),
+        (("strewd", "--backend", "tpu"), "tpu"),
+        (("strewd", "--slot", "3"), "slot"),
+        (("strewd", "--listen", "a:1", "--join", "b:1"), "--listen and --join"),
+        (("tp_worker", "--model", "m"), "--config"),
+        (("tp_worker", "--config", config, "--model", "m", "--gate", "shut"), "--gate"),
+        (("trainer", "--config", config, "--model", "m", "--rank", "1"), "--rank"),
+        (("trainer", "--versions", "x"), "--versions x"),
+    )
+    for argv, names in table:
+        result = stage.run(*argv)
+        assert result.returncode == 2, (argv, result)
+        assert names in result.stderr and result.stderr.count("\n") == 1, (argv, result.stderr)
+
+
+def test_output_ends_in_a_closed_pipe(stage):
+    """`strew status | head -0` is no crash."""
+    stage.broker()
+    command = f"{stage.bin}/strew status --socket {stage.socket()} | true"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60,
+                            check=False)
+    assert result.returncode == 0 and result.stderr == "", result
+
+
+if __name__ == "__main__":
+    scene.main(globals())

@@ -1,0 +1,105 @@
+"""Groups, models and trainer ranks: who shares what, and every byte of it."""
+
+import scene
+from scene import checked, publish
+
+
+def test_two_models_at_once(stage):
+    """Two trainers and two groups share a broker; neither sees the other's values."""
+    stage.broker()
+    groups, trainers = [], []
+    for model, config, seed in (("llama", "tiny-llama", 3), ("qwen", "tiny-qwen2-tied", 4)):
+        groups.append(stage.workers(2, "--check", seed, "--versions", 3, config=config,
+                                    model=model, prefix=f"{model}-"))
+        trainers.append(stage.trainer("--seed", seed, "--versions", 3, config=config, model=model,
+                                      name=f"{model}-trainer"))
+    for version in (1, 2, 3):
+        for trainer in trainers:
+            trainer.line()
+        for trainer, workers in zip(trainers, groups):
+            trainer.says(f"version {version} committed")
+            for worker in workers:
+                worker.says(f"version {version} ok")
+    for process in trainers + groups[0] + groups[1]:
+        process.end()
+    for worker in groups[0] + groups[1]:
+        assert checked(worker) == [0, 0, 0], worker.log
+
+
+def test_two_replicas(stage):
+    """Two copies of a model on two nodes with different gates and applies get the same bytes."""
+    stage.two_nodes()
+    workers = stage.workers(2, "--check", 5, "--replica", 0, broker="lead", prefix="a-")
+    workers += stage.workers(4, "--check", 5, "--replica", 1, "--gate", "live", "--apply",
+                             "direct", broker="node", prefix="b-")
+    trainer = stage.trainer("--seed", 5, "--versions", 2, broker="lead")
+    publish([trainer], workers, 1)
+    publish([trainer], workers, 2)
+    assert "groups=2" in trainer.end(), trainer.log
+    scene.untouched(workers, 2)
+
+
+def test_trainer_ranks(stage):
+    """Two ranks on one broker hold a stretch of every tensor's rows each."""
+    ranks_test(stage, 2, 2, "tiny-llama")
+
+
+def test_three_trainer_ranks(stage):
+    """Boxes that do not end where the workers' shards do."""
+    ranks_test(stage, 3, 4, "tiny-bert")
+
+
+def ranks_test(stage, ranks, size, config):
+    stage.two_nodes()
+    workers = stage.workers(size, "--check", 6, "--versions", 2, config=config, broker="node")
+    trainers = [stage.trainer("--seed", 6, "--versions", 2, "--rank", rank, "--ranks", ranks,
+                              config=config, broker="lead", name=f"trainer{rank}")
+                for rank in range(ranks)]
+    publish(trainers, workers, 1)
+    publish(trainers, workers, 2)
+    for process in trainers + workers:
+        process.end()
+    for worker in workers:
+        assert checked(worker) == [0, 0], worker.log
+
+
+def test_rank_with_another_version(stage):
+    """A rank that publishes another version is refused by itself; nothing is written."""
+    stage.broker()
+    workers = stage.workers(2, "--check", 6)
+    first, second = (stage.trainer("--seed", 6, "--versions", 1, "--first", 1 + rank, "--rank",
+                                   rank, "--ranks", 2, "--timeout", 3, name=f"trainer{rank}")
+                     for rank in range(2))
+    first.line()
+    second.line()
+    logs = [first.end(1), second.end(1)]
+    assert any("version" in log and "rank" in log for log in logs), logs
+    scene.untouched(workers)
+
+
+def test_workers_see_wrong_values(stage):
+    """The check itself: values of another seed are mismatches, and the worker says so."""
+    stage.broker()
+    workers = stage.workers(2, "--check", 1, "--versions", 1)
+    trainer = stage.trainer("--seed", 2, "--versions", 1)
+    trainer.line()
+    trainer.end()
+    for worker in workers:
+        worker.end(1)
+        assert checked(worker)[0] > 1000 and "should be" in worker.log, worker.log
+
+
+def test_late_group_takes_the_next_version(stage):
+    """A group that registers between two versions takes part from the next."""
+    stage.broker()
+    early = stage.workers(2, "--check", 8, prefix="early-")
+    trainer = stage.trainer("--seed", 8, "--versions", 2)
+    publish([trainer], early, 1)
+    late = stage.workers(2, "--check", 8, "--replica", 1, prefix="late-")
+    publish([trainer], early + late, 2)
+    trainer.end()
+    scene.untouched(early + late, 2)
+
+
+if __name__ == "__main__":
+    scene.main(globals())
