@@ -11,12 +11,13 @@
 #define LIMIT_MSGPACK_VALUES 65536u /* values in one frame */
 #define LIMIT_NAME_BYTES 512u	    /* tensor and parameter names */
 #define LIMIT_MODEL_BYTES 128u
-#define LIMIT_TEXT_BYTES 240u	      /* a sentence, its NUL included */
-#define LIMIT_OUTBOX_BYTES (8u << 20) /* queued for a peer that does not read */
-#define LIMIT_CONNECTIONS 1024u	      /* of one broker, all kinds */
-#define LIMIT_SESSIONS 256u	      /* registered workers and trainers */
-#define LIMIT_MEMBERS 64u	      /* workers of a group on a node */
-#define LIMIT_GROUPS 64u	      /* groups on a node */
+#define LIMIT_TEXT_BYTES 240u		      /* a sentence, its NUL included */
+#define LIMIT_OUTBOX_BYTES (8u << 20)	      /* queued for a peer that does not read */
+#define LIMIT_BROKER_OUTBOX_BYTES (80u << 20) /* the same for another broker: a manifest fits */
+#define LIMIT_CONNECTIONS 1024u		      /* of one broker, all kinds */
+#define LIMIT_SESSIONS 256u		      /* registered workers and trainers */
+#define LIMIT_MEMBERS 64u		      /* workers of a group on a node */
+#define LIMIT_GROUPS 64u		      /* groups on a node */
 #define LIMIT_MODELS 16u
 #define LIMIT_RANKS 256u	      /* trainer ranks of a model */
 #define LIMIT_BROKERS 64u	      /* brokers of an epoch */

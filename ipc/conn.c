@@ -23,7 +23,8 @@ struct out {
 struct conn {
 	int fd;
 	bool with_fds;
-	int failed; /* sticky */
+	int failed;    /* sending, sticky */
+	int in_failed; /* receiving, sticky; the peer may still be told why */
 	/* in: the header, then exactly its payload */
 	uint8_t header[FRAME_HEADER_BYTES];
 	struct frame_header frame;
@@ -182,7 +183,8 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 	} else {
 		rc = message_encode(message, &out->bytes, &out->len, err);
 	}
-	if (rc == 0 && conn->queued + out->len > LIMIT_OUTBOX_BYTES) {
+	if (rc == 0 && conn->queued + out->len >
+			       (conn->with_fds ? LIMIT_OUTBOX_BYTES : LIMIT_BROKER_OUTBOX_BYTES)) {
 		rc = error_set(
 			err, -E2BIG, "the peer does not read: %zu bytes wait for it", conn->queued);
 		conn->failed = rc;
@@ -340,11 +342,15 @@ int conn_receive(struct conn *conn, struct message *ret_message, struct error *e
 {
 	int rc;
 
-	/* A failed send is not the end: what the peer said before it went is still to be read. */
+	if (conn->in_failed) {
+		return error_set(err, conn->in_failed, "the connection has failed: %s",
+			strerror(-conn->in_failed));
+	}
 	rc = receive(conn, ret_message, err);
 	if (rc < 0) {
 		close_fds(conn->fds, &conn->nfds);
-		if (!conn->failed) {
+		conn->in_failed = rc;
+		if (rc == -ECONNRESET && !conn->failed) {
 			conn->failed = rc;
 		}
 	}

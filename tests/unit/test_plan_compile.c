@@ -510,11 +510,11 @@ static void timing(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(fused_is_one_run),
-		cmocka_unit_test(quarters_are_one_run), cmocka_unit_test(experts_are_rows),
-		cmocka_unit_test(cut_and_strided), cmocka_unit_test(normal_form),
-		cmocka_unit_test(merges), cmocka_unit_test(matching), cmocka_unit_test(sources),
-		cmocka_unit_test(shadows), cmocka_unit_test(timing)};
+	const struct CMUnitTest tests[] = {cmocka_unit_test(commit_of_a_part),
+		cmocka_unit_test(fused_is_one_run), cmocka_unit_test(quarters_are_one_run),
+		cmocka_unit_test(experts_are_rows), cmocka_unit_test(cut_and_strided),
+		cmocka_unit_test(normal_form), cmocka_unit_test(merges), cmocka_unit_test(matching),
+		cmocka_unit_test(sources), cmocka_unit_test(shadows), cmocka_unit_test(timing)};
 
 	return TEST_RUN(tests);
 }
