@@ -26,7 +26,7 @@ static const char help[] =
 	"                     $XDG_RUNTIME_DIR/strew/broker.sock, else "
 	"/tmp/strew-UID/broker.sock)\n"
 	"  --partial          parameters that the file does not cover keep their values\n"
-	"  --timeout SECONDS  deadline of the update (default 60)\n"
+	"  --timeout SECONDS  deadline of the update, and of each answer before it (default 60)\n"
 	"  --help\n"
 	"\n"
 	"Ends with 0 if every group took the version and there was at least one.\n"
@@ -193,7 +193,9 @@ static int publish(struct push *push)
 
 static int push_file(struct push *push)
 {
-	struct strew_trainer_options options = {.socket = push->socket, .model = push->model};
+	struct strew_trainer_options options = {.socket = push->socket,
+		.model = push->model,
+		.timeout_ms = (int)push->timeout_s * 1000};
 	struct error err = {0};
 	uint64_t start = clock_ns();
 	char bytes[32];

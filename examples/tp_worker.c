@@ -148,7 +148,7 @@ static void done(struct worker *worker, const struct strew_event *event)
 
 	while (worker->held && !stopped) {
 		rc = strew_agent_resume(worker->agent, 1000);
-		if (rc == -ETIMEDOUT) {
+		if (rc == -ETIMEDOUT || rc == -EINTR) {
 			continue; /* the next update is being written already */
 		}
 		if (rc == -EUCLEAN) {
@@ -159,9 +159,13 @@ static void done(struct worker *worker, const struct strew_event *event)
 		worker->held = false;
 		worker->lost = rc < 0;
 	}
+	worker->version = event->version;
+	if (!worker->live) {
+		/* Before resume was granted, the next update may have come and gone too. */
+		strew_agent_state(worker->agent, NULL, &worker->version);
+	}
 	if (event->outcome == STREW_OUTCOME_COMMITTED) {
 		worker->committed++;
-		worker->version = event->version;
 		check(worker, "ok");
 	} else {
 		printf("worker %" PRIu64 ": update %s, %s: %s\n", worker->rank,

@@ -10,8 +10,8 @@
 
 struct parameter {
 	const char *name;
-	uint32_t allocation;    /* index into the worker's allocations */
-	uint64_t offset_bytes;  /* of element 0 in the allocation */
+	uint32_t allocation;   /* index into the worker's allocations */
+	uint64_t offset_bytes; /* of element 0 in the allocation */
 	enum strew_dtype dtype;
 	int ndim;
 	uint64_t shape[STREW_MAX_DIMS];
@@ -22,10 +22,10 @@ struct parameter {
 struct piece {
 	uint32_t tensor;    /* index into layout.tensors */
 	uint32_t parameter; /* index into layout.parameters */
-	int ndim;           /* of the view */
+	int ndim;	    /* of the view */
 	uint64_t view[STREW_MAX_DIMS];
-	struct box box;                  /* in the view */
-	uint64_t offset;                 /* elements from the parameter's element 0 */
+	struct box box;			 /* in the view */
+	uint64_t offset;		 /* elements from the parameter's element 0 */
 	uint64_t stride[STREW_MAX_DIMS]; /* elements of the parameter, by view dimension */
 };
 
@@ -49,8 +49,8 @@ int layout_add_parameter(struct layout *layout, const struct parameter *paramete
 	uint32_t *ret_index, struct error *err);
 
 /* Adds the tensor, or finds it: the same name must come with the same dtype and shape (-EINVAL). */
-int layout_add_tensor(struct layout *layout, const struct tensor *tensor, uint32_t *ret_index,
-	struct error *err);
+int layout_add_tensor(
+	struct layout *layout, const struct tensor *tensor, uint32_t *ret_index, struct error *err);
 
 /*
  * Checks and adds a piece: the view refines the tensor's shape, the box lies in

@@ -38,8 +38,8 @@ void manifest_init(struct manifest *manifest);
 void manifest_finish(struct manifest *manifest);
 
 /* Finds or adds, as layout_add_tensor(). */
-int manifest_add_tensor(struct manifest *manifest, const struct tensor *tensor,
-	uint32_t *ret_index, struct error *err);
+int manifest_add_tensor(struct manifest *manifest, const struct tensor *tensor, uint32_t *ret_index,
+	struct error *err);
 int manifest_add_box(struct manifest *manifest, const struct held_box *box, struct error *err);
 
 /* Ends building: every element of every tensor is held by some rank (-EINVAL names the tensor). */
@@ -59,7 +59,7 @@ uint64_t manifest_bytes(const struct manifest *manifest); /* of the tensors, eac
  * bucket have the same root.
  */
 struct bucket_entry {
-	uint32_t box;    /* index into manifest.boxes: who holds it */
+	uint32_t box;	 /* index into manifest.boxes: who holds it */
 	struct box part; /* in the tensor's shape, inside that box */
 	uint64_t slot_offset_bytes;
 };
@@ -67,7 +67,7 @@ struct bucket_entry {
 struct bucket {
 	size_t first, count; /* entries */
 	uint64_t len_bytes;  /* used length of the slot */
-	uint32_t root;       /* roots[rank] of its boxes */
+	uint32_t root;	     /* roots[rank] of its boxes */
 };
 
 struct buckets {

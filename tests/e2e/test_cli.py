@@ -15,6 +15,24 @@ def script(text):
     return (sys.executable, "-c", text)
 
 
+def on_terminal(stage, argv, until="", keys=b""):
+    """Runs a program on a terminal and types the keys when it has said something."""
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.execve(stage.bin / argv[0], [str(arg) for arg in argv], stage.env)
+    output = b""
+    try:
+        while until.encode() not in output:
+            output += os.read(terminal, 4096)
+        os.write(terminal, keys)
+        while True:
+            output += os.read(terminal, 4096)
+    except OSError:
+        pass  # the terminal's other side is closed
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output.decode(errors="replace")
+
+
 def test_run_ends_with_the_commands_code(stage):
     for code in (0, 1, 77):
         result = stage.run(*RUN, "--", "sh", "-c", f"exit {code}")
@@ -71,22 +89,9 @@ def test_run_interrupted_on_a_terminal(stage):
             "while time.monotonic() < end:\n"
             "    time.sleep(0.1)\n"
             "print('count', len(count), flush=True)")
-    pid, terminal = os.forkpty()
-    if pid == 0:
-        os.execve(stage.bin / "strew", [*RUN, "--", *script(text)], stage.env)
-    output = b""
-    try:
-        while b"up" not in output:
-            output += os.read(terminal, 4096)
-        os.write(terminal, b"\x03")
-        while True:
-            output += os.read(terminal, 4096)
-    except OSError:
-        pass  # the terminal's other side is closed
-    os.close(terminal)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, output
-    assert b"count 1" in output and b"the broker ended" not in output, output
+    code, output = on_terminal(stage, [*RUN, "--", *script(text)], "up", b"\x03")
+    assert code == 0, output
+    assert "count 1" in output and "the broker ended" not in output, output
 
 
 def test_run_says_that_the_broker_died(stage):
@@ -136,6 +141,19 @@ def test_run_the_whole_job(stage):
     result = stage.run(*RUN, "--slot", "64K", "--", "sh", "-c", text)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "mismatches=0" in (stage.dir / "w1").read_text()
+
+
+def test_push_shows_progress_on_a_terminal(stage):
+    """A bar on a terminal; elsewhere one line a fact and nothing else."""
+    stage.broker(slot="8M")
+    tensors = {f"t{i}": ("U8", [1 << 20], bytes(1 << 20)) for i in range(20)}
+    path = scene.safetensors(stage.dir / "m.safetensors", tensors)
+    argv = ["strew", "push", path, "--model", "m", "--version", 1, "--socket", stage.socket()]
+    code, output = on_terminal(stage, argv)
+    assert code == 1 and "reading [####" in output and "20.0 MiB\r\n" in output, output
+    result = stage.run(*argv)
+    assert result.returncode == 1 and "reading" not in result.stderr, result.stderr
+    assert "read 20 tensors, 20.0 MiB" in result.stdout, result.stdout
 
 
 def test_status_json(stage):

@@ -89,6 +89,22 @@ def test_workers_see_wrong_values(stage):
         assert checked(worker)[0] > 1000 and "should be" in worker.log, worker.log
 
 
+def test_many_versions_without_a_pause(stage):
+    """A trainer in a hurry: the workers look at their memory while the next version waits."""
+    stage.two_nodes()
+    for number, apply in enumerate(("staged", "direct")):
+        workers = stage.workers(2, "--check", 9, "--apply", apply, broker="node", prefix=apply)
+        first = 1 + 100 * number
+        result = stage.run("trainer", "--config", scene.CONFIGS / "tiny-llama.json", "--model",
+                           "m", "--seed", 9, "--first", first, "--versions", 100, "--socket",
+                           stage.socket("lead"))
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+        for worker in workers:
+            worker.says(f"version {first + 99} ok")
+        scene.untouched(workers, first + 99)
+    assert stage.status("lead")["updates"] == 200
+
+
 def test_late_group_takes_the_next_version(stage):
     """A group that registers between two versions takes part from the next."""
     stage.broker()
