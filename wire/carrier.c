@@ -1,5 +1,6 @@
 #include "wire/carrier.h"
 #include "base/clock.h"
+#include "base/util.h"
 #include "wire/carrier_ops.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -16,12 +17,30 @@ int carrier_waiting(
 	return 0;
 }
 
+static int check_options(const struct carrier_options *options, struct error *err)
+{
+	if (options->ranks == 0 || options->ranks > LIMIT_BROKERS ||
+		options->rank >= options->ranks) {
+		return error_set(err, -EINVAL, "rank %u of %u is no place in an epoch",
+			options->rank, options->ranks);
+	}
+	if (options->ranks > 1 && options->kind != CARRIER_NCCL && options->kind != CARRIER_TCP) {
+		return error_set(
+			err, -EINVAL, "%u brokers with carrier %d", options->ranks, options->kind);
+	}
+	return 0;
+}
+
 int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err)
 {
-	struct carrier *carrier = calloc(1, sizeof(*carrier));
-	int rc = 0;
+	struct carrier *carrier;
+	int rc = check_options(options, err);
 
+	if (rc) {
+		return rc;
+	}
+	carrier = calloc(1, sizeof(*carrier));
 	if (!carrier) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
@@ -45,15 +64,25 @@ int carrier_create(const struct carrier_options *options, uint64_t deadline,
 int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes, uint32_t root,
 	struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
-	if (carrier->kind == CARRIER_NCCL) {
-		return carrier_nccl_broadcast(
-			carrier, address, len_bytes, root, stream, deadline, cancel, err);
+	int rc = 0;
+
+	if (root >= carrier->ranks) {
+		return error_set(
+			err, -EINVAL, "broker %u of %u cannot be a root", root, carrier->ranks);
 	}
-	if (carrier->kind == CARRIER_TCP) {
-		return carrier_tcp_broadcast(
+	if (carrier->broken) {
+		return error_set(err, -EIO, "the carrier broke at an earlier bucket");
+	}
+	if (carrier->kind == CARRIER_NCCL) {
+		rc = carrier_nccl_broadcast(
+			carrier, address, len_bytes, root, stream, deadline, cancel, err);
+	} else if (carrier->kind == CARRIER_TCP) {
+		rc = carrier_tcp_broadcast(
 			carrier, address, len_bytes, root, deadline, cancel, err);
 	}
-	return 0;
+	/* Half a bucket may be on its way: what follows it would be read as its rest. */
+	carrier->broken = rc != 0;
+	return rc;
 }
 
 int carrier_poll(struct carrier *carrier, struct error *err)
@@ -69,7 +98,8 @@ int carrier_destroy(struct carrier *carrier, bool abort)
 		return 0;
 	}
 	if (carrier->kind == CARRIER_NCCL) {
-		rc = carrier_nccl_destroy(carrier, abort);
+		/* A broken one has a broadcast that may never be done. */
+		rc = carrier_nccl_destroy(carrier, abort || carrier->broken);
 	} else if (carrier->kind == CARRIER_TCP) {
 		carrier_tcp_destroy(carrier);
 	}

@@ -23,7 +23,8 @@ struct carrier_options {
 /*
  * Makes the communicator and warms it (a first broadcast), waiting for at most the deadline.
  * `cancel` (may be NULL) is looked at while waiting: nonzero gives -ECANCELED. -ETIMEDOUT: a rank
- * did not come. On failure nothing is left but what NCCL itself leaks.
+ * did not come. -EINVAL: no such rank or kind. On failure nothing is left but what NCCL itself
+ * leaks; if even its abort hangs the sentence says so, and what it uses is left to it.
  */
 int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err);
@@ -31,7 +32,9 @@ int carrier_create(const struct carrier_options *options, uint64_t deadline,
 /*
  * Sends [address, address + len) of the root to the same on every rank. NCCL: enqueues on the
  * stream and returns; done when the stream is. TCP: done on return. In order; the ranks
- * agree on the sequence of calls. -ETIMEDOUT, -ECANCELED, -ECONNRESET, -EIO: the carrier is broken.
+ * agree on the sequence of calls. -ETIMEDOUT, -ECANCELED, -ECONNRESET, -EPROTO (out of step),
+ * -EIO: the carrier is broken, and every later broadcast is -EIO. -ENOTSUP: this rank or the root
+ * lacks the TCP connections for that root (over the star, all but rank 0).
  */
 int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes, uint32_t root,
 	struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel, struct error *err);
@@ -42,6 +45,7 @@ int carrier_poll(struct carrier *carrier, struct error *err);
 /*
  * Ends it in order (`abort` false, after the last broadcast is done) or at once. A hang in NCCL
  * is waited for in another thread for LIMIT_ABORT_MS; -ETIMEDOUT then: the process must end.
+ * In order, a peer that does not take part turns the end into an abort after half of that.
  * Frees the carrier in any case. NULL is fine.
  */
 int carrier_destroy(struct carrier *carrier, bool abort);

@@ -15,8 +15,15 @@
 #include <time.h>
 
 #define WARM_BYTES (1u << 20) /* enough that every channel makes its connections */
-#define NAP_MIN_NS 20000u
+#define NAP_MIN_NS 50000u
 #define NAP_MAX_NS 2000000u
+#define DRAIN_MS 1000 /* after an abort, for the kernels that it has told to end */
+
+/*
+ * How many multiprocessors a broadcast may take. NCCL's own choice: nothing is posted while an
+ * engine works unless its gate is live, and the rates in docs/results.md were measured with it.
+ */
+#define MAX_CTAS NCCL_UNDEFINED
 
 static void nap(uint64_t *ns)
 {
@@ -30,15 +37,14 @@ static void nap(uint64_t *ns)
 static int settle(struct carrier *carrier, const char *what, uint64_t deadline,
 	const atomic_int *cancel, struct error *err)
 {
-	const struct nccl_table *nccl = nccl_table();
 	uint64_t nap_ns = NAP_MIN_NS;
 
 	for (;;) {
-		int state = NCCL_SUCCESS;
-		int rc = NCCL_CALL(nccl, err, get_async_error, carrier->comm, &state);
+		unsigned state = NCCL_SUCCESS;
+		int rc = NCCL(err, ncclCommGetAsyncError, carrier->comm, &state);
 
 		if (rc == 0) {
-			rc = nccl_checked(err, what, state);
+			rc = nccl_outcome(err, what, state);
 		}
 		if (rc || state == NCCL_SUCCESS) {
 			return rc;
@@ -50,6 +56,13 @@ static int settle(struct carrier *carrier, const char *what, uint64_t deadline,
 		nap(&nap_ns);
 	}
 }
+
+/* What the first broadcasts need. */
+struct warmth {
+	struct gpu_memory *memory;
+	struct gpu_stream *stream;
+	struct gpu_event *event;
+};
 
 static int wait_event(struct carrier *carrier, struct gpu_event *event, uint64_t deadline,
 	const atomic_int *cancel, struct error *err)
@@ -70,75 +83,90 @@ static int wait_event(struct carrier *carrier, struct gpu_event *event, uint64_t
 	return rc < 0 ? rc : 0;
 }
 
+static int warm_all(struct carrier *carrier, struct warmth *warmth, uint64_t deadline,
+	const atomic_int *cancel, struct error *err)
+{
+	int rc = gpu_alloc(carrier->device, WARM_BYTES, &warmth->memory, err);
+
+	if (rc == 0) {
+		rc = gpu_stream_create(carrier->device, &warmth->stream, err);
+	}
+	if (rc == 0) {
+		rc = gpu_event_create(carrier->device, &warmth->event, err);
+	}
+	for (uint32_t root = 0; rc == 0 && root < carrier->ranks; root++) {
+		rc = carrier_nccl_broadcast(carrier, gpu_memory_address(warmth->memory), WARM_BYTES,
+			root, warmth->stream, deadline, cancel, err);
+	}
+	if (rc == 0) {
+		rc = gpu_event_record(warmth->event, warmth->stream, err);
+	}
+	return rc ? rc : wait_event(carrier, warmth->event, deadline, cancel, err);
+}
+
+/* Is nothing in flight on the stream of an aborted communicator? An error is an end too. */
+static bool drained(struct warmth *warmth)
+{
+	uint64_t deadline = deadline_in_ms(DRAIN_MS);
+	uint64_t nap_ns = NAP_MIN_NS;
+
+	if (!warmth->event || gpu_event_record(warmth->event, warmth->stream, NULL)) {
+		return true;
+	}
+	while (gpu_event_query(warmth->event, NULL) == 0) {
+		if (deadline_passed(deadline)) {
+			return false;
+		}
+		nap(&nap_ns);
+	}
+	return true;
+}
+
 /* The first collective of a communicator is slow; each root makes connections of its own. */
 static int warm(
 	struct carrier *carrier, uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
-	struct gpu_memory *memory = NULL;
-	struct gpu_stream *stream = NULL;
-	struct gpu_event *event = NULL;
-	int rc = gpu_alloc(carrier->device, WARM_BYTES, &memory, err);
+	struct warmth warmth = {0};
+	int rc = warm_all(carrier, &warmth, deadline, cancel, err);
 
-	if (rc == 0) {
-		rc = gpu_stream_create(carrier->device, &stream, err);
+	/* To free memory waits for the whole GPU: for ever, if a broadcast still spins on it. */
+	if (rc && (carrier_nccl_destroy(carrier, true) || !drained(&warmth))) {
+		error_prefix(err, "a broadcast that cannot be aborted, after this");
+		return rc;
 	}
-	if (rc == 0) {
-		rc = gpu_event_create(carrier->device, &event, err);
-	}
-	for (uint32_t root = 0; rc == 0 && root < carrier->ranks; root++) {
-		rc = carrier_nccl_broadcast(carrier, gpu_memory_address(memory), WARM_BYTES, root,
-			stream, deadline, cancel, err);
-	}
-	if (rc == 0) {
-		rc = gpu_event_record(event, stream, err);
-	}
-	if (rc == 0) {
-		rc = wait_event(carrier, event, deadline, cancel, err);
-	}
-	if (rc) {
-		/* Nothing may be in flight into the memory when it is freed. */
-		carrier_nccl_destroy(carrier, true);
-		carrier->comm = NULL;
-	}
-	gpu_event_destroy(event);
-	gpu_stream_destroy(stream);
-	gpu_memory_release(memory);
+	gpu_event_destroy(warmth.event);
+	gpu_stream_destroy(warmth.stream);
+	gpu_memory_release(warmth.memory);
 	return rc;
 }
 
 int carrier_nccl_create(struct carrier *carrier, const struct carrier_options *options,
 	uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
-	struct nccl_config config = {.size = sizeof(config),
-		.magic = NCCL_CONFIG_MAGIC,
-		.version = NCCL_CONFIG_VERSION,
-		.blocking = 0,
-		.cga_cluster_size = NCCL_UNDEFINED,
-		.min_ctas = NCCL_UNDEFINED,
-		.max_ctas = NCCL_UNDEFINED,
-		.net_name = NULL,
-		.split_share = NCCL_UNDEFINED,
-		.traffic_class = NCCL_UNDEFINED};
-	const struct nccl_table *nccl = nccl_table();
-	struct nccl_id id;
+	struct nccl_config config = NCCL_CONFIG_DEFAULTS;
+	nccl_id id;
 	int rc;
 
-	if (!nccl) {
+	if (!nccl_version()) {
 		return error_set(err, -ENOENT, "NCCL is not open");
 	}
+	config.blocking = 0;
+	config.max_ctas = MAX_CTAS;
 	memcpy(id.bytes, options->unique_id, sizeof(id.bytes));
 	carrier->device = options->device;
 	rc = gpu_device_enter(carrier->device, err);
 	if (rc) {
 		return rc;
 	}
-	rc = NCCL_CALL(nccl, err, init_rank_config, &carrier->comm, (int)options->ranks, id,
+	rc = NCCL(err, ncclCommInitRankConfig, &carrier->comm, (int)options->ranks, id,
 		(int)options->rank, &config);
 	if (rc == 0) {
 		rc = settle(carrier, "making the communicator", deadline, cancel, err);
 	}
 	if (rc) {
-		carrier_nccl_destroy(carrier, true);
+		if (carrier_nccl_destroy(carrier, true)) {
+			error_prefix(err, "a communicator that cannot be aborted, after this");
+		}
 		return rc;
 	}
 	return warm(carrier, deadline, cancel, err);
@@ -152,18 +180,18 @@ int carrier_nccl_broadcast(struct carrier *carrier, uint64_t address, uint64_t l
 	int rc = gpu_device_enter(carrier->device, err);
 
 	if (rc == 0) {
-		rc = NCCL_CALL(nccl_table(), err, broadcast, bytes, bytes, len_bytes, NCCL_UINT8,
-			(int)root, carrier->comm, gpu_stream_native(stream));
+		rc = NCCL(err, ncclBroadcast, bytes, bytes, len_bytes, NCCL_UINT8, (int)root,
+			carrier->comm, gpu_stream_native(stream));
 	}
 	return rc ? rc : settle(carrier, "a broadcast", deadline, cancel, err);
 }
 
 int carrier_nccl_poll(struct carrier *carrier, struct error *err)
 {
-	int state = NCCL_SUCCESS;
-	int rc = NCCL_CALL(nccl_table(), err, get_async_error, carrier->comm, &state);
+	unsigned state = NCCL_SUCCESS;
+	int rc = NCCL(err, ncclCommGetAsyncError, carrier->comm, &state);
 
-	return rc ? rc : nccl_checked(err, "the communicator", state);
+	return rc ? rc : nccl_outcome(err, "the communicator", state);
 }
 
 /* The ending of a communicator, shared with its thread: the last one to let go frees it. */
@@ -171,7 +199,7 @@ struct ending {
 	pthread_mutex_t lock;
 	pthread_cond_t ended_cond;
 	struct gpu_device *device;
-	nccl_comm comm;
+	struct nccl_comm *comm;
 	bool abort, ended, left;
 };
 
@@ -182,30 +210,36 @@ static void ending_free(struct ending *ending)
 	free(ending);
 }
 
-static void end_in_order(const struct nccl_table *nccl, nccl_comm comm)
+/* False: the peers do not take part, or the communicator has failed. It is not destroyed then. */
+static bool end_in_order(struct nccl_comm *comm)
 {
+	uint64_t deadline = deadline_in_ms(LIMIT_ABORT_MS / 2);
 	uint64_t nap_ns = NAP_MIN_NS;
-	int state = NCCL_IN_PROGRESS;
+	unsigned state = NCCL_IN_PROGRESS;
 
-	nccl->finalize(comm);
-	while (nccl->get_async_error(comm, &state) == NCCL_SUCCESS && state == NCCL_IN_PROGRESS) {
+	if (NCCL(NULL, ncclCommFinalize, comm)) {
+		return false;
+	}
+	while (NCCL(NULL, ncclCommGetAsyncError, comm, &state) == 0 && state == NCCL_IN_PROGRESS &&
+		!deadline_passed(deadline)) {
 		nap(&nap_ns);
 	}
-	nccl->destroy(comm);
+	if (state != NCCL_SUCCESS) {
+		return false;
+	}
+	NCCL(NULL, ncclCommDestroy, comm);
+	return true;
 }
 
 static void *end_main(void *data)
 {
 	struct ending *ending = data;
-	struct error ignored;
 	bool left;
 
-	if (gpu_device_enter(ending->device, &ignored) == 0) {
-		if (ending->abort) {
-			nccl_table()->abort(ending->comm);
-		} else {
-			end_in_order(nccl_table(), ending->comm);
-		}
+	/* NCCL enters the device again by itself; where that fails there is nothing to wait for. */
+	gpu_device_enter(ending->device, NULL);
+	if (ending->abort || !end_in_order(ending->comm)) {
+		NCCL(NULL, ncclCommAbort, ending->comm);
 	}
 	pthread_mutex_lock(&ending->lock);
 	ending->ended = true;

@@ -8,6 +8,7 @@ struct carrier {
 	enum carrier_kind kind;
 	uint64_t epoch;
 	uint32_t rank, ranks;
+	bool broken; /* a broadcast failed */
 	/* NCCL */
 	struct nccl_comm *comm;
 	struct gpu_device *device;

@@ -17,39 +17,73 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define LOOK_MS 20 /* how long a wait may last before cancel is looked at */
-#define HEADER_BYTES 24
+#define LOOK_MS 20	      /* how long a wait may last before cancel is looked at */
+#define TURN_BYTES (1u << 20) /* what a peer is sent before the next one has its turn */
 
-/* Little-endian numbers; both ends are what strew builds for. */
+/* Before each bucket: epoch, sequence, length; little-endian. */
+#define HEADER_WORDS 3
+#define HEADER_BYTES (HEADER_WORDS * 8)
+
 static void put_header(uint8_t to[HEADER_BYTES], const struct carrier *carrier, uint64_t len_bytes)
 {
-	const uint64_t words[] = {carrier->epoch, carrier->sequence, len_bytes};
+	const uint64_t words[HEADER_WORDS] = {carrier->epoch, carrier->sequence, len_bytes};
 
 	for (size_t i = 0; i < HEADER_BYTES; i++) {
 		to[i] = (uint8_t)(words[i / 8] >> i % 8 * 8);
 	}
 }
 
+static int check_header(const uint8_t from[HEADER_BYTES], const struct carrier *carrier,
+	uint32_t root, uint64_t len_bytes, struct error *err)
+{
+	unsigned long long words[HEADER_WORDS] = {0};
+
+	for (size_t i = 0; i < HEADER_BYTES; i++) {
+		words[i / 8] |= (unsigned long long)from[i] << i % 8 * 8;
+	}
+	if (words[0] == carrier->epoch && words[1] == carrier->sequence && words[2] == len_bytes) {
+		return 0;
+	}
+	return error_set(err, -EPROTO,
+		"the data connection to broker %u is out of step: epoch %llu, bucket %llu, %llu "
+		"bytes came; epoch %llu, bucket %llu, %llu bytes were expected",
+		root, words[0], words[1], words[2], (unsigned long long)carrier->epoch,
+		(unsigned long long)carrier->sequence, (unsigned long long)len_bytes);
+}
+
+static int prepare_socket(int fd, uint32_t rank, struct error *err)
+{
+	int flags = fcntl(fd, F_GETFL), one = 1;
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+		int code = errno;
+
+		return error_set(
+			err, -code, "the data connection to broker %u: %s", rank, strerror(code));
+	}
+	/* Fails on the socket pairs of tests, where it means nothing. */
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return 0;
+}
+
 int carrier_tcp_create(struct carrier *carrier, const struct carrier_options *options,
 	uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
-	int one = 1, rc;
+	int rc = 0;
 
 	carrier->fds = malloc(options->ranks * sizeof(*carrier->fds));
 	if (!carrier->fds) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	for (uint32_t i = 0; i < options->ranks; i++) {
-		int fd = options->data_fds[i];
-
-		carrier->fds[i] = fd;
-		if (fd >= 0) {
-			fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-			/* Fails on the socket pairs of tests, where it means nothing. */
-			setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	for (uint32_t i = 0; rc == 0 && i < options->ranks; i++) {
+		carrier->fds[i] = options->data_fds[i];
+		if (carrier->fds[i] >= 0) {
+			rc = prepare_socket(carrier->fds[i], i, err);
 		}
 	}
-	rc = carrier_tcp_broadcast(carrier, 0, 0, 0, deadline, cancel, err);
+	if (rc == 0) {
+		rc = carrier_tcp_broadcast(carrier, 0, 0, 0, deadline, cancel, err);
+	}
 	if (rc) {
 		free(carrier->fds);
 	}
@@ -64,23 +98,30 @@ void carrier_tcp_destroy(struct carrier *carrier)
 	free(carrier->fds);
 }
 
-static int peer_failed(uint32_t rank, int code, struct error *err)
+static int look_ms(uint64_t deadline)
 {
-	if (code == 0 || code == EPIPE) {
-		code = ECONNRESET;
-	}
-	return error_set(
-		err, -code, "the data connection to broker %u failed: %s", rank, strerror(code));
+	int left_ms = deadline_left_ms(deadline);
+
+	return left_ms < 0 ? LOOK_MS : MIN(left_ms, LOOK_MS);
 }
 
-/* One peer's progress through header and bucket. 1 when it is done, 0 when the socket is full. */
+static int peer_failed(uint32_t rank, int code, struct error *err)
+{
+	return error_set(err, -ECONNRESET, "the data connection to broker %u %s%s", rank,
+		code ? "failed: " : "was closed", code ? strerror(code) : "");
+}
+
+/* One peer's progress through header and bucket. 1: done; 0: the socket is full, or its turn over.
+ */
 static int send_some(int fd, const uint8_t *header, const uint8_t *bytes, uint64_t len_bytes,
 	uint64_t *at, uint32_t rank, struct error *err)
 {
-	while (*at < HEADER_BYTES + len_bytes) {
+	uint64_t end = MIN(HEADER_BYTES + len_bytes, *at + TURN_BYTES);
+
+	while (*at < end) {
 		bool in_header = *at < HEADER_BYTES;
 		const uint8_t *from = in_header ? header + *at : bytes + (*at - HEADER_BYTES);
-		size_t n = in_header ? HEADER_BYTES - *at : HEADER_BYTES + len_bytes - *at;
+		size_t n = in_header ? HEADER_BYTES - *at : end - *at;
 		ssize_t sent = send(fd, from, n,
 			MSG_NOSIGNAL | MSG_DONTWAIT | (in_header && len_bytes ? MSG_MORE : 0));
 
@@ -95,7 +136,7 @@ static int send_some(int fd, const uint8_t *header, const uint8_t *bytes, uint64
 		}
 		*at += (uint64_t)sent;
 	}
-	return 1;
+	return *at == HEADER_BYTES + len_bytes;
 }
 
 static int send_all(struct carrier *carrier, const uint8_t *bytes, uint64_t len_bytes,
@@ -129,7 +170,7 @@ static int send_all(struct carrier *carrier, const uint8_t *bytes, uint64_t len_
 		if (left == 0) {
 			return 0;
 		}
-		poll(polls, carrier->ranks, LOOK_MS);
+		poll(polls, carrier->ranks, look_ms(deadline));
 	}
 }
 
@@ -165,20 +206,21 @@ static int receive_exactly(struct carrier *carrier, uint32_t root, uint8_t *to, 
 	uint64_t at = 0;
 
 	while (at < len_bytes) {
-		ssize_t n = recv(carrier->fds[root], to + at, len_bytes - at, MSG_DONTWAIT);
+		int rc = carrier_waiting(deadline, cancel, "receiving a bucket", err);
+		ssize_t n;
 
+		if (rc) {
+			return rc;
+		}
+		n = recv(carrier->fds[root], to + at, len_bytes - at, MSG_DONTWAIT);
 		if (n > 0) {
 			at += (uint64_t)n;
 		} else if (n == 0) {
 			return peer_failed(root, 0, err);
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			struct pollfd pollfd = {carrier->fds[root], POLLIN, 0};
-			int rc = carrier_waiting(deadline, cancel, "receiving a bucket", err);
 
-			if (rc) {
-				return rc;
-			}
-			poll(&pollfd, 1, LOOK_MS);
+			poll(&pollfd, 1, look_ms(deadline));
 		} else if (errno != EINTR) {
 			return peer_failed(root, errno, err);
 		}
@@ -189,23 +231,17 @@ static int receive_exactly(struct carrier *carrier, uint32_t root, uint8_t *to, 
 static int receive_bucket(struct carrier *carrier, uint8_t *to, uint64_t len_bytes, uint32_t root,
 	uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
-	uint8_t wanted[HEADER_BYTES], came[HEADER_BYTES];
+	uint8_t header[HEADER_BYTES];
 	int rc;
 
 	if (carrier->fds[root] < 0) {
 		return error_set(err, -ENOTSUP, "there is no data connection to broker %u", root);
 	}
-	put_header(wanted, carrier, len_bytes);
-	rc = receive_exactly(carrier, root, came, HEADER_BYTES, deadline, cancel, err);
-	if (rc) {
-		return rc;
+	rc = receive_exactly(carrier, root, header, HEADER_BYTES, deadline, cancel, err);
+	if (rc == 0) {
+		rc = check_header(header, carrier, root, len_bytes, err);
 	}
-	if (memcmp(came, wanted, HEADER_BYTES) != 0) {
-		return error_set(err, -EPROTO,
-			"the data connection to broker %u is out of step at bucket %llu", root,
-			(unsigned long long)carrier->sequence);
-	}
-	return receive_exactly(carrier, root, to, len_bytes, deadline, cancel, err);
+	return rc ? rc : receive_exactly(carrier, root, to, len_bytes, deadline, cancel, err);
 }
 
 int carrier_tcp_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes,

@@ -19,6 +19,16 @@ static int check_nccl(const struct msg_join *join, const struct msg_join *lead, 
 		nccl_version_format(ours, sizeof(ours), lead->nccl));
 }
 
+/* Names are cut, so that the advice fits in a sentence's LIMIT_TEXT_BYTES. */
+static int refuse_gpu(const struct msg_join *join, const struct msg_join *other, struct error *err)
+{
+	return error_set(err, -EINVAL,
+		"brokers %.31s and %.31s are on one GPU of one host, which NCCL refuses: use "
+		"another --device, or set NCCL_HOSTID to differing values if they stand for two "
+		"nodes",
+		join->name, other->name);
+}
+
 int admit_check(const struct msg_join *join, const struct msg_join *members, size_t nmembers,
 	struct error *err)
 {
@@ -51,13 +61,7 @@ int admit_check(const struct msg_join *join, const struct msg_join *members, siz
 		if (memcmp(join->uuid, none, sizeof(none)) != 0 &&
 			memcmp(join->uuid, members[i].uuid, sizeof(none)) == 0 &&
 			join->host_id == members[i].host_id) {
-			return error_set(err, -EINVAL,
-				"brokers %s and %s are on one GPU of one host, which NCCL refuses: "
-				"use "
-				"another --device, or, where they stand for two nodes, set "
-				"NCCL_HOSTID to "
-				"differing values",
-				join->name, members[i].name);
+			return refuse_gpu(join, &members[i], err);
 		}
 	}
 	if (nmembers >= LIMIT_BROKERS) {

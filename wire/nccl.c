@@ -7,67 +7,57 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct nccl_table table;
+#define LIBRARY "libnccl.so.2"
+
+struct nccl_table nccl_table;
 static unsigned version; /* 0: not open */
 
-const struct nccl_table *nccl_table(void)
-{
-	return version ? &table : NULL;
-}
-
-int nccl_checked(struct error *err, const char *call, int result)
+int nccl_outcome(struct error *err, const char *call, unsigned result)
 {
 	const char *last;
 
 	if (result == NCCL_SUCCESS || result == NCCL_IN_PROGRESS) {
 		return 0;
 	}
-	last = table.get_last_error ? table.get_last_error(NULL) : "";
-	return error_set(err, -EIO, "%s: %s%s%.120s", call, table.get_error_string(result),
+	last = nccl_table.ncclGetLastError(NULL);
+	return error_set(err, -EIO, "%s: %s%s%.120s", call, nccl_table.ncclGetErrorString(result),
 		last && *last ? ": " : "", last ? last : "");
 }
 
-static int load(void *library, struct error *err)
+static int resolve(void *library, struct nccl_table *ret_table, struct error *err)
 {
-	const struct {
-		const char *name;
-		void *to;
-	} entries[] = {
-		{"ncclGetVersion", &table.get_version},
-		{"ncclGetUniqueId", &table.get_unique_id},
-		{"ncclCommInitRankConfig", &table.init_rank_config},
-		{"ncclCommGetAsyncError", &table.get_async_error},
-		{"ncclBroadcast", &table.broadcast},
-		{"ncclCommAbort", &table.abort},
-		{"ncclCommFinalize", &table.finalize},
-		{"ncclCommDestroy", &table.destroy},
-		{"ncclGetErrorString", &table.get_error_string},
-		{"ncclGetLastError", &table.get_last_error},
-	};
+	struct nccl_table table;
+	void *symbol;
 
-	for (size_t i = 0; i < ARRAY_LEN(entries); i++) {
-		void *entry = dlsym(library, entries[i].name);
-
-		if (!entry) {
-			return error_set(err, -ENOSYS, "NCCL lacks %s; 2.18 or later is wanted",
-				entries[i].name);
-		}
-		memcpy(entries[i].to, &entry, sizeof(entry));
-	}
+#define NCCL_RESOLVE(name, parameters)                                                             \
+	symbol = dlsym(library, #name);                                                            \
+	if (!symbol) {                                                                             \
+		return error_set(                                                                  \
+			err, -ENOSYS, "the NCCL library has no %s: it is too old", #name);         \
+	}                                                                                          \
+	_Static_assert(sizeof(table.name) == sizeof(symbol), "function pointers fit");             \
+	memcpy(&table.name, &symbol, sizeof(symbol));
+	NCCL_CALLS(NCCL_RESOLVE)
+	NCCL_RESOLVE(ncclGetErrorString, )
+	NCCL_RESOLVE(ncclGetLastError, )
+#undef NCCL_RESOLVE
+	*ret_table = table;
 	return 0;
 }
 
 int nccl_open(struct error *err)
 {
 	const char *named = getenv("STREW_NCCL");
-	void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
 	int number = 0, rc;
+	void *library;
 
 	if (version) {
 		return 0;
 	}
+	/* One that is loaded already (PyTorch's) must not meet a second one in this process. */
+	library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
 	if (!library) {
-		library = dlopen(named && *named ? named : "libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+		library = dlopen(named && *named ? named : LIBRARY, RTLD_NOW | RTLD_LOCAL);
 	}
 	if (!library) {
 		return error_set(err, -ENOENT,
@@ -75,9 +65,14 @@ int nccl_open(struct error *err)
 			"name one)",
 			dlerror());
 	}
-	rc = load(library, err);
+	/* Read at NCCL's first call: its monitoring service would listen on a port, unasked. */
+	setenv("NCCL_RAS_ENABLE", "0", 0);
+	rc = resolve(library, &nccl_table, err);
 	if (rc == 0) {
-		rc = NCCL_CALL(&table, err, get_version, &number);
+		rc = NCCL(err, ncclGetVersion, &number);
+	}
+	if (rc == 0 && number <= 0) {
+		rc = error_set(err, -ENOSYS, "the NCCL library does not tell its version");
 	}
 	if (rc) {
 		dlclose(library);
@@ -106,8 +101,12 @@ const char *nccl_version_format(char *buf, size_t buf_bytes, unsigned number)
 int nccl_unique_id(uint8_t ret_id[UNIQUE_ID_BYTES], struct error *err)
 {
 	struct nccl_id id;
-	int rc = NCCL_CALL(&table, err, get_unique_id, &id);
+	int rc;
 
+	if (!version) {
+		return error_set(err, -ENOENT, "NCCL is not open");
+	}
+	rc = NCCL(err, ncclGetUniqueId, &id);
 	if (rc == 0) {
 		memcpy(ret_id, id.bytes, UNIQUE_ID_BYTES);
 	}

@@ -9,18 +9,19 @@
 #include <limits.h>
 #include <stddef.h>
 
-typedef struct nccl_comm *nccl_comm;
+struct nccl_comm;
+struct nccl_stream;
 
 enum nccl_result { NCCL_SUCCESS = 0, NCCL_IN_PROGRESS = 7 };
 enum nccl_type { NCCL_UINT8 = 1 };
 
-struct nccl_id {
+typedef struct nccl_id {
 	char bytes[UNIQUE_ID_BYTES];
-};
+} nccl_id; /* a typedef, because the check puts the vendor's nameless struct in its place */
 
 /*
- * ncclConfig_t as of 2.28, by its own rules: a size, a magic and the version that the caller was
- * written against come first; a library reads no field beyond `size`.
+ * ncclConfig_t of 2.28. A library of another version takes the first `size` bytes that it knows
+ * and its own defaults for the rest, so that an older and a newer one accept this too.
  */
 struct nccl_config {
 	size_t size;
@@ -28,32 +29,54 @@ struct nccl_config {
 	int blocking, cga_cluster_size, min_ctas, max_ctas;
 	const char *net_name;
 	int split_share, traffic_class;
+	const char *comm_name;
+	int collnet_enable, cta_policy, shrink_share, nvls_ctas;
+	int channels_per_net_peer, nvlink_centric;
 };
 #define NCCL_CONFIG_MAGIC 0xcafebeefu
-#define NCCL_CONFIG_VERSION 22700u /* the version that has all the fields above */
-#define NCCL_UNDEFINED INT_MIN
+#define NCCL_CONFIG_VERSION 22809u /* of the nccl.h that has these fields */
+#define NCCL_UNDEFINED INT_MIN	   /* the library's default */
+
+#define NCCL_CONFIG_DEFAULTS                                                                       \
+	{                                                                                          \
+		.size = sizeof(struct nccl_config), .magic = NCCL_CONFIG_MAGIC,                    \
+		.version = NCCL_CONFIG_VERSION, .blocking = NCCL_UNDEFINED,                        \
+		.cga_cluster_size = NCCL_UNDEFINED, .min_ctas = NCCL_UNDEFINED,                    \
+		.max_ctas = NCCL_UNDEFINED, .net_name = NULL, .split_share = NCCL_UNDEFINED,       \
+		.traffic_class = NCCL_UNDEFINED, .comm_name = NULL,                                \
+		.collnet_enable = NCCL_UNDEFINED, .cta_policy = NCCL_UNDEFINED,                    \
+		.shrink_share = NCCL_UNDEFINED, .nvls_ctas = NCCL_UNDEFINED,                       \
+		.channels_per_net_peer = NCCL_UNDEFINED, .nvlink_centric = NCCL_UNDEFINED,         \
+	}
+
+/* X(name, parameters). All return ncclResult_t. Enumerations are passed as unsigned. */
+#define NCCL_CALLS(X)                                                                              \
+	X(ncclGetVersion, (int *))                                                                 \
+	X(ncclGetUniqueId, (nccl_id *))                                                            \
+	X(ncclCommInitRankConfig, (struct nccl_comm **, int, nccl_id, int, struct nccl_config *))  \
+	X(ncclCommGetAsyncError, (struct nccl_comm *, unsigned *))                                 \
+	X(ncclBroadcast, (const void *, void *, size_t, unsigned, int, struct nccl_comm *,         \
+				 struct nccl_stream *))                                            \
+	X(ncclCommAbort, (struct nccl_comm *))                                                     \
+	X(ncclCommFinalize, (struct nccl_comm *))                                                  \
+	X(ncclCommDestroy, (struct nccl_comm *))
 
 struct nccl_table {
-	int (*get_version)(int *);
-	int (*get_unique_id)(struct nccl_id *);
-	int (*init_rank_config)(nccl_comm *, int, struct nccl_id, int, struct nccl_config *);
-	int (*get_async_error)(nccl_comm, int *);
-	int (*broadcast)(const void *, void *, size_t, int, int, nccl_comm, void *);
-	int (*abort)(nccl_comm);
-	int (*finalize)(nccl_comm);
-	int (*destroy)(nccl_comm);
-	const char *(*get_error_string)(int);
-	const char *(*get_last_error)(nccl_comm);
+#define NCCL_FIELD(name, parameters) unsigned(*name) parameters;
+	NCCL_CALLS(NCCL_FIELD)
+#undef NCCL_FIELD
+	/* These two return text, for nccl_outcome() alone. */
+	const char *(*ncclGetErrorString)(unsigned);
+	const char *(*ncclGetLastError)(struct nccl_comm *);
 };
-
-/* NULL before nccl_open(). */
-const struct nccl_table *nccl_table(void);
+/* Filled by nccl_open(). */
+extern struct nccl_table nccl_table;
 
 /*
- * Calls nccl->NAME(ARGS) and returns 0, or -EIO with the call, its name and NCCL's text. A call
+ * Makes the call and returns 0, or -EIO with the call, the error's name and NCCL's own text. A call
  * that goes on by itself (NCCL_IN_PROGRESS) is no error.
  */
-#define NCCL_CALL(nccl, err, name, ...) nccl_checked(err, "nccl " #name, (nccl)->name(__VA_ARGS__))
-int nccl_checked(struct error *err, const char *call, int result);
+#define NCCL(err, call, ...) nccl_outcome((err), #call, nccl_table.call(__VA_ARGS__))
+int nccl_outcome(struct error *err, const char *call, unsigned result);
 
 #endif

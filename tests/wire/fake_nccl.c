@@ -1,0 +1,264 @@
+/*
+ * A library with NCCL's entry points for two ranks on the host backend: the carrier's waiting,
+ * giving up and ending can be tried without a GPU. Each call goes on in a thread of the
+ * communicator, as NCCL's do when blocking is 0. A unique id is the number of a loopback port.
+ *
+ * $FAKE_NCCL, read at each call, plants a fault: "abort-hangs" (until it is unset), or
+ * "broadcast-fails".
+ */
+#include "wire/nccl_table.h"
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define REMOTE_ERROR 6u
+#define INVALID_ARGUMENT 4u
+#define IDS_MAX 64
+
+struct ncclComm;
+
+EXPORT unsigned ncclGetVersion(int *version);
+EXPORT unsigned ncclGetUniqueId(nccl_id *id);
+EXPORT unsigned ncclCommInitRankConfig(
+	struct ncclComm **comm, int ranks, nccl_id id, int rank, struct nccl_config *config);
+EXPORT unsigned ncclCommGetAsyncError(struct ncclComm *comm, unsigned *state);
+EXPORT unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
+	struct ncclComm *comm, void *stream);
+EXPORT unsigned ncclCommAbort(struct ncclComm *comm);
+EXPORT unsigned ncclCommFinalize(struct ncclComm *comm);
+EXPORT unsigned ncclCommDestroy(struct ncclComm *comm);
+EXPORT const char *ncclGetErrorString(unsigned result);
+EXPORT const char *ncclGetLastError(struct ncclComm *comm);
+
+struct ncclComm {
+	int rank, listener, fd;
+	uint16_t port;
+	pthread_t thread;
+	bool running;
+	atomic_uint state;
+	atomic_bool aborted;
+	/* the call that goes on */
+	uint8_t *bytes;
+	size_t n;
+	bool sends;
+};
+
+static struct {
+	uint16_t port;
+	int listener;
+} ids[IDS_MAX];
+static unsigned nids;
+
+static bool planted(const char *fault)
+{
+	const char *set = getenv("FAKE_NCCL");
+
+	return set && strcmp(set, fault) == 0;
+}
+
+unsigned ncclGetVersion(int *version)
+{
+	*version = 22809;
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclGetUniqueId(nccl_id *id)
+{
+	struct sockaddr_in address = {
+		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(address);
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (nids == IDS_MAX || bind(listener, (struct sockaddr *)&address, len) ||
+		listen(listener, 1) || getsockname(listener, (struct sockaddr *)&address, &len)) {
+		return INVALID_ARGUMENT;
+	}
+	ids[nids].port = ntohs(address.sin_port);
+	ids[nids].listener = listener;
+	memset(id, 0, sizeof(*id));
+	memcpy(id->bytes, &ids[nids++].port, sizeof(uint16_t));
+	return NCCL_SUCCESS;
+}
+
+/* 1: may go on; 0: aborted. */
+static bool ready(struct ncclComm *comm, int fd, short events)
+{
+	struct pollfd pollfd = {fd, events, 0};
+
+	while (!atomic_load(&comm->aborted)) {
+		if (poll(&pollfd, 1, 5) == 1) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool transfer(struct ncclComm *comm, bool sends, uint8_t *bytes, size_t n)
+{
+	while (n) {
+		ssize_t done;
+
+		if (!ready(comm, comm->fd, sends ? POLLOUT : POLLIN)) {
+			return false;
+		}
+		done = sends ? send(comm->fd, bytes, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+			     : recv(comm->fd, bytes, n, MSG_DONTWAIT);
+		if (done == 0 || (done < 0 && errno != EAGAIN && errno != EINTR)) {
+			return false;
+		}
+		bytes += done > 0 ? done : 0;
+		n -= done > 0 ? (size_t)done : 0;
+	}
+	return true;
+}
+
+/* Both ranks are here. */
+static bool meet(struct ncclComm *comm)
+{
+	uint8_t byte = 1;
+
+	return transfer(comm, true, &byte, 1) && transfer(comm, false, &byte, 1);
+}
+
+static void *init_main(void *data)
+{
+	struct ncclComm *comm = data;
+	struct sockaddr_in address = {.sin_family = AF_INET,
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+		.sin_port = htons(comm->port)};
+
+	if (comm->rank == 0) {
+		comm->fd = ready(comm, comm->listener, POLLIN)
+				   ? accept4(comm->listener, NULL, NULL, SOCK_CLOEXEC)
+				   : -1;
+	} else {
+		comm->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		if (connect(comm->fd, (struct sockaddr *)&address, sizeof(address))) {
+			close(comm->fd);
+			comm->fd = -1;
+		}
+	}
+	atomic_store(&comm->state, comm->fd >= 0 && meet(comm) ? NCCL_SUCCESS : REMOTE_ERROR);
+	return NULL;
+}
+
+static void *broadcast_main(void *data)
+{
+	struct ncclComm *comm = data;
+	bool good = transfer(comm, comm->sends, comm->bytes, comm->n);
+
+	atomic_store(&comm->state, good ? NCCL_SUCCESS : REMOTE_ERROR);
+	return NULL;
+}
+
+static void *finalize_main(void *data)
+{
+	struct ncclComm *comm = data;
+
+	atomic_store(&comm->state, meet(comm) ? NCCL_SUCCESS : REMOTE_ERROR);
+	return NULL;
+}
+
+static unsigned go_on(struct ncclComm *comm, void *(*main)(void *))
+{
+	if (comm->running) {
+		pthread_join(comm->thread, NULL);
+	}
+	atomic_store(&comm->state, NCCL_IN_PROGRESS);
+	comm->running = pthread_create(&comm->thread, NULL, main, comm) == 0;
+	return NCCL_IN_PROGRESS;
+}
+
+unsigned ncclCommInitRankConfig(
+	struct ncclComm **ret_comm, int ranks, nccl_id id, int rank, struct nccl_config *config)
+{
+	struct ncclComm *comm = calloc(1, sizeof(*comm));
+
+	if (!comm || ranks != 2 || config->magic != NCCL_CONFIG_MAGIC || config->blocking != 0 ||
+		config->size != sizeof(*config)) {
+		free(comm);
+		return INVALID_ARGUMENT;
+	}
+	comm->rank = rank;
+	comm->listener = comm->fd = -1;
+	memcpy(&comm->port, id.bytes, sizeof(comm->port));
+	for (unsigned i = 0; rank == 0 && i < nids; i++) {
+		if (ids[i].port == comm->port) {
+			comm->listener = ids[i].listener;
+			ids[i] = ids[--nids];
+		}
+	}
+	*ret_comm = comm;
+	return go_on(comm, init_main);
+}
+
+unsigned ncclCommGetAsyncError(struct ncclComm *comm, unsigned *state)
+{
+	*state = atomic_load(&comm->state);
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
+	struct ncclComm *comm, void *stream)
+{
+	(void)stream;
+	if (from != to || type != NCCL_UINT8 || planted("broadcast-fails")) {
+		return INVALID_ARGUMENT;
+	}
+	if (n == 0) {
+		return NCCL_SUCCESS;
+	}
+	comm->bytes = to;
+	comm->n = n;
+	comm->sends = comm->rank == root;
+	return go_on(comm, broadcast_main);
+}
+
+unsigned ncclCommFinalize(struct ncclComm *comm)
+{
+	return go_on(comm, finalize_main);
+}
+
+unsigned ncclCommDestroy(struct ncclComm *comm)
+{
+	if (comm->running) {
+		pthread_join(comm->thread, NULL);
+	}
+	if (comm->fd >= 0) {
+		close(comm->fd);
+	}
+	if (comm->listener >= 0) {
+		close(comm->listener);
+	}
+	free(comm);
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclCommAbort(struct ncclComm *comm)
+{
+	while (planted("abort-hangs")) {
+		usleep(1000);
+	}
+	atomic_store(&comm->aborted, true);
+	return ncclCommDestroy(comm);
+}
+
+const char *ncclGetErrorString(unsigned result)
+{
+	return result == REMOTE_ERROR ? "remote process exited" : "invalid argument";
+}
+
+const char *ncclGetLastError(struct ncclComm *comm)
+{
+	(void)comm;
+	return "socket 3: connection closed by peer";
+}
