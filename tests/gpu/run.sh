@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, with programs that were built before (here or elsewhere):
+#
+#     tests/gpu/run.sh [--build DIR] [--config LLAMA.json] [--quick]
+#
+# A line per part and their logs under $OUT (default: a temporary folder); the last line is
+# "gpu: ok parts=N failed=0". Takes about four minutes on one H100; --quick leaves the large model out.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+build=$root/build
+config=$root/bench/models/llama-3.1-8b.json
+quick=0
+while (($#)); do
+	case $1 in
+	--build) build=$2; shift ;;
+	--config) config=$2; shift ;;
+	--quick) quick=1 ;;
+	*) echo "usage: tests/gpu/run.sh [--build DIR] [--config LLAMA.json] [--quick]" >&2; exit 2 ;;
+	esac
+	shift
+done
+logs=${OUT:-$(mktemp -d)}
+export LD_LIBRARY_PATH=$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
+if [[ -z ${STREW_NCCL:-} ]]; then
+	# PyTorch brings an NCCL of its own; the linker's may be another one.
+	STREW_NCCL=$(python3 -c 'import nvidia.nccl, os
+print(os.path.join(list(nvidia.nccl.__path__)[0], "lib", "libnccl.so.2"))' 2>/dev/null) || STREW_NCCL=
+	export STREW_NCCL
+fi
+parts=0 failed=0
+
+part() {
+	local name=$1 code=0 start=$SECONDS
+	shift
+	"$@" >"$logs/$name.log" 2>&1 || code=$?
+	parts=$((parts + 1))
+	if ((code == 0)); then
+		printf '%-28s ok      %4d s  %s\n' "$name" $((SECONDS - start)) \
+			"$(tail -n 1 "$logs/$name.log")"
+	else
+		failed=$((failed + 1))
+		printf '%-28s FAILED  code %d, %s/%s.log\n' "$name" "$code" "$logs" "$name"
+		tail -n 25 "$logs/$name.log"
+	fi
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+part gpu_check "$build/bin/gpu_check"
+part nccl_check "$build/bin/nccl_check"
+for gate in held live; do
+	for apply in staged direct; do
+		part "demo-$gate-$apply" "$root/scripts/demo.sh" --no-build --build "$build" \
+			--backend cuda --gate "$gate" --apply "$apply"
+	done
+done
+if ((!quick)); then
+	part torch_check python3 "$root/tests/gpu/torch_check.py" --bin "$build/bin" \
+		--lib "$build/lib/libstrew.so.0" --config "$config" --versions 2
+	grep -h '^ok\|^FAILED' "$logs/torch_check.log"
+fi
+((failed == 0)) && word=ok || word=FAILED
+echo "gpu: $word parts=$parts failed=$failed"
+((failed == 0))
