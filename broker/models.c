@@ -9,29 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct model *model_find(struct server *server, const char *name, bool add)
-{
-	struct model *model;
-	size_t n = 0;
-
-	for (model = server->models; model; model = model->next) {
-		if (strcmp(model->name, name) == 0) {
-			return model;
-		}
-		n++;
-	}
-	if (!add || n >= LIMIT_MODELS) {
-		return NULL;
-	}
-	model = calloc(1, sizeof(*model));
-	if (model) {
-		string_copy(model->name, sizeof(model->name), name);
-		model->next = server->models;
-		server->models = model;
-	}
-	return model;
-}
-
 static void retired(struct job *job)
 {
 	struct job_release *work = (struct job_release *)job;
@@ -63,6 +40,77 @@ static void drop_publication(struct server *server, struct model *model)
 	if (publication && --publication->references == 0) {
 		publication_retire(server, publication);
 	}
+}
+
+static struct model *find(struct server *server, const char *name)
+{
+	struct model *model = server->models;
+
+	while (model && strcmp(model->name, name) != 0) {
+		model = model->next;
+	}
+	return model;
+}
+
+static void model_remove(struct server *server, struct model *model)
+{
+	struct model **link = &server->models;
+
+	while (*link != model) {
+		link = &(*link)->next;
+	}
+	*link = model->next;
+	drop_publication(server, model);
+	blob_finish(&model->blob);
+	free(model);
+}
+
+/* Of the models that nobody publishes any more the one that was added first; NULL if all are in
+ * use. */
+static struct model *oldest_unused(struct server *server)
+{
+	struct model *unused = NULL;
+
+	for (struct model *model = server->models; model; model = model->next) {
+		/* At a broker that joined no trainer is known; the lead sends what it still needs.
+		 */
+		if (model->ranks == 0 && model != server->active &&
+			(!unused || model->last_use < unused->last_use)) {
+			unused = model;
+		}
+	}
+	return unused;
+}
+
+struct model *model_find(struct server *server, const char *name, bool add)
+{
+	struct model *model = find(server, name);
+	size_t n = 0;
+
+	if (model) {
+		model->last_use = ++server->next_key;
+	}
+	if (model || !add) {
+		return model;
+	}
+	for (model = server->models; model; model = model->next) {
+		n++;
+	}
+	if (n >= LIMIT_MODELS) {
+		model = oldest_unused(server);
+		if (!model) {
+			return NULL;
+		}
+		model_remove(server, model);
+	}
+	model = calloc(1, sizeof(*model));
+	if (model) {
+		string_copy(model->name, sizeof(model->name), name);
+		model->last_use = ++server->next_key;
+		model->next = server->models;
+		server->models = model;
+	}
+	return model;
 }
 
 void model_set(struct server *server, struct model *model, struct publication *publication)
@@ -282,11 +330,6 @@ void lead_send_manifest(struct model *model, struct member *member)
 void models_free(struct server *server)
 {
 	while (server->models) {
-		struct model *model = server->models;
-
-		server->models = model->next;
-		drop_publication(server, model);
-		blob_finish(&model->blob);
-		free(model);
+		model_remove(server, server->models);
 	}
 }
