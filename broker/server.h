@@ -67,7 +67,8 @@ struct client {
 struct model {
 	char name[LIMIT_MODEL_BYTES];
 	struct model *next;
-	uint64_t committed;		 /* version */
+	uint64_t committed; /* version */
+	uint64_t last_use;
 	struct publication *publication; /* NULL: none is sealed */
 	/* lead: */
 	uint32_t ranks;
