@@ -24,7 +24,7 @@ void client_send(struct client *client, struct message *message)
 	struct error err;
 
 	if (client->gone) {
-		message_finish(message);
+		message_close_fds(message);
 		return;
 	}
 	if (conn_send(client->conn, message, &err)) {

@@ -36,7 +36,7 @@ static void link_send(struct server *server, struct message *message)
 	struct error err;
 
 	if (!link->conn) {
-		message_finish(message);
+		message_close_fds(message);
 		return;
 	}
 	if (conn_send(link->conn, message, &err)) {
@@ -380,7 +380,12 @@ static void try_connect(struct server *server)
 			error_set(&err, rc, "%s", strerror(-rc));
 		}
 	}
-	if (rc) {
+	if (rc && !link->joined_once && (rc == -EINVAL || rc == -EPERM)) {
+		/* The address itself is wrong: no other try will mend it. */
+		log_error("--join: %s", err.text);
+		server->exit_code = 1;
+		server->stop = true;
+	} else if (rc) {
 		link_down(server, err.text);
 	}
 }

@@ -20,6 +20,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+/*
+ * A group that went out between two words that the lead waits for (a plan that failed after every
+ * member was checked, a worker lost after accept) has said nothing: its state says it.
+ */
+static enum strew_outcome team_outcome(const struct team *team)
+{
+	if (team->outcome != STREW_OUTCOME_NONE || team->group.phase != PHASE_OUT) {
+		return team->outcome;
+	}
+	return team->group.state == STREW_GROUP_LOST	? STREW_OUTCOME_LOST
+	       : team->group.state == STREW_GROUP_DIRTY ? STREW_OUTCOME_DIRTY
+							: STREW_OUTCOME_SAT_OUT;
+}
+
 static void answer(struct server *server, enum message_type type, int code, const char *text)
 {
 	struct node *node = &server->node;
@@ -35,7 +49,7 @@ static void answer(struct server *server, enum message_type type, int code, cons
 		memset(outcome, 0, sizeof(*outcome));
 		outcome->replica = team->group.replica;
 		outcome->part = team->group.part;
-		outcome->outcome = team->outcome;
+		outcome->outcome = team_outcome(team);
 		outcome->state = group_state(&team->group);
 		string_copy(outcome->text, sizeof(outcome->text), team->group.text);
 	}
@@ -156,8 +170,6 @@ void node_member_gone(struct server *server, struct team *team)
 	}
 	if (team->group.phase == PHASE_OUT) {
 		team->said = true;
-		team->outcome = team->group.state == STREW_GROUP_LOST ? STREW_OUTCOME_LOST
-								      : STREW_OUTCOME_SAT_OUT;
 	}
 	node_advance(server);
 }

@@ -136,8 +136,8 @@ static bool print_report(const struct push *push, const struct strew_report *rep
 		all &= report->groups[i].outcome == STREW_OUTCOME_COMMITTED;
 	}
 	if (report->unwanted) {
-		printf("%" PRIu64 " of %" PRIu64 " tensors are wanted by no worker\n",
-			report->unwanted, report->tensors);
+		printf("no worker wants %" PRIu64 " of %" PRIu64 " tensors\n", report->unwanted,
+			report->tensors);
 	}
 	if (all) {
 		printf("version %" PRIu64 " of %s committed in %zu %s: %" PRIu64 " tensors, %s "

@@ -190,12 +190,13 @@ static void serve(struct worker *worker)
 			rc = strew_agent_dispatch(worker->agent, &event);
 		} else {
 			rc = strew_agent_wait(worker->agent, 200, &event);
-			rc = rc == 0 || rc == 1 ? 1 : rc;
 		}
 		if (rc == 0 || rc == -ETIMEDOUT || rc == -EINTR) {
 			continue;
 		}
 		if (rc < 0 || event.type == STREW_EVENT_LOST) {
+			fprintf(stderr, "worker %" PRIu64 ": the broker is gone: %s\n",
+				worker->rank, rc < 0 ? strew_error() : event.text);
 			worker->lost = true;
 		} else if (event.type == STREW_EVENT_HOLD) {
 			/*
@@ -207,10 +208,6 @@ static void serve(struct worker *worker)
 		} else if (event.type == STREW_EVENT_DONE) {
 			done(worker, &event);
 		}
-	}
-	if (worker->lost) {
-		fprintf(stderr, "worker %" PRIu64 ": the broker is gone: %s\n", worker->rank,
-			strew_error());
 	}
 }
 

@@ -426,6 +426,13 @@ void message_init(struct message *message, enum message_type type, uint64_t seri
 	}
 }
 
+void message_close_fds(struct message *message)
+{
+	while (message->nfds) {
+		fd_close(&message->fds[--message->nfds]);
+	}
+}
+
 void message_finish(struct message *message)
 {
 	const struct known *entry = find(message->type);
@@ -433,10 +440,7 @@ void message_finish(struct message *message)
 	if (entry && entry->table) {
 		schema_finish(entry->table, &message->u);
 	}
-	for (unsigned i = 0; i < message->nfds; i++) {
-		fd_close(&message->fds[i]);
-	}
-	message->nfds = 0;
+	message_close_fds(message);
 	free(message->owned);
 	message->owned = NULL;
 }

@@ -355,6 +355,9 @@ void message_init(struct message *message, enum message_type type, uint64_t seri
  * is sent are the caller's: set them to NULL before, or let message_finish() free malloc'd ones. */
 void message_finish(struct message *message);
 
+/* Only closes the fds: for a message that was not sent and whose arrays are the caller's. */
+void message_close_fds(struct message *message);
+
 /* "begin", for logs and errors; "type 77" is "unknown". */
 const char *message_name(unsigned type);
 
