@@ -131,11 +131,11 @@ static void update_script(struct fake *fake)
 	EXPECT(message.u.ready.word == 1);
 	fake_expect(fake, MSG_RESUME, &message);
 	usleep(100000);
+	EXPECT(page_load(&fake->theirs, WORD_READY) == 1);
 	/* The grant and the next update's hold at once: the hold is not of the old pause. */
 	fake_done(fake, 11, 2, STREW_OUTCOME_COMMITTED, STREW_GROUP_CURRENT);
 	fake_ok(fake, message.serial);
 	fake_hold(fake, 12, 3);
-	EXPECT(page_load(&fake->theirs, WORD_READY) == 1);
 	fake_expect(fake, MSG_READY, &message);
 	EXPECT(message.u.ready.word == 2);
 	/* Already ready: the hold of the next update is nobody's business. */
