@@ -195,12 +195,29 @@ static void imported_worker(struct job *job)
 	free(work);
 }
 
+/* -E2BIG when as many processes have registered as may. */
+static int check_room(const struct server *server, struct error *err)
+{
+	size_t n = 0;
+
+	for (const struct client *client = server->clients; client; client = client->next) {
+		n += client->session.state >= SESSION_SEALED;
+	}
+	return n > LIMIT_SESSIONS ? error_set(err, -E2BIG,
+					    "%u workers and trainers are registered here already",
+					    LIMIT_SESSIONS)
+				  : 0;
+}
+
 static void import_worker(struct client *client)
 {
 	struct job_worker *work;
 	struct error err;
-	int rc = team_place(client, &err);
+	int rc = check_room(client->server, &err);
 
+	if (rc == 0) {
+		rc = team_place(client, &err);
+	}
 	if (rc) {
 		client_error(client, client->session.seal_serial, rc, err.text);
 		session_reset(&client->session);
@@ -250,8 +267,11 @@ static void import_holder(struct client *client)
 {
 	struct job_holder *work;
 	struct error err;
-	int rc = lead_declare(client, &err);
+	int rc = check_room(client->server, &err);
 
+	if (rc == 0) {
+		rc = lead_declare(client, &err);
+	}
 	if (rc) {
 		client_error(client, client->session.seal_serial, rc, err.text);
 		session_reset(&client->session);
