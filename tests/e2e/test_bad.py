@@ -10,9 +10,9 @@ from scene import CONFIGS, publish, safetensors
 CONFIG = "tiny-bert"
 
 
-def bert():
-    """Every tensor of the small BERT, as {name: (dtype, shape, bytes)}."""
-    with open(CONFIGS / f"{CONFIG}.json", encoding="utf-8") as file:
+def bert(path=CONFIGS / f"{CONFIG}.json"):
+    """Every tensor of a BERT, the small one by default, as {name: (dtype, shape, bytes)}."""
+    with open(path, encoding="utf-8") as file:
         config = json.load(file)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     shapes = {

@@ -45,6 +45,40 @@ part() {
 	fi
 }
 
+# A BERT of all-MiniLM-L6-v2's shapes with fresh random weights, pushed from host memory.
+push_check() {
+	local folder=$1
+
+	mkdir -p "$folder"
+	cat >"$folder/config.json" <<'EOF'
+{"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12,
+ "num_hidden_layers": 6, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+EOF
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$root/tests/e2e python3 -c 'import sys, test_bad, scene
+scene.safetensors(sys.argv[1] + "/model.safetensors", test_bad.bert(sys.argv[1] + "/config.json"))
+' "$folder" || return 1
+	"$root/scripts/demo.sh" --no-build --build "$build" --backend cuda \
+		--checkpoint "$folder/model.safetensors"
+}
+
+# Two brokers on one GPU with equal host ids: NCCL would refuse, so the lead does, with advice.
+equal_hosts() {
+	local folder=$1 lead code=0 port=17733
+
+	mkdir -p "$folder"
+	NCCL_HOSTID=same "$build/bin/strewd" --backend cuda --socket "$folder/lead/b.sock" \
+		--listen "127.0.0.1:$port" 2>"$folder/lead.log" &
+	lead=$!
+	NCCL_HOSTID=same timeout 30 "$build/bin/strewd" --backend cuda --socket "$folder/second/b.sock" \
+		--join "127.0.0.1:$port" 2>"$folder/second.log" || code=$?
+	kill "$lead"
+	wait "$lead"
+	cat "$folder"/*.log
+	((code == 1)) && grep "on one GPU of one host" "$folder/second.log"
+}
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 part gpu_check "$build/bin/gpu_check"
 part nccl_check "$build/bin/nccl_check"
@@ -54,6 +88,8 @@ for gate in held live; do
 			--backend cuda --gate "$gate" --apply "$apply"
 	done
 done
+part push_check push_check "$scratch/push"
+part equal_hosts equal_hosts "$scratch/hosts"
 if ((!quick)); then
 	part torch_check python3 "$root/tests/gpu/torch_check.py" --bin "$build/bin" \
 		--lib "$build/lib/libstrew.so.0" --config "$config" --versions 2

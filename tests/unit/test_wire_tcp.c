@@ -3,95 +3,20 @@
  * others. Sockets are loopback TCP in a star or a full mesh. A child says how it
  * fared by its exit status: 0, or the errno of its failure.
  */
-#include "base/clock.h"
-#include "base/util.h"
-#include "support/test_main.h"
-#include "wire/carrier.h"
+#include "test_wire_tcp.h"
 #include <errno.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define RANKS_MAX 4
 #define BIG (8u << 20)
 #define SLACK_MS 1500 /* a loaded machine's; the carrier itself looks every 20 ms */
 
 static const uint64_t sizes[] = {0, 1, 65535, 65536, 65537, 0, 4097, BIG, 3, BIG - 1};
-
-/* sockets.fd[a][b] is a's end of the connection to b. */
-struct sockets {
-	uint32_t ranks;
-	int fd[RANKS_MAX][RANKS_MAX];
-};
-
-static void tcp_pair(int ret_pair[2])
-{
-	struct sockaddr_in address = {
-		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t len = sizeof(address);
-	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	assert_true(listener >= 0);
-	assert_int_equal(bind(listener, (struct sockaddr *)&address, len), 0);
-	assert_int_equal(listen(listener, 1), 0);
-	assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len), 0);
-	ret_pair[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(connect(ret_pair[0], (struct sockaddr *)&address, len), 0);
-	ret_pair[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-	assert_true(ret_pair[1] >= 0);
-	close(listener);
-}
-
-static void sockets_open(struct sockets *sockets, uint32_t ranks, bool mesh)
-{
-	sockets->ranks = ranks;
-	memset(sockets->fd, -1, sizeof(sockets->fd));
-	for (uint32_t a = 0; a < ranks; a++) {
-		for (uint32_t b = a + 1; b < ranks && (a == 0 || mesh); b++) {
-			int pair[2];
-
-			tcp_pair(pair);
-			sockets->fd[a][b] = pair[0];
-			sockets->fd[b][a] = pair[1];
-		}
-	}
-}
-
-/* Closes every end that is not `rank`'s. */
-static void sockets_keep(struct sockets *sockets, uint32_t rank)
-{
-	for (uint32_t a = 0; a < sockets->ranks; a++) {
-		for (uint32_t b = 0; b < sockets->ranks && a != rank; b++) {
-			fd_close(&sockets->fd[a][b]);
-		}
-	}
-}
-
-static int join_epoch(struct sockets *sockets, uint32_t rank, uint64_t epoch, int timeout_ms,
-	struct carrier **ret_carrier, struct error *err)
-{
-	struct carrier_options options = {.kind = CARRIER_TCP,
-		.epoch = epoch,
-		.rank = rank,
-		.ranks = sockets->ranks,
-		.data_fds = sockets->fd[rank]};
-
-	return carrier_create(&options, deadline_in_ms(timeout_ms), NULL, ret_carrier, err);
-}
-
-static int broadcast(struct carrier *carrier, void *buf, uint64_t len_bytes, uint32_t root,
-	int timeout_ms, struct error *err)
-{
-	return carrier_broadcast(carrier, (uint64_t)(uintptr_t)buf, len_bytes, root, NULL,
-		deadline_in_ms(timeout_ms), NULL, err);
-}
 
 /* What bucket `number` holds, known to all ranks without talking. */
 static void fill(uint64_t seed, uint64_t number, uint8_t *buf, uint64_t len_bytes)
@@ -135,14 +60,6 @@ static int exchange(struct carrier *carrier, uint32_t rank, uint32_t roots, uint
 	free(buf);
 	free(want);
 	return -rc;
-}
-
-static int wait_child(pid_t pid)
-{
-	int status = 0;
-
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 static void exchange_among(uint32_t ranks, bool mesh)
@@ -249,11 +166,6 @@ static pid_t peer(struct sockets *sockets, uint32_t rank, unsigned buckets, enum
 		_exit(-rc);
 	}
 	return pid;
-}
-
-static uint64_t elapsed_ms(uint64_t since)
-{
-	return (clock_ns() - since) / 1000000u;
 }
 
 /* The root's socket to a killed peer fails, and says whose it is. */
