@@ -170,11 +170,25 @@ void clients_release_due(struct server *server)
 	}
 }
 
-static void imported_worker(struct job *job)
+static void log_mapped(const struct client *client, uint64_t elapsed_ns)
 {
-	struct job_worker *work = (struct job_worker *)job;
-	struct client *client = work->data;
+	const struct session *session = &client->session;
+	const struct exports *exports =
+		session->worker ? &session->worker->exports : &session->holder->exports;
 	char text[32], shadow[32];
+
+	log_info("%s %d mapped %zu allocations, %s, shadow %s, in %.1f ms",
+		session->worker ? "worker" : "trainer", (int)client->peer.pid, exports->nhandles,
+		format_bytes(text, sizeof(text), exports_bytes(exports)),
+		format_bytes(shadow, sizeof(shadow),
+			session->worker ? session->worker->shadow_bytes : 0),
+		(double)elapsed_ns / 1e6);
+}
+
+static void imported(struct job *job)
+{
+	struct job_import *work = (struct job_import *)job;
+	struct client *client = work->data;
 
 	client->jobs--;
 	if (client->gone) {
@@ -184,13 +198,12 @@ static void imported_worker(struct job *job)
 		client_drop(client, job->err.text);
 	} else {
 		client->session.state = SESSION_LIVE;
-		log_info("worker %d mapped %zu allocations, %s, shadow %s, in %.1f ms",
-			(int)client->peer.pid, client->session.worker->exports.nhandles,
-			format_bytes(text, sizeof(text),
-				exports_bytes(&client->session.worker->exports)),
-			format_bytes(shadow, sizeof(shadow), client->session.worker->shadow_bytes),
-			(double)work->elapsed_ns / 1e6);
-		team_join(client);
+		log_mapped(client, work->elapsed_ns);
+		if (client->session.worker) {
+			team_join(client);
+		} else {
+			lead_declared(client);
+		}
 	}
 	free(work);
 }
@@ -209,18 +222,20 @@ static int check_room(const struct server *server, struct error *err)
 				  : 0;
 }
 
-static void import_worker(struct client *client)
+/* A registration or declaration is whole: takes its place, then has its memory mapped. */
+static void import(struct client *client)
 {
-	struct job_worker *work;
+	struct session *session = &client->session;
+	struct job_import *work;
 	struct error err;
 	int rc = check_room(client->server, &err);
 
 	if (rc == 0) {
-		rc = team_place(client, &err);
+		rc = session->worker ? team_place(client, &err) : lead_declare(client, &err);
 	}
 	if (rc) {
-		client_error(client, client->session.seal_serial, rc, err.text);
-		session_reset(&client->session);
+		client_error(client, session->seal_serial, rc, err.text);
+		session_reset(session);
 		return;
 	}
 	work = calloc(1, sizeof(*work));
@@ -228,65 +243,11 @@ static void import_worker(struct client *client)
 		client_drop(client, "out of memory");
 		return;
 	}
-	work->job.run = job_worker_import;
-	work->job.done = imported_worker;
+	work->job.run = job_import_run;
+	work->job.done = imported;
 	work->moves = client->server->moves;
-	work->worker = client->session.worker;
-	work->worker->id = client->id;
-	work->data = client;
-	client->jobs++;
-	mover_submit(client->server->mover, &work->job);
-}
-
-static void imported_holder(struct job *job)
-{
-	struct job_holder *work = (struct job_holder *)job;
-	struct client *client = work->data;
-	char text[32];
-
-	client->jobs--;
-	if (client->gone) {
-		client_put(client);
-	} else if (job->rc) {
-		client_error(client, client->session.seal_serial, job->rc, job->err.text);
-		client_drop(client, job->err.text);
-	} else {
-		client->session.state = SESSION_LIVE;
-		log_info("trainer %d, rank %u, mapped %zu allocations, %s, in %.1f ms",
-			(int)client->peer.pid, client->session.trainer.rank,
-			client->session.holder->exports.nhandles,
-			format_bytes(text, sizeof(text),
-				exports_bytes(&client->session.holder->exports)),
-			(double)work->elapsed_ns / 1e6);
-		lead_declared(client);
-	}
-	free(work);
-}
-
-static void import_holder(struct client *client)
-{
-	struct job_holder *work;
-	struct error err;
-	int rc = check_room(client->server, &err);
-
-	if (rc == 0) {
-		rc = lead_declare(client, &err);
-	}
-	if (rc) {
-		client_error(client, client->session.seal_serial, rc, err.text);
-		session_reset(&client->session);
-		return;
-	}
-	work = calloc(1, sizeof(*work));
-	if (!work) {
-		client_drop(client, "out of memory");
-		return;
-	}
-	work->job.run = job_holder_import;
-	work->job.done = imported_holder;
-	work->moves = client->server->moves;
-	work->holder = client->session.holder;
-	work->holder->id = client->id;
+	work->worker = session->worker;
+	work->holder = session->holder;
 	work->data = client;
 	client->jobs++;
 	mover_submit(client->server->mover, &work->job);
@@ -396,10 +357,8 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 		}
 		break;
 	case VERDICT_WORKER:
-		import_worker(client);
-		break;
 	case VERDICT_HOLDER:
-		import_holder(client);
+		import(client);
 		break;
 	case VERDICT_WITHDRAW:
 		take_withdraw(client, message);

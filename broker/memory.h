@@ -25,7 +25,6 @@ struct exports {
 
 /* A worker: its layout and where it lies. */
 struct worker {
-	uint64_t id; /* of its session, for logs */
 	struct exports exports;
 	struct layout layout;
 	bool staged;
@@ -36,7 +35,6 @@ struct worker {
 
 /* A trainer rank: what it declared and where it lies. */
 struct holder {
-	uint64_t id;
 	uint32_t rank;
 	struct exports exports;
 	struct manifest declared;

@@ -28,6 +28,7 @@ struct run {
 	struct plan_crew **crews;
 	size_t ncrews;
 	struct plan_base *base;
+	bool wire; /* the carrier is used, so its errors are this run's */
 };
 
 /* Waits on the host until the event is done. */
@@ -45,7 +46,7 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 		if (run->cancel && atomic_load(run->cancel)) {
 			return error_set(err, -ECANCELED, "the update was given up");
 		}
-		rc = run->moves->carrier ? carrier_poll(run->moves->carrier, err) : 0;
+		rc = run->wire && run->moves->carrier ? carrier_poll(run->moves->carrier, err) : 0;
 		if (rc) {
 			return rc;
 		}
@@ -196,11 +197,12 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		const struct bucket *bucket = &buckets->v[i];
 
 		if (work->wire) {
-			rc = bucket->root == work->rank ? send_bucket(run, i, bucket, err)
-							: receive_bucket(run, work, i, bucket, err);
+			rc = bucket->root == work->plan_for.rank
+				     ? send_bucket(run, i, bucket, err)
+				     : receive_bucket(run, work, i, bucket, err);
 			work->wire_bytes += bucket->len_bytes;
 		}
-		if (rc == 0 && work->local && run->ncrews) {
+		if (rc == 0 && work->plan_for.local && run->ncrews) {
 			atomic_store(&work->touched, true);
 			rc = local_bucket(run, i, err);
 		}
@@ -224,28 +226,32 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	return rc;
 }
 
-static void settle_all(struct run *run, bool wire)
+/* False if the carrier's abort hangs: then nothing can be said of what is in flight. */
+static bool settle_all(struct run *run)
 {
 	for (size_t i = 0; i < run->moves->nlocal; i++) {
 		settle(run, &run->moves->local[i]);
 	}
-	if (wire) {
+	if (run->wire) {
 		/* A broadcast whose peer is gone never ends by itself; abort ends it. */
-		carrier_destroy(run->moves->carrier, true);
+		int rc = carrier_destroy(run->moves->carrier, true);
+
 		run->moves->carrier = NULL;
+		if (rc) {
+			return false;
+		}
 		settle(run, &run->moves->gather);
 		settle(run, &run->moves->wire);
 		settle(run, &run->moves->scatter);
 	}
+	return true;
 }
 
 /* Finds the plans that job_plan made; they are kept, so this makes nothing. */
-static int find_plans(struct run *run, const struct publication *publication, uint64_t slot_bytes,
-	bool wire, uint32_t rank, bool partial, bool local, const struct crew *crews, size_t ncrews,
-	struct error *err)
+static int find_plans(struct run *run, const struct plan_for *plan_for, const struct crew *crews,
+	size_t ncrews, struct error *err)
 {
-	int rc =
-		plans_base(run->moves->plans, publication, slot_bytes, wire, rank, &run->base, err);
+	int rc = plans_base(run->moves->plans, plan_for, &run->base, err);
 
 	if (rc) {
 		return rc;
@@ -256,8 +262,8 @@ static int find_plans(struct run *run, const struct publication *publication, ui
 	}
 	run->ncrews = ncrews;
 	for (size_t i = 0; rc == 0 && i < ncrews; i++) {
-		rc = plans_crew(run->moves->plans, publication, run->base, &crews[i], partial,
-			local, &run->crews[i], err);
+		rc = plans_crew(
+			run->moves->plans, plan_for, run->base, &crews[i], &run->crews[i], err);
 	}
 	return rc;
 }
@@ -268,33 +274,29 @@ void job_move_run(struct job *job)
 	struct run run = {.job = job,
 		.moves = work->moves,
 		.deadline = work->deadline,
-		.cancel = &work->cancel};
+		.cancel = &work->cancel,
+		.wire = work->wire};
 
 	if (work->wire && !run.moves->carrier) {
 		job->rc = error_set(&job->err, -ENOTCONN, "there is no communicator");
 		return;
 	}
-	job->rc = find_plans(&run, work->publication, work->slot_bytes, work->wire, work->rank,
-		work->partial, work->local, work->crews, work->ncrews, &job->err);
+	job->rc = find_plans(&run, &work->plan_for, work->crews, work->ncrews, &job->err);
 	if (job->rc == 0) {
 		job->rc = move_all(&run, work, &job->err);
 		if (job->rc) {
-			settle_all(&run, work->wire);
+			work->hung = !settle_all(&run);
 		}
 	}
 	free(run.crews);
 }
 
-void job_commit_run(struct job *job)
+static int commit_all(struct run *run, struct error *err)
 {
-	struct job_commit *work = (struct job_commit *)job;
-	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline};
-	int rc;
+	int rc = 0;
 
-	rc = find_plans(&run, work->publication, work->slot_bytes, work->wire, work->rank, true,
-		work->local, work->crews, work->ncrews, &job->err);
-	for (size_t i = 0; rc == 0 && i < run.ncrews; i++) {
-		struct plan_crew *crew = run.crews[i];
+	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
+		struct plan_crew *crew = run->crews[i];
 
 		for (size_t k = 0; rc == 0 && k < crew->nworkers; k++) {
 			struct lane *lane;
@@ -302,17 +304,26 @@ void job_commit_run(struct job *job)
 			if (!crew->commit[k]) {
 				continue;
 			}
-			rc = moves_local_lane(run.moves, crew->commit_device[k], &lane, &job->err);
+			rc = moves_local_lane(run->moves, crew->commit_device[k], &lane, err);
 			if (rc == 0) {
-				rc = gpu_copies_run(crew->commit[k], 0, 0, lane->stream, &job->err);
+				rc = gpu_copies_run(crew->commit[k], 0, 0, lane->stream, err);
 			}
 		}
 	}
-	if (rc == 0) {
-		rc = wait_local(&run, &job->err);
-	} else {
-		settle_all(&run, false);
+	return rc ? rc : wait_local(run, err);
+}
+
+void job_commit_run(struct job *job)
+{
+	struct job_commit *work = (struct job_commit *)job;
+	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline};
+
+	job->rc = find_plans(&run, &work->plan_for, work->crews, work->ncrews, &job->err);
+	if (job->rc == 0) {
+		job->rc = commit_all(&run, &job->err);
+		if (job->rc) {
+			settle_all(&run);
+		}
 	}
-	job->rc = rc;
 	free(run.crews);
 }

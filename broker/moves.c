@@ -120,48 +120,50 @@ int moves_slots(struct moves *moves, struct error *err)
 	return rc;
 }
 
-void job_worker_import(struct job *job)
+static int import_worker(struct moves *moves, struct worker *worker, struct error *err)
 {
-	struct job_worker *work = (struct job_worker *)job;
-	struct worker *worker = work->worker;
 	struct gpu_device *home, *own;
 	uint8_t uuid[GPU_UUID_BYTES];
-	uint64_t start = clock_ns();
+	int rc = worker_check(worker, err);
 
-	job->rc = worker_check(worker, &job->err);
-	if (job->rc) {
-		return;
+	if (rc) {
+		return rc;
 	}
 	exports_uuid(&worker->exports, uuid);
-	job->rc = plans_home(work->moves->plans, uuid, &home, &job->err);
-	if (job->rc == 0) {
-		job->rc = exports_map(&worker->exports, home, &job->err);
+	rc = plans_home(moves->plans, uuid, &home, err);
+	if (rc == 0) {
+		rc = exports_map(&worker->exports, home, err);
 	}
-	if (job->rc == 0 && worker->staged) {
-		job->rc = plans_device(work->moves->plans, uuid, &own, &job->err);
-		if (job->rc == 0) {
-			job->rc = worker_reserve(worker, own, &job->err);
+	if (rc == 0 && worker->staged) {
+		rc = plans_device(moves->plans, uuid, &own, err);
+		if (rc == 0) {
+			rc = worker_reserve(worker, own, err);
 		}
 	}
-	work->elapsed_ns = clock_ns() - start;
+	return rc;
 }
 
-void job_holder_import(struct job *job)
+static int import_holder(struct moves *moves, struct holder *holder, struct error *err)
 {
-	struct job_holder *work = (struct job_holder *)job;
-	struct gpu_device *device;
+	struct gpu_device *home;
 	uint8_t uuid[GPU_UUID_BYTES];
+	int rc = holder_check(holder, err);
+
+	if (rc) {
+		return rc;
+	}
+	exports_uuid(&holder->exports, uuid);
+	rc = plans_home(moves->plans, uuid, &home, err);
+	return rc ? rc : exports_map(&holder->exports, home, err);
+}
+
+void job_import_run(struct job *job)
+{
+	struct job_import *work = (struct job_import *)job;
 	uint64_t start = clock_ns();
 
-	job->rc = holder_check(work->holder, &job->err);
-	if (job->rc) {
-		return;
-	}
-	exports_uuid(&work->holder->exports, uuid);
-	job->rc = plans_home(work->moves->plans, uuid, &device, &job->err);
-	if (job->rc == 0) {
-		job->rc = exports_map(&work->holder->exports, device, &job->err);
-	}
+	job->rc = work->worker ? import_worker(work->moves, work->worker, &job->err)
+			       : import_holder(work->moves, work->holder, &job->err);
 	work->elapsed_ns = clock_ns() - start;
 }
 
@@ -190,8 +192,7 @@ void job_plan_run(struct job *job)
 	struct plan_base *base;
 	size_t n = 0;
 
-	job->rc = plans_base(work->moves->plans, work->publication, work->slot_bytes, work->wire,
-		work->rank, &base, &job->err);
+	job->rc = plans_base(work->moves->plans, &work->plan_for, &base, &job->err);
 	if (job->rc) {
 		return;
 	}
@@ -203,14 +204,14 @@ void job_plan_run(struct job *job)
 	for (size_t i = 0; i < work->ncrews; i++) {
 		struct plan_crew *crew;
 
-		if (plans_crew(work->moves->plans, work->publication, base, &work->crews[i],
-			    work->partial, work->local, &crew, &work->errors[i]) == 0) {
+		if (plans_crew(work->moves->plans, &work->plan_for, base, &work->crews[i], &crew,
+			    &work->errors[i]) == 0) {
 			planned[n++] = &work->crews[i];
 		}
 	}
 	work->unwanted = 0;
-	job->rc =
-		plans_unwanted(work->moves->plans, work->publication, planned, n, &work->unwanted);
+	job->rc = plans_unwanted(
+		work->moves->plans, work->plan_for.publication, planned, n, &work->unwanted);
 	if (job->rc) {
 		error_set(
 			&job->err, job->rc, "cannot count what is covered: %s", strerror(-job->rc));

@@ -24,15 +24,17 @@ int moves_create(const struct moves_options *options, struct moves **ret_moves);
 /* After the mover has stopped, and with every session released. */
 void moves_destroy(struct moves *moves);
 
-/* Maps a worker's exports, reserves its shadow. */
-struct job_worker {
+/* Maps what a worker (and reserves its shadow) or a trainer rank has exported. */
+struct job_import {
 	struct job job;
 	struct moves *moves;
-	struct worker *worker;
+	struct worker *worker; /* one of the two */
+	struct holder *holder;
 	uint64_t elapsed_ns;
 	void *data; /* the event loop's */
 };
-void job_worker_import(struct job *job);
+void job_import_run(struct job *job);
+
 /* Unmaps and frees what the struct holds, and forgets the plans of crew_key. */
 struct job_release {
 	struct job job;
@@ -45,24 +47,11 @@ struct job_release {
 };
 void job_release_run(struct job *job);
 
-/* Maps a trainer rank's exports. */
-struct job_holder {
-	struct job job;
-	struct moves *moves;
-	struct holder *holder;
-	uint64_t elapsed_ns;
-	void *data;
-};
-void job_holder_import(struct job *job);
-
 /* Makes the plans of an update for each crew; a crew that does not fit gets its own error. */
 struct job_plan {
 	struct job job; /* rc: the publication itself cannot be planned */
 	struct moves *moves;
-	const struct publication *publication;
-	uint64_t slot_bytes;
-	uint32_t rank;
-	bool wire, local, partial;
+	struct plan_for plan_for;
 	struct crew *crews;
 	size_t ncrews;
 	struct error *errors; /* one a crew; code 0: planned */
@@ -76,17 +65,15 @@ void job_plan_run(struct job *job);
 struct job_move {
 	struct job job;
 	struct moves *moves;
-	const struct publication *publication;
-	uint64_t slot_bytes;
-	uint32_t rank;
-	bool wire, local;
+	struct plan_for plan_for;
+	bool wire;		  /* buckets are sent this time: some other node goes on */
 	const struct crew *crews; /* those that go on; planned before */
 	size_t ncrews;
-	bool partial;
 	uint64_t deadline;
 	atomic_int cancel;   /* the event loop sets it to end the move early */
 	atomic_bool touched; /* live or shadow memory may have been written */
 	uint64_t wire_bytes;
+	bool hung; /* the carrier's abort did not return: the process must end */
 	void *data;
 };
 void job_move_run(struct job *job);
@@ -95,10 +82,7 @@ void job_move_run(struct job *job);
 struct job_commit {
 	struct job job;
 	struct moves *moves;
-	const struct publication *publication;
-	uint64_t slot_bytes;
-	uint32_t rank;
-	bool wire, local;
+	struct plan_for plan_for;
 	const struct crew *crews;
 	size_t ncrews;
 	uint64_t deadline;

@@ -13,8 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "broker/server.h"
-#include "strew/trainer.h"
+#include "broker/node_internal.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +33,7 @@ static enum strew_outcome team_outcome(const struct team *team)
 							: STREW_OUTCOME_SAT_OUT;
 }
 
-static void answer(struct server *server, enum message_type type, int code, const char *text)
+void node_answer(struct server *server, enum message_type type, int code, const char *text)
 {
 	struct node *node = &server->node;
 	struct group_outcome outcomes[LIMIT_GROUPS * 2];
@@ -129,14 +128,14 @@ void node_advance(struct server *server)
 	switch (node->stage) {
 	case NODE_PLANNING:
 		node->stage = NODE_ACCEPTED;
-		answer(server, MSG_ACCEPT, 0, NULL);
+		node_answer(server, MSG_ACCEPT, 0, NULL);
 		break;
 	case NODE_MOVING:
 		node->stage = NODE_PREPARED;
-		answer(server, MSG_PREPARED, 0, NULL);
+		node_answer(server, MSG_PREPARED, 0, NULL);
 		break;
 	case NODE_COMMITTING:
-		answer(server, MSG_APPLIED, 0, NULL);
+		node_answer(server, MSG_APPLIED, 0, NULL);
 		go_idle(server);
 		if (server_is_lead(server)) {
 			lead_ready(server);
@@ -179,58 +178,6 @@ static void step_all(struct server *server, const struct group_event *event)
 	for (size_t i = 0; i < server->node.nteams; i++) {
 		team_step(server, server->node.teams[i], event);
 	}
-}
-
-static void planned(struct job *job)
-{
-	struct job_plan *work = (struct job_plan *)job;
-	struct server *server = work->data;
-	struct node *node = &server->node;
-
-	node->job_running = false;
-	node->unwanted = work->unwanted;
-	if (node->stage == NODE_STOPPING) {
-		node_abort(server, node->serial, node->abort_text);
-		return;
-	}
-	if (job->rc) {
-		log_error("update to version %llu: %s", (unsigned long long)node->version,
-			job->err.text);
-		answer(server, MSG_ACCEPT, job->rc, job->err.text);
-		return;
-	}
-	for (size_t i = 0; i < node->nteams; i++) {
-		if (node->errors[i].code) {
-			struct group_event event = {
-				.type = GE_REFUSE, .text = node->errors[i].text};
-
-			team_step(server, node->teams[i], &event);
-		}
-	}
-	node_advance(server);
-}
-
-static void start_plan(struct server *server)
-{
-	struct node *node = &server->node;
-	struct job_plan *work = &node->plan;
-
-	memset(work, 0, sizeof(*work));
-	work->job.run = job_plan_run;
-	work->job.done = planned;
-	work->moves = server->moves;
-	work->publication = node->publication;
-	work->slot_bytes = server->epoch.slot_bytes;
-	work->rank = server->epoch.rank;
-	work->wire = server->epoch.ranks > 1;
-	work->local = server_is_lead(server);
-	work->partial = node->flags & STREW_PUBLISH_PARTIAL;
-	work->crews = node->crews;
-	work->ncrews = node->nteams;
-	work->errors = node->errors;
-	work->data = server;
-	node->job_running = true;
-	mover_submit(server->mover, &work->job);
 }
 
 static int add_crew(struct node *node, struct team *team)
@@ -311,7 +258,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 		snprintf(text, sizeof(text), "the manifest of model %.100s is not known here",
 			begin->model);
 		node->nteams = node->nabsent = 0;
-		answer(server, MSG_ACCEPT, -ENOENT, text);
+		node_answer(server, MSG_ACCEPT, -ENOENT, text);
 		return;
 	}
 	node->publication = model->publication;
@@ -321,7 +268,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	step_all(server,
 		&(struct group_event){
 			.type = GE_BEGIN, .update = begin->update, .version = begin->version});
-	start_plan(server);
+	node_start_plan(server);
 }
 
 static bool listed(const struct msg_decision *decision, uint32_t replica)
@@ -334,65 +281,9 @@ static bool listed(const struct msg_decision *decision, uint32_t replica)
 	return false;
 }
 
-/* The crews of the groups in that phase, for a job. */
-static void gather_going(struct node *node, enum group_phase phase)
-{
-	node->ngoing = 0;
-	for (size_t i = 0; i < node->nteams; i++) {
-		if (node->teams[i]->group.phase == phase) {
-			node->going_teams[node->ngoing] = node->teams[i];
-			node->going[node->ngoing++] = node->crews[i];
-		}
-	}
-}
-
-static void noted(struct job *job, unsigned notes)
-{
-	struct job_move *work = (struct job_move *)job;
-	struct server *server = work->data;
-
-	if ((notes & NOTE_RELEASED) && server_is_lead(server)) {
-		lead_released(server, server->node.serial);
-	}
-}
-
-static void moved(struct job *job)
-{
-	struct job_move *work = (struct job_move *)job;
-	struct server *server = work->data;
-	struct node *node = &server->node;
-	struct group_event event = {.type = GE_MOVED};
-
-	node->job_running = false;
-	node->touched = atomic_load(&work->touched);
-	node->wire_bytes = work->wire_bytes;
-	if (node->stage == NODE_STOPPING) {
-		node_abort(server, node->serial, node->abort_text);
-		return;
-	}
-	if (job->rc) {
-		/* The whole node failed, and with it the update: the carrier is gone or the GPU is.
-		 */
-		log_error("update to version %llu: %s", (unsigned long long)node->version,
-			job->err.text);
-		event = (struct group_event){
-			.type = GE_FAILED, .touched = node->touched, .text = job->err.text};
-	}
-	for (size_t i = 0; i < node->ngoing; i++) {
-		team_step(server, node->going_teams[i], &event);
-	}
-	if (job->rc) {
-		node->stage = NODE_PREPARED;
-		answer(server, MSG_PREPARED, job->rc, job->err.text);
-		return;
-	}
-	node_advance(server);
-}
-
 void node_go(struct server *server, const struct msg_decision *go)
 {
 	struct node *node = &server->node;
-	struct job_move *work = &node->move;
 
 	if (node->stage != NODE_ACCEPTED || go->update != node->serial) {
 		return;
@@ -408,7 +299,7 @@ void node_go(struct server *server, const struct msg_decision *go)
 				.text = "its replica sits this update out"});
 	}
 	expect(node);
-	gather_going(node, PHASE_MOVING);
+	node_gather(node, PHASE_MOVING);
 	if (!node->wire && node->ngoing == 0) {
 		if (server_is_lead(server)) {
 			lead_released(server, node->serial);
@@ -416,43 +307,7 @@ void node_go(struct server *server, const struct msg_decision *go)
 		node_advance(server);
 		return;
 	}
-	memset(work, 0, sizeof(*work));
-	work->job.run = job_move_run;
-	work->job.done = moved;
-	work->job.noted = noted;
-	work->moves = server->moves;
-	work->publication = node->publication;
-	work->slot_bytes = server->epoch.slot_bytes;
-	work->rank = server->epoch.rank;
-	work->wire = node->wire;
-	work->local = server_is_lead(server);
-	work->partial = node->flags & STREW_PUBLISH_PARTIAL;
-	work->crews = node->going;
-	work->ncrews = node->ngoing;
-	work->deadline = node->update_deadline;
-	work->data = server;
-	node->job_running = true;
-	mover_submit(server->mover, &work->job);
-}
-
-static void copied(struct job *job)
-{
-	struct job_commit *work = (struct job_commit *)job;
-	struct server *server = work->data;
-	struct node *node = &server->node;
-	struct group_event event = {.type = GE_COPIED};
-
-	node->job_running = false;
-	if (job->rc) {
-		log_error("commit of version %llu: %s", (unsigned long long)node->version,
-			job->err.text);
-		event = (struct group_event){
-			.type = GE_FAILED, .touched = true, .text = job->err.text};
-	}
-	for (size_t i = 0; i < node->ngoing; i++) {
-		team_step(server, node->going_teams[i], &event);
-	}
-	node_advance(server);
+	node_start_move(server);
 }
 
 void node_copy(struct server *server, struct team *team)
@@ -465,7 +320,6 @@ void node_copy(struct server *server, struct team *team)
 void node_commit(struct server *server, const struct msg_decision *commit)
 {
 	struct node *node = &server->node;
-	struct job_commit *work = &node->commit;
 	struct model *model;
 
 	if (node->stage != NODE_PREPARED || commit->update != node->serial) {
@@ -490,26 +344,12 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 	if (model && commit->nreplicas) {
 		model->committed = MAX(model->committed, node->version);
 	}
-	gather_going(node, PHASE_COMMITTING);
+	node_gather(node, PHASE_COMMITTING);
 	if (node->ngoing == 0) {
 		node_advance(server);
 		return;
 	}
-	memset(work, 0, sizeof(*work));
-	work->job.run = job_commit_run;
-	work->job.done = copied;
-	work->moves = server->moves;
-	work->publication = node->publication;
-	work->slot_bytes = server->epoch.slot_bytes;
-	work->rank = server->epoch.rank;
-	work->wire = server->epoch.ranks > 1;
-	work->local = server_is_lead(server);
-	work->crews = node->going;
-	work->ncrews = node->ngoing;
-	work->deadline = clock_ns() + LIMIT_UPDATE_MS * 1000000ull;
-	work->data = server;
-	node->job_running = true;
-	mover_submit(server->mover, &work->job);
+	node_start_commit(server);
 }
 
 void node_abort(struct server *server, uint64_t serial, const char *text)
@@ -540,7 +380,7 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 								   : STREW_OUTCOME_ABORTED;
 		}
 	}
-	answer(server, MSG_APPLIED, 0, NULL);
+	node_answer(server, MSG_APPLIED, 0, NULL);
 	go_idle(server);
 	if (server_is_lead(server)) {
 		lead_ready(server);

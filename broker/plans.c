@@ -205,10 +205,12 @@ free_copies:
 	return rc;
 }
 
-int plans_base(struct plans *plans, const struct publication *publication, uint64_t slot_bytes,
-	bool wire, uint32_t rank, struct plan_base **ret_base, struct error *err)
+int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan_base **ret_base,
+	struct error *err)
 {
-	bool gather = wire && publication->nholders;
+	const struct publication *publication = plan_for->publication;
+	uint64_t slot_bytes = plan_for->slot_bytes;
+	bool gather = plan_for->wire && publication->nholders;
 	struct plan_base *base = NULL;
 	int rc;
 
@@ -235,7 +237,7 @@ int plans_base(struct plans *plans, const struct publication *publication, uint6
 	}
 	base->last_use = ++plans->uses;
 	if (gather && !base->gather) {
-		rc = make_gather(plans, publication, base, rank, err);
+		rc = make_gather(plans, publication, base, plan_for->rank, err);
 		if (rc) {
 			return rc;
 		}
@@ -446,10 +448,11 @@ static int match(const struct publication *publication, const struct crew *crew,
 	return 0;
 }
 
-int plans_crew(struct plans *plans, const struct publication *publication,
-	const struct plan_base *base, const struct crew *crew, bool partial, bool local,
-	struct plan_crew **ret_crew, struct error *err)
+int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struct plan_base *base,
+	const struct crew *crew, struct plan_crew **ret_crew, struct error *err)
 {
+	const struct publication *publication = plan_for->publication;
+	bool partial = plan_for->partial;
 	struct plan_crew *plan = NULL;
 	int rc;
 
@@ -477,8 +480,8 @@ int plans_crew(struct plans *plans, const struct publication *publication,
 		plan->slot_bytes = base->slot_bytes;
 		plan->key = crew->key;
 		plan->partial = partial;
-		rc = local ? make_local(plans, publication, base, crew, plan, err)
-			   : make_scatter(plans, publication, base, crew, plan, err);
+		rc = plan_for->local ? make_local(plans, publication, base, crew, plan, err)
+				     : make_scatter(plans, publication, base, crew, plan, err);
 		if (rc == 0) {
 			rc = make_commit(plans, publication, crew, plan, err);
 		}

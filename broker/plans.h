@@ -71,12 +71,21 @@ int plans_home(
 int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],
 	struct gpu_device **ret_device, struct error *err);
 
-/* Finds or makes them. `wire`: slots are used (scatter or gather); `local`: sources are here. */
-int plans_base(struct plans *plans, const struct publication *publication, uint64_t slot_bytes,
-	bool wire, uint32_t rank, struct plan_base **ret_base, struct error *err);
-int plans_crew(struct plans *plans, const struct publication *publication,
-	const struct plan_base *base, const struct crew *crew, bool partial, bool local,
-	struct plan_crew **ret_crew, struct error *err);
+/* What an update's plans are made for: the same while it is planned, moved and committed. */
+struct plan_for {
+	const struct publication *publication;
+	uint64_t slot_bytes;
+	uint32_t rank; /* of this broker */
+	bool wire;     /* buckets go through slots: gathered here, or scattered from here */
+	bool local;    /* the trainers' memory is here: workers are fed straight from it */
+	bool partial;  /* parameters that no tensor covers are not an error */
+};
+
+/* Finds them or makes them. */
+int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan_base **ret_base,
+	struct error *err);
+int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struct plan_base *base,
+	const struct crew *crew, struct plan_crew **ret_crew, struct error *err);
 
 /* Tensors that no worker of these crews takes an element of; counted once for a set of crews. */
 int plans_unwanted(struct plans *plans, const struct publication *publication,

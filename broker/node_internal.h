@@ -1,0 +1,17 @@
+/* What node.c and node_jobs.c share. */
+#ifndef BROKER_NODE_INTERNAL_H
+#define BROKER_NODE_INTERNAL_H
+
+#include "broker/server.h"
+
+/* Tells the lead of every group; code and text if the whole broker cannot go on. */
+void node_answer(struct server *server, enum message_type type, int code, const char *text);
+
+/* The groups in that phase become those of the next job. */
+void node_gather(struct node *node, enum group_phase phase);
+
+void node_start_plan(struct server *server);
+void node_start_move(struct server *server);
+void node_start_commit(struct server *server);
+
+#endif
