@@ -159,6 +159,7 @@ static void do_report(struct server *server, struct model *model)
 		}
 		server->wire_used = false;
 	}
+	model_try_seal(server, model);
 }
 
 static void lead_do(struct server *server, struct model *model, unsigned actions)

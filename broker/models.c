@@ -146,10 +146,7 @@ int lead_declare(struct client *client, struct error *err)
 			"model %s: trainer rank %u is registered already, by process %d",
 			model->name, trainer->rank, (int)model->trainers[trainer->rank]->peer.pid);
 	}
-	if (!model->ranks) {
-		model->ranks = trainer->ranks;
-		update_init(&model->update, trainer->ranks);
-	}
+	model->ranks = trainer->ranks;
 	model->trainers[trainer->rank] = client;
 	client->model = model;
 	return 0;
@@ -247,17 +244,18 @@ static void refuse_all(struct model *model, const struct error *err)
 	}
 }
 
-void lead_declared(struct client *client)
+/* Seals the manifest once every rank is there. An update of a trainer that is gone ends first. */
+void model_try_seal(struct server *server, struct model *model)
 {
-	struct server *server = client->server;
-	struct model *model = client->model;
 	struct publication *publication = NULL;
 	struct error err;
 	char text[32];
 
-	if (++model->sealed < model->ranks) {
+	if (!model->ranks || model->sealed < model->ranks || model->publication ||
+		model->update.state != UPDATE_IDLE) {
 		return;
 	}
+	update_init(&model->update, model->ranks);
 	if (merge(model, &publication, &err)) {
 		log_warn("model %s: %s", model->name, err.text);
 		refuse_all(model, &err);
@@ -278,6 +276,12 @@ void lead_declared(struct client *client)
 			say_declared(model, model->trainers[i]);
 		}
 	}
+}
+
+void lead_declared(struct client *client)
+{
+	client->model->sealed++;
+	model_try_seal(client->server, client->model);
 }
 
 void lead_withdraw(struct client *client)

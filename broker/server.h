@@ -250,6 +250,7 @@ int lead_declare(struct client *client, struct error *err); /* place of a rank, 
 void lead_declared(struct client *client);		    /* after mapping */
 void lead_withdraw(struct client *client);		    /* a trainer is gone */
 void model_set(struct server *server, struct model *model, struct publication *publication);
+void model_try_seal(struct server *server, struct model *model);
 void lead_send_manifest(struct model *model, struct member *member);
 void models_free(struct server *server);
 

@@ -1,5 +1,9 @@
 """Groups, models and trainer ranks: who shares what, and every byte of it."""
 
+import json
+import os
+import signal
+
 import scene
 from scene import checked, publish
 
@@ -115,6 +119,31 @@ def test_late_group_takes_the_next_version(stage):
     publish([trainer], early + late, 2)
     trainer.end()
     scene.untouched(early + late, 2)
+
+
+def test_trainer_dies_and_another_comes(stage):
+    """The next trainer waits for the end of the update that the last one left behind."""
+    lead, node = stage.two_nodes()
+    workers = stage.workers(2, broker="node")
+    trainer = stage.trainer("--versions", 5, broker="lead")
+    publish([trainer], workers, 1)
+    # The second node stands still in the middle of version 2, so that its abort cannot end.
+    node.popen.send_signal(signal.SIGSTOP)
+    trainer.line()
+    scene.wait_until("version 2 under way",
+                     lambda: stage.status("lead")["trainers"][0]["stage"] == "accepting")
+    trainer.popen.kill()
+    scene.wait_until("the trainer's end",
+                     lambda: stage.status("lead")["trainers"][0]["stage"] == "aborting")
+    with open(scene.CONFIGS / "tiny-llama.json", encoding="utf-8") as file:
+        hidden = json.load(file)["hidden_size"]
+    path = scene.safetensors(stage.dir / "norm.safetensors",
+                             {"model.norm.weight": ("BF16", [hidden], os.urandom(2 * hidden))})
+    push = stage.start("push", "strew", "push", path, "--model", "m", "--version", 2, "--partial",
+                       "--socket", stage.socket("lead"))
+    scene.wait_until("its memory at the lead", lambda: lead.log.count("mapped") == 2)
+    node.popen.send_signal(signal.SIGCONT)
+    push.end()
 
 
 if __name__ == "__main__":
