@@ -220,11 +220,13 @@ start_brokers() {
 	port=$(free_port)
 	# On one host, NCCL would take the two brokers for two ranks of one node.
 	export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
-	start_broker lead NCCL_HOSTID=strew-demo-lead -- --listen "127.0.0.1:$port"
+	# One GPU stands for two nodes by different host ids; with two, NCCL takes their link.
+	local lead=(NCCL_HOSTID=strew-demo-lead) node=(NCCL_HOSTID=strew-demo-node)
 	if ((gpus > 1)); then
-		device=(--device 1)
+		lead=() node=() device=(--device 1)
 	fi
-	start_broker node NCCL_HOSTID=strew-demo-node -- --join "127.0.0.1:$port" "${device[@]}"
+	start_broker lead "${lead[@]}" -- --listen "127.0.0.1:$port"
+	start_broker node "${node[@]}" -- --join "127.0.0.1:$port" "${device[@]}"
 	worker_socket=$dir/node.sock
 	wait_for "two brokers in one epoch" joined 2
 }

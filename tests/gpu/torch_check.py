@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Weights from PyTorch to PyTorch on one GPU: a trainer and TP = 2 workers whose memory comes
-from PyTorch's default allocator or from expandable segments, over libstrew by ctypes.
+"""Weights from PyTorch to PyTorch: a trainer and TP = 2 workers, on one GPU or (where there are
+two) with a worker and a broker's slots on each, whose memory comes from PyTorch's default
+allocator or from expandable segments, over libstrew by ctypes.
 
 Each tensor is a pure function of its name and the version, made on the GPU by PyTorch's own
 generator. A worker makes the whole tensors again and compares its parameters with slices cut by
@@ -144,6 +145,7 @@ def layout(cfg, rank, size):
 
 def worker(args):
     import torch
+    torch.cuda.set_device(args.rank % torch.cuda.device_count())
     cfg = json.load(open(args.config[0]))
     call = load(args.lib)
     shapes, rank, size = tensors(cfg), args.rank, 2
@@ -274,14 +276,17 @@ def run(args, alloc, apply, brokers):
     env["PYTORCH_CUDA_ALLOC_CONF"] = f"expandable_segments:{alloc == 'expandable'}"
     started = []
     try:
-        extra = ["--listen", "127.0.0.1:17710"] if brokers == 2 else []
-        lead, socket = broker(args, folder, "lead", extra, dict(env, NCCL_HOSTID="node0"))
+        extra = ["--listen", "127.0.0.1:17710", "--device", "0"] if brokers == 2 else []
+        # One GPU: two nodes by their host ids. Two: one host, and NCCL takes NVLink.
+        hosts = [dict(env, NCCL_HOSTID=f"node{n}") for n in range(2)] if args.gpus == 1 \
+            else [env, env]
+        lead, socket = broker(args, folder, "lead", extra, hosts[0])
         started.append(lead)
         worker_socket = socket
         if brokers == 2:
             process, worker_socket = broker(args, folder, "joined",
-                                            ["--join", "127.0.0.1:17710"],
-                                            dict(env, NCCL_HOSTID="node1"))
+                                            ["--join", "127.0.0.1:17710", "--device",
+                                             str(args.gpus - 1)], hosts[1])
             started.append(process)
         log = open(f"{folder}/workers.log", "w")
         ranks = [spawn(args, log, "worker", dict(env, STREW_SOCKET=worker_socket), rank=r,
@@ -329,12 +334,13 @@ def main():
     try:
         import torch
         gpu = torch.cuda.is_available()
+        args.gpus = min(torch.cuda.device_count(), 2)
     except ImportError:
         gpu = False
     if not gpu:
         print("SKIP: PyTorch with a GPU is wanted")
         return 77
-    print(torch.cuda.get_device_name(0), torch.__version__, flush=True)
+    print(args.gpus, "of", torch.cuda.get_device_name(0), torch.__version__, flush=True)
     results = [run(args, a, p, b) for b in args.brokers for p in args.apply for a in args.alloc]
     failed = results.count(False)
     print(f"torch_check: {'ok' if not failed else 'FAILED'} runs={len(results)} failed={failed}")
