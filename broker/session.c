@@ -89,6 +89,14 @@ static int make_handles(struct exports *exports, uint32_t n, bool write, struct 
 	return 0;
 }
 
+/* A registration begins; what an earlier one of this connection left behind is forgotten. */
+static void begin_filling(struct session *session)
+{
+	error_clear(&session->failed);
+	session->allocation = session->chunk = session->chunks = 0;
+	blob_finish(&session->blob);
+}
+
 static int check_register(const struct msg_register *reg, struct error *err)
 {
 	if (!reg->model[0]) {
@@ -112,7 +120,7 @@ static int take_register(struct session *session, const struct msg_register *reg
 	if (rc) {
 		return rc;
 	}
-	error_clear(&session->failed);
+	begin_filling(session);
 	session->worker = calloc(1, sizeof(*session->worker));
 	if (!session->worker) {
 		return error_set(err, -ENOMEM, "out of memory");
@@ -136,7 +144,7 @@ static int take_trainer(
 			"trainer rank %u of %u: at most %u ranks are allowed", trainer->rank,
 			trainer->ranks, LIMIT_RANKS);
 	}
-	error_clear(&session->failed);
+	begin_filling(session);
 	session->holder = calloc(1, sizeof(*session->holder));
 	if (!session->holder) {
 		return error_set(err, -ENOMEM, "out of memory");
