@@ -39,6 +39,11 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 {
 	uint32_t timeout_ms = publish->timeout_ms ? publish->timeout_ms : LIMIT_UPDATE_MS;
 
+	if (publish->version == UINT64_MAX) {
+		return error_set(err, -ERANGE,
+			"version %llu is not a version that can be published",
+			(unsigned long long)publish->version);
+	}
 	if (update->state == UPDATE_IDLE) {
 		if (publish->version <= committed) {
 			return error_set(err, -ESTALE,

@@ -15,7 +15,7 @@
 
 static int split(const char *text, char host[128], char port[16], struct error *err)
 {
-	const char *colon = strrchr(text, ':');
+	const char *colon = strrchr(text, ':'), *start = text;
 	size_t len = colon ? (size_t)(colon - text) : 0;
 	uint64_t number;
 
@@ -28,10 +28,10 @@ static int split(const char *text, char host[128], char port[16], struct error *
 		return 0;
 	}
 	if (len >= 2 && text[0] == '[' && text[len - 1] == ']') {
-		text++;
+		start++;
 		len -= 2;
 	}
-	memcpy(host, text, len);
+	memcpy(host, start, len);
 	host[len] = '\0';
 	if (len == 0) {
 		return error_set(err, -EINVAL, "%.100s is no address: the host is missing", text);
@@ -53,6 +53,17 @@ static bool loopback(const struct sockaddr *address)
 	return false;
 }
 
+/* One of the addresses: IPv4 if there is one, so that "localhost" and "127.0.0.1" meet. */
+static const struct addrinfo *choose(const struct addrinfo *found)
+{
+	for (const struct addrinfo *one = found; one; one = one->ai_next) {
+		if (one->ai_family == AF_INET) {
+			return one;
+		}
+	}
+	return found;
+}
+
 static int resolve(const char *text, struct addrinfo **ret_found, struct error *err)
 {
 	struct addrinfo hints = {
@@ -67,7 +78,7 @@ static int resolve(const char *text, struct addrinfo **ret_found, struct error *
 	if (rc) {
 		return error_set(err, -ENOENT, "%.100s: %s", text, gai_strerror(rc));
 	}
-	if (!loopback((*ret_found)->ai_addr)) {
+	if (!loopback(choose(*ret_found)->ai_addr)) {
 		freeaddrinfo(*ret_found);
 		return error_set(err, -EPERM,
 			"%.100s: only loopback addresses are served until brokers have a key",
@@ -92,6 +103,7 @@ static int bound_port(int fd, uint16_t *ret_port)
 
 int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err)
 {
+	const struct addrinfo *chosen;
 	struct addrinfo *found;
 	int one = 1, fd, rc;
 
@@ -99,9 +111,10 @@ int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, stru
 	if (rc) {
 		return rc;
 	}
-	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	chosen = choose(found);
+	fd = socket(chosen->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
-		bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+		bind(fd, chosen->ai_addr, chosen->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
 		rc = -errno;
 	} else {
 		rc = bound_port(fd, ret_port);
@@ -117,6 +130,7 @@ int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, stru
 
 int socket_connect_tcp(const char *address, int *ret_fd, struct error *err)
 {
+	const struct addrinfo *chosen;
 	struct addrinfo *found;
 	int one = 1, fd, rc;
 
@@ -124,12 +138,13 @@ int socket_connect_tcp(const char *address, int *ret_fd, struct error *err)
 	if (rc) {
 		return rc;
 	}
-	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	chosen = choose(found);
+	fd = socket(chosen->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0) {
 		rc = -errno;
 	} else {
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-		if (connect(fd, found->ai_addr, found->ai_addrlen) < 0 && errno != EINPROGRESS) {
+		if (connect(fd, chosen->ai_addr, chosen->ai_addrlen) < 0 && errno != EINPROGRESS) {
 			rc = -errno;
 		}
 	}

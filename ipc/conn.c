@@ -168,6 +168,18 @@ int conn_flush(struct conn *conn)
 	return 0;
 }
 
+/*
+ * A message that did not go out is one that the peer waits for in vain, so the connection ends:
+ * whoever polls it reads what the peer has said by now, then the end of file.
+ */
+static void fail_send(struct conn *conn, int rc)
+{
+	if (!conn->failed) {
+		conn->failed = rc;
+		shutdown(conn->fd, SHUT_RDWR);
+	}
+}
+
 int conn_send(struct conn *conn, struct message *message, struct error *err)
 {
 	struct out *out = calloc(1, sizeof(*out));
@@ -187,12 +199,12 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 			       (conn->with_fds ? LIMIT_OUTBOX_BYTES : LIMIT_BROKER_OUTBOX_BYTES)) {
 		rc = error_set(
 			err, -E2BIG, "the peer does not read: %zu bytes wait for it", conn->queued);
-		conn->failed = rc;
 	}
 	if (rc) {
 		if (out) {
 			out_free(out);
 		}
+		fail_send(conn, rc);
 		close_fds(message->fds, &message->nfds);
 		return rc;
 	}

@@ -12,7 +12,8 @@
 
 struct conn;
 
-/* Takes fd (made non-blocking). `with_fds`: a Unix socket that may carry descriptors. */
+/* Takes fd (made non-blocking) unless it fails. `with_fds`: a Unix socket that may carry
+ * descriptors. */
 int conn_create(int fd, bool with_fds, struct conn **ret_conn);
 void conn_destroy(struct conn *conn); /* closes the socket and every fd not taken; NULL is fine */
 int conn_fd(const struct conn *conn);
@@ -20,7 +21,8 @@ int conn_fd(const struct conn *conn);
 /*
  * Encodes and queues the message, then writes what the socket takes. message->fds
  * are taken in any case. -EPIPE or -ECONNRESET: the peer is gone; -E2BIG: the frame or the outbox
- * exceeds its limit. After a failure every later call fails the same way.
+ * exceeds its limit. After a failure every later call fails the same way, and if it was this
+ * side's (the limits, no memory) the socket is shut down, so that receiving ends too.
  */
 int conn_send(struct conn *conn, struct message *message, struct error *err);
 
@@ -32,7 +34,8 @@ bool conn_wants_write(const struct conn *conn);
 /*
  * Reads at most one message. 1: *ret_message is filled and must be finished by
  * the caller; 0: nothing whole is there yet; -ECONNRESET: end of file (err says whether in the
- * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it.
+ * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it; -ENOTSUP: it sent a
+ * message that is reserved for a later version, drop it too. It may still be told why.
  */
 int conn_receive(struct conn *conn, struct message *ret_message, struct error *err);
 

@@ -139,7 +139,9 @@ int items_get_string(struct item_reader *reader, char *buf, size_t buf_bytes)
 {
 	const msgpack_object *object = take(reader);
 
-	if (object->type != MSGPACK_OBJECT_STR || object->via.str.size >= buf_bytes ||
+	/* An empty string may have no pointer. */
+	if (object->type != MSGPACK_OBJECT_STR || object->via.str.size == 0 ||
+		object->via.str.size >= buf_bytes ||
 		memchr(object->via.str.ptr, '\0', object->via.str.size)) {
 		return broken(reader, "a name within the limit is wanted");
 	}
@@ -171,7 +173,7 @@ int items_get_numbers(struct item_reader *reader, uint64_t ret_values[STREW_MAX_
 int items_header(struct item_reader *reader, const char *kind, uint64_t *ret_counts,
 	const uint64_t *limits, unsigned n)
 {
-	uint64_t format = 0;
+	uint64_t format = 0, items = 0;
 	char name[32];
 	int rc = items_next(reader, 2 + n);
 
@@ -191,6 +193,12 @@ int items_header(struct item_reader *reader, const char *kind, uint64_t *ret_cou
 				"a description of %llu items passes the limit of %llu",
 				(unsigned long long)ret_counts[i], (unsigned long long)limits[i]);
 		}
+		items += rc ? 0 : ret_counts[i];
+	}
+	/* Before anybody allocates for them: every item has at least one byte. */
+	if (rc == 0 && items > reader->len - reader->at) {
+		rc = error_set(reader->err, -EPROTO, "a description of %llu items in %zu bytes",
+			(unsigned long long)items, reader->len - reader->at);
 	}
 	return rc;
 }

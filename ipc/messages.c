@@ -154,7 +154,7 @@ TABLE(ready);
 static const struct field done_fields[] = {
 	U64("update", msg_done, update),
 	U64("version", msg_done, version),
-	U32("outcome", msg_done, outcome),
+	RANGE("outcome", msg_done, outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
 	RANGE("state", msg_done, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
 	STR("text", msg_done, text),
 };
@@ -191,7 +191,7 @@ static const struct field outcome_fields[] = {
 	U32("node", group_outcome, node),
 	U32("replica", group_outcome, replica),
 	U32("part", group_outcome, part),
-	U32("outcome", group_outcome, outcome),
+	RANGE("outcome", group_outcome, outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
 	RANGE("state", group_outcome, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
 	STR("text", group_outcome, text),
 };
@@ -199,7 +199,7 @@ TABLE(outcome);
 
 static const struct field report_fields[] = {
 	U64("version", msg_report, version),
-	U32("outcome", msg_report, outcome),
+	RANGE("outcome", msg_report, outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
 	STR("text", msg_report, text),
 	U64("tensors", msg_report, tensors),
 	U64("unwanted", msg_report, unwanted),
@@ -222,9 +222,9 @@ static const struct field status_group_fields[] = {
 	U32("part", status_group, part),
 	U32("members", status_group, members),
 	U32("present", status_group, present),
-	U32("gate", status_group, gate),
-	U32("apply", status_group, apply),
-	U32("state", status_group, state),
+	RANGE("gate", status_group, gate, STREW_GATE_LIVE, STREW_GATE_HELD),
+	RANGE("apply", status_group, apply, STREW_APPLY_DIRECT, STREW_APPLY_STAGED),
+	RANGE("state", status_group, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
 	U64("version", status_group, version),
 	U64("bytes", status_group, bytes),
 	U64("shadow", status_group, shadow),
@@ -290,7 +290,7 @@ TABLE(joined);
 
 static const struct field epoch_fields[] = {
 	U64("epoch", msg_epoch, epoch),
-	RANGE("rank", msg_epoch, rank, 0, LIMIT_BROKERS),
+	RANGE("rank", msg_epoch, rank, 0, LIMIT_BROKERS - 1),
 	RANGE("ranks", msg_epoch, ranks, 1, LIMIT_BROKERS),
 	RANGE("carrier", msg_epoch, carrier, CARRIER_NONE, CARRIER_NCCL),
 	U64("slot_bytes", msg_epoch, slot_bytes),
@@ -520,7 +520,7 @@ int message_decode(unsigned type, uint64_t serial, uint8_t *payload, size_t len,
 	if (!entry->table) {
 		free(payload);
 		return error_set(
-			err, -EPROTO, "message %s is reserved for a later version", entry->name);
+			err, -ENOTSUP, "message %s is reserved for a later version", entry->name);
 	}
 	message_init(&message, entry->type, serial);
 	message.owned = payload;

@@ -148,11 +148,12 @@ static int decode_string(
 static int decode_bytes(
 	const msgpack_object *object, const struct field *field, void *to, struct error *err)
 {
-	const char *bytes = object->via.bin.ptr;
+	const char *bytes;
 
 	if (object->type != MSGPACK_OBJECT_BIN) {
 		return ill_typed(field, err);
 	}
+	bytes = object->via.bin.ptr;
 	if (field->kind == FIELD_BLOB) {
 		size_t n = object->via.bin.size;
 

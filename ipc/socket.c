@@ -40,6 +40,17 @@ int socket_path(const char *option, char ret_path[108], struct error *err)
 	return 0;
 }
 
+/* The kernel cuts a longer path, and serves another one. */
+static int check_length(const char *path, struct error *err)
+{
+	if (strlen(path) >= sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
+		return error_set(err, -ENAMETOOLONG,
+			"socket path %.120s…: it has %zu bytes, a socket's name holds 107", path,
+			strlen(path));
+	}
+	return 0;
+}
+
 static void fill_address(const char *path, struct sockaddr_un *ret_address)
 {
 	memset(ret_address, 0, sizeof(*ret_address));
@@ -85,7 +96,7 @@ static int check_directory(const char *path, struct error *err)
 /* Removes a dead socket at the path. -EADDRINUSE: a live one; -EEXIST: something else. */
 static int clear_path(const char *path, struct error *err)
 {
-	struct error ignored;
+	struct error why;
 	struct stat st;
 	int fd, rc;
 
@@ -96,15 +107,22 @@ static int clear_path(const char *path, struct error *err)
 	if (!S_ISSOCK(st.st_mode)) {
 		return error_set(err, -EEXIST, "%s exists and is no socket", path);
 	}
-	rc = socket_connect_unix(path, deadline_in_ms(1000), &fd, &ignored);
+	rc = socket_connect_unix(path, deadline_in_ms(1000), &fd, &why);
 	if (rc == 0) {
 		fd_close(&fd);
 	}
-	if (rc == 0 || rc == -EAGAIN || rc == -ETIMEDOUT) {
+	if (rc == 0 || rc == -EAGAIN) {
 		return error_set(err, -EADDRINUSE,
 			"a broker serves %s already; stop it, or choose another --socket", path);
 	}
-	if (unlink(path) < 0) {
+	if (rc == -EPROTOTYPE) {
+		return error_set(err, -EEXIST, "%s exists and is a socket of another type", path);
+	}
+	/* Only a refusal says that nobody listens. */
+	if (rc != -ECONNREFUSED && rc != -ENOENT) {
+		return error_set(err, rc, "%s", why.text);
+	}
+	if (unlink(path) < 0 && errno != ENOENT) {
 		return error_set(
 			err, -errno, "cannot remove the dead socket %s: %s", path, strerror(errno));
 	}
@@ -133,30 +151,51 @@ static int bind_listen(const char *path, int *ret_fd, struct error *err)
 	return 0;
 }
 
+/*
+ * Two brokers that start at once must not both find the path dead. The lock counts only if its
+ * file is still at its path: whoever held it before has removed the file, and a third may hold a
+ * new one.
+ */
+static int lock_path(const char *path, int *ret_lock, struct error *err)
+{
+	struct stat held, there;
+	int lock = open(path, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (lock < 0) {
+		return error_set(err, -errno, "cannot open %s: %s", path, strerror(errno));
+	}
+	if (flock(lock, LOCK_EX | LOCK_NB) < 0 || fstat(lock, &held) < 0 ||
+		stat(path, &there) < 0 || held.st_ino != there.st_ino ||
+		held.st_dev != there.st_dev) {
+		fd_close(&lock);
+		return error_set(
+			err, -EADDRINUSE, "another broker is starting here (it holds %s)", path);
+	}
+	*ret_lock = lock;
+	return 0;
+}
+
 int socket_listen_unix(const char *path, int *ret_fd, struct error *err)
 {
-	char lock_path[116];
-	int lock, rc;
+	char lock_name[116];
+	int lock, rc = check_length(path, err);
 
-	rc = check_directory(path, err);
+	if (rc == 0) {
+		rc = check_directory(path, err);
+	}
 	if (rc) {
 		return rc;
 	}
-	/* Two brokers that start at once must not both find the path dead. */
-	snprintf(lock_path, sizeof(lock_path), "%s.lock", path);
-	lock = open(lock_path, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (lock < 0) {
-		return error_set(err, -errno, "cannot open %s: %s", lock_path, strerror(errno));
-	}
-	if (flock(lock, LOCK_EX | LOCK_NB) < 0) {
-		fd_close(&lock);
-		return error_set(err, -EADDRINUSE, "another broker is starting at %s", path);
+	snprintf(lock_name, sizeof(lock_name), "%s.lock", path);
+	rc = lock_path(lock_name, &lock, err);
+	if (rc) {
+		return rc;
 	}
 	rc = clear_path(path, err);
 	if (rc == 0) {
 		rc = bind_listen(path, ret_fd, err);
 	}
-	unlink(lock_path);
+	unlink(lock_name);
 	fd_close(&lock);
 	return rc;
 }
@@ -164,10 +203,10 @@ int socket_listen_unix(const char *path, int *ret_fd, struct error *err)
 int socket_connect_unix(const char *path, uint64_t deadline, int *ret_fd, struct error *err)
 {
 	struct sockaddr_un address;
-	int fd, rc;
+	int fd, rc = check_length(path, err);
 
-	if (strlen(path) >= sizeof(address.sun_path)) {
-		return error_set(err, -ENAMETOOLONG, "socket path %.120s… is too long", path);
+	if (rc) {
+		return rc;
 	}
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0) {
