@@ -211,6 +211,11 @@ static int take_allocation(struct session *session, struct message *message, str
 		return error_set(err, -EPROTO, "allocation %u: %u descriptors for %zu chunks",
 			said->index, message->nfds, said->nchunk_bytes);
 	}
+	/* A frame that brings none of the announced chunks would begin the allocation again. */
+	if (said->chunks && message->nfds == 0) {
+		return error_set(err, -EPROTO, "allocation %u: none of its %u chunks came",
+			said->index, said->chunks);
+	}
 	handle = &exports->handles[said->index];
 	if (said->first_chunk == 0) {
 		rc = begin_handle(handle, said, err);
