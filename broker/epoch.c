@@ -415,8 +415,9 @@ static int take_data(struct member *connection, const struct msg_data *data, str
 	struct epoch *epoch = &server->epoch;
 	struct member *member = member_by_rank(server, data->rank);
 
-	if (epoch->state != EPOCH_MAKING || data->epoch != epoch->number || !member ||
-		member->data_fd >= 0 || memcmp(data->token, epoch->token, TOKEN_BYTES) != 0) {
+	if (epoch->state != EPOCH_MAKING || epoch->own_submitted || data->epoch != epoch->number ||
+		!member || member->data_fd >= 0 ||
+		memcmp(data->token, epoch->token, TOKEN_BYTES) != 0) {
 		return error_set(err, -EPROTO, "a data connection that no epoch waits for");
 	}
 	member->data_fd = dup(conn_fd(connection->conn));
