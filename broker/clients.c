@@ -392,7 +392,8 @@ static bool client_message(struct client *client, struct message *message)
 
 	if (client->session.state == SESSION_FILLING && client->deadline == DEADLINE_NEVER) {
 		client->deadline = deadline_in_ms(LIMIT_REGISTER_MS);
-	} else if (client->session.state > SESSION_FILLING) {
+	} else if (client->session.state != SESSION_FILLING &&
+		   client->session.state != SESSION_HELLO) {
 		client->deadline = DEADLINE_NEVER;
 	}
 	if (rc) {

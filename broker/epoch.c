@@ -93,6 +93,18 @@ static void member_drop(struct member *member, const char *why)
 	}
 }
 
+void members_drop_lost(struct server *server, const bool lost[LIMIT_BROKERS])
+{
+	struct member *next;
+
+	for (struct member *member = server->members; member; member = next) {
+		next = member->next;
+		if (member->state == MEMBER_IN_EPOCH && lost[member->rank]) {
+			member_drop(member, "it did not answer in an update");
+		}
+	}
+}
+
 void epoch_changed(struct server *server)
 {
 	struct epoch *epoch = &server->epoch;
@@ -365,7 +377,8 @@ uint64_t epoch_due(const struct server *server)
 	const struct epoch *epoch = &server->epoch;
 	uint64_t due = UINT64_MAX;
 
-	if ((epoch->state == EPOCH_GATHERING && !lead_busy(server) && !epoch->job_running) ||
+	if ((epoch->state == EPOCH_GATHERING && !lead_busy(server) &&
+		    server->node.stage == NODE_IDLE && !epoch->job_running) ||
 		(epoch->state == EPOCH_MAKING && !epoch->job_running)) {
 		due = epoch->deadline;
 	}

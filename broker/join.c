@@ -53,6 +53,34 @@ static void close_data(struct lead_link *link)
 	fd_close(&link->data_connecting);
 }
 
+/* The epoch that was named last is none any more. */
+static void forget_pending(struct lead_link *link)
+{
+	close_data(link);
+	if (link->data_fds) {
+		fd_close(&link->data_fds[0]);
+	}
+	free(link->data_fds);
+	link->data_fds = NULL;
+	link->pending_due = link->submitted = false;
+}
+
+/* The mover makes one communicator at a time: a newer epoch waits until the older has ended. */
+static void submit_pending(struct server *server)
+{
+	struct lead_link *link = &server->lead;
+	int *fds = link->data_fds;
+
+	if (!link->pending_due || server->epoch.job_running ||
+		(link->pending.carrier == CARRIER_TCP && !fds)) {
+		return;
+	}
+	link->pending_due = false;
+	link->submitted = true;
+	link->data_fds = NULL;
+	epoch_submit(server, &link->pending, fds);
+}
+
 /* Ends the connection and sets the time of the next try. */
 static void link_down(struct server *server, const char *why)
 {
@@ -64,7 +92,7 @@ static void link_down(struct server *server, const char *why)
 	conn_destroy(link->conn);
 	link->conn = NULL;
 	fd_close(&link->connecting);
-	close_data(link);
+	forget_pending(link);
 	blob_finish(&link->blob);
 	link->joined = false;
 	link->deadline = UINT64_MAX;
@@ -76,7 +104,7 @@ static void link_down(struct server *server, const char *why)
 	}
 	link->retry_at = deadline_in_ms(link->retry_ms);
 	link->retry_ms = MIN(link->retry_ms * 2, LIMIT_RETRY_MAX_MS);
-	if (!link->joined_once && link->retry_at >= link->give_up_at) {
+	if (!server->stop && !link->joined_once && link->retry_at >= link->give_up_at) {
 		log_error("cannot join the lead at %s: %s", server->options.join, why);
 		server->exit_code = 4;
 		server->stop = true;
@@ -99,11 +127,9 @@ void join_epoch_made(struct server *server, struct job_epoch *job)
 	struct epoch *epoch = &server->epoch;
 	struct lead_link *link = &server->lead;
 
-	if (link->pending.epoch > job->carrier.epoch && link->conn) {
-		/* A newer one came while this one was made. */
-		if (link->pending.carrier == CARRIER_NCCL) {
-			epoch_submit(server, &link->pending, NULL);
-		}
+	if (!link->submitted) {
+		/* A newer one was named, perhaps by another lead, while this one was made. */
+		submit_pending(server);
 		return;
 	}
 	if (job->job.rc) {
@@ -170,7 +196,8 @@ static void on_data(void *data, uint32_t events)
 		say_epoch(server, link->pending.epoch, rc, err.text);
 		return;
 	}
-	epoch_submit(server, &link->pending, fds);
+	link->data_fds = fds;
+	submit_pending(server);
 }
 
 static void take_epoch(struct server *server, const struct msg_epoch *said)
@@ -179,13 +206,14 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 	struct error err;
 	int rc = 0;
 
+	forget_pending(link);
 	link->pending = *said;
+	link->pending_due = true;
 	server->epoch.state = EPOCH_MAKING;
 	if (server->epoch.job_running) {
 		atomic_store(&server->epoch.job.cancel, 1);
 	}
 	if (said->carrier == CARRIER_TCP) {
-		close_data(link);
 		rc = socket_connect_tcp(server->options.join, &link->data_connecting, &err);
 		if (rc == 0) {
 			rc = loop_add(server->loop, link->data_connecting, EPOLLOUT, on_data,
@@ -195,8 +223,8 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 			close_data(link);
 			say_epoch(server, said->epoch, rc, err.text);
 		}
-	} else if (!server->epoch.job_running) {
-		epoch_submit(server, said, NULL);
+	} else {
+		submit_pending(server);
 	}
 }
 
@@ -436,7 +464,7 @@ void join_stop(struct server *server)
 	loop_remove(link->source);
 	conn_destroy(link->conn);
 	fd_close(&link->connecting);
-	close_data(link);
+	forget_pending(link);
 	blob_finish(&link->blob);
 	memset(link, 0, sizeof(*link));
 	link->connecting = link->data_connecting = -1;

@@ -158,6 +158,8 @@ static void do_report(struct server *server, struct model *model)
 			epoch_changed(server);
 		}
 		server->wire_used = false;
+		/* Else every later update would wait for them too. */
+		members_drop_lost(server, model->update.lost);
 	}
 	model_try_seal(server, model);
 }

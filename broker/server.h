@@ -162,7 +162,10 @@ struct lead_link {
 	uint64_t retry_at, deadline, give_up_at;
 	uint32_t retry_ms;
 	struct blob blob;	  /* parts of a manifest */
-	struct msg_epoch pending; /* waits for its data connection */
+	struct msg_epoch pending; /* the last epoch that the lead has named */
+	bool pending_due;	  /* it is not submitted yet */
+	bool submitted;		  /* the mover's job is that of `pending` */
+	int *data_fds;		  /* of `pending`, until it is submitted; owned */
 	int data_connecting;	  /* fd, -1: none */
 	struct loop_source *data_source;
 };
@@ -277,6 +280,8 @@ uint64_t epoch_due(const struct server *server);
 void epoch_submit(struct server *server, const struct msg_epoch *epoch, int *data_fds);
 void epoch_made(struct job *job);
 void members_drop_all(struct server *server);
+/* Those that an update has taken for lost; they join again if they live. */
+void members_drop_lost(struct server *server, const bool lost[LIMIT_BROKERS]);
 void join_start(struct server *server);
 void join_tick(struct server *server, uint64_t now);
 uint64_t join_due(const struct server *server);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -55,6 +56,8 @@ static void make_place(struct broker *broker)
 /* In the child: nothing of ours but stdin, stdout, stderr and the kept descriptor. */
 static void exec_strewd(const char *const *argv, int out, int err, int keep)
 {
+	/* A test that failed before it could stop its broker leaves none behind. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	dup2(out, STDOUT_FILENO);
 	dup2(err, STDERR_FILENO);
 	if (keep >= 0) {
