@@ -1,0 +1,33 @@
+/* Driver calls that only the bench makes: plain copies, timing, memory of its own. */
+#ifndef BENCH_DRIVER_H
+#define BENCH_DRIVER_H
+
+#include "gpu/cuda_driver.h"
+
+#define BENCH_CALLS(X)                                                                             \
+	X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2,                                                 \
+		(cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))                                \
+	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
+	X(cuMemsetD8Async, cuMemsetD8Async,                                                        \
+		(cuda_ptr, unsigned char, size_t, struct cuda_stream *))                           \
+	X(cuMemHostAlloc, cuMemHostAlloc, (void **, size_t, unsigned))                             \
+	X(cuMemFreeHost, cuMemFreeHost, (void *))                                                  \
+	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
+	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
+	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
+		(float *, struct cuda_event *, struct cuda_event *))
+
+struct bench_driver {
+#define BENCH_FIELD(name, symbol, parameters) unsigned(*name) parameters;
+	BENCH_CALLS(BENCH_FIELD)
+#undef BENCH_FIELD
+};
+extern struct bench_driver bench_driver;
+
+/* Fills the table; the driver is there (gpu_open() has taken cuda). */
+int bench_driver_load(struct error *err);
+
+/* As CUDA() of gpu/cuda_driver.h. */
+#define BENCH_CUDA(err, call, ...) cuda_outcome((err), #call, bench_driver.call(__VA_ARGS__))
+
+#endif

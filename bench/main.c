@@ -1,0 +1,46 @@
+/* strew-bench: which subcommand. */
+#include "bench/bench.h"
+#include <string.h>
+
+static const char help[] =
+	"Usage: strew-bench SUBCOMMAND [options]\n"
+	"\n"
+	"Measures strew, each figure beside a raw way of moving the same bytes in the same run.\n"
+	"\n"
+	"  shapes     the tensors of a model and what each tensor-parallel rank makes of them\n"
+	"\n"
+	"  --help, --version; strew-bench SUBCOMMAND --help says more\n"
+	"\n"
+	"Exit codes: 0 in order, 1 failure (wrong bytes too), 2 usage, 3 no usable device.\n";
+
+int main(int argc, char **argv)
+{
+	const struct {
+		const char *name;
+		char *full; /* argv[0], which getopt's messages begin with */
+		int (*run)(int argc, char **argv);
+	} commands[] = {
+		{"shapes", (char[]){"strew-bench shapes"}, cmd_shapes},
+	};
+
+	if (argc < 2) {
+		fputs("strew-bench: a subcommand is wanted; see strew-bench --help\n", stderr);
+		return EXIT_USAGE;
+	}
+	if (strcmp(argv[1], "--help") == 0) {
+		fputs(help, stdout);
+		return EXIT_OK;
+	}
+	if (strcmp(argv[1], "--version") == 0) {
+		puts("strew-bench " STREW_VERSION);
+		return EXIT_OK;
+	}
+	for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
+		if (strcmp(argv[1], commands[i].name) == 0) {
+			argv[1] = commands[i].full;
+			return commands[i].run(argc - 1, argv + 1);
+		}
+	}
+	fprintf(stderr, "strew-bench: %s: no such subcommand; see strew-bench --help\n", argv[1]);
+	return EXIT_USAGE;
+}
