@@ -7,6 +7,7 @@ static const char help[] =
 	"\n"
 	"Measures strew, each figure beside a raw way of moving the same bytes in the same run.\n"
 	"\n"
+	"  update     whole updates through the real programs\n"
 	"  shapes     the tensors of a model and what each tensor-parallel rank makes of them\n"
 	"\n"
 	"  --help, --version; strew-bench SUBCOMMAND --help says more\n"
@@ -20,6 +21,7 @@ int main(int argc, char **argv)
 		char *full; /* argv[0], which getopt's messages begin with */
 		int (*run)(int argc, char **argv);
 	} commands[] = {
+		{"update", (char[]){"strew-bench update"}, cmd_update},
 		{"shapes", (char[]){"strew-bench shapes"}, cmd_shapes},
 	};
 

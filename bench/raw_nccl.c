@@ -1,0 +1,110 @@
+/* One of two ranks of plain NCCL, with NCCL's own defaults: broadcasts in pieces of one length. */
+#include "base/clock.h"
+#include "bench/driver.h"
+#include "bench/parts.h"
+#include "wire/nccl.h"
+#include "wire/nccl_table.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct ring {
+	struct part *part;
+	struct memory *memory;
+	struct gpu_stream *stream;
+	struct cuda_event *start, *end;
+	struct nccl_comm *comm;
+	unsigned char *buffer;
+	uint64_t buffer_bytes;
+};
+
+static void init(struct ring *ring, const void *id_bytes)
+{
+	struct nccl_config config = NCCL_CONFIG_DEFAULTS;
+	struct error err = {0};
+	nccl_id id;
+
+	config.blocking = 1;
+	memcpy(id.bytes, id_bytes, sizeof(id.bytes));
+	bench_must(NCCL(&err, ncclCommInitRankConfig, &ring->comm, 2, id, (int)ring->part->rank,
+			   &config),
+		"raw NCCL", &err);
+	bench_must(gpu_stream_create(memory_device(ring->memory), &ring->stream, &err), "a stream",
+		&err);
+	bench_must(CUDA(&err, cuEventCreate, &ring->start, 0), "an event", &err);
+	bench_must(CUDA(&err, cuEventCreate, &ring->end, 0), "an event", &err);
+}
+
+static double run(struct ring *ring, const struct broadcast *broadcast)
+{
+	struct nccl_stream *stream = gpu_stream_native(ring->stream);
+	uint64_t want = MIN(broadcast->piece_bytes, broadcast->len_bytes);
+	struct error err = {0};
+	float ms;
+
+	if (ring->buffer_bytes < want) {
+		ring->buffer = memory_take(ring->memory, want);
+		ring->buffer_bytes = want;
+	}
+	bench_must(CUDA(&err, cuEventRecord, ring->start, gpu_stream_native(ring->stream)),
+		"an event", &err);
+	for (uint64_t done = 0; done < broadcast->len_bytes; done += want) {
+		bench_must(NCCL(&err, ncclBroadcast, ring->buffer, ring->buffer,
+				   MIN(want, broadcast->len_bytes - done), NCCL_UINT8, 0,
+				   ring->comm, stream),
+			"raw NCCL", &err);
+	}
+	bench_must(CUDA(&err, cuEventRecord, ring->end, gpu_stream_native(ring->stream)),
+		"an event", &err);
+	bench_must(BENCH_CUDA(&err, cuStreamSynchronize, gpu_stream_native(ring->stream)),
+		"raw NCCL", &err);
+	bench_must(
+		BENCH_CUDA(&err, cuEventElapsedTime, &ms, ring->start, ring->end), "a time", &err);
+	return (double)ms * 1e-3;
+}
+
+int part_nccl(int fd, void *arg)
+{
+	struct ring ring = {.part = arg};
+	struct letter *letter = calloc(1, sizeof(*letter));
+	struct broadcast broadcast;
+	struct error err = {0};
+	nccl_id id;
+	double seconds;
+
+	if (!letter) {
+		return EXIT_RUNTIME;
+	}
+	if (ring.part->one_gpu) {
+		setenv("NCCL_HOSTID", ring.part->rank ? "strew-raw-1" : "strew-raw-0", 1);
+	}
+	ring.memory = memory_create(GPU_CUDA, ring.part->device, false);
+	bench_must(nccl_open(&err), "raw NCCL", &err);
+	while (letter_read(fd, letter) == 1) {
+		letter->nfds = 0;
+		letter->len_bytes = 0;
+		switch (letter->what) {
+		case PART_ID:
+			bench_must(NCCL(&err, ncclGetUniqueId, &id), "raw NCCL", &err);
+			memcpy(letter->bytes, id.bytes, sizeof(id.bytes));
+			letter->len_bytes = sizeof(id.bytes);
+			break;
+		case PART_INIT:
+			init(&ring, letter->bytes);
+			break;
+		case PART_BROADCAST:
+			memcpy(&broadcast, letter->bytes, sizeof(broadcast));
+			seconds = run(&ring, &broadcast);
+			memcpy(letter->bytes, &seconds, sizeof(seconds));
+			letter->len_bytes = sizeof(seconds);
+			break;
+		default:
+			letter->rc = -EINVAL;
+		}
+		if (letter_write(fd, letter) < 0) {
+			break;
+		}
+	}
+	/* The communicator ends with the process: the other rank may be gone already. */
+	return EXIT_OK;
+}

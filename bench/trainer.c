@@ -1,0 +1,161 @@
+/* The trainer of a bench: declares a model's tensors, publishes versions, and moves the same
+ * bytes by the raw ways in between. */
+#include "base/clock.h"
+#include "bench/parts.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct trainer {
+	const struct part *part;
+	struct shapes shapes;
+	struct memory *memory;
+	unsigned char **data; /* of each tensor */
+	struct strew_trainer *trainer;
+	struct raw *raw;
+};
+
+static void must(int rc, const char *what)
+{
+	if (rc < 0) {
+		bench_fail(EXIT_RUNTIME, "trainer: %s: %s", what, strew_error());
+	}
+}
+
+static void join(struct trainer *trainer, struct joined *joined)
+{
+	const struct part *part = trainer->part;
+	const struct shapes *shapes = &trainer->shapes;
+	struct strew_trainer_options options = {.socket = part->socket,
+		.model = BENCH_MODEL,
+		.timeout_ms = (int)part->timeout_s * 1000};
+	uint64_t start = clock_ns();
+
+	must(strew_trainer_open(&options, &trainer->trainer), "open");
+	for (size_t i = 0; i < shapes->ntensors; i++) {
+		struct strew_tensor tensor = {.name = shapes->tensors[i].name,
+			.dtype = shapes->tensors[i].dtype,
+			.ndim = shapes->tensors[i].ndim,
+			.data = trainer->data[i]};
+
+		memcpy(tensor.shape, shapes->tensors[i].shape, sizeof(shapes->tensors[i].shape));
+		must(strew_trainer_declare(trainer->trainer, &tensor), tensor.name);
+	}
+	joined->describe_s = (double)(clock_ns() - start) * 1e-9;
+	start = clock_ns();
+	must(strew_trainer_seal(trainer->trainer), "seal");
+	joined->register_s = (double)(clock_ns() - start) * 1e-9;
+}
+
+static void publish(struct trainer *trainer, uint64_t version, struct published *published)
+{
+	int timeout_ms = (int)trainer->part->timeout_s * 1000;
+	uint64_t start = clock_ns();
+
+	must(strew_trainer_publish(trainer->trainer, version, NULL, 0, timeout_ms), "publish");
+	must(strew_trainer_wait_released(trainer->trainer, timeout_ms), "released");
+	must(strew_trainer_wait_report(trainer->trainer, timeout_ms, &published->report), "report");
+	published->host_s = (double)(clock_ns() - start) * 1e-9;
+	published->groups = published->report.ngroups;
+	published->committed = 0;
+	for (size_t i = 0; i < published->report.ngroups; i++) {
+		const struct strew_group_report *group = &published->report.groups[i];
+
+		if (group->outcome == STREW_OUTCOME_COMMITTED) {
+			published->committed++;
+		} else {
+			fprintf(stderr, "strew-bench: a group: %s: %s\n",
+				strew_outcome_name(group->outcome), group->text);
+		}
+	}
+	if (published->committed != published->groups || !published->groups) {
+		bench_fail(EXIT_RUNTIME, "version %llu reached %llu of %llu groups: %s",
+			(unsigned long long)version, (unsigned long long)published->committed,
+			(unsigned long long)published->groups, published->report.text);
+	}
+	strew_report_finish(&(struct strew_report){.ngroups = published->report.ngroups,
+		.groups = published->report.groups});
+}
+
+static void put(struct letter *letter, const void *bytes, size_t len_bytes)
+{
+	memcpy(letter->bytes, bytes, len_bytes);
+	letter->len_bytes = (uint32_t)len_bytes;
+}
+
+static void answer(struct trainer *trainer, struct letter *letter)
+{
+	struct published published = {0};
+	struct joined joined = {0};
+	uint64_t number;
+	double seconds;
+
+	memcpy(&number, letter->bytes, sizeof(number));
+	letter->len_bytes = 0;
+	switch (letter->what) {
+	case PART_JOIN:
+		join(trainer, &joined);
+		put(letter, &joined, sizeof(joined));
+		break;
+	case PART_FILL:
+		values_fill(trainer->memory, &trainer->shapes, trainer->data, number);
+		break;
+	case PART_PUBLISH:
+		publish(trainer, number, &published);
+		put(letter, &published, sizeof(published));
+		break;
+	case PART_RAW_COPY:
+		seconds = raw_copy(trainer->raw, number);
+		put(letter, &seconds, sizeof(seconds));
+		break;
+	case PART_RAW_PIECES:
+		seconds = raw_pieces(trainer->raw);
+		put(letter, &seconds, sizeof(seconds));
+		break;
+	case PART_FREE:
+		number = memory_free(trainer->memory);
+		put(letter, &number, sizeof(number));
+		break;
+	default:
+		letter->rc = -EINVAL;
+	}
+}
+
+int part_trainer(int fd, void *arg)
+{
+	struct trainer trainer = {.part = arg};
+	struct letter *letter = calloc(1, sizeof(*letter));
+	size_t n;
+
+	if (!letter) {
+		return EXIT_RUNTIME;
+	}
+	bench_shapes(&trainer.part->model, 0, &trainer.shapes);
+	n = trainer.shapes.ntensors;
+	trainer.memory =
+		memory_create(trainer.part->kind, trainer.part->device, trainer.part->on_host);
+	memory_reserve(trainer.memory, MIN(trainer.shapes.bytes + 256 * n, 1ull << 30));
+	trainer.data = calloc(n, sizeof(*trainer.data));
+	if (!trainer.data) {
+		return EXIT_RUNTIME;
+	}
+	for (size_t i = 0; i < n; i++) {
+		trainer.data[i] =
+			memory_take(trainer.memory, shape_bytes(&trainer.shapes.tensors[i]));
+	}
+	trainer.raw = raw_create(trainer.memory, &trainer.shapes, trainer.data, trainer.part);
+	while (letter_read(fd, letter) == 1) {
+		letter->nfds = 0;
+		answer(&trainer, letter);
+		if (letter_write(fd, letter) < 0) {
+			break;
+		}
+	}
+	strew_trainer_close(trainer.trainer);
+	raw_destroy(trainer.raw);
+	memory_destroy(trainer.memory);
+	free(trainer.data);
+	shapes_finish(&trainer.shapes);
+	free(letter);
+	return EXIT_OK;
+}
