@@ -162,6 +162,9 @@ static bool compile(struct raw *raw)
 	struct copies copies;
 	struct error err = {0};
 
+	if (raw->part->on_host && memory_kind(raw->memory) == GPU_CUDA) {
+		return false; /* the trainer's memory is not registered in this process */
+	}
 	for (uint32_t rank = 0; rank < raw->part->model.tp; rank++) {
 		struct shapes shapes;
 

@@ -73,8 +73,8 @@ static void publish(struct trainer *trainer, uint64_t version, struct published 
 			(unsigned long long)version, (unsigned long long)published->committed,
 			(unsigned long long)published->groups, published->report.text);
 	}
-	strew_report_finish(&(struct strew_report){.ngroups = published->report.ngroups,
-		.groups = published->report.groups});
+	strew_report_finish(&(struct strew_report){
+		.ngroups = published->report.ngroups, .groups = published->report.groups});
 }
 
 static void put(struct letter *letter, const void *bytes, size_t len_bytes)

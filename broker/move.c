@@ -2,7 +2,7 @@
  * The move of an update. At the root, bucket k waits until slot k mod n is free,
  * is gathered into it and broadcast from it; elsewhere it is received into the
  * slot and scattered from it. Workers on the trainer's node are fed straight
- * from the trainer's memory by the local lane, beside the wire.
+ * from the trainer's memory, lump by lump, by local lanes beside the wire.
  *
  * Streams order the stages by events; the host only looks, before a slot is used
  * again, whether the ring has come round. So at most a ring of buckets is
@@ -28,10 +28,48 @@ struct run {
 	struct plan_crew **crews;
 	size_t ncrews;
 	struct plan_base *base;
-	bool wire; /* the carrier is used, so its errors are this run's */
+	bool wire;	     /* the carrier is used, so its errors are this run's */
+	size_t lump, nlumps; /* local: the next one to be enqueued, and how many there are */
 };
 
-/* Waits on the host until the event is done. */
+#define LUMPS_AHEAD 2 /* enqueued: one that runs, and the next */
+
+/* Enqueues the lumps for which there is room. Never waits. */
+static int advance_local(struct run *run, struct error *err)
+{
+	struct lane *lane;
+
+	while (run->lump < run->nlumps) {
+		size_t turn = run->lump % LUMPS_AHEAD;
+
+		for (size_t i = 0; i < run->ncrews; i++) {
+			int rc = moves_local_lane(
+				run->moves, run->crews[i]->local_device, &lane, err);
+
+			rc = rc ? rc : gpu_event_query(lane->events[turn], err);
+			if (rc <= 0) {
+				return rc;
+			}
+		}
+		/* Groups share lanes: all are looked at before the first is given work. */
+		for (size_t i = 0; i < run->ncrews; i++) {
+			int rc = moves_local_lane(
+				run->moves, run->crews[i]->local_device, &lane, err);
+
+			rc = rc ? rc
+				: gpu_copies_run(
+					  run->crews[i]->local, run->lump, 0, lane->stream, err);
+			rc = rc ? rc : gpu_event_record(lane->events[turn], lane->stream, err);
+			if (rc) {
+				return rc;
+			}
+		}
+		run->lump++;
+	}
+	return 0;
+}
+
+/* Waits on the host until the event is done; lumps go on meanwhile. */
 static int wait_event(struct run *run, struct gpu_event *event, struct error *err)
 {
 	uint64_t start = clock_ns();
@@ -47,6 +85,9 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 			return error_set(err, -ECANCELED, "the update was given up");
 		}
 		rc = run->wire && run->moves->carrier ? carrier_poll(run->moves->carrier, err) : 0;
+		if (rc == 0) {
+			rc = advance_local(run, err);
+		}
 		if (rc) {
 			return rc;
 		}
@@ -71,36 +112,12 @@ static void settle(struct run *run, struct lane *lane)
 	struct error ignored;
 	struct run patient = *run;
 
+	patient.nlumps = 0; /* none that is not enqueued yet */
 	patient.cancel = NULL;
 	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
 	if (lane->stream && gpu_event_record(lane->events[0], lane->stream, &ignored) == 0) {
 		wait_event(&patient, lane->events[0], &ignored);
 	}
-}
-
-static int local_bucket(struct run *run, size_t bucket, struct error *err)
-{
-	size_t turn = bucket % run->moves->nslots;
-	struct lane *lane;
-	int rc = 0;
-
-	/* First all the waiting: groups share lanes, and must not wait for each other here. */
-	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-		rc = moves_local_lane(run->moves, run->crews[i]->local_device, &lane, err);
-		if (rc == 0) {
-			rc = wait_event(run, lane->events[turn], err);
-		}
-	}
-	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-		rc = moves_local_lane(run->moves, run->crews[i]->local_device, &lane, err);
-		if (rc == 0) {
-			rc = gpu_copies_run(run->crews[i]->local, bucket, 0, lane->stream, err);
-		}
-		if (rc == 0) {
-			rc = gpu_event_record(lane->events[turn], lane->stream, err);
-		}
-	}
-	return rc;
 }
 
 /* Root: slot free → gather → broadcast. */
@@ -180,8 +197,18 @@ static int wait_lane(struct run *run, struct lane *lane, struct error *err)
 
 static int wait_local(struct run *run, struct error *err)
 {
-	int rc = 0;
+	int rc = advance_local(run, err);
 
+	while (rc == 0 && run->lump < run->nlumps) {
+		struct lane *lane;
+
+		/* Each waits for the lump whose turn is next; others then go on by themselves. */
+		for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
+			rc = moves_local_lane(run->moves, run->crews[i]->local_device, &lane, err);
+			rc = rc ? rc : wait_event(run, lane->events[run->lump % LUMPS_AHEAD], err);
+		}
+		rc = rc ? rc : advance_local(run, err);
+	}
 	for (size_t i = 0; rc == 0 && i < run->moves->nlocal; i++) {
 		rc = wait_lane(run, &run->moves->local[i], err);
 	}
@@ -193,19 +220,18 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	const struct buckets *buckets = &run->base->buckets;
 	int rc = 0;
 
-	for (size_t i = 0; rc == 0 && i < buckets->n; i++) {
+	if (work->plan_for.local && run->ncrews) {
+		run->nlumps = run->base->lumps.n;
+		atomic_store(&work->touched, true);
+		rc = advance_local(run, err);
+	}
+	for (size_t i = 0; rc == 0 && work->wire && i < buckets->n; i++) {
 		const struct bucket *bucket = &buckets->v[i];
 
-		if (work->wire) {
-			rc = bucket->root == work->plan_for.rank
-				     ? send_bucket(run, i, bucket, err)
-				     : receive_bucket(run, work, i, bucket, err);
-			work->wire_bytes += bucket->len_bytes;
-		}
-		if (rc == 0 && work->plan_for.local && run->ncrews) {
-			atomic_store(&work->touched, true);
-			rc = local_bucket(run, i, err);
-		}
+		rc = bucket->root == work->plan_for.rank
+			     ? send_bucket(run, i, bucket, err)
+			     : receive_bucket(run, work, i, bucket, err);
+		work->wire_bytes += bucket->len_bytes;
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
 	if (rc == 0 && work->wire) {

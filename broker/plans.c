@@ -4,6 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+/*
+ * How much is launched at once where no slot limits it: every launch has a tail in which the
+ * GPU runs empty (about 10 us), and a cancel is seen between launches.
+ */
+#define LUMP_BYTES (2ull << 30)
 #define PLANS_MAX 256 /* kept of each sort; more than groups × models in use */
 
 struct plans {
@@ -48,6 +53,7 @@ static void base_free(struct plan_base *base)
 {
 	if (base) {
 		buckets_finish(&base->buckets);
+		buckets_finish(&base->lumps);
 		gpu_copies_destroy(base->gather);
 		free(base);
 	}
@@ -205,6 +211,23 @@ free_copies:
 	return rc;
 }
 
+/* The lists that this update needs, unless they are there. */
+static int make_buckets(struct plan_base *base, const struct plan_for *plan_for, struct error *err)
+{
+	const struct publication *publication = plan_for->publication;
+	int rc = 0;
+
+	if (plan_for->wire && !base->buckets.n) {
+		rc = buckets_make(&publication->manifest, plan_for->slot_bytes, publication->roots,
+			publication->nroots, &base->buckets, err);
+	}
+	if (rc == 0 && plan_for->local && !base->lumps.n) {
+		rc = buckets_make(&publication->manifest, LUMP_BYTES, publication->roots,
+			publication->nroots, &base->lumps, err);
+	}
+	return rc;
+}
+
 int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan_base **ret_base,
 	struct error *err)
 {
@@ -227,20 +250,15 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 		}
 		base->key = publication->key;
 		base->slot_bytes = slot_bytes;
-		rc = buckets_make(&publication->manifest, slot_bytes, publication->roots,
-			publication->nroots, &base->buckets, err);
-		if (rc) {
-			free(base);
-			return rc;
-		}
 		plans->bases[base_place(plans)] = base;
 	}
 	base->last_use = ++plans->uses;
-	if (gather && !base->gather) {
+	rc = make_buckets(base, plan_for, err);
+	if (rc == 0 && gather && !base->gather) {
 		rc = make_gather(plans, publication, base, plan_for->rank, err);
-		if (rc) {
-			return rc;
-		}
+	}
+	if (rc) {
+		return rc;
 	}
 	*ret_base = base;
 	return 0;
@@ -371,8 +389,8 @@ static int make_local(struct plans *plans, const struct publication *publication
 	if (rc) {
 		goto finish_spaces;
 	}
-	rc = plan_local(&publication->manifest, &base->buckets, publication->sources,
-		spaces.workers, crew->nworkers, &copies, err);
+	rc = plan_local(&publication->manifest, &base->lumps, publication->sources, spaces.workers,
+		crew->nworkers, &copies, err);
 	if (rc) {
 		goto finish_spaces;
 	}

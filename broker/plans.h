@@ -39,7 +39,8 @@ struct crew {
 /* What belongs to a publication and a slot length. */
 struct plan_base {
 	uint64_t key, slot_bytes;
-	struct buckets buckets;
+	struct buckets buckets; /* through slots; none where the wire is not used */
+	struct buckets lumps;	/* the same in longer stretches, for copies that need no slot */
 	struct gpu_copies *gather;
 	uint64_t last_use;
 };
