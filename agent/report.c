@@ -49,6 +49,10 @@ int report_make(
 		.accept_s = (double)message->accept_ns / NS_PER_S,
 		.move_s = (double)message->move_ns / NS_PER_S,
 		.commit_s = (double)message->commit_ns / NS_PER_S,
+		.gather_s = (double)message->stages.gather_ns / NS_PER_S,
+		.local_s = (double)message->stages.local_ns / NS_PER_S,
+		.wire_s = (double)message->stages.wire_ns / NS_PER_S,
+		.scatter_s = (double)message->stages.scatter_ns / NS_PER_S,
 		.total_s = (double)message->total_ns / NS_PER_S,
 		.ngroups = message->ngroups,
 	};

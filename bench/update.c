@@ -45,7 +45,8 @@ struct update {
 	struct part parts[TP_MAX + 3];
 	uint64_t version, unused_bytes;
 	double first_s;
-	struct samples update, wait, accept, move, commit, raw, pieces, pause, pause_raw;
+	struct samples update, wait, accept, move, commit, gather, local, wire, scatter, raw,
+		pieces, pause, pause_raw;
 	struct samples nccl_times[3];
 	uint64_t wire_bytes;
 };
@@ -241,6 +242,10 @@ static void measure(struct update *update, bool last)
 	samples_add(&update->accept, published.report.accept_s);
 	samples_add(&update->move, published.report.move_s);
 	samples_add(&update->commit, published.report.commit_s);
+	samples_add(&update->gather, published.report.gather_s);
+	samples_add(&update->local, published.report.local_s);
+	samples_add(&update->wire, published.report.wire_s);
+	samples_add(&update->scatter, published.report.scatter_s);
 	update->wire_bytes = published.report.wire_bytes;
 	if (strcmp(update->gate, "held") == 0) {
 		ask_workers(update, PART_PAUSE, 0, note_pause);
@@ -332,6 +337,14 @@ static const struct samples *best_nccl(const struct update *update, const char *
 	return &update->nccl_times[best];
 }
 
+/* A stage that this way has. */
+static void print_stage(struct update *update, const char *name, const struct samples *seconds)
+{
+	if (samples_median(seconds) > 0) {
+		report_times(update->report, name, update->shapes.bytes, seconds, NULL, NULL);
+	}
+}
+
 static void print(struct update *update)
 {
 	const char *raw_name = strcmp(update->path, "host") == 0 ? "pinned copy" : "plain copy";
@@ -358,6 +371,10 @@ static void print(struct update *update)
 	report_times(report, "  publish to every stream done", 0, &update->wait, NULL, NULL);
 	report_times(report, "  accept", 0, &update->accept, NULL, NULL);
 	report_times(report, "  move", bytes, &update->move, NULL, NULL);
+	print_stage(update, "    gather done", &update->gather);
+	print_stage(update, "    local copies done", &update->local);
+	print_stage(update, "    wire done", &update->wire);
+	print_stage(update, "    scatter done", &update->scatter);
 	report_times(report, "  commit", 0, &update->commit, NULL, NULL);
 	if (update->pause.n) {
 		report_times(report, "pause of the held gate, slowest worker",

@@ -54,6 +54,7 @@ static void send_report(struct server *server, struct model *model)
 	}
 	report->unwanted = update->unwanted == UINT64_MAX ? report->tensors : update->unwanted;
 	report->wire_bytes = server->node.wire_bytes;
+	report->stages = update->stages;
 	report->total_ns = update->ended_ns - update->published_ns;
 	if (update->begun_ns) {
 		report->wait_ns = update->begun_ns - update->published_ns;

@@ -23,7 +23,7 @@
 struct run {
 	struct job *job;
 	struct moves *moves;
-	uint64_t deadline;
+	uint64_t start, deadline;
 	const atomic_int *cancel;
 	struct plan_crew **crews;
 	size_t ncrews;
@@ -184,6 +184,12 @@ static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 	return rc;
 }
 
+/* Notes how long the move has taken by now. */
+static void stamp(const struct run *run, uint64_t *ret_ns)
+{
+	*ret_ns = clock_ns() - run->start;
+}
+
 static int wait_lane(struct run *run, struct lane *lane, struct error *err)
 {
 	int rc;
@@ -234,20 +240,26 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		work->wire_bytes += bucket->len_bytes;
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
-	if (rc == 0 && work->wire) {
+	if (rc == 0 && work->wire && run->base->gather) {
 		rc = wait_lane(run, &run->moves->gather, err);
+		stamp(run, &work->stages.gather_ns);
 	}
-	if (rc == 0) {
+	if (rc == 0 && run->nlumps) {
 		rc = wait_local(run, err);
+		stamp(run, &work->stages.local_ns);
 	}
 	if (rc == 0) {
 		mover_note(&work->job, NOTE_RELEASED);
 	}
 	if (rc == 0 && work->wire) {
 		rc = wait_lane(run, &run->moves->wire, err);
+		stamp(run, &work->stages.wire_ns);
 	}
 	if (rc == 0 && work->wire) {
 		rc = wait_lane(run, &run->moves->scatter, err);
+	}
+	if (work->wire && run->ncrews && !work->plan_for.local) {
+		stamp(run, &work->stages.scatter_ns);
 	}
 	return rc;
 }
@@ -299,6 +311,7 @@ void job_move_run(struct job *job)
 	struct job_move *work = (struct job_move *)job;
 	struct run run = {.job = job,
 		.moves = work->moves,
+		.start = clock_ns(),
 		.deadline = work->deadline,
 		.cancel = &work->cancel,
 		.wire = work->wire};

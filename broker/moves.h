@@ -73,6 +73,7 @@ struct job_move {
 	atomic_int cancel;   /* the event loop sets it to end the move early */
 	atomic_bool touched; /* live or shadow memory may have been written */
 	uint64_t wire_bytes;
+	struct stages stages;
 	bool hung; /* the carrier's abort did not return: the process must end */
 	void *data;
 };

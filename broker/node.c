@@ -61,6 +61,7 @@ void node_answer(struct server *server, enum message_type type, int code, const 
 	groups.ngroups = n;
 	groups.code = code ? error_to_wire(code) : WIRE_OK;
 	groups.unwanted = node->unwanted;
+	groups.stages = node->stages;
 	string_copy(groups.text, sizeof(groups.text), text ? text : "");
 	if (server_is_lead(server)) {
 		lead_answer(server, 0, type, &groups);
@@ -248,6 +249,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	node->unwanted = 0;
 	node->touched = false;
 	node->wire_bytes = 0;
+	memset(&node->stages, 0, sizeof(node->stages));
 	/* Gates that are late leave time for the move; the move leaves time for the gates after it.
 	 */
 	node->deadline = clock_ns() + timeout_ns / 2;

@@ -98,6 +98,7 @@ static void moved(struct job *job)
 	}
 	node->touched = atomic_load(&work->touched);
 	node->wire_bytes = work->wire_bytes;
+	node->stages = work->stages;
 	if (node->stage == NODE_STOPPING) {
 		node_abort(server, node->serial, node->abort_text);
 		return;

@@ -114,6 +114,7 @@ struct node {
 	bool touched; /* by the move */
 	char abort_text[LIMIT_TEXT_BYTES];
 	uint64_t wire_bytes;
+	struct stages stages; /* of the move */
 };
 
 enum member_state { MEMBER_CONNECTED, MEMBER_JOINED, MEMBER_IN_EPOCH };

@@ -16,6 +16,7 @@
  */
 #include "broker/update.h"
 #include "base/clock.h"
+#include "base/util.h"
 #include "strew/trainer.h"
 #include <errno.h>
 #include <stdio.h>
@@ -110,6 +111,7 @@ unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, u
 	update->nnodes = nnodes;
 	update->begun_ns = now;
 	update->unwanted = UINT64_MAX;
+	memset(&update->stages, 0, sizeof(update->stages));
 	expect_answers(update);
 	return UPDATE_DO_BEGIN;
 }
@@ -316,6 +318,15 @@ unsigned update_accept(
 	return UPDATE_DO_GO;
 }
 
+/* The slowest broker's, each. */
+static void merge_stages(struct stages *all, const struct stages *one)
+{
+	all->gather_ns = MAX(all->gather_ns, one->gather_ns);
+	all->local_ns = MAX(all->local_ns, one->local_ns);
+	all->wire_ns = MAX(all->wire_ns, one->wire_ns);
+	all->scatter_ns = MAX(all->scatter_ns, one->scatter_ns);
+}
+
 unsigned update_prepared(
 	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
 {
@@ -329,6 +340,7 @@ unsigned update_prepared(
 		snprintf(text, sizeof(text), "node %u: %.200s", node, answer->text);
 		return abort_update(update, now, text);
 	}
+	merge_stages(&update->stages, &answer->stages);
 	if (!all_answered(update)) {
 		return 0;
 	}

@@ -49,6 +49,7 @@ struct update {
 	uint32_t replicas[LIMIT_REPORT_GROUPS]; /* those that go on */
 	size_t nreplicas;
 	uint64_t unwanted; /* the least of what the nodes said */
+	struct stages stages;
 	/* times */
 	uint64_t published_ns, begun_ns, accepted_ns, moved_ns, ended_ns;
 	enum strew_outcome outcome;

@@ -210,6 +210,10 @@ static const struct field report_fields[] = {
 	U64("move_ns", msg_report, move_ns),
 	U64("commit_ns", msg_report, commit_ns),
 	U64("total_ns", msg_report, total_ns),
+	U64("gather_ns", msg_report, stages.gather_ns),
+	U64("local_ns", msg_report, stages.local_ns),
+	U64("wire_ns", msg_report, stages.wire_ns),
+	U64("scatter_ns", msg_report, stages.scatter_ns),
 	STRUCTS("groups", msg_report, groups, ngroups, LIMIT_REPORT_GROUPS, outcome),
 };
 TABLE(report);
@@ -334,6 +338,10 @@ static const struct field groups_fields[] = {
 	U32("code", msg_groups, code),
 	STR("text", msg_groups, text),
 	U64("unwanted", msg_groups, unwanted),
+	U64("gather_ns", msg_groups, stages.gather_ns),
+	U64("local_ns", msg_groups, stages.local_ns),
+	U64("wire_ns", msg_groups, stages.wire_ns),
+	U64("scatter_ns", msg_groups, stages.scatter_ns),
 };
 TABLE(groups);
 

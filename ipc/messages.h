@@ -194,12 +194,18 @@ struct group_outcome {
 	char text[LIMIT_TEXT_BYTES];
 };
 
+/* When a broker saw each stage of a move done, from the move's start; 0 where it had none. */
+struct stages {
+	uint64_t gather_ns, local_ns, wire_ns, scatter_ns;
+};
+
 struct msg_report {
 	uint64_t version;
 	uint32_t outcome;
 	char text[LIMIT_TEXT_BYTES];
 	uint64_t tensors, unwanted, bytes, wire_bytes;
 	uint64_t wait_ns, accept_ns, move_ns, commit_ns, total_ns;
+	struct stages stages; /* of the slowest broker, each */
 	struct group_outcome *groups;
 	size_t ngroups;
 };
@@ -292,7 +298,8 @@ struct msg_groups { /* accept, prepared, applied */
 	size_t ngroups;
 	uint32_t code; /* applies to the whole broker: WIRE_OK, or why it cannot */
 	char text[LIMIT_TEXT_BYTES];
-	uint64_t unwanted; /* accept: tensors that no group of this broker takes */
+	uint64_t unwanted;    /* accept: tensors that no group of this broker takes */
+	struct stages stages; /* prepared */
 };
 
 struct msg_decision { /* go, commit, abort */

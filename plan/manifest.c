@@ -133,6 +133,7 @@ int manifest_seal(struct manifest *manifest, struct error *err)
 	r = check_held(manifest, &cover, err);
 	cover_finish(&cover);
 	if (r == 0) {
+		manifest->bytes = manifest_bytes(manifest);
 		manifest->sealed = true;
 	}
 	return r;
@@ -149,6 +150,9 @@ uint64_t manifest_bytes(const struct manifest *manifest)
 {
 	uint64_t bytes = 0;
 
+	if (manifest->sealed) {
+		return manifest->bytes;
+	}
 	for (size_t i = 0; i < manifest->ntensors; i++) {
 		bytes += tensor_bytes(&manifest->tensors[i]);
 	}

@@ -21,6 +21,7 @@ struct manifest {
 	size_t nboxes, cap_boxes;
 	struct arena *arena;
 	struct name_index *tensor_index;
+	uint64_t bytes; /* of all tensors, once sealed */
 	bool sealed;
 };
 

@@ -67,6 +67,12 @@ struct strew_report {
 	double move_s;	     /* then to the last prepared */
 	double commit_s;     /* then to the last applied */
 	double total_s;	     /* publish to the last applied */
+	/* Of move_s, by the slowest broker: when each stage was seen done, counted from the move's
+	 * start. The stages overlap; 0 where there was none. */
+	double gather_s;  /* trainer memory into slots */
+	double local_s;	  /* trainer memory straight to the workers of its node */
+	double wire_s;	  /* slots to the other brokers */
+	double scatter_s; /* slots to the workers */
 	size_t ngroups;
 	struct strew_group_report *groups;
 };

@@ -12,6 +12,8 @@
 #include <string.h>
 
 /* Every type that can be sent, with the keys of its map: the contract, said a second time. */
+#define GROUPS_FIELDS "epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns"
+
 static const struct {
 	enum message_type type;
 	const char *name, *keys;
@@ -40,7 +42,7 @@ static const struct {
 	{MSG_RELEASED, "released", "version"},
 	{MSG_REPORT, "report",
 		"version outcome text tensors unwanted bytes wire_bytes wait_ns accept_ns move_ns "
-		"commit_ns total_ns groups"},
+		"commit_ns total_ns gather_ns local_ns wire_ns scatter_ns groups"},
 	{MSG_STATUS, "status", ""},
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
@@ -52,12 +54,12 @@ static const struct {
 	{MSG_MANIFEST, "manifest", "model parts bytes hash roots"},
 	{MSG_BEGIN, "begin",
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms"},
-	{MSG_ACCEPT, "accept", "epoch update groups code text unwanted"},
+	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
 	{MSG_GO, "go", "epoch update replicas wire text"},
-	{MSG_PREPARED, "prepared", "epoch update groups code text unwanted"},
+	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
 	{MSG_COMMIT, "commit", "epoch update replicas wire text"},
 	{MSG_ABORT, "abort", "epoch update replicas wire text"},
-	{MSG_APPLIED, "applied", "epoch update groups code text unwanted"},
+	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
 	{MSG_DATA, "data", "epoch rank token"},
 };
@@ -106,6 +108,11 @@ static void any_u32_list(uint32_t **ret_list, size_t *ret_n, size_t most)
 	for (size_t i = 0; i < *ret_n; i++) {
 		(*ret_list)[i] = any32();
 	}
+}
+
+static struct stages any_stages(void)
+{
+	return (struct stages){any64(), any64(), any64(), any64()};
 }
 
 static void any_outcomes(struct group_outcome **ret_list, size_t *ret_n)
@@ -163,6 +170,7 @@ static void fill_report(struct msg_report *report)
 	STRING(report->text);
 	report->tensors = any64();
 	report->unwanted = any64();
+	report->stages = any_stages();
 	report->bytes = any64();
 	report->wire_bytes = any64();
 	report->wait_ns = any64();
@@ -293,6 +301,7 @@ static void fill_update(struct message *message)
 		groups->code = any32();
 		STRING(groups->text);
 		groups->unwanted = any64();
+		groups->stages = any_stages();
 		break;
 	}
 }
