@@ -49,7 +49,7 @@ enum part_question {
 	PART_FREE,	 /* device memory free → bytes */
 	PART_ID,	 /* NCCL rank 0: a unique id */
 	PART_INIT,	 /* NCCL: the id → a communicator */
-	PART_BROADCAST,	 /* NCCL: struct broadcast → seconds */
+	PART_BROADCAST,	 /* NCCL: struct broadcast → broadcast_times */
 };
 
 struct joined {
@@ -69,6 +69,10 @@ struct compared {
 
 struct broadcast {
 	uint64_t len_bytes, piece_bytes;
+};
+
+struct broadcast_times {
+	uint64_t start_ns, end_ns; /* of one rank; monotonic */
 };
 
 int part_trainer(int fd, void *part);

@@ -172,25 +172,26 @@ static void init_nccl(struct update *update)
 	}
 }
 
-/* The slower of the two ranks. */
+/* From when both ranks were called to when both were done. */
 static double broadcast(struct update *update, uint64_t len_bytes, uint64_t piece_bytes)
 {
 	const struct broadcast question = {len_bytes, piece_bytes};
 	struct letter letter = {.what = PART_BROADCAST, .len_bytes = sizeof(question)};
-	double slowest = 0;
+	struct broadcast_times times;
+	uint64_t start = 0, end = 0;
 
 	memcpy(letter.bytes, &question, sizeof(question));
-	for (int i = 0; i < 2; i++) {
+	/* The receiver first, so that it stands ready as a broker's does after `go`. */
+	for (int i = 2; i-- > 0;) {
 		child_send(&update->nccl[i], &letter);
 	}
 	for (int i = 0; i < 2; i++) {
-		double seconds;
-
 		child_receive(&update->nccl[i], &letter, 600);
-		memcpy(&seconds, letter.bytes, sizeof(seconds));
-		slowest = MAX(slowest, seconds);
+		memcpy(&times, letter.bytes, sizeof(times));
+		start = MAX(start, times.start_ns);
+		end = MAX(end, times.end_ns);
 	}
-	return slowest;
+	return (double)(end - start) * 1e-9;
 }
 
 static void publish(struct update *update, struct published *ret_published)

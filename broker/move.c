@@ -34,35 +34,55 @@ struct run {
 
 #define LUMPS_AHEAD 2 /* enqueued: one that runs, and the next */
 
+/* An issue of local copies of some crew, and the lane that it goes by. */
+struct local_at {
+	size_t crew, issue;
+	struct gpu_copies *copies;
+	struct lane *lane;
+};
+
+/* 1 and the next of all crews' issues; 0 at the end. */
+static int next_local(struct run *run, struct local_at *at, struct error *err)
+{
+	while (at->crew < run->ncrews && at->issue == run->crews[at->crew]->nlocal) {
+		at->crew++;
+		at->issue = 0;
+	}
+	if (at->crew == run->ncrews) {
+		return 0;
+	}
+	at->copies = run->crews[at->crew]->local[at->issue].copies;
+	if (moves_local_lane(
+		    run->moves, run->crews[at->crew]->local[at->issue].device, &at->lane, err)) {
+		return err->code;
+	}
+	at->issue++;
+	return 1;
+}
+
 /* Enqueues the lumps for which there is room. Never waits. */
 static int advance_local(struct run *run, struct error *err)
 {
-	struct lane *lane;
-
 	while (run->lump < run->nlumps) {
 		size_t turn = run->lump % LUMPS_AHEAD;
+		struct local_at at = {0};
+		int rc;
 
-		for (size_t i = 0; i < run->ncrews; i++) {
-			int rc = moves_local_lane(
-				run->moves, run->crews[i]->local_device, &lane, err);
-
-			rc = rc ? rc : gpu_event_query(lane->events[turn], err);
+		while ((rc = next_local(run, &at, err)) > 0) {
+			rc = gpu_event_query(at.lane->events[turn], err);
 			if (rc <= 0) {
 				return rc;
 			}
 		}
 		/* Groups share lanes: all are looked at before the first is given work. */
-		for (size_t i = 0; i < run->ncrews; i++) {
-			int rc = moves_local_lane(
-				run->moves, run->crews[i]->local_device, &lane, err);
-
+		at = (struct local_at){0};
+		while (rc == 0 && (rc = next_local(run, &at, err)) > 0) {
+			rc = gpu_copies_run(at.copies, run->lump, 0, at.lane->stream, err);
 			rc = rc ? rc
-				: gpu_copies_run(
-					  run->crews[i]->local, run->lump, 0, lane->stream, err);
-			rc = rc ? rc : gpu_event_record(lane->events[turn], lane->stream, err);
-			if (rc) {
-				return rc;
-			}
+				: gpu_event_record(at.lane->events[turn], at.lane->stream, err);
+		}
+		if (rc < 0) {
+			return rc;
 		}
 		run->lump++;
 	}
@@ -206,12 +226,11 @@ static int wait_local(struct run *run, struct error *err)
 	int rc = advance_local(run, err);
 
 	while (rc == 0 && run->lump < run->nlumps) {
-		struct lane *lane;
+		struct local_at at = {0};
 
 		/* Each waits for the lump whose turn is next; others then go on by themselves. */
-		for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-			rc = moves_local_lane(run->moves, run->crews[i]->local_device, &lane, err);
-			rc = rc ? rc : wait_event(run, lane->events[run->lump % LUMPS_AHEAD], err);
+		while (rc == 0 && (rc = next_local(run, &at, err)) > 0) {
+			rc = wait_event(run, at.lane->events[run->lump % LUMPS_AHEAD], err);
 		}
 		rc = rc ? rc : advance_local(run, err);
 	}

@@ -1,5 +1,5 @@
-#include "broker/plans.h"
 #include "base/util.h"
+#include "broker/plans_internal.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,7 +65,7 @@ static void crew_free(struct plan_crew *plan)
 		return;
 	}
 	gpu_copies_destroy(plan->scatter);
-	gpu_copies_destroy(plan->local);
+	issues_finish(plan->local, plan->nlocal);
 	for (size_t i = 0; plan->commit && i < plan->nworkers; i++) {
 		gpu_copies_destroy(plan->commit[i]);
 	}
@@ -157,8 +157,7 @@ static size_t crew_place(struct plans *plans)
 	return oldest;
 }
 
-/* Base addresses of the sources' spaces, for the device, to ret_bases[nspaces]. */
-static int source_bases(const struct publication *publication, struct gpu_device *device,
+int source_bases(const struct publication *publication, struct gpu_device *device,
 	uint64_t *ret_bases, struct error *err)
 {
 	for (size_t rank = 0; rank < publication->nholders; rank++) {
@@ -264,20 +263,13 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 	return 0;
 }
 
-/* Spaces of a crew from `first` on: each worker's allocations, then its shadow. */
-struct crew_spaces {
-	struct plan_worker *workers;
-	uint64_t *bases;
-	uint32_t nbases;
-};
-
-static void spaces_finish(struct crew_spaces *spaces)
+void spaces_finish(struct crew_spaces *spaces)
 {
 	free(spaces->workers);
 	free(spaces->bases);
 }
 
-static int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *device,
+int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *device,
 	struct crew_spaces *ret_spaces, struct error *err)
 {
 	struct crew_spaces spaces = {.nbases = first};
@@ -347,58 +339,32 @@ static int make_scatter(struct plans *plans, const struct publication *publicati
 	return rc;
 }
 
-/* A copy is issued by its source's GPU; from host memory, by the target's. */
-static int local_device(struct plans *plans, const struct publication *publication,
-	const struct crew *crew, struct gpu_device **ret_device, struct error *err)
-{
-	static const uint8_t none[GPU_UUID_BYTES];
-	uint8_t uuid[GPU_UUID_BYTES] = {0};
-
-	for (size_t i = 0; i < publication->nholders; i++) {
-		uint8_t other[GPU_UUID_BYTES];
-
-		exports_uuid(&publication->holders[i]->exports, other);
-		if (memcmp(other, none, sizeof(none)) != 0) {
-			memcpy(uuid, other, sizeof(uuid));
-			break;
-		}
-	}
-	if (memcmp(uuid, none, sizeof(none)) == 0) {
-		exports_uuid(&crew->workers[0]->exports, uuid);
-	}
-	return plans_device(plans, uuid, ret_device, err);
-}
-
 static int make_local(struct plans *plans, const struct publication *publication,
 	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
 	struct error *err)
 {
 	struct crew_spaces spaces;
+	struct gpu_device *home;
 	struct copies copies;
 	int rc;
 
-	rc = local_device(plans, publication, crew, &plan->local_device, err);
+	/* For the plan the spaces' numbers count; each issuer has addresses of its own. */
+	rc = plans_home(plans, NULL, &home, err);
 	if (rc) {
 		return rc;
 	}
-	rc = spaces_make(crew, publication->nspaces, plan->local_device, &spaces, err);
+	rc = spaces_make(crew, publication->nspaces, home, &spaces, err);
 	if (rc) {
 		return rc;
-	}
-	rc = source_bases(publication, plan->local_device, spaces.bases, err);
-	if (rc) {
-		goto finish_spaces;
 	}
 	rc = plan_local(&publication->manifest, &base->lumps, publication->sources, spaces.workers,
 		crew->nworkers, &copies, err);
-	if (rc) {
-		goto finish_spaces;
-	}
-	rc = gpu_copies_create(
-		plan->local_device, &copies, spaces.bases, spaces.nbases, &plan->local, err);
-	copies_finish(&copies);
-finish_spaces:
 	spaces_finish(&spaces);
+	if (rc) {
+		return rc;
+	}
+	rc = issues_make(plans, publication, crew, &copies, plan->local, &plan->nlocal, err);
+	copies_finish(&copies);
 	return rc;
 }
 

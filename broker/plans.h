@@ -45,13 +45,19 @@ struct plan_base {
 	uint64_t last_use;
 };
 
+/* Copies that one GPU issues. */
+struct issue {
+	struct gpu_device *device;
+	struct gpu_copies *copies;
+};
+
 /* What belongs to a publication and a crew. */
 struct plan_crew {
 	uint64_t publication, slot_bytes, key; /* key: the crew's */
 	bool partial;			       /* matched only with parameters left uncovered */
 	struct gpu_copies *scatter;	       /* from slots; issued by the slots' device */
-	struct gpu_copies *local;	       /* from the trainers' memory */
-	struct gpu_device *local_device;
+	struct issue local[MEMORY_DEVICES];    /* from the trainers' memory, by issuer */
+	size_t nlocal;
 	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
 	struct gpu_device **commit_device;
 	size_t nworkers;

@@ -1,0 +1,161 @@
+/*
+ * Who issues a copy. From one GPU's context a copy within another GPU would cross the link
+ * twice, and host memory reaches each GPU by that GPU's own link: so every copy is issued by
+ * the GPU that its bytes come from, or, out of host memory, by the one that they go to.
+ */
+#include "base/util.h"
+#include "broker/plans_internal.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const uint8_t host[GPU_UUID_BYTES];
+
+/* UUIDs of all spaces, as plan_local() counts them; to be freed. NULL: out of memory. */
+static const uint8_t **locate(const struct publication *publication, const struct crew *crew)
+{
+	size_t n = publication->nspaces;
+	const uint8_t **where;
+
+	for (size_t i = 0; i < crew->nworkers; i++) {
+		n += crew->workers[i]->exports.nhandles + 1;
+	}
+	where = calloc(n + 1, sizeof(*where));
+	if (!where) {
+		return NULL;
+	}
+	for (size_t rank = 0; rank < publication->nholders; rank++) {
+		const struct exports *exports = &publication->holders[rank]->exports;
+
+		for (size_t i = 0; i < exports->nhandles; i++) {
+			where[publication->space_base[rank] + i] = exports->handles[i].uuid;
+		}
+	}
+	n = publication->nspaces;
+	for (size_t i = 0; i < crew->nworkers; i++) {
+		const struct worker *worker = crew->workers[i];
+
+		for (size_t k = 0; k < worker->exports.nhandles; k++) {
+			where[n++] = worker->exports.handles[k].uuid;
+		}
+		where[n++] = worker->shadow ? gpu_memory_uuid(worker->shadow) : host;
+	}
+	return where;
+}
+
+static const uint8_t *issuer(const uint8_t *const *where, const struct copy *copy)
+{
+	const uint8_t *src = where[copy->src_space];
+
+	return memcmp(src, host, GPU_UUID_BYTES) ? src : where[copy->dst_space];
+}
+
+/* The copies that `uuid` issues, in the same ranges. */
+static int pick(const struct copies *copies, const uint8_t *const *where, const uint8_t *uuid,
+	struct copies *ret_picked, struct error *err)
+{
+	struct copies picked = {.nranges = copies->nranges};
+
+	picked.v = calloc(copies->n + 1, sizeof(*picked.v));
+	picked.first = calloc(copies->nranges + 1, sizeof(*picked.first));
+	if (!picked.v || !picked.first) {
+		copies_finish(&picked);
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	for (size_t range = 0; range < copies->nranges; range++) {
+		for (size_t i = copies->first[range]; i < copies->first[range + 1]; i++) {
+			if (memcmp(issuer(where, &copies->v[i]), uuid, GPU_UUID_BYTES) == 0) {
+				picked.v[picked.n++] = copies->v[i];
+			}
+		}
+		picked.first[range + 1] = picked.n;
+	}
+	*ret_picked = picked;
+	return 0;
+}
+
+static int make_one(struct plans *plans, const struct publication *publication,
+	const struct crew *crew, const struct copies *picked, const uint8_t *uuid,
+	struct issue *ret_issue, struct error *err)
+{
+	struct crew_spaces spaces;
+	int rc = plans_device(plans, uuid, &ret_issue->device, err);
+
+	if (rc) {
+		return rc;
+	}
+	rc = spaces_make(crew, publication->nspaces, ret_issue->device, &spaces, err);
+	if (rc) {
+		return rc;
+	}
+	rc = source_bases(publication, ret_issue->device, spaces.bases, err);
+	if (rc == 0) {
+		rc = gpu_copies_create(ret_issue->device, picked, spaces.bases, spaces.nbases,
+			&ret_issue->copies, err);
+	}
+	spaces_finish(&spaces);
+	return rc;
+}
+
+/* The distinct issuers, at most MEMORY_DEVICES. */
+static int list_issuers(const struct copies *copies, const uint8_t *const *where,
+	const uint8_t **ret_uuids, size_t *ret_n, struct error *err)
+{
+	const uint8_t *last = NULL;
+	size_t n = 0;
+
+	for (size_t i = 0; i < copies->n; i++) {
+		const uint8_t *uuid = issuer(where, &copies->v[i]);
+		size_t k = 0;
+
+		if (uuid == last) {
+			continue;
+		}
+		last = uuid;
+		while (k < n && memcmp(ret_uuids[k], uuid, GPU_UUID_BYTES) != 0) {
+			k++;
+		}
+		if (k == MEMORY_DEVICES) {
+			return error_set(err, -E2BIG, "more than %d GPUs", MEMORY_DEVICES);
+		}
+		if (k == n) {
+			ret_uuids[n++] = uuid;
+		}
+	}
+	*ret_n = n;
+	return 0;
+}
+
+int issues_make(struct plans *plans, const struct publication *publication, const struct crew *crew,
+	const struct copies *copies, struct issue *ret_issues, size_t *ret_n, struct error *err)
+{
+	const uint8_t *uuids[MEMORY_DEVICES], **where = locate(publication, crew);
+	size_t n = 0;
+	int rc;
+
+	if (!where) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	rc = list_issuers(copies, where, uuids, &n, err);
+	for (size_t i = 0; rc == 0 && i < n; i++) {
+		struct copies picked;
+
+		rc = pick(copies, where, uuids[i], &picked, err);
+		if (rc) {
+			break;
+		}
+		ret_issues[i] = (struct issue){0};
+		rc = make_one(plans, publication, crew, &picked, uuids[i], &ret_issues[i], err);
+		copies_finish(&picked);
+		*ret_n = i + (rc == 0);
+	}
+	free(where);
+	return rc;
+}
+
+void issues_finish(struct issue *issues, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		gpu_copies_destroy(issues[i].copies);
+	}
+}

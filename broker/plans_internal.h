@@ -1,0 +1,30 @@
+/* What broker/plans.c and broker/issues.c share. */
+#ifndef BROKER_PLANS_INTERNAL_H
+#define BROKER_PLANS_INTERNAL_H
+
+#include "broker/plans.h"
+
+/* Spaces of a crew from `first` on: each worker's allocations, then its shadow. */
+struct crew_spaces {
+	struct plan_worker *workers;
+	uint64_t *bases;
+	uint32_t nbases;
+};
+
+int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *device,
+	struct crew_spaces *ret_spaces, struct error *err);
+void spaces_finish(struct crew_spaces *spaces);
+
+/* Base addresses of the sources' spaces, for the device, to ret_bases[nspaces]. */
+int source_bases(const struct publication *publication, struct gpu_device *device,
+	uint64_t *ret_bases, struct error *err);
+
+/*
+ * Gives each of the copies, whose spaces are the sources' and then the crew's, to the GPU that
+ * issues it: its source's; from host memory, its target's. One issue a GPU, each with every range.
+ */
+int issues_make(struct plans *plans, const struct publication *publication, const struct crew *crew,
+	const struct copies *copies, struct issue *ret_issues, size_t *ret_n, struct error *err);
+void issues_finish(struct issue *issues, size_t n);
+
+#endif
