@@ -95,6 +95,10 @@ static void start(struct brokers *brokers, const struct brokers_options *options
 		argv[n++] = "--slots";
 		argv[n++] = slots;
 	}
+	if (options->pinned_shadows) {
+		argv[n++] = "--shadow";
+		argv[n++] = "host";
+	}
 	argv[n] = NULL;
 	/* On one GPU the two pass for two nodes; with a GPU each, NCCL takes the link between them.
 	 */

@@ -16,6 +16,7 @@ struct brokers_options {
 	bool two;
 	const char *lead_device, *node_device; /* NULL: the first that is needed */
 	uint64_t slot_bytes, slots;	       /* 0: the default */
+	bool pinned_shadows;
 };
 
 void brokers_prepare(struct brokers *ret_brokers, bool two); /* names alone */

@@ -26,7 +26,7 @@ static const char help[] =
 	"  --gate GATE        live (default), or held: the pause of the engine is measured too\n"
 	"  --worker-devices L GPUs of the workers, e.g. 0,1 (default: --device for all)\n"
 	"  --node-device GPU  of the joining broker's slots (wire)\n"
-	"  --slot SIZE, --slots N   as strewd's\n" BENCH_OPTIONS_HELP;
+	"  --slot SIZE, --slots N, --shadow gpu|host   as strewd's\n" BENCH_OPTIONS_HELP;
 
 #define TP_MAX 64
 #define WARM 2
@@ -35,6 +35,7 @@ struct update {
 	struct bench_options options;
 	struct bench_model model;
 	const char *path, *apply, *gate, *worker_devices, *node_device;
+	const char *shadow;
 	uint64_t slot_bytes, slots;
 	enum gpu_kind kind;
 	struct report *report;
@@ -287,7 +288,8 @@ static void set_up(struct update *update)
 		.lead_device = update->options.device,
 		.node_device = update->node_device ? update->node_device : update->options.device,
 		.slot_bytes = update->slot_bytes,
-		.slots = update->slots};
+		.slots = update->slots,
+		.pinned_shadows = strcmp(update->shadow, "host") == 0};
 	struct published published;
 	struct letter letter;
 	struct joined joined;
@@ -438,16 +440,19 @@ static void parse(struct update *update, int argc, char **argv)
 		{.name = "worker-devices", .text = &update->worker_devices},
 		{.name = "node-device", .text = &update->node_device},
 		{.name = "slot", .bytes = &update->slot_bytes},
-		{.name = "slots", .number = &update->slots}, {0}};
+		{.name = "slots", .number = &update->slots},
+		{.name = "shadow", .text = &update->shadow}, {0}};
 
 	bench_parse(argc, argv, help, &update->options, own);
 	if (!update->model.config == !update->model.cut || update->model.tp > TP_MAX ||
 		!one_of(update->path, "node", "wire", "host") ||
 		!one_of(update->apply, "direct", "staged", NULL) ||
-		!one_of(update->gate, "live", "held", NULL)) {
+		!one_of(update->gate, "live", "held", NULL) ||
+		!one_of(update->shadow, "gpu", "host", NULL)) {
 		fprintf(stderr,
 			"%s: --model or --cut, at most %d ranks, --path node|wire|host, "
-			"--apply direct|staged and --gate live|held are wanted; see %s --help\n",
+			"--apply direct|staged, --gate live|held and --shadow gpu|host are wanted; "
+			"see %s --help\n",
 			argv[0], TP_MAX, argv[0]);
 		exit(EXIT_USAGE);
 	}
@@ -458,6 +463,7 @@ int cmd_update(int argc, char **argv)
 	static struct update update = {.path = "node",
 		.apply = "direct",
 		.gate = "live",
+		.shadow = "gpu",
 		.model = {.tp = 2, .bytes = 1ull << 30}};
 
 	parse(&update, argc, argv);

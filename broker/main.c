@@ -26,6 +26,9 @@ static const char help[] =
 	"  --device UUID|INDEX    GPU of the slots (default: the first that is needed)\n"
 	"  --slot SIZE            length of a slot, e.g. 256M (default 256M, 64K to 4G)\n"
 	"  --slots N              slots in the ring (default 3, 2 to 16)\n"
+	"  --shadow gpu|host      where staged updates wait for their commit: on each worker's "
+	"GPU\n"
+	"                         (default), or in pinned host memory\n"
 	"  --ready-fd FD          write READY=1 to this descriptor when the broker serves\n"
 	"  --verbose              log more\n"
 	"  --help, --version\n"
@@ -48,6 +51,7 @@ enum option_value {
 	OPT_DEVICE,
 	OPT_SLOT,
 	OPT_SLOTS,
+	OPT_SHADOW,
 	OPT_READY_FD,
 	OPT_VERBOSE,
 	OPT_HELP,
@@ -63,6 +67,7 @@ static const struct option long_options[] = {
 	{"device", required_argument, NULL, OPT_DEVICE},
 	{"slot", required_argument, NULL, OPT_SLOT},
 	{"slots", required_argument, NULL, OPT_SLOTS},
+	{"shadow", required_argument, NULL, OPT_SHADOW},
 	{"ready-fd", required_argument, NULL, OPT_READY_FD},
 	{"verbose", no_argument, NULL, OPT_VERBOSE},
 	{"help", no_argument, NULL, OPT_HELP},
@@ -86,6 +91,14 @@ static void set_backend(struct server_options *options, const char *text)
 		options->backend = GPU_HOST;
 	} else {
 		usage("backend", text, "auto, cuda or host is wanted");
+	}
+}
+
+static void set_shadow(struct server_options *options, const char *text)
+{
+	options->pinned_shadows = strcmp(text, "host") == 0;
+	if (!options->pinned_shadows && strcmp(text, "gpu") != 0) {
+		usage("shadow", text, "gpu or host is wanted");
 	}
 }
 
@@ -142,6 +155,9 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 			break;
 		case OPT_DEVICE:
 			options->device = optarg;
+			break;
+		case OPT_SHADOW:
+			set_shadow(options, optarg);
 			break;
 		case OPT_VERBOSE:
 			log_init("strewd", LOG_LEVEL_DEBUG);

@@ -103,7 +103,7 @@ static void exports_finish(struct exports *exports)
 	memset(exports, 0, sizeof(*exports));
 }
 
-int worker_reserve(struct worker *worker, struct gpu_device *device, struct error *err)
+int worker_reserve(struct worker *worker, struct gpu_device *device, bool pinned, struct error *err)
 {
 	int rc;
 
@@ -118,10 +118,12 @@ int worker_reserve(struct worker *worker, struct gpu_device *device, struct erro
 	if (!worker->shadow_bytes) {
 		return 0;
 	}
-	rc = gpu_alloc(device, worker->shadow_bytes, &worker->shadow, err);
+	rc = pinned ? gpu_alloc_pinned(device, worker->shadow_bytes, &worker->shadow, err)
+		    : gpu_alloc(device, worker->shadow_bytes, &worker->shadow, err);
 	if (rc) {
 		error_prefix(err,
-			"no shadow memory for staged apply (apply directly instead, or free some)");
+			"no shadow memory for staged apply (apply directly instead, free some, or "
+			"choose another place: strewd --shadow)");
 	}
 	return rc;
 }

@@ -28,7 +28,7 @@ struct worker {
 	struct exports exports;
 	struct layout layout;
 	bool staged;
-	struct gpu_memory *shadow; /* staged; on the worker's own GPU */
+	struct gpu_memory *shadow; /* staged; on the worker's own GPU, or pinned */
 	uint64_t *shadow_offset;   /* one a parameter */
 	uint64_t shadow_bytes;
 };
@@ -51,8 +51,12 @@ void exports_bases(const struct exports *exports, struct gpu_device *device, uin
 void exports_unmap(struct exports *exports);
 uint64_t exports_bytes(const struct exports *exports);
 
-/* Reserves the shadow of a staged worker on `device`. -ENOMEM names the bytes that are missing. */
-int worker_reserve(struct worker *worker, struct gpu_device *device, struct error *err);
+/*
+ * Reserves the shadow of a staged worker: on `device`, or pinned in host memory. -ENOMEM names the
+ * bytes that are missing.
+ */
+int worker_reserve(
+	struct worker *worker, struct gpu_device *device, bool pinned, struct error *err);
 
 /*
  * Do pieces and boxes lie inside the allocations? -ERANGE names the parameter or tensor.

@@ -16,6 +16,7 @@ int moves_create(const struct moves_options *options, struct moves **ret_moves)
 	moves->gpu = options->gpu;
 	moves->slot_bytes = options->slot_bytes;
 	moves->nslots = options->slots;
+	moves->pinned_shadows = options->pinned_shadows;
 	rc = plans_create(options->gpu, options->device, &moves->plans);
 	if (rc) {
 		free(moves);
@@ -137,7 +138,7 @@ static int import_worker(struct moves *moves, struct worker *worker, struct erro
 	if (rc == 0 && worker->staged) {
 		rc = plans_device(moves->plans, uuid, &own, err);
 		if (rc == 0) {
-			rc = worker_reserve(worker, own, err);
+			rc = worker_reserve(worker, own, moves->pinned_shadows, err);
 		}
 	}
 	return rc;

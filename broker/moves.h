@@ -18,6 +18,7 @@ struct moves_options {
 	const char *device; /* borrowed; NULL: chosen at the first need */
 	uint64_t slot_bytes;
 	uint32_t slots;
+	bool pinned_shadows; /* else on each worker's own GPU */
 };
 
 int moves_create(const struct moves_options *options, struct moves **ret_moves);

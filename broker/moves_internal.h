@@ -17,6 +17,7 @@ struct moves {
 	struct carrier *carrier;
 	uint64_t slot_bytes;
 	uint32_t nslots;
+	bool pinned_shadows;
 	struct gpu_memory *slots[LIMIT_SLOTS_MAX]; /* made with the first communicator */
 	struct lane gather, wire, scatter;	   /* on the slots' device */
 	struct lane local[MEMORY_DEVICES];	   /* local copies and commits, one a device */

@@ -127,7 +127,8 @@ static int open_backend(struct server *server, struct error *err)
 {
 	struct moves_options options = {.device = server->options.device,
 		.slot_bytes = server->options.slot_bytes,
-		.slots = server->options.slots};
+		.slots = server->options.slots,
+		.pinned_shadows = server->options.pinned_shadows};
 	int rc = gpu_open(server->options.backend, &server->gpu, err);
 
 	if (rc) {

@@ -22,6 +22,7 @@ struct server_options {
 	const char *device;
 	uint64_t slot_bytes;
 	uint32_t slots;
+	bool pinned_shadows;	 /* of staged groups */
 	int ready_fd;		 /* -1: none */
 	uint32_t join_timeout_s; /* for the first join */
 };

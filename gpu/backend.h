@@ -19,6 +19,8 @@ struct gpu_ops {
 		struct gpu_memory **ret_memory, struct error *err);
 	int (*alloc)(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
 		struct error *err);
+	int (*alloc_pinned)(struct gpu_device *device, uint64_t len_bytes,
+		struct gpu_memory **ret_memory, struct error *err);
 	void (*memory_release)(struct gpu_memory *memory);
 	int (*stream_create)(
 		struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err);

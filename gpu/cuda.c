@@ -322,6 +322,7 @@ static const struct gpu_ops cuda_ops = {
 	.device_enter = cuda_device_enter,
 	.import = cuda_import,
 	.alloc = cuda_alloc,
+	.alloc_pinned = cuda_alloc_pinned,
 	.memory_release = cuda_memory_release,
 	.stream_create = cuda_stream_create,
 	.stream_destroy = cuda_stream_destroy,

@@ -39,6 +39,8 @@ int cuda_import(struct gpu_device *device, const struct handle *handle, bool wri
 	struct gpu_memory **ret_memory, struct error *err);
 int cuda_alloc(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
 	struct error *err);
+int cuda_alloc_pinned(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
+	struct error *err);
 void cuda_memory_release(struct gpu_memory *memory);
 
 /* Neighbouring chunks under one range of addresses (cuda_vmm.c). */

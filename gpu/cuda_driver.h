@@ -119,6 +119,8 @@ enum {
 	X(cuIpcOpenMemHandle, cuIpcOpenMemHandle_v2,                                               \
 		(cuda_ptr *, struct cuda_ipc_handle, unsigned))                                    \
 	X(cuIpcCloseMemHandle, cuIpcCloseMemHandle, (cuda_ptr))                                    \
+	X(cuMemHostAlloc, cuMemHostAlloc, (void **, size_t, unsigned))                             \
+	X(cuMemFreeHost, cuMemFreeHost, (void *))                                                  \
 	X(cuMemHostRegister, cuMemHostRegister_v2, (void *, size_t, unsigned))                     \
 	X(cuMemHostUnregister, cuMemHostUnregister, (void *))                                      \
 	X(cuMemHostGetDevicePointer, cuMemHostGetDevicePointer_v2, (cuda_ptr *, void *, unsigned)) \

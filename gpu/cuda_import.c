@@ -23,7 +23,7 @@ struct cuda_memory {
 	uint64_t buffer_id;
 	uint8_t ipc[GPU_IPC_BYTES];
 	struct memfd_id memfd;
-	void *mapping; /* of a memfd */
+	void *mapping; /* of a memfd; own memory: its address if it is the host's */
 };
 
 static bool same_import(const struct cuda_memory *memory, const struct handle *handle, bool write,
@@ -282,6 +282,42 @@ int cuda_alloc(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **
 	return 0;
 }
 
+int cuda_alloc_pinned(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **ret_memory,
+	struct error *err)
+{
+	struct cuda_device *device = (struct cuda_device *)base;
+	struct cuda_memory *memory;
+	char wanted[32];
+	void *address;
+	int rc;
+
+	rc = cuda_enter(device, err);
+	if (rc) {
+		return rc;
+	}
+	memory = calloc(1, sizeof(*memory));
+	if (!memory) {
+		return error_set(err, -ENOMEM, "no memory for an allocation");
+	}
+	/* One address for all devices: the driver unifies them on every system that it supports. */
+	rc = CUDA(err, cuMemHostAlloc, &address, len_bytes,
+		CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP);
+	if (rc) {
+		error_prefix(err, "%s of pinned host memory",
+			format_bytes(wanted, sizeof(wanted), len_bytes));
+		free(memory);
+		return rc;
+	}
+	memory->head.ops = base->ops;
+	memory->head.address = (uintptr_t)address;
+	memory->head.len_bytes = len_bytes;
+	memory->device = device;
+	memory->references = 1;
+	memory->mapping = address;
+	*ret_memory = &memory->head;
+	return 0;
+}
+
 static void forget_import(struct cuda_memory *memory)
 {
 	struct cuda_memory **link = &memory->device->imports;
@@ -315,7 +351,11 @@ void cuda_memory_release(struct gpu_memory *base)
 		munmap(memory->mapping, memory->head.len_bytes);
 		break;
 	default:
-		CUDA(NULL, cuMemFree, memory->head.address);
+		if (memory->mapping) {
+			CUDA(NULL, cuMemFreeHost, memory->mapping);
+		} else {
+			CUDA(NULL, cuMemFree, memory->head.address);
+		}
 	}
 	free(memory);
 }

@@ -121,6 +121,15 @@ int gpu_alloc(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory *
 	return device->ops->alloc(device, len_bytes, ret_memory, err);
 }
 
+int gpu_alloc_pinned(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
+	struct error *err)
+{
+	if (len_bytes == 0) {
+		return error_set(err, -EINVAL, "an allocation of 0 bytes");
+	}
+	return device->ops->alloc_pinned(device, len_bytes, ret_memory, err);
+}
+
 void gpu_memory_release(struct gpu_memory *memory)
 {
 	if (memory) {

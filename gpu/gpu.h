@@ -91,6 +91,10 @@ int gpu_import(struct gpu_device *device, const struct handle *handle, bool writ
 int gpu_alloc(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
 	struct error *err);
 
+/* Pinned host memory within reach of every device; plain on the host backend. Errors likewise. */
+int gpu_alloc_pinned(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
+	struct error *err);
+
 void gpu_memory_release(struct gpu_memory *memory); /* NULL is fine; after its last copy */
 uint64_t gpu_memory_address(const struct gpu_memory *memory);
 uint64_t gpu_memory_bytes(const struct gpu_memory *memory);

@@ -251,6 +251,7 @@ static const struct gpu_ops host_ops = {
 	.device_enter = host_device_enter,
 	.import = host_import,
 	.alloc = host_alloc,
+	.alloc_pinned = host_alloc,
 	.memory_release = host_memory_release,
 	.stream_create = host_stream_create,
 	.stream_destroy = host_stream_destroy,
