@@ -1,7 +1,6 @@
 /* strew-bench update: whole updates through the real programs, beside the raw ways. */
 #include "base/clock.h"
-#include "bench/brokers.h"
-#include "bench/parts.h"
+#include "bench/scene.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,13 +27,11 @@ static const char help[] =
 	"  --node-device GPU  of the joining broker's slots (wire)\n"
 	"  --slot SIZE, --slots N, --shadow gpu|host   as strewd's\n" BENCH_OPTIONS_HELP;
 
-#define TP_MAX 64
 #define WARM 2
 
 struct update {
 	struct bench_options options;
-	struct bench_model model;
-	const char *path, *apply, *gate, *worker_devices, *node_device;
+	const char *path, *apply, *gate, *node_device;
 	const char *shadow;
 	uint64_t slot_bytes, slots;
 	enum gpu_kind kind;
@@ -42,10 +39,10 @@ struct update {
 	struct shapes shapes;
 	uint64_t largest_worker;
 	struct brokers brokers;
-	struct child trainer, workers[TP_MAX], nccl[2];
-	struct part parts[TP_MAX + 3];
-	uint64_t version, unused_bytes;
-	double first_s;
+	struct scene scene;
+	struct child nccl[2];
+	struct part nccl_parts[2];
+	struct compared compared;
 	struct samples update, wait, accept, move, commit, gather, local, wire, scatter, raw,
 		pieces, pause, pause_raw;
 	struct samples nccl_times[3];
@@ -60,99 +57,19 @@ static bool is_wire(const struct update *update)
 	return strcmp(update->path, "wire") == 0;
 }
 
-static double ask_seconds(struct child *child, uint32_t what, uint64_t number)
+/* Two ranks of plain NCCL, where the wire is one. */
+static void start_nccl(struct update *update)
 {
-	struct letter letter;
-	double seconds;
-
-	child_ask(child, what, &number, sizeof(number), &letter, 600);
-	memcpy(&seconds, letter.bytes, sizeof(seconds));
-	return seconds;
-}
-
-static uint64_t ask_number(struct child *child, uint32_t what, uint64_t number)
-{
-	struct letter letter;
-
-	child_ask(child, what, &number, sizeof(number), &letter, 600);
-	memcpy(&number, letter.bytes, sizeof(number));
-	return number;
-}
-
-/* The i-th of "0,1", as long as there are any, else the last. */
-static const char *device_of(const struct update *update, uint32_t rank)
-{
-	const char *at = update->worker_devices;
-	char one[64];
-
-	if (!at) {
-		return update->options.device;
-	}
-	for (uint32_t i = 0; i < rank && strchr(at, ','); i++) {
-		at = strchr(at, ',') + 1;
-	}
-	snprintf(one, sizeof(one), "%.*s", (int)strcspn(at, ","), at);
-	return strdup(one); /* lives as long as the bench */
-}
-
-static void start_parts(struct update *update)
-{
-	uint32_t tp = (uint32_t)update->model.tp;
-	struct part common = {.kind = update->kind,
-		.device = update->options.device,
-		.model = update->model,
-		.gate = strcmp(update->gate, "held") == 0 ? STREW_GATE_HELD : STREW_GATE_LIVE,
-		.apply = strcmp(update->apply, "staged") == 0 ? STREW_APPLY_STAGED
-							      : STREW_APPLY_DIRECT,
-		.timeout_s = 300};
-
-	for (uint32_t i = 0; i < tp; i++) {
-		struct part *part = &update->parts[i];
-
-		*part = common;
-		part->rank = i;
-		part->device = device_of(update, i);
-		part->socket = update->brokers.node_socket;
-		child_start(&update->workers[i], "a worker", part_worker, part);
-	}
-	update->parts[tp] = common;
-	update->parts[tp].socket = update->brokers.lead_socket;
-	update->parts[tp].on_host = strcmp(update->path, "host") == 0;
-	child_start(&update->trainer, "the trainer", part_trainer, &update->parts[tp]);
 	for (uint32_t i = 0; i < 2 && is_wire(update) && update->kind == GPU_CUDA; i++) {
-		struct part *part = &update->parts[tp + 1 + i];
+		struct part *part = &update->nccl_parts[i];
 
-		*part = common;
-		part->rank = i;
-		part->one_gpu = !update->node_device;
-		part->device =
-			i && update->node_device ? update->node_device : update->options.device;
+		*part = (struct part){.kind = update->kind,
+			.rank = i,
+			.one_gpu = !update->node_device,
+			.device = i && update->node_device ? update->node_device
+							   : update->options.device};
 		child_start(&update->nccl[i], "plain NCCL", part_nccl, part);
 	}
-}
-
-/* Asks all workers at once, since they wait for each other. */
-static void ask_workers(struct update *update, uint32_t what, uint64_t number,
-	void (*each)(struct update *update, uint32_t rank, const struct letter *answer))
-{
-	struct letter *letter = calloc(1, sizeof(*letter));
-
-	if (!letter) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
-	letter->what = what;
-	letter->len_bytes = sizeof(number);
-	memcpy(letter->bytes, &number, sizeof(number));
-	for (uint32_t i = 0; i < update->model.tp; i++) {
-		child_send(&update->workers[i], letter);
-	}
-	for (uint32_t i = 0; i < update->model.tp; i++) {
-		child_receive(&update->workers[i], letter, 600);
-		if (each) {
-			each(update, i, letter);
-		}
-	}
-	free(letter);
 }
 
 static void init_nccl(struct update *update)
@@ -195,17 +112,9 @@ static double broadcast(struct update *update, uint64_t len_bytes, uint64_t piec
 	return (double)(end - start) * 1e-9;
 }
 
-static void publish(struct update *update, struct published *ret_published)
+static void note_pause(void *data, uint32_t rank, const struct letter *answer)
 {
-	struct letter letter;
-	uint64_t version = ++update->version;
-
-	child_ask(&update->trainer, PART_PUBLISH, &version, sizeof(version), &letter, 600);
-	memcpy(ret_published, letter.bytes, sizeof(*ret_published));
-}
-
-static void note_pause(struct update *update, uint32_t rank, const struct letter *answer)
-{
+	struct update *update = data;
 	double seconds;
 
 	memcpy(&seconds, answer->bytes, sizeof(seconds));
@@ -222,23 +131,23 @@ static void measure(struct update *update, bool last)
 	struct published published;
 	double seconds;
 
-	samples_add(
-		&update->raw, ask_seconds(&update->trainer, PART_RAW_COPY, update->shapes.bytes));
-	seconds = ask_seconds(&update->trainer, PART_RAW_PIECES, 0);
+	samples_add(&update->raw,
+		scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->shapes.bytes));
+	seconds = scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	if (seconds > 0) {
 		samples_add(&update->pieces, seconds);
 	}
 	samples_add(&update->pause_raw,
-		ask_seconds(&update->trainer, PART_RAW_COPY, update->largest_worker));
+		scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->largest_worker));
 	for (int i = 0; i < 3 && update->nccl[0].pid; i++) {
 		samples_add(&update->nccl_times[i],
 			broadcast(update, update->shapes.bytes, nccl_pieces[i]));
 	}
 	if (last) {
-		ask_workers(update, PART_POISON, 0, NULL);
-		ask_number(&update->trainer, PART_FILL, update->options.seed + 1);
+		scene_ask_workers(&update->scene, PART_POISON, 0, NULL, NULL);
+		scene_ask_number(&update->scene.trainer, PART_FILL, update->options.seed + 1);
 	}
-	publish(update, &published);
+	scene_publish(&update->scene, &published);
 	samples_add(&update->update, published.host_s);
 	samples_add(&update->wait, published.report.wait_s);
 	samples_add(&update->accept, published.report.accept_s);
@@ -250,34 +159,8 @@ static void measure(struct update *update, bool last)
 	samples_add(&update->scatter, published.report.scatter_s);
 	update->wire_bytes = published.report.wire_bytes;
 	if (strcmp(update->gate, "held") == 0) {
-		ask_workers(update, PART_PAUSE, 0, note_pause);
+		scene_ask_workers(&update->scene, PART_PAUSE, 0, note_pause, update);
 	}
-}
-
-static uint64_t wrong_bytes, compared_bytes;
-
-static void note_compared(struct update *update, uint32_t rank, const struct letter *answer)
-{
-	struct compared compared;
-
-	(void)update;
-	(void)rank;
-	memcpy(&compared, answer->bytes, sizeof(compared));
-	wrong_bytes += compared.wrong;
-	compared_bytes += compared.bytes;
-}
-
-static double joined_s, described_s;
-
-static void note_joined(struct update *update, uint32_t rank, const struct letter *answer)
-{
-	struct joined joined;
-
-	(void)update;
-	(void)rank;
-	memcpy(&joined, answer->bytes, sizeof(joined));
-	joined_s = MAX(joined_s, joined.register_s);
-	described_s = MAX(described_s, joined.describe_s);
 }
 
 /* Everything up to the first update, and what it costs on the device. */
@@ -291,38 +174,35 @@ static void set_up(struct update *update)
 		.slots = update->slots,
 		.pinned_shadows = strcmp(update->shadow, "host") == 0};
 	struct published published;
-	struct letter letter;
-	struct joined joined;
+	struct joined workers, trainer;
 	uint64_t before, after;
 
 	brokers_prepare(&update->brokers, options.two);
-	start_parts(update);
-	ask_workers(update, PART_POISON, 0, NULL);
-	ask_number(&update->trainer, PART_FILL, update->options.seed);
-	ask_seconds(&update->trainer, PART_RAW_COPY, update->shapes.bytes);
-	ask_seconds(&update->trainer, PART_RAW_PIECES, 0);
+	update->scene.brokers = &update->brokers;
+	scene_start(&update->scene);
+	start_nccl(update);
+	scene_ask_workers(&update->scene, PART_POISON, 0, NULL, NULL);
+	scene_ask_number(&update->scene.trainer, PART_FILL, update->options.seed);
+	scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->shapes.bytes);
+	scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	init_nccl(update);
 	if (update->nccl[0].pid) {
 		broadcast(update, MIN(update->shapes.bytes, nccl_pieces[2]), nccl_pieces[2]);
 	}
-	before = ask_number(&update->trainer, PART_FREE, 0);
+	before = scene_ask_number(&update->scene.trainer, PART_FREE, 0);
 	brokers_start(&update->brokers, &options);
-	ask_workers(update, PART_JOIN, 0, note_joined);
-	child_ask(&update->trainer, PART_JOIN, NULL, 0, &letter, 600);
-	memcpy(&joined, letter.bytes, sizeof(joined));
-	publish(update, &published);
-	after = ask_number(&update->trainer, PART_FREE, 0);
-	update->first_s = published.host_s;
-	update->unused_bytes = before > after ? before - after : 0;
-	report_number(update->report, "describing, slowest worker", "s", described_s);
-	report_number(update->report, "registering, slowest worker", "s", joined_s);
-	report_number(update->report, "describing, trainer", "s", joined.describe_s);
-	report_number(update->report, "sealing, trainer", "s", joined.register_s);
+	scene_join(&update->scene, &workers, &trainer);
+	scene_publish(&update->scene, &published);
+	after = scene_ask_number(&update->scene.trainer, PART_FREE, 0);
+	report_number(update->report, "describing, slowest worker", "s", workers.describe_s);
+	report_number(update->report, "registering, slowest worker", "s", workers.register_s);
+	report_number(update->report, "describing, trainer", "s", trainer.describe_s);
+	report_number(update->report, "sealing, trainer", "s", trainer.register_s);
 	report_number(update->report, "first update, plans made in it", "s", published.host_s);
 	report_number(update->report, "device memory taken by brokers, slots and shadows", "MiB",
-		(double)update->unused_bytes / 1048576);
+		(double)(before - MIN(before, after)) / 1048576);
 	for (int i = 0; i < WARM; i++) {
-		publish(update, &published);
+		scene_publish(&update->scene, &published);
 	}
 }
 
@@ -383,16 +263,13 @@ static void print(struct update *update)
 		report_times(report, "pause of the held gate, slowest worker",
 			update->largest_worker, &update->pause, "plain copy", &update->pause_raw);
 	}
-	report_number(report, "bytes compared", "bytes", (double)compared_bytes);
-	report_number(report, "bytes wrong", "bytes", (double)wrong_bytes);
+	report_number(report, "bytes compared", "bytes", (double)update->compared.bytes);
+	report_number(report, "bytes wrong", "bytes", (double)update->compared.wrong);
 }
 
 static void stop(struct update *update)
 {
-	for (uint32_t i = 0; i < update->model.tp; i++) {
-		child_stop(&update->workers[i]);
-	}
-	child_stop(&update->trainer);
+	scene_stop(&update->scene);
 	child_stop(&update->nccl[0]);
 	child_stop(&update->nccl[1]);
 	brokers_stop(&update->brokers);
@@ -402,19 +279,19 @@ static void describe(struct update *update)
 {
 	char bytes[32];
 
-	for (uint32_t rank = 0; rank < update->model.tp; rank++) {
+	for (uint32_t rank = 0; rank < update->scene.model.tp; rank++) {
 		struct shapes shapes;
 
-		bench_shapes(&update->model, rank, &shapes);
+		bench_shapes(&update->scene.model, rank, &shapes);
 		update->largest_worker = MAX(update->largest_worker, shapes.worker_bytes);
 		shapes_finish(&shapes);
 	}
-	bench_shapes(&update->model, 0, &update->shapes);
+	bench_shapes(&update->scene.model, 0, &update->shapes);
 	report_text(update->report, "model", "%s, %zu tensors, %s, TP = %llu",
-		update->model.config ? update->model.config : "cut", update->shapes.ntensors,
-		format_bytes(bytes, sizeof(bytes), update->shapes.bytes),
-		(unsigned long long)update->model.tp);
-	if (update->model.config) {
+		update->scene.model.config ? update->scene.model.config : "cut",
+		update->shapes.ntensors, format_bytes(bytes, sizeof(bytes), update->shapes.bytes),
+		(unsigned long long)update->scene.model.tp);
+	if (update->scene.model.config) {
 		report_text(update->report, "layers", "%llu of %llu",
 			(unsigned long long)update->shapes.layers,
 			(unsigned long long)update->shapes.all_layers);
@@ -430,21 +307,22 @@ static bool one_of(const char *text, const char *a, const char *b, const char *c
 
 static void parse(struct update *update, int argc, char **argv)
 {
-	const struct bench_option own[] = {{.name = "model", .text = &update->model.config},
-		{.name = "layers", .number = &update->model.layers},
-		{.name = "cut", .number = &update->model.cut},
-		{.name = "bytes", .bytes = &update->model.bytes},
-		{.name = "tp", .number = &update->model.tp},
+	const struct bench_option own[] = {{.name = "model", .text = &update->scene.model.config},
+		{.name = "layers", .number = &update->scene.model.layers},
+		{.name = "cut", .number = &update->scene.model.cut},
+		{.name = "bytes", .bytes = &update->scene.model.bytes},
+		{.name = "tp", .number = &update->scene.model.tp},
 		{.name = "path", .text = &update->path}, {.name = "apply", .text = &update->apply},
 		{.name = "gate", .text = &update->gate},
-		{.name = "worker-devices", .text = &update->worker_devices},
+		{.name = "worker-devices", .text = &update->scene.worker_devices},
 		{.name = "node-device", .text = &update->node_device},
 		{.name = "slot", .bytes = &update->slot_bytes},
 		{.name = "slots", .number = &update->slots},
 		{.name = "shadow", .text = &update->shadow}, {0}};
 
 	bench_parse(argc, argv, help, &update->options, own);
-	if (!update->model.config == !update->model.cut || update->model.tp > TP_MAX ||
+	if (!update->scene.model.config == !update->scene.model.cut ||
+		update->scene.model.tp > SCENE_TP_MAX ||
 		!one_of(update->path, "node", "wire", "host") ||
 		!one_of(update->apply, "direct", "staged", NULL) ||
 		!one_of(update->gate, "live", "held", NULL) ||
@@ -453,7 +331,7 @@ static void parse(struct update *update, int argc, char **argv)
 			"%s: --model or --cut, at most %d ranks, --path node|wire|host, "
 			"--apply direct|staged, --gate live|held and --shadow gpu|host are wanted; "
 			"see %s --help\n",
-			argv[0], TP_MAX, argv[0]);
+			argv[0], SCENE_TP_MAX, argv[0]);
 		exit(EXIT_USAGE);
 	}
 }
@@ -464,25 +342,32 @@ int cmd_update(int argc, char **argv)
 		.apply = "direct",
 		.gate = "live",
 		.shadow = "gpu",
-		.model = {.tp = 2, .bytes = 1ull << 30}};
+		.scene.model = {.tp = 2, .bytes = 1ull << 30}};
 
 	parse(&update, argc, argv);
 	update.report = report_create("update", update.options.json);
 	update.kind = bench_machine(&update.options, update.report);
+	update.scene.kind = update.kind;
+	update.scene.device = update.options.device;
+	update.scene.gate = strcmp(update.gate, "held") == 0 ? STREW_GATE_HELD : STREW_GATE_LIVE;
+	update.scene.apply =
+		strcmp(update.apply, "staged") == 0 ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT;
+	update.scene.on_host = strcmp(update.path, "host") == 0;
 	describe(&update);
 	set_up(&update);
 	for (uint64_t i = 0; i < update.options.samples; i++) {
 		measure(&update, i + 1 == update.options.samples);
 	}
-	ask_workers(&update, PART_COMPARE, update.options.seed + 1, note_compared);
+	scene_compare(&update.scene, update.options.seed + 1, &update.compared);
 	print(&update);
 	stop(&update);
 	report_print(update.report, stdout);
 	report_destroy(update.report);
 	shapes_finish(&update.shapes);
-	if (wrong_bytes) {
+	if (update.compared.wrong) {
 		fprintf(stderr, "strew-bench: %llu of %llu bytes are wrong\n",
-			(unsigned long long)wrong_bytes, (unsigned long long)compared_bytes);
+			(unsigned long long)update.compared.wrong,
+			(unsigned long long)update.compared.bytes);
 	}
-	return wrong_bytes || !compared_bytes ? EXIT_RUNTIME : EXIT_OK;
+	return update.compared.wrong || !update.compared.bytes ? EXIT_RUNTIME : EXIT_OK;
 }
