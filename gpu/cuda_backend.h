@@ -37,6 +37,8 @@ bool cuda_attribute(cuda_ptr address, enum cuda_pointer_attribute attribute, uin
 
 int cuda_import(struct gpu_device *device, const struct handle *handle, bool write,
 	struct gpu_memory **ret_memory, struct error *err);
+/* Where an imported address lies, as its exporter said; NULL: not imported for this device. */
+const uint8_t *cuda_import_uuid(const struct cuda_device *device, cuda_ptr address);
 int cuda_alloc(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
 	struct error *err);
 int cuda_alloc_pinned(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,

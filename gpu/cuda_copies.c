@@ -46,6 +46,23 @@ static int load_kernel(struct cuda_device *device, struct error *err)
 }
 
 /*
+ * Where the memory behind a base lies. Of what was imported the driver names the GPU that it was
+ * mapped for, so the import is asked first. NULL: nowhere that is known.
+ */
+static const uint8_t *find_uuid(struct cuda_device *device, uint64_t base)
+{
+	const struct cuda_gpu *gpu = device->gpu;
+	const uint8_t *uuid = cuda_import_uuid(device, base);
+	uint64_t ordinal;
+
+	if (!uuid && cuda_attribute(base, CUDA_POINTER_ORDINAL, &ordinal) &&
+		ordinal < (uint64_t)gpu->head.info.ndevices) {
+		uuid = gpu->uuids[ordinal];
+	}
+	return uuid;
+}
+
+/*
  * Is the memory behind this base somewhere else, seen from the device? A kernel can only
  * reach a peer's memory where the driver allows peer access.
  */
@@ -53,9 +70,8 @@ static int locate_base(
 	struct cuda_device *device, uint64_t base, bool *ret_remote, struct error *err)
 {
 	char ours[UUID_TEXT_BYTES], theirs[UUID_TEXT_BYTES];
-	const struct cuda_gpu *gpu = device->gpu;
 	uint64_t type = CUDA_MEMORY_DEVICE;
-	uint64_t ordinal = (uint64_t)device->ordinal;
+	const uint8_t *uuid;
 	int reachable = 1;
 	int peer;
 
@@ -67,18 +83,17 @@ static int locate_base(
 		*ret_remote = true;
 		return 0;
 	}
-	if (!cuda_attribute(base, CUDA_POINTER_ORDINAL, &ordinal) ||
-		ordinal >= (uint64_t)gpu->head.info.ndevices ||
-		memcmp(gpu->uuids[ordinal], device->head.uuid, GPU_UUID_BYTES) == 0) {
+	uuid = find_uuid(device, base);
+	if (!uuid || memcmp(uuid, device->head.uuid, GPU_UUID_BYTES) == 0) {
 		return 0;
 	}
 	*ret_remote = true;
-	if (cuda_driver.cuDeviceGet(&peer, (int)ordinal) == CUDA_OK &&
+	if (cuda_driver.cuDeviceGet(&peer, cuda_ordinal(device->gpu, uuid)) == CUDA_OK &&
 		cuda_driver.cuDeviceCanAccessPeer(&reachable, device->ordinal, peer) == CUDA_OK &&
 		!reachable) {
 		return error_set(err, -ENOTSUP, "%s has no peer access to %s",
 			gpu_uuid_format(ours, sizeof(ours), device->head.uuid),
-			gpu_uuid_format(theirs, sizeof(theirs), gpu->uuids[ordinal]));
+			gpu_uuid_format(theirs, sizeof(theirs), uuid));
 	}
 	return 0;
 }
