@@ -28,8 +28,9 @@ struct part {
 	struct bench_model model;
 	uint32_t rank; /* of a worker, or in NCCL */
 	const char *socket;
-	bool on_host; /* the trainer's memory */
-	bool one_gpu; /* NCCL: both ranks are on it, and pass for two nodes */
+	const char *peer; /* trainer: another GPU, for raw copies to it; or NULL */
+	bool on_host;	  /* the trainer's memory */
+	bool one_gpu;	  /* NCCL: both ranks are on it, and pass for two nodes */
 	enum strew_gate gate;
 	enum strew_apply apply;
 	unsigned timeout_s;
@@ -41,6 +42,7 @@ enum part_question {
 	PART_PUBLISH,  /* trainer: a version → published */
 	PART_RAW_COPY, /* trainer: plain copies of as many bytes within the GPU or to it → seconds
 			*/
+	PART_RAW_PEER, /* trainer: the same to part.peer → seconds */
 	PART_RAW_PIECES, /* trainer: the pieces of all workers by one kernel → seconds, 0: no room
 			  */
 	PART_POISON,	 /* worker: all its parameters */
@@ -87,6 +89,8 @@ void raw_destroy(struct raw *raw);
 /* Moves len_bytes by plain copies; seconds by events on the stream. From `src_host`: pinned memory
  * to the GPU, else within the GPU. */
 double raw_copy(struct raw *raw, uint64_t len_bytes);
+/* From this GPU to the part's peer. */
+double raw_peer(struct raw *raw, uint64_t len_bytes);
 /* All pieces of all workers by the executor's kernel, into memory of this process; < 0: no room. */
 double raw_pieces(struct raw *raw);
 

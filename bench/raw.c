@@ -19,6 +19,8 @@ struct raw {
 	/* plain copies */
 	uint64_t chunk_bytes;
 	void *src, *dst;
+	struct gpu *gpu; /* for the peer */
+	void *peer_src, *peer_dst;
 	/* pieces */
 	struct gpu_memory *scratch;
 	struct gpu_copies *pieces;
@@ -129,6 +131,43 @@ double raw_copy(struct raw *raw, uint64_t len_bytes)
 		must(gpu_copy(memory_device(raw->memory), (uintptr_t)raw->dst, (uintptr_t)raw->src,
 			     n, raw->stream, &err),
 			"a raw copy", &err);
+	}
+	return seconds_since(raw, start);
+}
+
+/* Memory of another GPU, within reach of this one. */
+static void prepare_peer(struct raw *raw)
+{
+	uint8_t uuid[GPU_UUID_BYTES];
+	struct gpu_device *peer;
+	struct error err = {0};
+
+	must(gpu_open(GPU_CUDA, &raw->gpu, &err), "the peer", &err);
+	must(gpu_find(raw->gpu, raw->part->peer, uuid, &err), "the peer", &err);
+	must(gpu_device(raw->gpu, uuid, &peer, &err), "the peer", &err);
+	must(gpu_device_enter(peer, &err), "the peer", &err);
+	raw->peer_dst = device_memory(CHUNK_BYTES);
+	/* Opening both through one gpu gives each access to the other. */
+	must(gpu_device(raw->gpu, gpu_device_uuid(memory_device(raw->memory)), &peer, &err),
+		"this GPU", &err);
+	must(gpu_device_enter(memory_device(raw->memory), &err), "this GPU", &err);
+	raw->peer_src = device_memory(CHUNK_BYTES);
+}
+
+double raw_peer(struct raw *raw, uint64_t len_bytes)
+{
+	struct error err = {0};
+	double start;
+
+	if (!raw->peer_dst) {
+		prepare_peer(raw);
+	}
+	start = begin(raw);
+	for (uint64_t done = 0; done < len_bytes; done += CHUNK_BYTES) {
+		must(gpu_copy(memory_device(raw->memory), (uintptr_t)raw->peer_dst,
+			     (uintptr_t)raw->peer_src, MIN(len_bytes - done, CHUNK_BYTES),
+			     raw->stream, &err),
+			"a raw copy to the peer", &err);
 	}
 	return seconds_since(raw, start);
 }
@@ -244,6 +283,11 @@ void raw_destroy(struct raw *raw)
 		CUDA(NULL, cuEventDestroy, raw->start);
 		CUDA(NULL, cuEventDestroy, raw->end);
 	}
+	if (raw->peer_dst) {
+		CUDA(NULL, cuMemFree, (uintptr_t)raw->peer_src);
+		CUDA(NULL, cuMemFree, (uintptr_t)raw->peer_dst);
+	}
 	gpu_stream_destroy(raw->stream);
+	gpu_close(raw->gpu);
 	free(raw);
 }

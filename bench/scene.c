@@ -2,8 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The rank-th of "0,1", the last for all after it. */
-static const char *device_of(const struct scene *scene, uint32_t rank)
+const char *scene_device(const struct scene *scene, uint32_t rank)
 {
 	const char *at = scene->worker_devices;
 	char one[64];
@@ -33,13 +32,14 @@ void scene_start(struct scene *scene)
 
 		*part = common;
 		part->rank = i;
-		part->device = device_of(scene, i);
+		part->device = scene_device(scene, i);
 		part->socket = scene->brokers->node_socket;
 		child_start(&scene->workers[i], "a worker", part_worker, part);
 	}
 	scene->parts[tp] = common;
 	scene->parts[tp].socket = scene->brokers->lead_socket;
 	scene->parts[tp].on_host = scene->on_host;
+	scene->parts[tp].peer = scene->peer;
 	child_start(&scene->trainer, "the trainer", part_trainer, &scene->parts[tp]);
 }
 

@@ -21,11 +21,15 @@ struct scene {
 	enum strew_apply apply;
 	bool on_host; /* the trainer's memory */
 	const struct brokers *brokers;
+	const char *peer; /* of the trainer: the part's */
 	/* the scene's: */
 	struct child trainer, workers[SCENE_TP_MAX];
 	struct part parts[SCENE_TP_MAX + 1];
 	uint64_t version;
 };
+
+/* The device of a worker: the rank-th of "0,1", the last for all after it. */
+const char *scene_device(const struct scene *scene, uint32_t rank);
 
 /* Forks them; their memory is made at once, nothing is registered. */
 void scene_start(struct scene *scene);

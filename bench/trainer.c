@@ -108,6 +108,10 @@ static void answer(struct trainer *trainer, struct letter *letter)
 		seconds = raw_copy(trainer->raw, number);
 		put(letter, &seconds, sizeof(seconds));
 		break;
+	case PART_RAW_PEER:
+		seconds = raw_peer(trainer->raw, number);
+		put(letter, &seconds, sizeof(seconds));
+		break;
 	case PART_RAW_PIECES:
 		seconds = raw_pieces(trainer->raw);
 		put(letter, &seconds, sizeof(seconds));

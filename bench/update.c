@@ -38,6 +38,8 @@ struct update {
 	struct report *report;
 	struct shapes shapes;
 	uint64_t largest_worker;
+	uint64_t link_bytes; /* that the busiest link carries: to one other GPU, or from the host to
+				one */
 	struct brokers brokers;
 	struct scene scene;
 	struct child nccl[2];
@@ -125,14 +127,26 @@ static void note_pause(void *data, uint32_t rank, const struct letter *answer)
 	}
 }
 
+static bool by_peer_link(const struct update *update)
+{
+	return update->scene.peer && strcmp(update->path, "node") == 0;
+}
+
+static double measure_raw(struct update *update)
+{
+	uint64_t bytes = update->link_bytes ? update->link_bytes : update->shapes.bytes;
+
+	return scene_ask_seconds(&update->scene.trainer,
+		by_peer_link(update) ? PART_RAW_PEER : PART_RAW_COPY, bytes);
+}
+
 /* One round: every raw way once, then an update. */
 static void measure(struct update *update, bool last)
 {
 	struct published published;
 	double seconds;
 
-	samples_add(&update->raw,
-		scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->shapes.bytes));
+	samples_add(&update->raw, measure_raw(update));
 	seconds = scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	if (seconds > 0) {
 		samples_add(&update->pieces, seconds);
@@ -183,7 +197,8 @@ static void set_up(struct update *update)
 	start_nccl(update);
 	scene_ask_workers(&update->scene, PART_POISON, 0, NULL, NULL);
 	scene_ask_number(&update->scene.trainer, PART_FILL, update->options.seed);
-	scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->shapes.bytes);
+	measure_raw(update);
+	scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->largest_worker);
 	scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	init_nccl(update);
 	if (update->nccl[0].pid) {
@@ -230,7 +245,9 @@ static void print_stage(struct update *update, const char *name, const struct sa
 
 static void print(struct update *update)
 {
-	const char *raw_name = strcmp(update->path, "host") == 0 ? "pinned copy" : "plain copy";
+	const char *raw_name = strcmp(update->path, "host") == 0 ? "pinned copy"
+			       : by_peer_link(update)		 ? "copy to the peer"
+								 : "plain copy";
 	const struct samples *raw = &update->raw;
 	struct report *report = update->report;
 	uint64_t bytes = update->shapes.bytes;
@@ -275,6 +292,29 @@ static void stop(struct update *update)
 	brokers_stop(&update->brokers);
 }
 
+/* Workers on several GPUs: what goes to each by its own link. */
+static void add_to_link(struct update *update, uint32_t rank, uint64_t bytes)
+{
+	static uint64_t by_device[SCENE_TP_MAX];
+	static const char *devices[SCENE_TP_MAX];
+	const char *device = scene_device(&update->scene, rank);
+	const char *own = update->options.device ? update->options.device : "0";
+	uint32_t k = 0;
+
+	if (!update->scene.worker_devices) {
+		return;
+	}
+	while (devices[k] && strcmp(devices[k], device) != 0) {
+		k++;
+	}
+	devices[k] = device;
+	by_device[k] += bytes;
+	if (strcmp(update->path, "host") == 0 || strcmp(device, own) != 0) {
+		update->link_bytes = MAX(update->link_bytes, by_device[k]);
+		update->scene.peer = strcmp(device, own) != 0 ? device : update->scene.peer;
+	}
+}
+
 static void describe(struct update *update)
 {
 	char bytes[32];
@@ -284,6 +324,7 @@ static void describe(struct update *update)
 
 		bench_shapes(&update->scene.model, rank, &shapes);
 		update->largest_worker = MAX(update->largest_worker, shapes.worker_bytes);
+		add_to_link(update, rank, shapes.worker_bytes);
 		shapes_finish(&shapes);
 	}
 	bench_shapes(&update->scene.model, 0, &update->shapes);

@@ -1,7 +1,8 @@
 /*
  * Who issues a copy. From one GPU's context a copy within another GPU would cross the link
  * twice, and host memory reaches each GPU by that GPU's own link: so every copy is issued by
- * the GPU that its bytes come from, or, out of host memory, by the one that they go to.
+ * the GPU that its bytes come from, or, out of host memory, by the one that they go to. The
+ * copies to each target go by a stream of their own: links work side by side.
  */
 #include "base/util.h"
 #include "broker/plans_internal.h"
@@ -43,15 +44,26 @@ static const uint8_t **locate(const struct publication *publication, const struc
 	return where;
 }
 
-static const uint8_t *issuer(const uint8_t *const *where, const struct copy *copy)
-{
-	const uint8_t *src = where[copy->src_space];
+/* Who issues, and where to. */
+struct route {
+	const uint8_t *issuer, *target;
+};
 
-	return memcmp(src, host, GPU_UUID_BYTES) ? src : where[copy->dst_space];
+static struct route route_of(const uint8_t *const *where, const struct copy *copy)
+{
+	const uint8_t *src = where[copy->src_space], *dst = where[copy->dst_space];
+
+	return (struct route){memcmp(src, host, GPU_UUID_BYTES) ? src : dst, dst};
 }
 
-/* The copies that `uuid` issues, in the same ranges. */
-static int pick(const struct copies *copies, const uint8_t *const *where, const uint8_t *uuid,
+static bool same_route(const struct route *a, const struct route *b)
+{
+	return memcmp(a->issuer, b->issuer, GPU_UUID_BYTES) == 0 &&
+	       memcmp(a->target, b->target, GPU_UUID_BYTES) == 0;
+}
+
+/* The copies that go by the route, in the same ranges. */
+static int pick(const struct copies *copies, const uint8_t *const *where, const struct route *route,
 	struct copies *ret_picked, struct error *err)
 {
 	struct copies picked = {.nranges = copies->nranges};
@@ -64,7 +76,9 @@ static int pick(const struct copies *copies, const uint8_t *const *where, const 
 	}
 	for (size_t range = 0; range < copies->nranges; range++) {
 		for (size_t i = copies->first[range]; i < copies->first[range + 1]; i++) {
-			if (memcmp(issuer(where, &copies->v[i]), uuid, GPU_UUID_BYTES) == 0) {
+			struct route own = route_of(where, &copies->v[i]);
+
+			if (same_route(&own, route)) {
 				picked.v[picked.n++] = copies->v[i];
 			}
 		}
@@ -75,15 +89,16 @@ static int pick(const struct copies *copies, const uint8_t *const *where, const 
 }
 
 static int make_one(struct plans *plans, const struct publication *publication,
-	const struct crew *crew, const struct copies *picked, const uint8_t *uuid,
+	const struct crew *crew, const struct copies *picked, const struct route *route,
 	struct issue *ret_issue, struct error *err)
 {
 	struct crew_spaces spaces;
-	int rc = plans_device(plans, uuid, &ret_issue->device, err);
+	int rc = plans_device(plans, route->issuer, &ret_issue->device, err);
 
 	if (rc) {
 		return rc;
 	}
+	memcpy(ret_issue->target, route->target, GPU_UUID_BYTES);
 	rc = spaces_make(crew, publication->nspaces, ret_issue->device, &spaces, err);
 	if (rc) {
 		return rc;
@@ -97,29 +112,24 @@ static int make_one(struct plans *plans, const struct publication *publication,
 	return rc;
 }
 
-/* The distinct issuers, at most MEMORY_DEVICES. */
-static int list_issuers(const struct copies *copies, const uint8_t *const *where,
-	const uint8_t **ret_uuids, size_t *ret_n, struct error *err)
+/* The distinct routes, at most ISSUES_MAX. */
+static int list_routes(const struct copies *copies, const uint8_t *const *where,
+	struct route *ret_routes, size_t *ret_n, struct error *err)
 {
-	const uint8_t *last = NULL;
 	size_t n = 0;
 
 	for (size_t i = 0; i < copies->n; i++) {
-		const uint8_t *uuid = issuer(where, &copies->v[i]);
+		struct route route = route_of(where, &copies->v[i]);
 		size_t k = 0;
 
-		if (uuid == last) {
-			continue;
-		}
-		last = uuid;
-		while (k < n && memcmp(ret_uuids[k], uuid, GPU_UUID_BYTES) != 0) {
+		while (k < n && !same_route(&ret_routes[k], &route)) {
 			k++;
 		}
-		if (k == MEMORY_DEVICES) {
-			return error_set(err, -E2BIG, "more than %d GPUs", MEMORY_DEVICES);
+		if (k == ISSUES_MAX) {
+			return error_set(err, -E2BIG, "over %d pairs of GPUs", ISSUES_MAX);
 		}
 		if (k == n) {
-			ret_uuids[n++] = uuid;
+			ret_routes[n++] = route;
 		}
 	}
 	*ret_n = n;
@@ -129,23 +139,24 @@ static int list_issuers(const struct copies *copies, const uint8_t *const *where
 int issues_make(struct plans *plans, const struct publication *publication, const struct crew *crew,
 	const struct copies *copies, struct issue *ret_issues, size_t *ret_n, struct error *err)
 {
-	const uint8_t *uuids[MEMORY_DEVICES], **where = locate(publication, crew);
+	const uint8_t **where = locate(publication, crew);
+	struct route routes[ISSUES_MAX];
 	size_t n = 0;
 	int rc;
 
 	if (!where) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	rc = list_issuers(copies, where, uuids, &n, err);
+	rc = list_routes(copies, where, routes, &n, err);
 	for (size_t i = 0; rc == 0 && i < n; i++) {
 		struct copies picked;
 
-		rc = pick(copies, where, uuids[i], &picked, err);
+		rc = pick(copies, where, &routes[i], &picked, err);
 		if (rc) {
 			break;
 		}
 		ret_issues[i] = (struct issue){0};
-		rc = make_one(plans, publication, crew, &picked, uuids[i], &ret_issues[i], err);
+		rc = make_one(plans, publication, crew, &picked, &routes[i], &ret_issues[i], err);
 		copies_finish(&picked);
 		*ret_n = i + (rc == 0);
 	}

@@ -44,6 +44,8 @@ struct local_at {
 /* 1 and the next of all crews' issues; 0 at the end. */
 static int next_local(struct run *run, struct local_at *at, struct error *err)
 {
+	const struct issue *issue;
+
 	while (at->crew < run->ncrews && at->issue == run->crews[at->crew]->nlocal) {
 		at->crew++;
 		at->issue = 0;
@@ -51,11 +53,11 @@ static int next_local(struct run *run, struct local_at *at, struct error *err)
 	if (at->crew == run->ncrews) {
 		return 0;
 	}
-	at->copies = run->crews[at->crew]->local[at->issue].copies;
-	if (moves_local_lane(
-		    run->moves, run->crews[at->crew]->local[at->issue].device, &at->lane, err)) {
+	issue = &run->crews[at->crew]->local[at->issue];
+	if (moves_local_lane(run->moves, issue->device, issue->target, &at->lane, err)) {
 		return err->code;
 	}
+	at->copies = issue->copies;
 	at->issue++;
 	return 1;
 }
@@ -362,7 +364,8 @@ static int commit_all(struct run *run, struct error *err)
 			if (!crew->commit[k]) {
 				continue;
 			}
-			rc = moves_local_lane(run->moves, crew->commit_device[k], &lane, err);
+			rc = moves_local_lane(run->moves, crew->commit_device[k],
+				gpu_device_uuid(crew->commit_device[k]), &lane, err);
 			if (rc == 0) {
 				rc = gpu_copies_run(crew->commit[k], 0, 0, lane->stream, err);
 			}

@@ -73,25 +73,28 @@ int lane_open(struct lane *lane, struct gpu_device *device, struct error *err)
 	return rc;
 }
 
-int moves_local_lane(
-	struct moves *moves, struct gpu_device *device, struct lane **ret_lane, struct error *err)
+int moves_local_lane(struct moves *moves, struct gpu_device *device,
+	const uint8_t target[GPU_UUID_BYTES], struct lane **ret_lane, struct error *err)
 {
+	struct lane *lane = moves->local;
 	int rc;
 
-	for (size_t i = 0; i < moves->nlocal; i++) {
-		if (moves->local[i].device == device) {
-			*ret_lane = &moves->local[i];
+	for (size_t i = 0; i < moves->nlocal; i++, lane++) {
+		if (lane->device == device && memcmp(lane->target, target, GPU_UUID_BYTES) == 0) {
+			*ret_lane = lane;
 			return 0;
 		}
 	}
-	if (moves->nlocal == MEMORY_DEVICES) {
-		return error_set(err, -E2BIG, "more than %d GPUs", MEMORY_DEVICES);
+	if (moves->nlocal == LANES_MAX) {
+		return error_set(err, -E2BIG, "over %d pairs of GPUs", LANES_MAX);
 	}
-	rc = lane_open(&moves->local[moves->nlocal], device, err);
+	rc = lane_open(lane, device, err);
 	if (rc) {
 		return rc;
 	}
-	*ret_lane = &moves->local[moves->nlocal++];
+	memcpy(lane->target, target, GPU_UUID_BYTES);
+	moves->nlocal++;
+	*ret_lane = lane;
 	return 0;
 }
 

@@ -7,9 +7,12 @@
 /* A stream and one event for each slot of the ring. */
 struct lane {
 	struct gpu_device *device;
+	uint8_t target[GPU_UUID_BYTES]; /* local lanes: where the copies go */
 	struct gpu_stream *stream;
 	struct gpu_event *events[LIMIT_SLOTS_MAX];
 };
+
+#define LANES_MAX 64
 
 struct moves {
 	struct gpu *gpu;
@@ -20,13 +23,13 @@ struct moves {
 	bool pinned_shadows;
 	struct gpu_memory *slots[LIMIT_SLOTS_MAX]; /* made with the first communicator */
 	struct lane gather, wire, scatter;	   /* on the slots' device */
-	struct lane local[MEMORY_DEVICES];	   /* local copies and commits, one a device */
+	struct lane local[LANES_MAX]; /* local copies and commits, by device and target */
 	size_t nlocal;
 };
 
 int lane_open(struct lane *lane, struct gpu_device *device, struct error *err);
-int moves_local_lane(
-	struct moves *moves, struct gpu_device *device, struct lane **ret_lane, struct error *err);
+int moves_local_lane(struct moves *moves, struct gpu_device *device,
+	const uint8_t target[GPU_UUID_BYTES], struct lane **ret_lane, struct error *err);
 int moves_slots(struct moves *moves, struct error *err);
 
 #endif

@@ -45,18 +45,20 @@ struct plan_base {
 	uint64_t last_use;
 };
 
-/* Copies that one GPU issues. */
+/* Copies that one GPU issues, all to one GPU (or to host memory: zeros). */
 struct issue {
 	struct gpu_device *device;
+	uint8_t target[GPU_UUID_BYTES];
 	struct gpu_copies *copies;
 };
+#define ISSUES_MAX 16 /* of one crew */
 
 /* What belongs to a publication and a crew. */
 struct plan_crew {
 	uint64_t publication, slot_bytes, key; /* key: the crew's */
 	bool partial;			       /* matched only with parameters left uncovered */
 	struct gpu_copies *scatter;	       /* from slots; issued by the slots' device */
-	struct issue local[MEMORY_DEVICES];    /* from the trainers' memory, by issuer */
+	struct issue local[ISSUES_MAX];	       /* from the trainers' memory */
 	size_t nlocal;
 	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
 	struct gpu_device **commit_device;

@@ -21,7 +21,8 @@ int source_bases(const struct publication *publication, struct gpu_device *devic
 
 /*
  * Gives each of the copies, whose spaces are the sources' and then the crew's, to the GPU that
- * issues it: its source's; from host memory, its target's. One issue a GPU, each with every range.
+ * issues it: its source's; from host memory, its target's. One issue for each pair of issuer
+ * and target, so that a slow link does not hold up a fast one, each with every range.
  */
 int issues_make(struct plans *plans, const struct publication *publication, const struct crew *crew,
 	const struct copies *copies, struct issue *ret_issues, size_t *ret_n, struct error *err);

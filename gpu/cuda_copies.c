@@ -67,7 +67,7 @@ static const uint8_t *find_uuid(struct cuda_device *device, uint64_t base)
  * reach a peer's memory where the driver allows peer access.
  */
 static int locate_base(
-	struct cuda_device *device, uint64_t base, bool *ret_remote, struct error *err)
+	struct cuda_device *device, uint64_t base, enum place *ret_place, struct error *err)
 {
 	char ours[UUID_TEXT_BYTES], theirs[UUID_TEXT_BYTES];
 	uint64_t type = CUDA_MEMORY_DEVICE;
@@ -75,19 +75,19 @@ static int locate_base(
 	int reachable = 1;
 	int peer;
 
-	*ret_remote = false;
+	*ret_place = PLACE_HERE;
 	if (base == 0) {
 		return 0;
 	}
 	if (cuda_attribute(base, CUDA_POINTER_MEMORY_TYPE, &type) && type == CUDA_MEMORY_HOST) {
-		*ret_remote = true;
+		*ret_place = PLACE_HOST;
 		return 0;
 	}
 	uuid = find_uuid(device, base);
 	if (!uuid || memcmp(uuid, device->head.uuid, GPU_UUID_BYTES) == 0) {
 		return 0;
 	}
-	*ret_remote = true;
+	*ret_place = PLACE_PEER;
 	if (cuda_driver.cuDeviceGet(&peer, cuda_ordinal(device->gpu, uuid)) == CUDA_OK &&
 		cuda_driver.cuDeviceCanAccessPeer(&reachable, device->ordinal, peer) == CUDA_OK &&
 		!reachable) {
@@ -124,19 +124,19 @@ static int upload(
 static int build_table(struct cuda_device *device, const struct copies *copies,
 	const uint64_t *bases, size_t nbases, struct scatter_table *ret_table, struct error *err)
 {
-	bool *remote = calloc(nbases ? nbases : 1, sizeof(*remote));
+	enum place *places = calloc(nbases ? nbases : 1, sizeof(*places));
 	int rc = 0;
 
-	if (!remote) {
+	if (!places) {
 		return error_set(err, -ENOMEM, "no memory for %zu spaces", nbases);
 	}
 	for (size_t i = 0; i < nbases && rc == 0; i++) {
-		rc = locate_base(device, bases[i], &remote[i], err);
+		rc = locate_base(device, bases[i], &places[i], err);
 	}
 	if (rc == 0) {
-		rc = tiles_build(copies, bases, remote, ret_table, err);
+		rc = tiles_build(copies, bases, places, ret_table, err);
 	}
-	free(remote);
+	free(places);
 	return rc;
 }
 

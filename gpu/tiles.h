@@ -15,6 +15,8 @@ struct scatter_run {
 	uint32_t slot;
 };
 
+enum place { PLACE_HERE, PLACE_PEER, PLACE_HOST };
+
 struct scatter_range {
 	size_t first_tile, ntiles;
 	size_t first_run, nruns;
@@ -32,11 +34,11 @@ struct scatter_table {
 };
 
 /*
- * bases as in gpu_copies_create(); remote[space] says that a space is host memory or a
- * peer's, seen from the device that runs the copies. Spaces are checked by the caller.
+ * bases as in gpu_copies_create(); places[space] says where a space lies, seen from the
+ * device that runs the copies. Spaces are checked by the caller.
  * -ENOMEM, -ERANGE for a copy whose rows are too many. Finish with tiles_finish().
  */
-int tiles_build(const struct copies *copies, const uint64_t *bases, const bool *remote,
+int tiles_build(const struct copies *copies, const uint64_t *bases, const enum place *places,
 	struct scatter_table *ret_table, struct error *err);
 void tiles_finish(struct scatter_table *table);
 

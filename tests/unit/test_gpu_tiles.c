@@ -139,7 +139,7 @@ static void test_random_copies(void **state)
 	char *src = memory, *dst = memory + SPACE_BYTES;
 	char *slot = memory + 2 * SPACE_BYTES, *want = memory + 3 * SPACE_BYTES;
 	uint64_t bases[] = {0, (uintptr_t)src, (uintptr_t)dst};
-	const bool remote[] = {false, false, true};
+	const enum place places[] = {PLACE_HERE, PLACE_HERE, PLACE_HOST};
 	size_t first[] = {0, 1};
 
 	(void)state;
@@ -159,7 +159,7 @@ static void test_random_copies(void **state)
 		test_random_fill(memory, 3 * SPACE_BYTES);
 		memcpy(want, to, SPACE_BYTES);
 		reference(&copy, 0, want + copy.dst, from + copy.src);
-		assert_int_equal(tiles_build(&copies, bases, remote, &table, NULL), 0);
+		assert_int_equal(tiles_build(&copies, bases, places, &table, NULL), 0);
 		interpret(&table, 0, (uintptr_t)slot);
 		assert_memory_equal(to, want, SPACE_BYTES);
 		tiles_finish(&table);
@@ -168,16 +168,16 @@ static void test_random_copies(void **state)
 }
 
 /* Only addresses: nothing is copied. */
-static void build_one(const struct copy *copy, bool far, struct scatter_table *ret_table)
+static void build_one(const struct copy *copy, enum place place, struct scatter_table *ret_table)
 {
 	size_t first[] = {0, 1};
 	const uint64_t bases[] = {0, 1ull << 40};
-	const bool remote[] = {false, far};
+	const enum place places[] = {PLACE_HERE, place};
 	struct copies copies = {.n = 1, .cap = 1, .first = first, .nranges = 1};
 	struct copy one = *copy;
 
 	copies.v = &one;
-	assert_int_equal(tiles_build(&copies, bases, remote, ret_table, NULL), 0);
+	assert_int_equal(tiles_build(&copies, bases, places, ret_table, NULL), 0);
 }
 
 static uint64_t tile_bytes(const struct scatter_table *table)
@@ -197,13 +197,13 @@ static void test_policy(void **state)
 	struct scatter_table table;
 
 	(void)state;
-	build_one(&copy, false, &table);
+	build_one(&copy, PLACE_HERE, &table);
 	assert_int_equal(table.nruns, 1);
 	assert_int_equal(table.ntiles, 0);
 	tiles_finish(&table);
 
 	copy.run_bytes = 2u << 20;
-	build_one(&copy, false, &table);
+	build_one(&copy, PLACE_HERE, &table);
 	assert_int_equal(table.nruns, 0);
 	assert_int_equal(tile_bytes(&table), 2u << 20);
 	tiles_finish(&table);
@@ -211,10 +211,19 @@ static void test_policy(void **state)
 	copy.ndim = 1;
 	copy.extent[0] = 20;
 	copy.src_stride[0] = copy.dst_stride[0] = 3u << 20;
-	build_one(&copy, true, &table);
+	build_one(&copy, PLACE_PEER, &table);
+	assert_int_equal(table.nruns, 0);
+	tiles_finish(&table);
+	build_one(&copy, PLACE_HOST, &table);
 	assert_int_equal(table.nruns, 20);
 	assert_int_equal(table.runs[19].dst, (1ull << 40) + 19 * (3ull << 20));
 	assert_int_equal(table.runs[19].slot, SCATTER_SRC_SLOT);
+	tiles_finish(&table);
+
+	copy.run_bytes = 16u << 20;
+	copy.src_stride[0] = copy.dst_stride[0] = 16u << 20;
+	build_one(&copy, PLACE_PEER, &table);
+	assert_int_equal(table.nruns, 20);
 	tiles_finish(&table);
 }
 
@@ -230,12 +239,12 @@ static void test_cuts(void **state)
 	copy.src_stride[0] = copy.dst_stride[0] = 1ull << 35;
 	copy.src_stride[1] = copy.dst_stride[1] = 1ull << 33;
 	copy.run_bytes = (1ull << 32) + 16;
-	build_one(&copy, false, &table);
+	build_one(&copy, PLACE_HERE, &table);
 	assert_int_equal(table.nruns, 6); /* few and long: engines */
 	tiles_finish(&table);
 
 	copy.extent[0] = 30;
-	build_one(&copy, false, &table);
+	build_one(&copy, PLACE_HERE, &table);
 	assert_int_equal(table.nruns, 0);
 	assert_int_equal(table.ndescriptors, 5);
 	assert_int_equal(tile_bytes(&table), 60 * copy.run_bytes);
@@ -245,7 +254,7 @@ static void test_cuts(void **state)
 	copy.dst_space = 1;
 	copy.src = copy.dst = 3;
 	copy.run_bytes = 100001;
-	build_one(&copy, false, &table);
+	build_one(&copy, PLACE_HERE, &table);
 	assert_int_equal(table.ndescriptors, 3);
 	assert_int_equal(table.descriptors[1].width, 16);
 	assert_int_equal(tile_bytes(&table), copy.run_bytes);
@@ -253,7 +262,7 @@ static void test_cuts(void **state)
 
 	copy.ndim = 1;
 	copy.extent[0] = 0;
-	build_one(&copy, false, &table);
+	build_one(&copy, PLACE_HERE, &table);
 	assert_int_equal(table.ntiles, 0);
 	tiles_finish(&table);
 }
