@@ -13,6 +13,7 @@ struct trainer {
 	unsigned char **data; /* of each tensor */
 	struct strew_trainer *trainer;
 	struct raw *raw;
+	void *stream; /* that it computes on, the driver's */
 };
 
 static void must(int rc, const char *what)
@@ -52,7 +53,8 @@ static void publish(struct trainer *trainer, uint64_t version, struct published 
 	int timeout_ms = (int)trainer->part->timeout_s * 1000;
 	uint64_t start = clock_ns();
 
-	must(strew_trainer_publish(trainer->trainer, version, NULL, 0, timeout_ms), "publish");
+	must(strew_trainer_publish(trainer->trainer, version, trainer->stream, 0, timeout_ms),
+		"publish");
 	must(strew_trainer_wait_released(trainer->trainer, timeout_ms), "released");
 	must(strew_trainer_wait_report(trainer->trainer, timeout_ms, &published->report), "report");
 	published->host_s = (double)(clock_ns() - start) * 1e-9;
@@ -147,6 +149,7 @@ int part_trainer(int fd, void *arg)
 		trainer.data[i] =
 			memory_take(trainer.memory, shape_bytes(&trainer.shapes.tensors[i]));
 	}
+	trainer.stream = raw_stream(trainer.memory);
 	trainer.raw = raw_create(trainer.memory, &trainer.shapes, trainer.data, trainer.part);
 	while (letter_read(fd, letter) == 1) {
 		letter->nfds = 0;

@@ -44,21 +44,18 @@ static const uint8_t **locate(const struct publication *publication, const struc
 	return where;
 }
 
-/* Who issues, and where to. */
 struct route {
-	const uint8_t *issuer, *target;
+	const uint8_t *source, *target;
 };
 
 static struct route route_of(const uint8_t *const *where, const struct copy *copy)
 {
-	const uint8_t *src = where[copy->src_space], *dst = where[copy->dst_space];
-
-	return (struct route){memcmp(src, host, GPU_UUID_BYTES) ? src : dst, dst};
+	return (struct route){where[copy->src_space], where[copy->dst_space]};
 }
 
 static bool same_route(const struct route *a, const struct route *b)
 {
-	return memcmp(a->issuer, b->issuer, GPU_UUID_BYTES) == 0 &&
+	return memcmp(a->source, b->source, GPU_UUID_BYTES) == 0 &&
 	       memcmp(a->target, b->target, GPU_UUID_BYTES) == 0;
 }
 
@@ -93,7 +90,10 @@ static int make_one(struct plans *plans, const struct publication *publication,
 	struct issue *ret_issue, struct error *err)
 {
 	struct crew_spaces spaces;
-	int rc = plans_device(plans, route->issuer, &ret_issue->device, err);
+	bool from_host = memcmp(route->source, host, GPU_UUID_BYTES) == 0;
+	bool by_link = memcmp(route->source, route->target, GPU_UUID_BYTES) != 0;
+	int rc = plans_device(
+		plans, from_host ? route->target : route->source, &ret_issue->device, err);
 
 	if (rc) {
 		return rc;
@@ -107,6 +107,9 @@ static int make_one(struct plans *plans, const struct publication *publication,
 	if (rc == 0) {
 		rc = gpu_copies_create(ret_issue->device, picked, spaces.bases, spaces.nbases,
 			&ret_issue->copies, err);
+	}
+	if (rc == 0 && by_link) {
+		gpu_copies_share(ret_issue->copies);
 	}
 	spaces_finish(&spaces);
 	return rc;

@@ -55,7 +55,7 @@ void moves_destroy(struct moves *moves)
 	free(moves);
 }
 
-int lane_open(struct lane *lane, struct gpu_device *device, struct error *err)
+int lane_open(struct lane *lane, struct gpu_device *device, bool urgent, struct error *err)
 {
 	int rc;
 
@@ -63,7 +63,8 @@ int lane_open(struct lane *lane, struct gpu_device *device, struct error *err)
 		return 0;
 	}
 	lane->device = device;
-	rc = gpu_stream_create(device, &lane->stream, err);
+	rc = urgent ? gpu_stream_create_urgent(device, &lane->stream, err)
+		    : gpu_stream_create(device, &lane->stream, err);
 	for (size_t i = 0; rc == 0 && i < LIMIT_SLOTS_MAX; i++) {
 		rc = gpu_event_create(device, &lane->events[i], err);
 	}
@@ -88,7 +89,7 @@ int moves_local_lane(struct moves *moves, struct gpu_device *device,
 	if (moves->nlocal == LANES_MAX) {
 		return error_set(err, -E2BIG, "over %d pairs of GPUs", LANES_MAX);
 	}
-	rc = lane_open(lane, device, err);
+	rc = lane_open(lane, device, false, err);
 	if (rc) {
 		return rc;
 	}
@@ -113,13 +114,13 @@ int moves_slots(struct moves *moves, struct error *err)
 		}
 	}
 	if (rc == 0) {
-		rc = lane_open(&moves->gather, home, err);
+		rc = lane_open(&moves->gather, home, false, err);
 	}
 	if (rc == 0) {
-		rc = lane_open(&moves->wire, home, err);
+		rc = lane_open(&moves->wire, home, true, err);
 	}
 	if (rc == 0) {
-		rc = lane_open(&moves->scatter, home, err);
+		rc = lane_open(&moves->scatter, home, false, err);
 	}
 	return rc;
 }

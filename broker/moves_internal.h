@@ -27,7 +27,8 @@ struct moves {
 	size_t nlocal;
 };
 
-int lane_open(struct lane *lane, struct gpu_device *device, struct error *err);
+/* Urgent: its kernels go before those of the other lanes. */
+int lane_open(struct lane *lane, struct gpu_device *device, bool urgent, struct error *err);
 int moves_local_lane(struct moves *moves, struct gpu_device *device,
 	const uint8_t target[GPU_UUID_BYTES], struct lane **ret_lane, struct error *err);
 int moves_slots(struct moves *moves, struct error *err);

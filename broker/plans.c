@@ -204,6 +204,9 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 		rc = gpu_copies_create(
 			home, &copies, bases, publication->nspaces + 1, &base->gather, err);
 	}
+	if (rc == 0) {
+		gpu_copies_share(base->gather); /* with the carrier's kernels */
+	}
 	free(bases);
 free_copies:
 	copies_finish(&copies);
@@ -334,6 +337,9 @@ static int make_scatter(struct plans *plans, const struct publication *publicati
 		rc = gpu_copies_create(
 			home, &copies, spaces.bases, spaces.nbases, &plan->scatter, err);
 		copies_finish(&copies);
+	}
+	if (rc == 0) {
+		gpu_copies_share(plan->scatter);
 	}
 	spaces_finish(&spaces);
 	return rc;

@@ -22,8 +22,8 @@ struct gpu_ops {
 	int (*alloc_pinned)(struct gpu_device *device, uint64_t len_bytes,
 		struct gpu_memory **ret_memory, struct error *err);
 	void (*memory_release)(struct gpu_memory *memory);
-	int (*stream_create)(
-		struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err);
+	int (*stream_create)(struct gpu_device *device, bool urgent, struct gpu_stream **ret_stream,
+		struct error *err);
 	void (*stream_destroy)(struct gpu_stream *stream);
 	void *(*stream_native)(struct gpu_stream *stream);
 	int (*event_create)(
@@ -36,6 +36,7 @@ struct gpu_ops {
 		const uint64_t *bases, size_t nbases, struct gpu_copies **ret_copies,
 		struct error *err);
 	void (*copies_destroy)(struct gpu_copies *copies);
+	void (*copies_share)(struct gpu_copies *copies); /* NULL: nothing to share */
 	int (*copies_run)(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 		struct gpu_stream *stream, struct error *err);
 	int (*copy)(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t len_bytes,

@@ -144,6 +144,11 @@ static int cuda_device_open(
 	if (rc) {
 		goto free_device;
 	}
+	rc = CUDA(err, cuDeviceGetAttribute, &device->multiprocessors,
+		CUDA_ATTRIBUTE_MULTIPROCESSORS, device->ordinal);
+	if (rc) {
+		goto free_device;
+	}
 	if (cuda_driver.cuDeviceGetAttribute(
 		    &value, CUDA_ATTRIBUTE_READ_ONLY_REGISTER, device->ordinal) == CUDA_OK) {
 		device->read_only_register = value != 0;
@@ -188,7 +193,7 @@ static int cuda_device_enter(struct gpu_device *device, struct error *err)
 }
 
 static int cuda_stream_create(
-	struct gpu_device *base, struct gpu_stream **ret_stream, struct error *err)
+	struct gpu_device *base, bool urgent, struct gpu_stream **ret_stream, struct error *err)
 {
 	struct cuda_device *device = (struct cuda_device *)base;
 	struct cuda_backend_stream *stream = calloc(1, sizeof(*stream));
@@ -201,7 +206,9 @@ static int cuda_stream_create(
 	stream->device = device;
 	rc = cuda_enter(device, err);
 	if (rc == 0) {
-		rc = CUDA(err, cuStreamCreate, &stream->stream, CUDA_STREAM_NON_BLOCKING);
+		/* The driver takes the nearest priority that there is; lower numbers go first. */
+		rc = CUDA(err, cuStreamCreateWithPriority, &stream->stream,
+			CUDA_STREAM_NON_BLOCKING, urgent ? -100 : 0);
 	}
 	if (rc) {
 		free(stream);
@@ -334,6 +341,7 @@ static const struct gpu_ops cuda_ops = {
 	.event_query = cuda_event_query,
 	.copies_create = cuda_copies_create,
 	.copies_destroy = cuda_copies_destroy,
+	.copies_share = cuda_copies_share,
 	.copies_run = cuda_copies_run,
 	.copy = cuda_copy,
 };

@@ -19,7 +19,8 @@ struct cuda_device {
 	struct cuda_ctx *ctx;
 	bool read_only_register;
 	struct cuda_module *module; /* loaded at the first copies */
-	struct cuda_function *scatter;
+	struct cuda_function *scatter, *scatter_few;
+	int multiprocessors;
 	struct cuda_memory *imports;
 };
 
@@ -53,6 +54,7 @@ void cuda_vmm_unmap(cuda_ptr address, uint64_t len_bytes);
 int cuda_copies_create(struct gpu_device *device, const struct copies *copies,
 	const uint64_t *bases, size_t nbases, struct gpu_copies **ret_copies, struct error *err);
 void cuda_copies_destroy(struct gpu_copies *copies);
+void cuda_copies_share(struct gpu_copies *copies);
 int cuda_copies_run(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err);
 int cuda_copy(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t len_bytes,

@@ -10,11 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Blocks of a shared run on each multiprocessor, of the eight that it could take. */
+#define SHARED_BLOCKS 2
+
 struct cuda_copies {
 	struct gpu_copies head;
 	struct cuda_device *device;
 	struct scatter_run *runs;
 	struct scatter_range *ranges;
+	bool shares;
 	cuda_ptr descriptors, tiles; /* on the device; 0: none */
 };
 
@@ -37,6 +41,8 @@ static int load_kernel(struct cuda_device *device, struct error *err)
 		return rc;
 	}
 	rc = CUDA(err, cuModuleGetFunction, &device->scatter, module, "strew_scatter");
+	rc = rc ? rc
+		: CUDA(err, cuModuleGetFunction, &device->scatter_few, module, "strew_scatter_few");
 	if (rc) {
 		CUDA(NULL, cuModuleUnload, module);
 		return rc;
@@ -205,15 +211,26 @@ void cuda_copies_destroy(struct gpu_copies *base)
 	free(copies);
 }
 
+void cuda_copies_share(struct gpu_copies *base)
+{
+	((struct cuda_copies *)base)->shares = true;
+}
+
 static int launch(struct cuda_copies *copies, const struct scatter_range *range, uint64_t slot,
 	struct cuda_stream *stream, struct error *err)
 {
 	cuda_ptr descriptors = copies->descriptors;
 	cuda_ptr tiles = copies->tiles + range->first_tile * sizeof(struct scatter_tile);
-	void *arguments[] = {&descriptors, &tiles, &slot};
+	uint32_t ntiles = (uint32_t)range->ntiles;
+	uint32_t few = (uint32_t)copies->device->multiprocessors * SHARED_BLOCKS;
+	void *arguments[] = {&descriptors, &tiles, &slot, &ntiles};
 
-	return CUDA(err, cuLaunchKernel, copies->device->scatter, (unsigned)range->ntiles, 1, 1,
-		SCATTER_THREADS, 1, 1, 0, stream, arguments, NULL);
+	if (copies->shares && ntiles > few) {
+		return CUDA(err, cuLaunchKernel, copies->device->scatter_few, few, 1, 1,
+			SCATTER_THREADS, 1, 1, 0, stream, arguments, NULL);
+	}
+	return CUDA(err, cuLaunchKernel, copies->device->scatter, ntiles, 1, 1, SCATTER_THREADS, 1,
+		1, 0, stream, arguments, NULL);
 }
 
 int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address,

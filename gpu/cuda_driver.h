@@ -72,6 +72,7 @@ enum cuda_pointer_attribute {
 enum {
 	CUDA_MEMORY_HOST = 1,
 	CUDA_MEMORY_DEVICE = 2,
+	CUDA_ATTRIBUTE_MULTIPROCESSORS = 16,
 	CUDA_ATTRIBUTE_READ_ONLY_REGISTER = 113,
 	CUDA_SCHED_BLOCKING_SYNC = 4,
 	CUDA_STREAM_NON_BLOCKING = 1,
@@ -141,7 +142,9 @@ enum {
 		(size_t *, const struct cuda_alloc_prop *, unsigned))                              \
 	X(cuMemcpyAsync, cuMemcpyAsync, (cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))        \
 	X(cuMemcpyHtoD, cuMemcpyHtoD_v2, (cuda_ptr, const void *, size_t))                         \
-	X(cuStreamCreate, cuStreamCreate, (struct cuda_stream **, unsigned))                       \
+	X(cuStreamCreateWithPriority, cuStreamCreateWithPriority,                                  \
+		(struct cuda_stream **, unsigned, int))                                            \
+	X(cuStreamQuery, cuStreamQuery, (struct cuda_stream *))                                    \
 	X(cuStreamDestroy, cuStreamDestroy_v2, (struct cuda_stream *))                             \
 	X(cuStreamWaitEvent, cuStreamWaitEvent,                                                    \
 		(struct cuda_stream *, struct cuda_event *, unsigned))                             \

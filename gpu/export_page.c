@@ -101,6 +101,15 @@ int export_page_write(struct export_page *page, const struct export_set *set, vo
 	if (rc) {
 		return rc;
 	}
+	/*
+	 * A stream that has nothing left to do need not be asked to write. Not so the default
+	 * streams (0, 1 and 2): to be behind other streams' work too is a matter of their launches.
+	 */
+	if ((uintptr_t)stream > 2 && cuda_driver.cuStreamQuery(stream) == CUDA_OK) {
+		__atomic_store_n(&page->words[word], value, __ATOMIC_RELEASE);
+		export_cuda_pop();
+		return 0;
+	}
 	rc = register_page(page, entry->ordinal, err);
 	if (rc == 0) {
 		/* Flags 0: the write is ordered behind all that the stream wrote before. */

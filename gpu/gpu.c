@@ -154,7 +154,13 @@ const uint8_t *gpu_memory_uuid(const struct gpu_memory *memory)
 
 int gpu_stream_create(struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err)
 {
-	return device->ops->stream_create(device, ret_stream, err);
+	return device->ops->stream_create(device, false, ret_stream, err);
+}
+
+int gpu_stream_create_urgent(
+	struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err)
+{
+	return device->ops->stream_create(device, true, ret_stream, err);
 }
 
 void gpu_stream_destroy(struct gpu_stream *stream)
@@ -217,6 +223,13 @@ void gpu_copies_destroy(struct gpu_copies *copies)
 {
 	if (copies) {
 		copies->ops->copies_destroy(copies);
+	}
+}
+
+void gpu_copies_share(struct gpu_copies *copies)
+{
+	if (copies->ops->copies_share) {
+		copies->ops->copies_share(copies);
 	}
 }
 

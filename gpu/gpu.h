@@ -103,6 +103,9 @@ const uint8_t *gpu_memory_uuid(const struct gpu_memory *memory);
 
 /* Streams and events. On the host backend work is done when it is enqueued. */
 int gpu_stream_create(struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err);
+/* The same, before all others where the GPU has a choice: its kernels are not kept waiting. */
+int gpu_stream_create_urgent(
+	struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err);
 void gpu_stream_destroy(struct gpu_stream *stream);
 void *gpu_stream_native(struct gpu_stream *stream); /* CUstream for NCCL; NULL on host */
 int gpu_event_create(struct gpu_device *device, struct gpu_event **ret_event, struct error *err);
@@ -122,6 +125,11 @@ int gpu_event_query(struct gpu_event *event, struct error *err);
 int gpu_copies_create(struct gpu_device *device, const struct copies *copies, const uint64_t *bases,
 	size_t nbases, struct gpu_copies **ret_copies, struct error *err);
 void gpu_copies_destroy(struct gpu_copies *copies);
+/*
+ * From now on runs leave room on the GPU for other kernels: for copies that a link limits, or
+ * that go beside NCCL's. Alone on a GPU they are slower by some percent.
+ */
+void gpu_copies_share(struct gpu_copies *copies);
 
 /*
  * Enqueues one range; slot_address stands for the base that was 0. An empty range does nothing.

@@ -169,10 +169,11 @@ static void host_memory_release(struct gpu_memory *base)
 }
 
 static int host_stream_create(
-	struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err)
+	struct gpu_device *device, bool urgent, struct gpu_stream **ret_stream, struct error *err)
 {
 	struct gpu_stream *stream = calloc(1, sizeof(*stream));
 
+	(void)urgent;
 	if (!stream) {
 		return error_set(err, -ENOMEM, "no memory for a stream");
 	}

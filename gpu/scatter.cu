@@ -121,11 +121,9 @@ __device__ static inline void copy_tile(const char *src, char *dst,
 	copy_run<vector>(src, dst, tile.count);
 }
 
-extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
-	strew_scatter(const struct scatter_descriptor *__restrict__ descriptors,
-		const struct scatter_tile *__restrict__ tiles, uint64_t slot)
+__device__ static inline void run_tile(const struct scatter_descriptor *__restrict__ descriptors,
+	const struct scatter_tile tile, uint64_t slot)
 {
-	const struct scatter_tile tile = tiles[blockIdx.x];
 	const struct scatter_descriptor *d = &descriptors[tile.descriptor];
 	const uint32_t in_slot = d->slot;
 	const char *src = (const char *)(d->src + (in_slot & SCATTER_SRC_SLOT ? slot : 0));
@@ -147,5 +145,24 @@ extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
 	default:
 		copy_tile<unsigned char>(src, dst, d, tile);
 		break;
+	}
+}
+
+/* A block to a tile: all of the GPU, for as long as it takes. */
+extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
+	strew_scatter(const struct scatter_descriptor *__restrict__ descriptors,
+		const struct scatter_tile *__restrict__ tiles, uint64_t slot)
+{
+	run_tile(descriptors, tiles[blockIdx.x], slot);
+}
+
+/* As many blocks as the launch has, which take tiles in turn: what a link carries needs few, and
+ * the others' kernels find room beside them. */
+extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
+	strew_scatter_few(const struct scatter_descriptor *__restrict__ descriptors,
+		const struct scatter_tile *__restrict__ tiles, uint64_t slot, uint32_t ntiles)
+{
+	for (uint32_t i = blockIdx.x; i < ntiles; i += gridDim.x) {
+		run_tile(descriptors, tiles[i], slot);
 	}
 }

@@ -68,6 +68,8 @@ class Report(c.Structure):
                 ("tensors", c.c_uint64), ("unwanted", c.c_uint64), ("bytes", c.c_uint64),
                 ("wire_bytes", c.c_uint64), ("wait_s", c.c_double), ("accept_s", c.c_double),
                 ("move_s", c.c_double), ("commit_s", c.c_double), ("total_s", c.c_double),
+                ("gather_s", c.c_double), ("local_s", c.c_double), ("wire_s", c.c_double),
+                ("scatter_s", c.c_double),
                 ("ngroups", c.c_size_t), ("groups", c.c_void_p)]
 
 

@@ -287,7 +287,8 @@ void worker_main(int socket, uint64_t *page_words, size_t page_bytes)
 		CUDA(&err, cuDeviceGet, &device, 0) ||
 		CUDA(&err, cuDevicePrimaryCtxRetain, &worker.ctx, device) ||
 		CUDA(&err, cuCtxSetCurrent, worker.ctx) ||
-		CUDA(&err, cuStreamCreate, &worker.stream, CUDA_STREAM_NON_BLOCKING)) {
+		CUDA(&err, cuStreamCreateWithPriority, &worker.stream, CUDA_STREAM_NON_BLOCKING,
+			0)) {
 		_exit(1);
 	}
 	export_page_create(page_words, page_bytes, &worker.page);
