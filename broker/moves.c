@@ -190,6 +190,17 @@ void job_release_run(struct job *job)
 	}
 }
 
+/* The GPUs that will read the trainer's memory, which has just been computed on. */
+static void wake_sources(struct moves *moves, const struct plan_for *plan_for)
+{
+	for (size_t i = 0; plan_for->local && i < moves->nlocal; i++) {
+		gpu_stream_wake(moves->local[i].stream);
+	}
+	if (plan_for->wire && plan_for->publication->nholders) {
+		gpu_stream_wake(moves->gather.stream);
+	}
+}
+
 void job_plan_run(struct job *job)
 {
 	struct job_plan *work = (struct job_plan *)job;
@@ -197,6 +208,7 @@ void job_plan_run(struct job *job)
 	struct plan_base *base;
 	size_t n = 0;
 
+	wake_sources(work->moves, &work->plan_for);
 	job->rc = plans_base(work->moves->plans, &work->plan_for, &base, &job->err);
 	if (job->rc) {
 		return;

@@ -224,7 +224,7 @@ static int make_buckets(struct plan_base *base, const struct plan_for *plan_for,
 			publication->nroots, &base->buckets, err);
 	}
 	if (rc == 0 && plan_for->local && !base->lumps.n) {
-		rc = buckets_make(&publication->manifest, LUMP_BYTES, publication->roots,
+		rc = buckets_make_even(&publication->manifest, LUMP_BYTES, publication->roots,
 			publication->nroots, &base->lumps, err);
 	}
 	return rc;

@@ -25,6 +25,7 @@ struct gpu_ops {
 	int (*stream_create)(struct gpu_device *device, bool urgent, struct gpu_stream **ret_stream,
 		struct error *err);
 	void (*stream_destroy)(struct gpu_stream *stream);
+	void (*stream_wake)(struct gpu_stream *stream); /* NULL: nobody sleeps */
 	void *(*stream_native)(struct gpu_stream *stream);
 	int (*event_create)(
 		struct gpu_device *device, struct gpu_event **ret_event, struct error *err);

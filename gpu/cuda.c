@@ -218,6 +218,20 @@ static int cuda_stream_create(
 	return 0;
 }
 
+static void cuda_stream_wake(struct gpu_stream *base)
+{
+	struct cuda_backend_stream *stream = (struct cuda_backend_stream *)base;
+	cuda_ptr nothing = 0;
+	uint64_t slot = 0;
+	uint32_t ntiles = 0;
+	void *arguments[] = {&nothing, &nothing, &slot, &ntiles};
+
+	if (stream->device->scatter_few && cuda_enter(stream->device, NULL) == 0) {
+		CUDA(NULL, cuLaunchKernel, stream->device->scatter_few, 1, 1, 1, 32, 1, 1, 0,
+			stream->stream, arguments, NULL);
+	}
+}
+
 static void cuda_stream_destroy(struct gpu_stream *base)
 {
 	struct cuda_backend_stream *stream = (struct cuda_backend_stream *)base;
@@ -333,6 +347,7 @@ static const struct gpu_ops cuda_ops = {
 	.memory_release = cuda_memory_release,
 	.stream_create = cuda_stream_create,
 	.stream_destroy = cuda_stream_destroy,
+	.stream_wake = cuda_stream_wake,
 	.stream_native = cuda_stream_native,
 	.event_create = cuda_event_create,
 	.event_destroy = cuda_event_destroy,

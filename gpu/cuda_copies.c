@@ -10,8 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Blocks of a shared run on each multiprocessor, of the eight that it could take. */
-#define SHARED_BLOCKS 2
+/*
+ * A shared run has a block for so many multiprocessors. NCCL's blocks want a whole one each, so
+ * that some must stay empty; a link or a gather beside it is served by half of them.
+ */
+#define SHARED_PER_BLOCK 2
 
 struct cuda_copies {
 	struct gpu_copies head;
@@ -222,7 +225,7 @@ static int launch(struct cuda_copies *copies, const struct scatter_range *range,
 	cuda_ptr descriptors = copies->descriptors;
 	cuda_ptr tiles = copies->tiles + range->first_tile * sizeof(struct scatter_tile);
 	uint32_t ntiles = (uint32_t)range->ntiles;
-	uint32_t few = (uint32_t)copies->device->multiprocessors * SHARED_BLOCKS;
+	uint32_t few = (uint32_t)copies->device->multiprocessors / SHARED_PER_BLOCK;
 	void *arguments[] = {&descriptors, &tiles, &slot, &ntiles};
 
 	if (copies->shares && ntiles > few) {

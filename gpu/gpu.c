@@ -170,6 +170,13 @@ void gpu_stream_destroy(struct gpu_stream *stream)
 	}
 }
 
+void gpu_stream_wake(struct gpu_stream *stream)
+{
+	if (stream && stream->ops->stream_wake) {
+		stream->ops->stream_wake(stream);
+	}
+}
+
 void *gpu_stream_native(struct gpu_stream *stream)
 {
 	return stream->ops->stream_native(stream);

@@ -107,6 +107,11 @@ int gpu_stream_create(struct gpu_device *device, struct gpu_stream **ret_stream,
 int gpu_stream_create_urgent(
 	struct gpu_device *device, struct gpu_stream **ret_stream, struct error *err);
 void gpu_stream_destroy(struct gpu_stream *stream);
+/*
+ * Lets the GPU turn to this process while the host still talks: a kernel that does nothing. After
+ * another process's work that takes it 0.1 ms. Does nothing before the first copies were made.
+ */
+void gpu_stream_wake(struct gpu_stream *stream);
 void *gpu_stream_native(struct gpu_stream *stream); /* CUstream for NCCL; NULL on host */
 int gpu_event_create(struct gpu_device *device, struct gpu_event **ret_event, struct error *err);
 void gpu_event_destroy(struct gpu_event *event);

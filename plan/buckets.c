@@ -4,6 +4,11 @@
  * longer than 1: each cut takes as many steps of it as the current bucket still
  * has room for, so that only a step that does not fit an empty slot by itself is
  * cut in the next dimension.
+ *
+ * The first buckets are shorter, so that the wire does not wait long for the first
+ * gather, and so are the last, so that little is left to scatter when the wire is
+ * done: the n-th has 2^n eighths of a slot, none but the last has more than half of
+ * what is left.
  */
 #include "base/util.h"
 #include "plan/cover.h"
@@ -12,8 +17,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#define RAMP 3 /* buckets until the first of a whole slot; the shortest is slot / 2^RAMP … */
+#define RAMP_LEAST_BYTES (8ull << 20) /* … but at least this, for each costs some time too */
+
 struct packer {
 	struct buckets out;
+	uint64_t left_bytes; /* of all parts, not packed yet */
+	uint64_t full_bytes; /* length at which the last bucket is full */
+	bool even;	     /* no ramp */
 	size_t cap_entries, cap_buckets;
 	uint64_t slot_len_bytes;
 	const struct tensor *tensor; /* of the box being packed */
@@ -33,11 +44,31 @@ static bool packer_room(const struct packer *packer, uint64_t *ret_offset)
 	}
 	bucket = &packer->out.v[packer->out.n - 1];
 	offset = align_up(bucket->len_bytes, SLOT_ALIGN);
-	if (bucket->root != packer->root || offset >= packer->slot_len_bytes) {
+	if (bucket->root != packer->root || offset >= packer->full_bytes) {
 		return false;
 	}
 	*ret_offset = offset;
 	return true;
+}
+
+/* full_bytes of the bucket that would be opened now. */
+static uint64_t packer_next_full(const struct packer *packer)
+{
+	uint64_t least = MAX(packer->slot_len_bytes >> RAMP, RAMP_LEAST_BYTES);
+	uint64_t full = packer->slot_len_bytes;
+
+	if (packer->even) {
+		return full;
+	}
+	if (packer->out.n < RAMP) {
+		full >>= RAMP - packer->out.n;
+	}
+	if (packer->left_bytes <= 2 * least) {
+		full = least * 2; /* the last */
+	} else {
+		full = MAX(MIN(full, packer->left_bytes / 2), least);
+	}
+	return MIN(full, packer->slot_len_bytes);
 }
 
 static int packer_open_bucket(struct packer *packer, struct error *err)
@@ -48,6 +79,7 @@ static int packer_open_bucket(struct packer *packer, struct error *err)
 	if (r < 0) {
 		return r;
 	}
+	packer->full_bytes = packer_next_full(packer);
 	out->v[out->n++] = (struct bucket){.first = out->nentries, .root = packer->root};
 	return 0;
 }
@@ -78,6 +110,7 @@ static int packer_put(struct packer *packer, const struct box *part, uint64_t le
 		.box = packer->box, .part = *part, .slot_offset_bytes = offset};
 	bucket->count++;
 	bucket->len_bytes = offset + len;
+	packer->left_bytes -= MIN(len, packer->left_bytes);
 	return 0;
 }
 
@@ -109,10 +142,9 @@ static int pack_cut(struct packer *packer, const struct box *part, struct error 
 		uint64_t left = end - cut.start[d], offset;
 		uint64_t steps;
 
-		packer_room(packer, &offset);
-		steps = (packer->slot_len_bytes - offset) / step;
+		steps = packer_room(packer, &offset) ? (packer->full_bytes - offset) / step : 0;
 		if (!steps) {
-			steps = packer->slot_len_bytes / step;
+			steps = packer_next_full(packer) / step;
 		}
 		cut.extent[d] = MIN(left, MAX(steps, 1));
 		r = pack_part(packer, &cut, err);
@@ -130,7 +162,7 @@ static int pack_part(struct packer *packer, const struct box *part, struct error
 	if (len > packer->slot_len_bytes) {
 		return pack_cut(packer, part, err);
 	}
-	if (!packer_room(packer, &offset) || len > packer->slot_len_bytes - offset) {
+	if (!packer_room(packer, &offset) || len > packer->full_bytes - offset) {
 		r = packer_open_bucket(packer, err);
 		if (r < 0) {
 			return r;
@@ -168,28 +200,44 @@ static int pack_all(struct packer *packer, const struct manifest *manifest,
 	return 0;
 }
 
-int buckets_make(const struct manifest *manifest, uint64_t slot_len_bytes, const uint32_t *roots,
+static int make(struct packer *packer, const struct manifest *manifest, const uint32_t *roots,
 	size_t nroots, struct buckets *ret_buckets, struct error *err)
 {
-	struct packer packer = {.slot_len_bytes = slot_len_bytes};
 	struct cover cover;
 	int r;
 
-	if (!slot_len_bytes) {
+	if (!packer->slot_len_bytes) {
 		return error_set(err, -EINVAL, "a slot of 0 bytes");
 	}
 	r = cover_make(manifest, &cover, err);
 	if (r < 0) {
 		return r;
 	}
-	r = pack_all(&packer, manifest, &cover, roots, nroots, err);
+	r = pack_all(packer, manifest, &cover, roots, nroots, err);
 	cover_finish(&cover);
 	if (r < 0) {
-		buckets_finish(&packer.out);
+		buckets_finish(&packer->out);
 		return r;
 	}
-	*ret_buckets = packer.out;
+	*ret_buckets = packer->out;
 	return 0;
+}
+
+int buckets_make(const struct manifest *manifest, uint64_t slot_len_bytes, const uint32_t *roots,
+	size_t nroots, struct buckets *ret_buckets, struct error *err)
+{
+	struct packer packer = {
+		.slot_len_bytes = slot_len_bytes, .left_bytes = manifest_bytes(manifest)};
+
+	return make(&packer, manifest, roots, nroots, ret_buckets, err);
+}
+
+int buckets_make_even(const struct manifest *manifest, uint64_t len_bytes, const uint32_t *roots,
+	size_t nroots, struct buckets *ret_buckets, struct error *err)
+{
+	struct packer packer = {.slot_len_bytes = len_bytes, .even = true};
+
+	return make(&packer, manifest, roots, nroots, ret_buckets, err);
 }
 
 void buckets_finish(struct buckets *buckets)

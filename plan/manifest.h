@@ -57,7 +57,8 @@ uint64_t manifest_bytes(const struct manifest *manifest); /* of the tensors, eac
  * does not fit is cut along its outermost dimension longer than 1 (again and
  * again, down to single elements of that dimension, then the next). Each entry
  * starts on SLOT_ALIGN and is dense row-major in the slot. All entries of a
- * bucket have the same root.
+ * bucket have the same root. The first and the last buckets are shorter than
+ * a slot (plan/buckets.c).
  */
 struct bucket_entry {
 	uint32_t box;	 /* index into manifest.boxes: who holds it */
@@ -83,6 +84,9 @@ struct buckets {
  * rank's boxes; nroots ranks. -EINVAL if one element exceeds the slot, -ENOMEM.
  */
 int buckets_make(const struct manifest *manifest, uint64_t slot_len_bytes, const uint32_t *roots,
+	size_t nroots, struct buckets *ret_buckets, struct error *err);
+/* The same without the shorter ones, for stretches that go by no slot. */
+int buckets_make_even(const struct manifest *manifest, uint64_t len_bytes, const uint32_t *roots,
 	size_t nroots, struct buckets *ret_buckets, struct error *err);
 void buckets_finish(struct buckets *buckets);
 

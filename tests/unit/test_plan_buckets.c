@@ -154,13 +154,39 @@ static void enormous(void **state)
 	assert_int_equal(manifest_seal(&m, &err), 0);
 	assert_int_equal(manifest_bytes(&m), 1ull << 62);
 	assert_int_equal(buckets_make(&m, 1ull << 50, roots, 4, &b, &err), 0);
-	assert_int_equal(b.n, 1 << 12);
+	assert_int_equal(b.n, (1 << 12) + 5);
 	buckets_finish(&b);
 	assert_int_equal(buckets_make(&m, UINT64_MAX, roots, 4, &b, &err), 0);
 	assert_int_equal(b.n, 1);
 	buckets_finish(&b);
 	assert_int_equal(buckets_make(&m, 1 << 16, roots, 4, &b, &err), -E2BIG);
 	assert_non_null(strstr(err.text, "tensor huge: over 16777216 parts"));
+	manifest_finish(&m);
+}
+
+/* Long slots: the first and the last buckets are shorter, so that the wire starts and ends soon. */
+static void ramp(void **state)
+{
+	const uint64_t mib = 1 << 20, lengths[] = {32, 64, 128, 256, 256, 144, 72, 36, 36};
+	struct manifest m;
+	struct buckets b;
+	struct error err;
+
+	(void)state;
+	manifest_init(&m);
+	tensor(&m, "long", STREW_U8, 2, (uint64_t[]){1024, mib});
+	hold(&m, 0, 0, (struct box){{0, 0}, {1024, mib}});
+	assert_int_equal(manifest_seal(&m, &err), 0);
+	assert_int_equal(buckets_make(&m, 256 * mib, roots, 4, &b, &err), 0);
+	assert_int_equal(b.n, ARRAY_LEN(lengths));
+	for (size_t i = 0; i < b.n; i++) {
+		assert_int_equal(b.v[i].len_bytes, lengths[i] * mib);
+	}
+	buckets_finish(&b);
+	/* Short slots have no ramp, and what fits one goes in one. */
+	assert_int_equal(buckets_make(&m, 8 * mib, roots, 4, &b, &err), 0);
+	assert_int_equal(b.n, 128);
+	buckets_finish(&b);
 	manifest_finish(&m);
 }
 
@@ -227,7 +253,7 @@ static void lowest_rank(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(refusals), cmocka_unit_test(packing),
-		cmocka_unit_test(enormous), cmocka_unit_test(many_ranks),
+		cmocka_unit_test(enormous), cmocka_unit_test(ramp), cmocka_unit_test(many_ranks),
 		cmocka_unit_test(lowest_rank)};
 
 	return TEST_RUN(tests);
