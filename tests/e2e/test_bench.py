@@ -1,0 +1,116 @@
+"""strew-bench on the host backend, small: that its figures are there, and its bytes right."""
+
+import json
+import pathlib
+import statistics
+
+import scene
+
+MODELS = pathlib.Path(__file__).resolve().parents[2] / "bench" / "models"
+TINY = {"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 96,
+        "moe_intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "num_experts": 6, "vocab_size": 256,
+        "tie_word_embeddings": False}
+
+
+def bench(stage, *argv):
+    """Runs it with --json; every figure's numbers are checked against its own samples."""
+    result = stage.run("strew-bench", *argv, "--json", seconds=120)
+    assert result.returncode == 0, result
+    said = json.loads(result.stdout)
+    figures = {}
+    for figure in said["figures"]:
+        figures[figure["name"]] = figure
+        medians = {}
+        for key in ("time", "value", "raw"):
+            if key in figure:
+                samples = figure[key]["samples"]
+                assert len(samples) >= 5, figure
+                medians[key] = statistics.median(samples)
+                assert abs(figure[key]["median"] - medians[key]) <= 1e-6 * medians[key], figure
+                assert figure[key]["min"] == min(samples), figure
+                assert figure[key]["max"] == max(samples), figure
+        if "ratio" in figure:
+            ratio = (medians["raw"] / medians["time"] if "time" in medians
+                     else medians["value"] / medians["raw"])
+            assert abs(figure["ratio"] - ratio) <= 1e-6 * ratio, figure
+    return said, figures
+
+
+def test_update_paths(stage):
+    config = stage.dir / "config.json"
+    config.write_text(json.dumps(TINY))
+    for options in (("--path", "node"), ("--path", "wire", "--slot", "64K"),
+                    ("--path", "host", "--apply", "staged", "--shadow", "host"),
+                    ("--path", "node", "--gate", "held", "--apply", "staged"),
+                    ("--path", "wire", "--gate", "held", "--tp", "1")):
+        _, figures = bench(stage, "update", "--backend", "host", "--model", config, "--samples",
+                           5, *options)
+        update = figures["update"]
+        assert update["time"]["min"] > 0 and update["ratio"] > 0
+        compared = figures["bytes compared"]["number"]
+        assert compared >= update["bytes"] and figures["bytes wrong"]["number"] == 0
+        assert ("pause of the held gate, slowest worker" in figures) == ("held" in options)
+        assert ("    wire done" in figures) == ("wire" in options)
+        assert ("    local copies done" in figures) == ("wire" not in options)
+
+
+def test_update_cut(stage):
+    for count in (1, 300):
+        said, figures = bench(stage, "update", "--backend", "host", "--cut", count, "--bytes",
+                              "1M", "--samples", 5, "--seed", 11)
+        assert said["machine"]["seed"] == "11" and f"{count} tensors" in said["machine"]["model"]
+        assert figures["bytes compared"]["number"] >= 900_000
+
+
+def test_register(stage):
+    _, figures = bench(stage, "register", "--backend", "host", "--pieces", 500, "--tp", 3,
+                       "--samples", 5)
+    for what in ("describe", "register", "plan", "later updates"):
+        assert f"3 x 500 pieces: {what}" in figures
+
+
+def test_shapes(stage):
+    """The published numbers of tensors and bytes, and pieces that tile every parameter."""
+    known = {"llama-3.1-8b": (291, 16_060_522_496), "llama-3.1-70b": (723, 141_107_412_992),
+             "qwen2.5-0.5b": (290, 988_065_536), "qwen3-30b-a3b": (18867, 61_064_245_248)}
+    for name, (tensors, size) in known.items():
+        said = json.loads(stage.run("strew-bench", "shapes", "--model", MODELS / f"{name}.json",
+                                    "--json", seconds=120).stdout)
+        assert len(said["tensors"]) == tensors, name
+        assert sum(volume(one["shape"]) * 2 for one in said["tensors"]) == size, name
+        taken = [0] * tensors
+        for rank in said["ranks"]:
+            filled = [0] * len(rank["parameters"])
+            for piece in rank["pieces"]:
+                filled[piece["parameter"]] += volume(piece["extent"])
+                taken[piece["tensor"]] += volume(piece["extent"])
+            assert filled == [volume(one["shape"]) for one in rank["parameters"]], name
+        for one, count in zip(said["tensors"], taken):
+            assert count % volume(one["shape"]) == 0 and count > 0, one
+
+
+def volume(shape):
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
+
+
+def test_usage(stage):
+    for argv, names in ((("update",), "--model or --cut"), (("update", "--cut", "0"), "--cut 0"),
+                        (("update", "--cut", "1", "--path", "x"), "--path"),
+                        (("update", "--cut", "1", "--samples", "4"), "--samples 4"),
+                        (("register", "--pieces", "2000000"), "1000000 pieces"),
+                        (("shapes",), "--model"), (("none",), "none"), ((), "subcommand")):
+        result = stage.run("strew-bench", *argv)
+        assert result.returncode == 2 and names in result.stderr, (argv, result)
+    for argv in ((), ("update",), ("register",), ("shapes",)):
+        result = stage.run("strew-bench", *argv, "--help")
+        assert result.returncode == 0 and result.stdout.startswith("Usage: strew-bench"), argv
+    result = stage.run("strew-bench", "shapes", "--model", stage.dir / "none.json")
+    assert result.returncode == 1 and "none.json" in result.stderr, result
+
+
+if __name__ == "__main__":
+    scene.main(globals())
