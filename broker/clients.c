@@ -413,7 +413,7 @@ static void on_client(void *data, uint32_t events)
 	struct client *client = data;
 	struct message message;
 	struct error err;
-	int rc, budget = 64;
+	int rc, budget = MESSAGES_A_ROUND;
 
 	if (client->gone) {
 		return;
@@ -497,10 +497,10 @@ static int client_create(struct server *server, int fd)
 void clients_accept(void *data, uint32_t events)
 {
 	struct server *server = data;
-	int fd;
+	int fd, rc;
 
 	(void)events;
-	while (socket_accept(server->listener, &fd) == 0) {
+	while ((rc = socket_accept(server->listener, &fd)) == 0) {
 		if (server->nclients >= LIMIT_CONNECTIONS) {
 			log_warn("refused a connection: %u are open", LIMIT_CONNECTIONS);
 			close(fd);
@@ -508,6 +508,7 @@ void clients_accept(void *data, uint32_t events)
 		}
 		client_create(server, fd);
 	}
+	server_accept_ended(server, rc);
 }
 
 void clients_tick(struct server *server, uint64_t now)

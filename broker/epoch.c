@@ -492,7 +492,7 @@ static void on_member(void *data, uint32_t events)
 	struct member *member = data;
 	struct message message;
 	struct error err;
-	int rc;
+	int rc, budget = MESSAGES_A_ROUND;
 
 	if (events & EPOLLOUT) {
 		conn_flush(member->conn);
@@ -514,7 +514,7 @@ static void on_member(void *data, uint32_t events)
 			}
 			message_finish(&message);
 		}
-	} while (rc == 0);
+	} while (rc == 0 && --budget > 0);
 	if (rc < 0) {
 		member_drop(member, err.text);
 	}
@@ -525,13 +525,13 @@ void members_accept(void *data, uint32_t events)
 	struct server *server = data;
 	struct member *member;
 	size_t n = 0;
-	int fd;
+	int fd, rc;
 
 	(void)events;
 	for (member = server->members; member; member = member->next) {
 		n++;
 	}
-	while (socket_accept(server->tcp_listener, &fd) == 0) {
+	while ((rc = socket_accept(server->tcp_listener, &fd)) == 0) {
 		member = n++ < 2 * LIMIT_BROKERS ? calloc(1, sizeof(*member)) : NULL;
 		if (!member) {
 			close(fd);
@@ -554,6 +554,7 @@ void members_accept(void *data, uint32_t events)
 		member->next = server->members;
 		server->members = member;
 	}
+	server_accept_ended(server, rc);
 }
 
 void members_drop_all(struct server *server)

@@ -331,7 +331,7 @@ static void on_lead(void *data, uint32_t events)
 	struct lead_link *link = &server->lead;
 	struct message message;
 	struct error err;
-	int rc;
+	int rc, budget = MESSAGES_A_ROUND;
 
 	if (events & EPOLLOUT) {
 		conn_flush(link->conn);
@@ -346,7 +346,7 @@ static void on_lead(void *data, uint32_t events)
 			rc = lead_message(server, &message, &err);
 			message_finish(&message);
 		}
-	} while (rc == 0 && link->conn);
+	} while (rc == 0 && link->conn && --budget > 0);
 	if (rc < 0 && link->conn) {
 		link_down(server, err.text);
 	}

@@ -1,52 +1,35 @@
-#include "broker/loop.h"
-#include "base/clock.h"
-#include "base/util.h"
+#include "broker/loop_internal.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
+#include <string.h>
 
-#define ROUND_EVENTS 64
-
-struct loop_source {
-	struct loop *loop;
-	int fd;
-	uint32_t events;
-	loop_callback *callback; /* NULL: removed */
-	void *data;
-	struct loop_source *next; /* loop.sources, then loop.removed */
-};
-
-struct loop {
-	int epoll;
-	struct loop_source *sources;
-	struct loop_source *removed; /* freed after the round */
-};
-
-int loop_create(struct loop **ret_loop)
+int loop_create(enum loop_kind kind, struct loop **ret_loop)
 {
-	struct loop *loop = calloc(1, sizeof(*loop));
+	int uring = -ENOSYS;
+	int rc;
 
-	if (!loop) {
-		return -ENOMEM;
+	if (kind != LOOP_EPOLL) {
+		uring = loop_uring_create(ret_loop);
+		if (uring == 0 || kind == LOOP_URING) {
+			return uring;
+		}
 	}
-	loop->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (loop->epoll < 0) {
-		int rc = -errno;
-
-		free(loop);
-		return rc;
+	rc = loop_epoll_create(ret_loop);
+	if (rc == 0 && kind == LOOP_AUTO) {
+		snprintf((*ret_loop)->why, sizeof((*ret_loop)->why), "io_uring: %s",
+			strerror(-uring));
 	}
-	*ret_loop = loop;
-	return 0;
+	return rc;
 }
 
-static void free_list(struct loop_source *source)
+static void free_list(struct loop_source **list)
 {
-	while (source) {
-		struct loop_source *next = source->next;
+	while (*list) {
+		struct loop_source *source = *list;
 
+		*list = source->next;
 		free(source);
-		source = next;
 	}
 }
 
@@ -55,26 +38,40 @@ void loop_destroy(struct loop *loop)
 	if (!loop) {
 		return;
 	}
-	free_list(loop->sources);
-	free_list(loop->removed);
-	fd_close(&loop->epoll);
-	free(loop);
+	while (loop->sources) {
+		loop_remove(loop->sources);
+	}
+	free_list(&loop->removed);
+	loop->ops->destroy(loop);
+}
+
+const char *loop_name(const struct loop *loop)
+{
+	return loop->ops->name;
+}
+
+const char *loop_why(const struct loop *loop)
+{
+	return loop->why;
 }
 
 int loop_add(struct loop *loop, int fd, uint32_t events, loop_callback *callback, void *data,
 	struct loop_source **ret_source)
 {
 	struct loop_source *source = calloc(1, sizeof(*source));
-	struct epoll_event event = {.events = events};
 	int rc;
 
 	if (!source) {
 		return -ENOMEM;
 	}
-	*source = (struct loop_source){loop, fd, events, callback, data, loop->sources};
-	event.data.ptr = source;
-	if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
-		rc = -errno;
+	*source = (struct loop_source){.loop = loop,
+		.fd = fd,
+		.events = events,
+		.callback = callback,
+		.data = data,
+		.next = loop->sources};
+	rc = loop->ops->add(source);
+	if (rc) {
 		free(source);
 		return rc;
 	}
@@ -85,16 +82,18 @@ int loop_add(struct loop *loop, int fd, uint32_t events, loop_callback *callback
 
 int loop_modify(struct loop_source *source, uint32_t events)
 {
-	struct epoll_event event = {.events = events, .data.ptr = source};
+	uint32_t before = source->events;
+	int rc;
 
-	if (source->events == events) {
+	if (before == events) {
 		return 0;
 	}
-	if (epoll_ctl(source->loop->epoll, EPOLL_CTL_MOD, source->fd, &event) < 0) {
-		return -errno;
-	}
 	source->events = events;
-	return 0;
+	rc = source->loop->ops->modify(source);
+	if (rc) {
+		source->events = before;
+	}
+	return rc;
 }
 
 void loop_remove(struct loop_source *source)
@@ -109,28 +108,16 @@ void loop_remove(struct loop_source *source)
 		link = &(*link)->next;
 	}
 	*link = source->next;
-	epoll_ctl(source->loop->epoll, EPOLL_CTL_DEL, source->fd, NULL);
 	source->callback = NULL;
+	source->loop->ops->remove(source);
 	source->next = source->loop->removed;
 	source->loop->removed = source;
 }
 
 int loop_round(struct loop *loop, uint64_t deadline)
 {
-	struct epoll_event events[ROUND_EVENTS];
-	int n = epoll_wait(loop->epoll, events, ROUND_EVENTS, deadline_left_ms(deadline));
+	int rc = loop->ops->round(loop, deadline);
 
-	if (n < 0) {
-		return errno == EINTR ? 0 : -errno;
-	}
-	for (int i = 0; i < n; i++) {
-		struct loop_source *source = events[i].data.ptr;
-
-		if (source->callback) {
-			source->callback(source->data, events[i].events);
-		}
-	}
-	free_list(loop->removed);
-	loop->removed = NULL;
-	return 0;
+	free_list(&loop->removed);
+	return rc;
 }

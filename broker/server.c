@@ -174,7 +174,7 @@ static int open_sockets(struct server *server, struct error *err)
 
 static int open_loop(struct server *server, struct error *err)
 {
-	int rc = loop_create(&server->loop);
+	int rc = loop_create(LOOP_AUTO, &server->loop);
 
 	if (rc == 0) {
 		rc = loop_add(server->loop, server->listener, EPOLLIN, clients_accept, server,
@@ -192,7 +192,12 @@ static int open_loop(struct server *server, struct error *err)
 		rc = loop_add(server->loop, server->signal_fd, EPOLLIN, on_signal, server,
 			&server->signal_source);
 	}
-	return rc ? error_set(err, rc, "event loop: %s", strerror(-rc)) : 0;
+	if (rc) {
+		return error_set(err, rc, "event loop: %s", strerror(-rc));
+	}
+	log_info("event loop: %s%s%s", loop_name(server->loop),
+		loop_why(server->loop)[0] ? ", no " : "", loop_why(server->loop));
+	return 0;
 }
 
 int server_create(
@@ -242,10 +247,42 @@ int server_create(
 	return 0;
 }
 
+#define ACCEPT_PAUSE_MS 100
+
+static void listen_for(struct server *server, uint32_t events)
+{
+	loop_modify(server->listener_source, events);
+	if (server->tcp_source) {
+		loop_modify(server->tcp_source, events);
+	}
+}
+
+/* Without descriptors accept would fail again and again, and the loop never sleep. */
+void server_accept_ended(struct server *server, int rc)
+{
+	if (rc == -EAGAIN) {
+		return;
+	}
+	log_warn("new connections wait: %s", strerror(-rc));
+	server->accept_at = deadline_in_ms(ACCEPT_PAUSE_MS);
+	listen_for(server, 0);
+}
+
+static void accept_tick(struct server *server, uint64_t now)
+{
+	if (server->accept_at && now >= server->accept_at) {
+		server->accept_at = 0;
+		listen_for(server, EPOLLIN);
+	}
+}
+
 static uint64_t next_due(const struct server *server)
 {
 	uint64_t due = MIN(clients_due(server), node_due(server));
 
+	if (server->accept_at) {
+		due = MIN(due, server->accept_at);
+	}
 	if (server_is_lead(server)) {
 		due = MIN(due, MIN(lead_due(server), epoch_due(server)));
 	}
@@ -272,6 +309,7 @@ int server_run(struct server *server)
 			server_fatal(server, strerror(-rc));
 		}
 		now = clock_ns();
+		accept_tick(server, now);
 		clients_tick(server, now);
 		node_tick(server, now);
 		if (server_is_lead(server)) {

@@ -27,6 +27,9 @@ struct server_options {
 	uint32_t join_timeout_s; /* for the first join */
 };
 
+/* Of one connection, so that a busy one does not starve the others. */
+#define MESSAGES_A_ROUND 64
+
 struct server;
 struct client;
 
@@ -183,6 +186,7 @@ struct server {
 	struct mover *mover;
 	struct moves *moves;
 	int listener, tcp_listener;
+	uint64_t accept_at; /* nothing is accepted until then, for want of descriptors; 0: it is */
 	struct loop_source *listener_source, *tcp_source, *mover_source, *signal_source;
 	int signal_fd;
 	struct client *clients;
@@ -208,6 +212,8 @@ int server_create(
 int server_run(struct server *server); /* until it is told to stop; returns the exit code */
 void server_destroy(struct server *server);
 bool server_is_lead(const struct server *server);
+/* accept has failed: with -EAGAIN because nobody waits, else for want of something. */
+void server_accept_ended(struct server *server, int rc);
 void server_fatal(struct server *server, const char *text); /* ends the process, code 1 */
 
 /* clients.c */

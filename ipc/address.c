@@ -1,4 +1,5 @@
 /* TCP addresses: "HOST:PORT", "[V6]:PORT", "PORT", loopback only. */
+#include "base/clock.h"
 #include "base/util.h"
 #include "ipc/socket.h"
 #include <arpa/inet.h>
@@ -7,6 +8,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -101,6 +103,20 @@ static int bound_port(int fd, uint16_t *ret_port)
 	return 0;
 }
 
+/* A listener of a process that was killed a moment ago may live for some milliseconds more. */
+static int bind_soon(int fd, const struct addrinfo *address)
+{
+	uint64_t deadline = deadline_in_ms(500);
+
+	while (bind(fd, address->ai_addr, address->ai_addrlen) < 0) {
+		if (errno != EADDRINUSE || deadline_passed(deadline)) {
+			return -1;
+		}
+		poll(NULL, 0, 10);
+	}
+	return 0;
+}
+
 int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err)
 {
 	const struct addrinfo *chosen;
@@ -114,7 +130,7 @@ int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, stru
 	chosen = choose(found);
 	fd = socket(chosen->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
-		bind(fd, chosen->ai_addr, chosen->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+		bind_soon(fd, chosen) < 0 || listen(fd, BACKLOG) < 0) {
 		rc = -errno;
 	} else {
 		rc = bound_port(fd, ret_port);

@@ -93,12 +93,39 @@ static int check_directory(const char *path, struct error *err)
 	return 0;
 }
 
+/* A socket that is still open although its process was killed closes within this time. */
+#define DYING_MS 500
+
+/*
+ * Connects to see whether somebody serves the path. A process that is being killed may hold its
+ * listener for some milliseconds more, as io_uring ends after it: that hangs up.
+ */
+static int probe(const char *path, struct error *why)
+{
+	uint64_t deadline = deadline_in_ms(DYING_MS);
+	bool gone;
+	int fd, rc;
+
+	do {
+		struct pollfd polled = {.events = POLLIN};
+
+		rc = socket_connect_unix(path, deadline_in_ms(1000), &fd, why);
+		if (rc) {
+			return rc;
+		}
+		polled.fd = fd;
+		gone = poll(&polled, 1, deadline_left_ms(deadline)) == 1;
+		fd_close(&fd);
+	} while (gone && !deadline_passed(deadline));
+	return 0;
+}
+
 /* Removes a dead socket at the path. -EADDRINUSE: a live one; -EEXIST: something else. */
 static int clear_path(const char *path, struct error *err)
 {
 	struct error why;
 	struct stat st;
-	int fd, rc;
+	int rc;
 
 	if (lstat(path, &st) < 0) {
 		return errno == ENOENT ? 0
@@ -107,10 +134,7 @@ static int clear_path(const char *path, struct error *err)
 	if (!S_ISSOCK(st.st_mode)) {
 		return error_set(err, -EEXIST, "%s exists and is no socket", path);
 	}
-	rc = socket_connect_unix(path, deadline_in_ms(1000), &fd, &why);
-	if (rc == 0) {
-		fd_close(&fd);
-	}
+	rc = probe(path, &why);
 	if (rc == 0 || rc == -EAGAIN) {
 		return error_set(err, -EADDRINUSE,
 			"a broker serves %s already; stop it, or choose another --socket", path);

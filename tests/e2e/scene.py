@@ -106,10 +106,11 @@ class Scene:
             result.stderr
         return result
 
-    def broker(self, name="broker", *args, env=None, backend="host", slot="256K"):
-        """Starts a broker and waits until it says that it is ready."""
+    def broker(self, name="broker", *args, env=None, backend="host", slot="256K", through=()):
+        """Starts a broker, through another program if one is given, and waits until it is ready."""
         read, write = os.pipe()
-        process = self.start(name, "strewd", "--socket", self.socket(name), "--backend", backend,
+        program, *first = (*through, self.bin / "strewd")
+        process = self.start(name, program, *first, "--socket", self.socket(name), "--backend", backend,
                              "--slot", slot, "--ready-fd", write, *args, env=env,
                              pass_fds=(write,))
         os.close(write)
