@@ -24,6 +24,7 @@ void publication_free(struct publication *publication)
 		return;
 	}
 	manifest_finish(&publication->manifest);
+	free(publication->brokers);
 	free(publication->roots);
 	free(publication->holders);
 	free(publication->space_base);
@@ -155,10 +156,14 @@ static size_t crew_place(struct plans *plans)
 static int source_bases(const struct publication *publication, struct gpu_device *device,
 	uint64_t *ret_bases, struct error *err)
 {
-	for (size_t rank = 0; rank < publication->nholders; rank++) {
-		struct exports *exports = &publication->holders[rank]->exports;
-		int rc = exports_map(exports, device, err);
+	for (size_t rank = 0; rank < publication->nroots; rank++) {
+		struct holder *holder = publication->holders[rank];
+		struct exports *exports = holder ? &holder->exports : NULL;
+		int rc = exports ? exports_map(exports, device, err) : 0;
 
+		if (!exports) {
+			continue;
+		}
 		if (rc) {
 			return rc;
 		}
@@ -168,7 +173,7 @@ static int source_bases(const struct publication *publication, struct gpu_device
 }
 
 static int make_gather(struct plans *plans, const struct publication *publication,
-	struct plan_base *base, uint32_t rank, struct error *err)
+	struct plan_base *base, struct error *err)
 {
 	struct gpu_device *home;
 	struct copies copies;
@@ -179,8 +184,8 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 	if (rc) {
 		return rc;
 	}
-	rc = plan_gather(
-		&publication->manifest, &base->buckets, publication->sources, rank, &copies, err);
+	rc = plan_gather(&publication->manifest, &base->buckets, publication->sources,
+		publication->own_root, &copies, err);
 	if (rc) {
 		return rc;
 	}
@@ -210,7 +215,7 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 {
 	const struct publication *publication = plan_for->publication;
 	uint64_t slot_bytes = plan_for->slot_bytes;
-	bool gather = plan_for->wire && publication->nholders;
+	bool gather = plan_for->wire && publication->own_root != ROOT_NONE;
 	struct plan_base *base = NULL;
 	int rc;
 
@@ -237,7 +242,7 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 	}
 	base->last_use = ++plans->uses;
 	if (gather && !base->gather) {
-		rc = make_gather(plans, publication, base, plan_for->rank, err);
+		rc = make_gather(plans, publication, base, err);
 		if (rc) {
 			return rc;
 		}
@@ -301,6 +306,25 @@ static int spaces_make(const struct crew *crew, uint32_t first, struct gpu_devic
 	return 0;
 }
 
+/* Buckets whose boxes lie here are not scattered: the copies from their memory do it. */
+static void drop_own(
+	struct copies *copies, const struct buckets *buckets, const struct publication *publication)
+{
+	size_t kept = 0;
+
+	for (size_t b = 0; b < copies->nranges; b++) {
+		size_t first = copies->first[b], past = copies->first[b + 1];
+
+		copies->first[b] = kept;
+		if (buckets->v[b].root == publication->own_root) {
+			continue;
+		}
+		memmove(copies->v + kept, copies->v + first, (past - first) * sizeof(*copies->v));
+		kept += past - first;
+	}
+	copies->first[copies->nranges] = copies->n = kept;
+}
+
 static int make_scatter(struct plans *plans, const struct publication *publication,
 	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
 	struct error *err)
@@ -321,6 +345,7 @@ static int make_scatter(struct plans *plans, const struct publication *publicati
 	rc = plan_scatter(&publication->manifest, &base->buckets, spaces.workers, crew->nworkers,
 		&copies, err);
 	if (rc == 0) {
+		drop_own(&copies, &base->buckets, publication);
 		rc = gpu_copies_create(
 			home, &copies, spaces.bases, spaces.nbases, &plan->scatter, err);
 		copies_finish(&copies);
@@ -336,9 +361,12 @@ static int local_device(struct plans *plans, const struct publication *publicati
 	static const uint8_t none[GPU_UUID_BYTES];
 	uint8_t uuid[GPU_UUID_BYTES] = {0};
 
-	for (size_t i = 0; i < publication->nholders; i++) {
+	for (size_t i = 0; i < publication->nroots; i++) {
 		uint8_t other[GPU_UUID_BYTES];
 
+		if (!publication->holders[i]) {
+			continue;
+		}
 		exports_uuid(&publication->holders[i]->exports, other);
 		if (memcmp(other, none, sizeof(none)) != 0) {
 			memcpy(uuid, other, sizeof(uuid));
@@ -480,8 +508,12 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 		plan->slot_bytes = base->slot_bytes;
 		plan->key = crew->key;
 		plan->partial = partial;
-		rc = plan_for->local ? make_local(plans, publication, base, crew, plan, err)
-				     : make_scatter(plans, publication, base, crew, plan, err);
+		rc = publication->own_root != ROOT_NONE
+			     ? make_local(plans, publication, base, crew, plan, err)
+			     : 0;
+		if (rc == 0 && publication->elsewhere) {
+			rc = make_scatter(plans, publication, base, crew, plan, err);
+		}
 		if (rc == 0) {
 			rc = make_commit(plans, publication, crew, plan, err);
 		}
