@@ -119,8 +119,8 @@ static void link_down(struct server *server, const char *why)
 		log_warn("the lead at %s is gone: %s", server->options.join, why);
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
 		atomic_store(&server->epoch.job.cancel, 1);
-		node_doubt(server);
 		ranks_link_down(server);
+		node_doubt(server);
 	}
 	link->retry_at = deadline_in_ms(link->retry_ms);
 	link->retry_ms = MIN(link->retry_ms * 2, LIMIT_RETRY_MAX_MS);

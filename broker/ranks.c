@@ -66,7 +66,8 @@ static void end_publish(struct client *client)
 
 	mover_unwatch(client->server->mover, &client->watch);
 	told->publish_serial = told->request_serial = told->version = 0;
-	told->taken = told->lent = told->abandoned = false;
+	told->taken = told->lent = false;
+	told->abandoned = told->prepared = told->committing = false;
 }
 
 static void refuse_publish(struct client *client, int code, const char *text)
@@ -119,46 +120,70 @@ void ranks_joined(struct server *server)
 	}
 }
 
-/* Once nothing moves any more: what the lead can no longer report. */
+/* Is the node at work on what this rank publishes? */
+static bool in_update(const struct client *client)
+{
+	const struct node *node = &client->server->node;
+
+	return node->publication && client->told.publish_serial &&
+	       node->version == client->told.version &&
+	       strcmp(node->publication->model, model_of(client)) == 0;
+}
+
+/*
+ * What the lead can no longer report. Without this node's prepared it has not committed; with it,
+ * it may have.
+ */
+static void report_abandoned(struct client *client)
+{
+	struct told *told = &client->told;
+	struct message message;
+	struct msg_report *report;
+
+	message_init(&message, MSG_REPORT, 0);
+	report = &message.u.report;
+	report->version = told->version;
+	report->outcome = told->committing ? STREW_OUTCOME_COMMITTED : STREW_OUTCOME_ABORTED;
+	snprintf(report->text, sizeof(report->text), "the lead at %.100s is gone%s",
+		client->server->options.join,
+		told->committing ? " since its commit: how other nodes have ended is not known"
+		: told->prepared ? ", and whether it has committed is not known"
+				 : "");
+	end_publish(client);
+	client_send(client, &message);
+}
+
+/* When nothing moves any more. */
 static void end_abandoned(struct server *server)
 {
-	char text[LIMIT_TEXT_BYTES];
-	struct message message;
-
-	snprintf(text, sizeof(text),
-		"the lead at %.100s is gone: whether other brokers have committed is not known",
-		server->options.join);
 	for (struct client *client = server->clients; client; client = client->next) {
-		struct told *told = &client->told;
-
-		if (!is_rank(client) || !told->abandoned) {
+		if (!is_rank(client) || !client->told.abandoned) {
 			continue;
 		}
-		if (!told->taken) {
-			refuse_publish(client, -ECONNRESET, text);
+		if (!client->told.taken) {
+			refuse_publish(client, -ECONNRESET, "publish: the lead is gone");
 			continue;
 		}
 		release(client);
-		message_init(&message, MSG_REPORT, 0);
-		message.u.report.version = told->version;
-		message.u.report.outcome = STREW_OUTCOME_ABORTED;
-		string_copy(message.u.report.text, sizeof(message.u.report.text), text);
-		end_publish(client);
-		client_send(client, &message);
+		report_abandoned(client);
 	}
 }
 
 void ranks_link_down(struct server *server)
 {
+	enum node_stage stage = server->node.stage;
+
 	for (struct client *client = server->clients; client; client = client->next) {
 		client->told.declare_serial = 0;
 		client->told.declared = false;
 		client->told.abandoned = client->told.publish_serial != 0;
+		client->told.prepared = in_update(client) && stage == NODE_PREPARED;
+		client->told.committing = in_update(client) && stage == NODE_COMMITTING;
 	}
 	for (struct model *model = server->models; model; model = model->next) {
 		model->leaving_serial = 0;
 	}
-	if (server->node.stage == NODE_IDLE) {
+	if (stage == NODE_IDLE) {
 		end_abandoned(server);
 	}
 }
@@ -252,12 +277,8 @@ void ranks_publish(struct client *client, const struct message *message)
 
 void ranks_released(struct server *server)
 {
-	const struct publication *publication = server->node.publication;
-
-	for (struct client *client = server->clients; publication && client;
-		client = client->next) {
-		if (is_rank(client) && client->told.version == server->node.version &&
-			strcmp(model_of(client), publication->model) == 0) {
+	for (struct client *client = server->clients; client; client = client->next) {
+		if (is_rank(client) && in_update(client)) {
 			release(client);
 		}
 	}
@@ -310,14 +331,12 @@ static void take_refusal(struct client *client, uint64_t serial, const struct ms
 
 static int take_report(struct client *client, const struct message *report, struct error *err)
 {
-	const struct node *node = &client->server->node;
 	struct message message = *report;
 
 	if (client->told.publish_serial != report->serial || !client->told.taken) {
 		return 0;
 	}
-	if (node->publication && node->version == client->told.version &&
-		strcmp(node->publication->model, model_of(client)) == 0) {
+	if (in_update(client)) {
 		return error_set(err, -EPROTO,
 			"it reports version %llu, which this broker has not ended",
 			(unsigned long long)client->told.version);

@@ -49,9 +49,10 @@ struct told {
 	uint64_t publish_serial; /* 0: nothing is being published */
 	uint64_t request_serial; /* the trainer's own */
 	uint64_t version;
-	bool taken;	/* by the lead, which will report */
-	bool lent;	/* the memory may be read */
-	bool abandoned; /* the lead is gone: nobody will report */
+	bool taken; /* by the lead, which will report */
+	bool lent;  /* the memory may be read */
+	/* The lead is gone, nobody will report; how far the update had come here. */
+	bool abandoned, prepared, committing;
 };
 
 /* One connection of the Unix socket. */
