@@ -176,29 +176,6 @@ static void workers_hold(const struct scene *scene, uint64_t number)
 	}
 }
 
-/* Waits until the lead sees that many ranks of the model, in that stage. */
-static void wait_ranks(uint32_t present, const char *stage)
-{
-	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
-	bool there = false;
-
-	do {
-		struct message reply;
-		struct msg_status_reply *status = &reply.u.status_reply;
-
-		broker_status(&nodes[0], &reply);
-		for (size_t i = 0; i < status->ntrainers; i++) {
-			there = there || (status->trainers[i].present == present &&
-						 strcmp(status->trainers[i].stage, stage) == 0);
-		}
-		message_finish(&reply);
-		if (!there) {
-			sleep_ms(5);
-		}
-	} while (!there && !deadline_passed(deadline));
-	assert_true(there);
-}
-
 /* The values of the version; where both ranks have a row, rank 1's is none of it. */
 static void write_rank(struct scene *scene, uint32_t rank, uint64_t number)
 {
@@ -384,7 +361,7 @@ static void test_versions_that_differ(void **state)
 
 		/* The first one's is taken before the second one says its own. */
 		assert_int_equal(publish(&scene, rank, version + 1, PATIENCE_MS), 0);
-		wait_ranks(2, "waiting for ranks");
+		broker_wait_ranks(&nodes[0], 2, "waiting for ranks");
 		assert_int_equal(publish(&scene, 1 - rank, version + 2, PATIENCE_MS), 0);
 		assert_int_equal(strew_trainer_wait_report(second, PATIENCE_MS, &report), -EINVAL);
 		assert_non_null(strstr(strew_error(), "the other ranks version"));
@@ -413,7 +390,7 @@ static void test_declarations_that_do_not_agree(void **state)
 	draw_scene(&scene);
 	/* Another number of ranks; the same rank. */
 	start_rank(&starts[0], &scene, 0, 1);
-	wait_ranks(1, "idle");
+	broker_wait_ranks(&nodes[0], 1, "idle");
 	starts[1] = (struct starting){.trainer = &scene.ranks[1],
 		.broker = &nodes[2],
 		.options = {.model = "m", .rank = 2, .ranks = 3},
@@ -519,7 +496,7 @@ static void test_a_rank_that_dies(void **state)
 		assert_int_equal(worker_start(worker, &nodes[2], options, scene.held[0], 2), 0);
 		version++;
 		assert_int_equal(publish(&scene, 0, version, PATIENCE_MS), 0);
-		wait_ranks(2, "waiting for ranks");
+		broker_wait_ranks(&nodes[0], 2, "waiting for ranks");
 		if (step > 0) {
 			raw_publish(&raw, version, step > 1);
 		}
@@ -545,7 +522,7 @@ static void test_a_rank_that_dies(void **state)
 			worker_is_poisoned(worker);
 		}
 		strew_report_finish(&report);
-		wait_ranks(1, "idle");
+		broker_wait_ranks(&nodes[0], 1, "idle");
 		/* Until it is declared again there is nothing to publish. */
 		assert_int_equal(publish(&scene, 0, version + 1, PATIENCE_MS), 0);
 		assert_int_equal(
