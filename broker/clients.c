@@ -146,7 +146,7 @@ void client_drop(struct client *client, const char *why)
 		uint64_t key = client->team ? client->team->key : 0;
 
 		team_leave(client, true);
-		lead_withdraw(client);
+		rank_gone(client);
 		/* A commit may still need the plans of what the trainer had declared. */
 		if (client->session.holder && client->server->node.stage != NODE_IDLE) {
 			client->release_due = true;
@@ -202,7 +202,7 @@ static void imported(struct job *job)
 		if (client->session.worker) {
 			team_join(client);
 		} else {
-			lead_declared(client);
+			rank_mapped(client);
 		}
 	}
 	free(work);
@@ -231,7 +231,7 @@ static void import(struct client *client)
 	int rc = check_room(client->server, &err);
 
 	if (rc == 0) {
-		rc = session->worker ? team_place(client, &err) : lead_declare(client, &err);
+		rc = session->worker ? team_place(client, &err) : rank_place(client, &err);
 	}
 	if (rc) {
 		client_error(client, session->seal_serial, rc, err.text);
@@ -374,7 +374,11 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 		step_member(client, GE_RESUME, NULL);
 		break;
 	case VERDICT_PUBLISH:
-		lead_publish(client, message);
+		if (server_is_lead(client->server)) {
+			lead_publish(client, message);
+		} else {
+			ranks_publish(client, message);
+		}
 		break;
 	case VERDICT_STATUS:
 		status_answer(client, message->serial);

@@ -46,7 +46,7 @@ void member_send(struct member *member, struct message *message)
 	loop_modify(member->source, EPOLLIN | (conn_wants_write(member->conn) ? EPOLLOUT : 0));
 }
 
-static void member_error(struct member *member, uint64_t serial, const struct error *err)
+void member_refuse(struct member *member, uint64_t serial, const struct error *err)
 {
 	struct message message;
 
@@ -67,6 +67,7 @@ static void member_free(struct member *member)
 	loop_remove(member->source);
 	conn_destroy(member->conn);
 	fd_close(&member->data_fd);
+	blob_finish(&member->blob);
 	free(member);
 }
 
@@ -84,6 +85,8 @@ static void member_drop(struct member *member, const char *why)
 	} else {
 		log_debug("a connection to the control port ended: %s", why);
 	}
+	/* First the ranks there: an update says whose memory it has lost. */
+	member_ranks_lost(member);
 	member_free(member);
 	if (in_epoch) {
 		lead_member_lost(server, rank, name);
@@ -479,6 +482,16 @@ static int member_message(struct member *member, const struct message *message, 
 			lead_answer(server, member->rank, message->type, &message->u.groups);
 		}
 		return 0;
+	case MSG_PART:
+		return member_part(member, &message->u.part, err);
+	case MSG_DECLARE:
+		return member_declare(member, message, err);
+	case MSG_UNDECLARE:
+		return member_undeclare(member, message, err);
+	case MSG_RANK_PUBLISH:
+		return member_publish(member, message, err);
+	case MSG_RANK_DONE:
+		return member_done(member, &message->u.rank_done, err);
 	case MSG_BYE:
 		return error_set(err, -ECONNRESET, "it left");
 	default:
@@ -510,7 +523,7 @@ static void on_member(void *data, uint32_t events)
 			rc = member_message(member, &message, &err);
 			if (rc < 0 && joining) {
 				log_warn("refused a broker: %s", err.text);
-				member_error(member, message.serial, &err);
+				member_refuse(member, message.serial, &err);
 			}
 			message_finish(&message);
 		}
@@ -564,6 +577,7 @@ void members_drop_all(struct server *server)
 	while (server->members) {
 		message_init(&message, MSG_BYE, 0);
 		member_send(server->members, &message);
+		member_ranks_lost(server->members);
 		member_free(server->members);
 	}
 }

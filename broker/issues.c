@@ -25,11 +25,11 @@ static const uint8_t **locate(const struct publication *publication, const struc
 	if (!where) {
 		return NULL;
 	}
-	for (size_t rank = 0; rank < publication->nholders; rank++) {
-		const struct exports *exports = &publication->holders[rank]->exports;
+	for (size_t rank = 0; rank < publication->nroots; rank++) {
+		const struct holder *holder = publication->holders[rank];
 
-		for (size_t i = 0; i < exports->nhandles; i++) {
-			where[publication->space_base[rank] + i] = exports->handles[i].uuid;
+		for (size_t i = 0; holder && i < holder->exports.nhandles; i++) {
+			where[publication->space_base[rank] + i] = holder->exports.handles[i].uuid;
 		}
 	}
 	n = publication->nspaces;

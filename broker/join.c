@@ -46,6 +46,25 @@ static void link_send(struct server *server, struct message *message)
 	loop_modify(link->source, EPOLLIN | (conn_wants_write(link->conn) ? EPOLLOUT : 0));
 }
 
+void join_send(struct server *server, struct message *message)
+{
+	link_send(server, message);
+}
+
+void join_send_blob(struct server *server, const struct blob *blob, enum part_of of)
+{
+	struct lead_link *link = &server->lead;
+	struct error err;
+
+	if (!link->conn) {
+		return;
+	}
+	if (blob_send(link->conn, blob, of, &err)) {
+		log_debug("lead: %s", err.text);
+	}
+	/* What is left is written with what follows it. */
+}
+
 static void close_data(struct lead_link *link)
 {
 	loop_remove(link->data_source);
@@ -100,6 +119,7 @@ static void link_down(struct server *server, const char *why)
 		log_warn("the lead at %s is gone: %s", server->options.join, why);
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
 		atomic_store(&server->epoch.job.cancel, 1);
+		ranks_link_down(server);
 		node_doubt(server);
 	}
 	link->retry_at = deadline_in_ms(link->retry_ms);
@@ -228,36 +248,59 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 	}
 }
 
-static int take_manifest(struct server *server, const struct msg_manifest *said, struct error *err)
+/* What the parts before it and the message say. Takes the parts in any case. */
+static int read_manifest(struct server *server, const struct msg_manifest *said,
+	struct publication *publication, struct error *err)
 {
 	struct lead_link *link = &server->lead;
-	struct publication *publication;
-	struct model *model;
 	int rc = blob_check(&link->blob, said->parts, said->bytes, said->hash, err);
 
-	if (rc) {
-		return rc;
+	if (rc == 0) {
+		rc = blob_to_manifest(&link->blob, &publication->manifest, err);
 	}
-	model = model_find(server, said->model, true);
-	publication = calloc(1, sizeof(*publication));
-	if (!model || !publication) {
-		free(publication);
-		return error_set(err, -ENOMEM, "model %s: no place for it", said->model);
-	}
-	rc = blob_to_manifest(&link->blob, &publication->manifest, err);
 	blob_finish(&link->blob);
 	if (rc) {
-		free(publication);
 		return rc;
+	}
+	if (!said->nroots) {
+		return error_set(
+			err, -EPROTO, "manifest of model %s: no trainer rank", said->model);
 	}
 	publication->hash = said->hash;
 	publication->nroots = said->nroots;
-	publication->roots = calloc(said->nroots + 1, sizeof(*publication->roots));
-	if (!publication->roots) {
-		publication_free(publication);
+	publication->brokers = calloc(said->nroots, sizeof(*publication->brokers));
+	if (!publication->brokers) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	memcpy(publication->roots, said->roots, said->nroots * sizeof(*publication->roots));
+	memcpy(publication->brokers, said->roots, said->nroots * sizeof(*said->roots));
+	return 0;
+}
+
+static int take_manifest(struct server *server, const struct msg_manifest *said, struct error *err)
+{
+	struct publication *publication = calloc(1, sizeof(*publication));
+	struct model *model;
+	int rc;
+
+	if (!publication) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	rc = read_manifest(server, said, publication, err);
+	model = rc ? NULL : model_find(server, said->model, true);
+	if (rc == 0 && !model) {
+		rc = error_set(err, -ENOMEM, "model %s: no place for it", said->model);
+	}
+	if (rc == 0 && model->leaving_serial) {
+		publication_free(publication);
+		return 0;
+	}
+	if (rc == 0) {
+		rc = publication_bind(server, model, publication, err);
+	}
+	if (rc) {
+		publication_free(publication);
+		return rc;
+	}
 	model_set(server, model, publication);
 	log_info("model %s is announced: %zu tensors", model->name, publication->manifest.ntensors);
 	return 0;
@@ -280,10 +323,15 @@ static int take_error(struct server *server, const struct msg_error *said, struc
 static int lead_message(struct server *server, struct message *message, struct error *err)
 {
 	struct lead_link *link = &server->lead;
+	int rc;
 
 	if (!link->joined && message->type != MSG_JOINED && message->type != MSG_ERROR) {
 		return error_set(
 			err, -EPROTO, "message %s came before joined", message_name(message->type));
+	}
+	rc = ranks_answer(server, message, err);
+	if (rc) {
+		return rc < 0 ? rc : 0;
 	}
 	switch (message->type) {
 	case MSG_JOINED:
@@ -292,6 +340,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
 		log_info("joined the lead at %s", server->options.join);
 		server_ready(server);
+		ranks_joined(server);
 		return 0;
 	case MSG_PART:
 		return blob_append(&link->blob, &message->u.part, err);

@@ -18,13 +18,28 @@ bool lead_busy(const struct server *server)
 	return server->active != NULL;
 }
 
+/* To the ranks of this broker. */
 static void send_trainers(struct model *model, struct message *message)
 {
 	for (uint32_t i = 0; i < model->ranks; i++) {
-		if (model->trainers[i]) {
+		if (model->seats[i].client) {
 			struct message copy = *message;
 
-			client_send(model->trainers[i], &copy);
+			client_send(model->seats[i].client, &copy);
+		}
+	}
+}
+
+/* To those of other brokers. One that is taken for lost may still move: it hears from its own
+ * broker, when that is quiet. */
+static void send_members_ranks(struct model *model, const struct message *report)
+{
+	for (uint32_t i = 0; i < model->ranks; i++) {
+		struct seat *seat = &model->seats[i];
+
+		if (seat->member && (seat->member->state != MEMBER_IN_EPOCH ||
+					    !model->update.lost[seat->member->rank])) {
+			member_report(seat, report);
 		}
 	}
 }
@@ -69,6 +84,7 @@ static void send_report(struct server *server, struct model *model)
 	report->groups = update->groups;
 	report->ngroups = update->ngroups;
 	send_trainers(model, &message);
+	send_members_ranks(model, &message);
 	server->updates++;
 	server->aborted += update->outcome == STREW_OUTCOME_ABORTED;
 	log_info("model %s version %llu: %s%s%s, %.2f ms (accept %.2f, move %.2f, commit %.2f)",
@@ -89,14 +105,33 @@ static void send_members(struct server *server, struct message *message)
 	}
 }
 
+/* The number in the epoch of each trainer rank's broker. */
+static void find_roots(struct server *server, const struct publication *publication,
+	uint32_t ret_roots[LIMIT_RANKS])
+{
+	for (size_t i = 0; i < publication->nroots; i++) {
+		ret_roots[i] = 0;
+		for (struct member *member = server->members; member; member = member->next) {
+			if (member->state == MEMBER_IN_EPOCH &&
+				member->join.broker_id == publication->brokers[i]) {
+				ret_roots[i] = member->rank;
+			}
+		}
+	}
+}
+
 static void do_begin(struct server *server, struct model *model)
 {
 	struct update *update = &model->update;
 	uint64_t now = clock_ns();
+	uint32_t roots[LIMIT_RANKS];
 	struct message message;
 	struct msg_begin begin;
 
 	memset(&begin, 0, sizeof(begin));
+	find_roots(server, model->publication, roots);
+	begin.roots = roots;
+	begin.nroots = model->publication->nroots;
 	begin.epoch = server->epoch.number;
 	begin.update = update->serial;
 	string_copy(begin.model, sizeof(begin.model), model->name);
@@ -111,6 +146,19 @@ static void do_begin(struct server *server, struct model *model)
 	message.u.begin = begin;
 	send_members(server, &message);
 	node_begin(server, &begin);
+}
+
+/* Does a group there need buckets of a root elsewhere? */
+static bool needs_wire(const struct server *server, const struct group_outcome *group)
+{
+	const struct node *node = &server->node;
+
+	for (size_t i = 0; node->publication && i < node->publication->nroots; i++) {
+		if (node->roots[i] != group->node) {
+			return true;
+		}
+	}
+	return false;
 }
 
 static void send_decision(struct server *server, struct model *model, enum message_type type)
@@ -130,7 +178,7 @@ static void send_decision(struct server *server, struct model *model, enum messa
 	for (size_t i = 0; i < update->ngroups && type == MSG_GO; i++) {
 		const struct group_outcome *group = &update->groups[i];
 
-		if (group->node != 0 && group->outcome == STREW_OUTCOME_NONE) {
+		if (group->outcome == STREW_OUTCOME_NONE && needs_wire(server, group)) {
 			message.u.decision.wire = 1;
 		}
 	}
@@ -214,40 +262,54 @@ void lead_ready(struct server *server)
 	}
 }
 
+void lead_stream_done(struct server *server, struct model *model, uint32_t rank)
+{
+	if (update_stream_done(&model->update, rank, clock_ns())) {
+		lead_ready(server);
+	}
+}
+
 static void stream_done(struct watch *watch)
 {
 	struct client *client = watch->data;
 
-	if (client->model && update_stream_done(&client->model->update,
-				     client->session.trainer.rank, clock_ns())) {
-		lead_ready(client->server);
+	if (client->model) {
+		lead_stream_done(client->server, client->model, client->session.trainer.rank);
 	}
+}
+
+int publish_check(const struct msg_publish *publish, struct error *err)
+{
+	if (publish->flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL)) {
+		return error_set(err, -ENOTSUP, "publish: a flag that this broker does not know");
+	}
+	if (publish->timeout_ms > LIMIT_UPDATE_MAX_MS) {
+		return error_set(err, -ERANGE, "publish: the timeout passes one hour");
+	}
+	return 0;
+}
+
+int lead_take_publish(
+	struct model *model, uint32_t rank, const struct msg_publish *publish, struct error *err)
+{
+	int rc = publish_check(publish, err);
+
+	if (rc) {
+		return rc;
+	}
+	if (!model->publication) {
+		return error_set(err, -EBUSY,
+			"publish: not every rank of the trainer has declared its tensors");
+	}
+	return update_publish(&model->update, rank, publish, model->committed, clock_ns(), err);
 }
 
 void lead_publish(struct client *client, const struct message *message)
 {
 	const struct msg_publish *publish = &message->u.publish;
-	struct model *model = client->model;
 	struct error err;
-	int rc;
+	int rc = lead_take_publish(client->model, client->session.trainer.rank, publish, &err);
 
-	if (publish->flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL)) {
-		client_error(client, message->serial, -ENOTSUP,
-			"publish: a flag that this broker does not know");
-		return;
-	}
-	if (publish->timeout_ms > LIMIT_UPDATE_MAX_MS) {
-		client_error(
-			client, message->serial, -ERANGE, "publish: the timeout passes one hour");
-		return;
-	}
-	if (!model->publication) {
-		client_error(client, message->serial, -EBUSY,
-			"publish: not every rank of the trainer has declared its tensors");
-		return;
-	}
-	rc = update_publish(&model->update, client->session.trainer.rank, publish, model->committed,
-		clock_ns(), &err);
 	if (rc) {
 		client_error(client, message->serial, rc, err.text);
 		return;
@@ -299,9 +361,10 @@ void lead_member_lost(struct server *server, uint32_t rank, const char *name)
 	}
 }
 
-void lead_rank_lost(struct server *server, struct model *model, uint32_t rank)
+void lead_rank_lost(
+	struct server *server, struct model *model, uint32_t rank, bool released, const char *where)
 {
-	lead_do(server, model, update_rank_lost(&model->update, rank, clock_ns()));
+	lead_do(server, model, update_rank_lost(&model->update, rank, released, where, clock_ns()));
 }
 
 void lead_tick(struct server *server, uint64_t now)

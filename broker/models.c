@@ -1,11 +1,13 @@
 /*
- * What is published: trainers' declarations become one sealed manifest, which
- * every broker of the epoch is sent and every update refers to by its hash.
+ * The models that are published, and the seats of their trainer ranks. At the lead
+ * a seat is that of a trainer here or of one at another broker (members.c); a broker that
+ * joined knows its own ranks only, and has its lead decide (ranks.c).
  */
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/server.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,7 +34,7 @@ void publication_retire(struct server *server, struct publication *publication)
 	mover_submit(server->mover, &work->job);
 }
 
-static void drop_publication(struct server *server, struct model *model)
+void model_drop_publication(struct server *server, struct model *model)
 {
 	struct publication *publication = model->publication;
 
@@ -60,8 +62,11 @@ static void model_remove(struct server *server, struct model *model)
 		link = &(*link)->next;
 	}
 	*link = model->next;
-	drop_publication(server, model);
+	model_drop_publication(server, model);
 	blob_finish(&model->blob);
+	for (uint32_t i = 0; i < LIMIT_RANKS; i++) {
+		manifest_finish(&model->seats[i].declared);
+	}
 	free(model);
 }
 
@@ -72,9 +77,9 @@ static struct model *oldest_unused(struct server *server)
 	struct model *unused = NULL;
 
 	for (struct model *model = server->models; model; model = model->next) {
-		/* At a broker that joined no trainer is known; the lead sends what it still needs.
-		 */
-		if (model->ranks == 0 && model != server->active &&
+		/* At a broker that joined only its own ranks are known; the lead sends what it
+		 * still needs. */
+		if (model->ranks == 0 && model != server->active && !model->leaving_serial &&
 			(!unused || model->last_use < unused->last_use)) {
 			unused = model;
 		}
@@ -115,176 +120,109 @@ struct model *model_find(struct server *server, const char *name, bool add)
 
 void model_set(struct server *server, struct model *model, struct publication *publication)
 {
-	drop_publication(server, model);
+	model_drop_publication(server, model);
 	publication->references = 1;
 	publication->key = ++server->next_key;
 	string_copy(publication->model, sizeof(publication->model), model->name);
 	model->publication = publication;
 }
 
-int lead_declare(struct client *client, struct error *err)
+/* "process 4123" or "broker node1:77" */
+static void say_who(const struct seat *seat, char *buf, size_t size)
 {
-	const struct msg_trainer *trainer = &client->session.trainer;
-	struct server *server = client->server;
-	struct model *model;
-
-	if (!server_is_lead(server)) {
-		return error_set(err, -ENOTSUP,
-			"a trainer registers with the lead's broker; this one has joined %s",
-			server->options.join);
+	if (seat->client) {
+		snprintf(buf, size, "process %d", (int)seat->client->peer.pid);
+	} else {
+		snprintf(buf, size, "a process at broker %s", seat->member->join.name);
 	}
-	model = model_find(server, trainer->model, true);
+}
+
+static bool seat_taken(const struct seat *seat)
+{
+	return seat->client || seat->member;
+}
+
+int seat_find(struct server *server, const struct msg_trainer *who, struct model **ret_model,
+	struct error *err)
+{
+	struct model *model = model_find(server, who->model, true);
+	char text[ADDRESS_BYTES + 32];
+
 	if (!model) {
 		return error_set(err, -E2BIG, "%u models are published here already", LIMIT_MODELS);
 	}
-	if (model->ranks && model->ranks != trainer->ranks) {
+	if (model->ranks && model->ranks != who->ranks) {
 		return error_set(err, -EINVAL, "model %s has %u trainer ranks, rank %u says %u",
-			model->name, model->ranks, trainer->rank, trainer->ranks);
+			model->name, model->ranks, who->rank, who->ranks);
 	}
-	if (model->trainers[trainer->rank]) {
+	if (seat_taken(&model->seats[who->rank])) {
+		say_who(&model->seats[who->rank], text, sizeof(text));
 		return error_set(err, -EEXIST,
-			"model %s: trainer rank %u is registered already, by process %d",
-			model->name, trainer->rank, (int)model->trainers[trainer->rank]->peer.pid);
+			"model %s: trainer rank %u is registered already, by %s", model->name,
+			who->rank, text);
 	}
-	model->ranks = trainer->ranks;
-	model->trainers[trainer->rank] = client;
+	*ret_model = model;
+	return 0;
+}
+
+int rank_place(struct client *client, struct error *err)
+{
+	const struct msg_trainer *who = &client->session.trainer;
+	struct model *model;
+	int rc = seat_find(client->server, who, &model, err);
+
+	if (rc) {
+		return rc;
+	}
+	model->ranks = who->ranks;
+	model->seats[who->rank].client = client;
 	client->model = model;
 	return 0;
 }
 
-static int merge_rank(
-	struct publication *publication, struct holder *holder, uint32_t rank, struct error *err)
+void rank_mapped(struct client *client)
 {
-	struct manifest *manifest = &publication->manifest;
-
-	publication->holders[rank] = holder;
-	publication->space_base[rank] = publication->nspaces;
-	for (size_t i = 0; i < holder->declared.nboxes; i++) {
-		struct held_box box = holder->declared.boxes[i];
-		int rc = manifest_add_tensor(
-			manifest, &holder->declared.tensors[box.tensor], &box.tensor, err);
-
-		box.rank = rank;
-		if (rc == 0) {
-			rc = manifest_add_box(manifest, &box, err);
-		}
-		if (rc) {
-			return error_prefix(err, "trainer rank %u", rank);
-		}
-		publication->sources[manifest->nboxes - 1] = holder->sources[i];
-		publication->sources[manifest->nboxes - 1].memory += publication->nspaces;
+	client->model->seats[client->session.trainer.rank].ready = true;
+	if (server_is_lead(client->server)) {
+		model_try_seal(client->server, client->model);
+	} else {
+		ranks_declare(client);
 	}
-	publication->nspaces += (uint32_t)holder->exports.nhandles;
-	return 0;
 }
 
-static int merge(struct model *model, struct publication **ret_publication, struct error *err)
+static void seat_empty(struct model *model, uint32_t rank)
 {
-	struct publication *publication = calloc(1, sizeof(*publication));
-	size_t boxes = 0;
-	int rc = 0;
-
-	if (!publication) {
-		return error_set(err, -ENOMEM, "out of memory");
-	}
-	manifest_init(&publication->manifest);
+	manifest_finish(&model->seats[rank].declared);
+	memset(&model->seats[rank], 0, sizeof(model->seats[rank]));
 	for (uint32_t i = 0; i < model->ranks; i++) {
-		boxes += model->trainers[i]->session.holder->declared.nboxes;
-	}
-	publication->nroots = publication->nholders = model->ranks;
-	publication->roots = calloc(model->ranks, sizeof(*publication->roots));
-	publication->holders = calloc(model->ranks, sizeof(*publication->holders));
-	publication->space_base = calloc(model->ranks, sizeof(*publication->space_base));
-	publication->sources = calloc(boxes + 1, sizeof(*publication->sources));
-	if (!publication->roots || !publication->holders || !publication->space_base ||
-		!publication->sources) {
-		rc = error_set(err, -ENOMEM, "out of memory");
-	}
-	for (uint32_t i = 0; rc == 0 && i < model->ranks; i++) {
-		rc = merge_rank(publication, model->trainers[i]->session.holder, i, err);
-	}
-	if (rc == 0) {
-		rc = manifest_seal(&publication->manifest, err);
-	}
-	if (rc == 0) {
-		blob_finish(&model->blob);
-		rc = blob_from_manifest(&publication->manifest, NULL, &model->blob, err);
-	}
-	if (rc) {
-		publication_free(publication);
-		return rc;
-	}
-	publication->hash = blob_hash(&model->blob);
-	*ret_publication = publication;
-	return 0;
-}
-
-static void say_declared(struct model *model, struct client *client)
-{
-	struct message message;
-
-	client->declared = true;
-	message_init(&message, MSG_DECLARED, client->session.seal_serial);
-	message.u.declared.manifest_hash = model->publication->hash;
-	message.u.declared.tensors = model->publication->manifest.ntensors;
-	message.u.declared.bytes = manifest_bytes(&model->publication->manifest);
-	message.u.declared.version = model->committed;
-	client_send(client, &message);
-}
-
-static void refuse_all(struct model *model, const struct error *err)
-{
-	for (uint32_t i = 0; i < model->ranks; i++) {
-		struct client *client = model->trainers[i];
-
-		if (client) {
-			client_error(client, client->session.seal_serial, err->code, err->text);
-			client_drop(client, err->text);
+		if (seat_taken(&model->seats[i])) {
+			return;
 		}
 	}
+	model->ranks = 0;
 }
 
-/* Seals the manifest once every rank is there. An update of a trainer that is gone ends first. */
-void model_try_seal(struct server *server, struct model *model)
+void seat_leave(struct server *server, struct model *model, uint32_t rank, bool released)
 {
-	struct publication *publication = NULL;
-	struct error err;
-	char text[32];
+	const struct member *member = model->seats[rank].member;
+	char where[ADDRESS_BYTES + 48] = "";
 
-	if (!model->ranks || model->sealed < model->ranks || model->publication ||
-		model->update.state != UPDATE_IDLE) {
-		return;
+	if (member && member->state == MEMBER_IN_EPOCH) {
+		snprintf(where, sizeof(where), " at node %u, broker %s,", member->rank,
+			member->join.name);
+	} else if (member) {
+		snprintf(where, sizeof(where), " at broker %s", member->join.name);
 	}
-	update_init(&model->update, model->ranks);
-	if (merge(model, &publication, &err)) {
-		log_warn("model %s: %s", model->name, err.text);
-		refuse_all(model, &err);
-		return;
-	}
-	model_set(server, model, publication);
-	log_info("model %s is declared: %zu tensors, %s, %u ranks", model->name,
-		publication->manifest.ntensors,
-		format_bytes(text, sizeof(text), manifest_bytes(&publication->manifest)),
-		model->ranks);
-	for (struct member *member = server->members; member; member = member->next) {
-		if (member->state != MEMBER_CONNECTED) {
-			lead_send_manifest(model, member);
-		}
-	}
-	for (uint32_t i = 0; i < model->ranks; i++) {
-		if (!model->trainers[i]->declared) {
-			say_declared(model, model->trainers[i]);
-		}
-	}
+	/* The report that may follow is not for this rank. */
+	model->seats[rank].client = NULL;
+	model->seats[rank].publish_serial = 0;
+	model->seats[rank].ready = false;
+	lead_rank_lost(server, model, rank, released, where);
+	model_drop_publication(server, model);
+	seat_empty(model, rank);
 }
 
-void lead_declared(struct client *client)
-{
-	client->model->sealed++;
-	model_try_seal(client->server, client->model);
-}
-
-void lead_withdraw(struct client *client)
+void rank_gone(struct client *client)
 {
 	struct server *server = client->server;
 	struct model *model = client->model;
@@ -293,42 +231,19 @@ void lead_withdraw(struct client *client)
 	if (!model) {
 		return;
 	}
+	if (server_is_lead(server)) {
+		client->model = NULL;
+		seat_leave(server, model, rank, model->update.released);
+		return;
+	}
+	ranks_gone(client);
 	client->model = NULL;
-	model->trainers[rank] = NULL;
-	if (client->session.state == SESSION_LIVE) {
-		model->sealed--;
+	/* Without its memory this node can be no root of it. What it only receives stays. */
+	if (model->publication && rank < model->publication->nroots &&
+		model->publication->holders[rank]) {
+		model_drop_publication(server, model);
 	}
-	lead_rank_lost(server, model, rank);
-	drop_publication(server, model);
-	for (uint32_t i = 0; i < model->ranks; i++) {
-		if (model->trainers[i]) {
-			return;
-		}
-	}
-	model->ranks = 0;
-}
-
-void lead_send_manifest(struct model *model, struct member *member)
-{
-	struct publication *publication = model->publication;
-	struct message message;
-	struct error err;
-
-	if (!publication) {
-		return;
-	}
-	if (blob_send(member->conn, &model->blob, PART_MANIFEST, &err)) {
-		log_warn("broker %s: %s", member->join.name, err.text);
-		return;
-	}
-	message_init(&message, MSG_MANIFEST, 0);
-	string_copy(message.u.manifest.model, sizeof(message.u.manifest.model), model->name);
-	message.u.manifest.parts = blob_parts(&model->blob);
-	message.u.manifest.bytes = model->blob.len;
-	message.u.manifest.hash = publication->hash;
-	message.u.manifest.roots = publication->roots;
-	message.u.manifest.nroots = publication->nroots;
-	member_send(member, &message);
+	seat_empty(model, rank);
 }
 
 void models_free(struct server *server)

@@ -1,7 +1,7 @@
 /*
- * The move of an update. At the root, bucket k waits until slot k mod n is free,
+ * The move of an update. At its root, bucket k waits until slot k mod n is free,
  * is gathered into it and broadcast from it; elsewhere it is received into the
- * slot and scattered from it. Workers on the trainer's node are fed straight
+ * slot and scattered from it. Workers on the root's node are fed straight
  * from the trainer's memory, lump by lump, by local lanes beside the wire.
  *
  * Streams order the stages by events; the host only looks, before a slot is used
@@ -142,16 +142,24 @@ static void settle(struct run *run, struct lane *lane)
 	}
 }
 
+/* Its last bucket was gathered here and sent, or received and scattered. */
+static int wait_slot(struct run *run, size_t turn, struct error *err)
+{
+	int rc = wait_event(run, run->moves->wire.events[turn], err);
+
+	return rc ? rc : wait_event(run, run->moves->scatter.events[turn], err);
+}
+
 /* Root: slot free → gather → broadcast. */
-static int send_bucket(
-	struct run *run, size_t number, const struct bucket *bucket, struct error *err)
+static int send_bucket(struct run *run, struct job_move *work, size_t number,
+	const struct bucket *bucket, struct error *err)
 {
 	struct moves *moves = run->moves;
 	size_t turn = number % moves->nslots;
 	uint64_t address = gpu_memory_address(moves->slots[turn]);
 	int rc;
 
-	rc = wait_event(run, moves->wire.events[turn], err);
+	rc = wait_slot(run, turn, err);
 	if (rc) {
 		return rc;
 	}
@@ -163,8 +171,8 @@ static int send_bucket(
 		rc = gpu_stream_wait(moves->wire.stream, moves->gather.events[turn], err);
 	}
 	if (rc == 0) {
-		rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes, bucket->root,
-			moves->wire.stream, run->deadline, run->cancel, err);
+		rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes,
+			work->plan_for.rank, moves->wire.stream, run->deadline, run->cancel, err);
 	}
 	if (rc == 0) {
 		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
@@ -172,7 +180,7 @@ static int send_bucket(
 	return rc;
 }
 
-/* Elsewhere: slot scattered → receive → scatter. */
+/* Elsewhere: slot free → receive → scatter. */
 static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 	const struct bucket *bucket, struct error *err)
 {
@@ -181,12 +189,13 @@ static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 	uint64_t address = gpu_memory_address(moves->slots[turn]);
 	int rc;
 
-	rc = wait_event(run, moves->scatter.events[turn], err);
+	rc = wait_slot(run, turn, err);
 	if (rc) {
 		return rc;
 	}
-	rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes, bucket->root,
-		moves->wire.stream, run->deadline, run->cancel, err);
+	rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes,
+		work->plan_for.roots[bucket->root], moves->wire.stream, run->deadline, run->cancel,
+		err);
 	if (rc == 0) {
 		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
 	}
@@ -247,17 +256,17 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	const struct buckets *buckets = &run->base->buckets;
 	int rc = 0;
 
-	if (work->plan_for.local && run->ncrews) {
+	if (publication_here(work->plan_for.publication) && run->ncrews) {
 		run->nlumps = run->base->lumps.n;
 		atomic_store(&work->touched, true);
 		rc = advance_local(run, err);
 	}
 	for (size_t i = 0; rc == 0 && work->wire && i < buckets->n; i++) {
 		const struct bucket *bucket = &buckets->v[i];
+		bool own = bucket->root == work->plan_for.publication->own_root;
 
-		rc = bucket->root == work->plan_for.rank
-			     ? send_bucket(run, i, bucket, err)
-			     : receive_bucket(run, work, i, bucket, err);
+		rc = own ? send_bucket(run, work, i, bucket, err)
+			 : receive_bucket(run, work, i, bucket, err);
 		work->wire_bytes += bucket->len_bytes;
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
@@ -279,7 +288,7 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	if (rc == 0 && work->wire) {
 		rc = wait_lane(run, &run->moves->scatter, err);
 	}
-	if (work->wire && run->ncrews && !work->plan_for.local) {
+	if (work->wire && run->ncrews && work->plan_for.publication->elsewhere) {
 		stamp(run, &work->stages.scatter_ns);
 	}
 	return rc;

@@ -193,10 +193,13 @@ void job_release_run(struct job *job)
 /* The GPUs that will read the trainer's memory, which has just been computed on. */
 static void wake_sources(struct moves *moves, const struct plan_for *plan_for)
 {
-	for (size_t i = 0; plan_for->local && i < moves->nlocal; i++) {
+	if (!publication_here(plan_for->publication)) {
+		return;
+	}
+	for (size_t i = 0; i < moves->nlocal; i++) {
 		gpu_stream_wake(moves->local[i].stream);
 	}
-	if (plan_for->wire && plan_for->publication->nholders) {
+	if (plan_for->wire) {
 		gpu_stream_wake(moves->gather.stream);
 	}
 }

@@ -78,6 +78,15 @@ static void forget_crews(struct node *node)
 	}
 }
 
+void node_released(struct server *server)
+{
+	if (server_is_lead(server)) {
+		lead_released(server, server->node.serial);
+	} else {
+		ranks_released(server);
+	}
+}
+
 static void go_idle(struct server *server)
 {
 	struct node *node = &server->node;
@@ -94,6 +103,9 @@ static void go_idle(struct server *server)
 	forget_crews(node);
 	node->nteams = node->nabsent = 0;
 	node->stage = NODE_IDLE;
+	if (!server_is_lead(server)) {
+		ranks_node_idle(server);
+	}
 	node->publication = NULL;
 	if (publication && --publication->references == 0) {
 		publication_retire(server, publication);
@@ -231,6 +243,24 @@ static void collect_teams(struct server *server, const char *model)
 	}
 }
 
+/* Where the roots are in this epoch; what is here must be here. */
+static bool take_roots(
+	struct server *server, const struct publication *publication, const struct msg_begin *begin)
+{
+	if (begin->nroots != publication->nroots) {
+		return false;
+	}
+	for (size_t i = 0; i < begin->nroots; i++) {
+		if (begin->roots[i] >= server->epoch.ranks ||
+			(begin->roots[i] == server->epoch.rank) !=
+				(publication->brokers[i] == server->broker_id)) {
+			return false;
+		}
+		server->node.roots[i] = begin->roots[i];
+	}
+	return true;
+}
+
 void node_begin(struct server *server, const struct msg_begin *begin)
 {
 	struct node *node = &server->node;
@@ -261,6 +291,12 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 			begin->model);
 		node->nteams = node->nabsent = 0;
 		node_answer(server, MSG_ACCEPT, -ENOENT, text);
+		return;
+	}
+	if (!take_roots(server, model->publication, begin)) {
+		node->nteams = node->nabsent = 0;
+		node_answer(server, MSG_ACCEPT, -EINVAL,
+			"begin names other brokers for the trainer ranks than the manifest");
 		return;
 	}
 	node->publication = model->publication;
@@ -303,9 +339,7 @@ void node_go(struct server *server, const struct msg_decision *go)
 	expect(node);
 	node_gather(node, PHASE_MOVING);
 	if (!node->wire && node->ngoing == 0) {
-		if (server_is_lead(server)) {
-			lead_released(server, node->serial);
-		}
+		node_released(server);
 		node_advance(server);
 		return;
 	}

@@ -10,8 +10,8 @@ static struct plan_for plan_for(const struct server *server)
 	return (struct plan_for){.publication = server->node.publication,
 		.slot_bytes = server->epoch.slot_bytes,
 		.rank = server->epoch.rank,
+		.roots = server->node.roots,
 		.wire = server->epoch.ranks > 1,
-		.local = server_is_lead(server),
 		.partial = server->node.flags & STREW_PUBLISH_PARTIAL};
 }
 
@@ -79,8 +79,8 @@ static void noted(struct job *job, unsigned notes)
 	struct job_move *work = (struct job_move *)job;
 	struct server *server = work->data;
 
-	if ((notes & NOTE_RELEASED) && server_is_lead(server)) {
-		lead_released(server, server->node.serial);
+	if (notes & NOTE_RELEASED) {
+		node_released(server);
 	}
 }
 

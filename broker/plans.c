@@ -29,6 +29,7 @@ void publication_free(struct publication *publication)
 		return;
 	}
 	manifest_finish(&publication->manifest);
+	free(publication->brokers);
 	free(publication->roots);
 	free(publication->holders);
 	free(publication->space_base);
@@ -160,10 +161,14 @@ static size_t crew_place(struct plans *plans)
 int source_bases(const struct publication *publication, struct gpu_device *device,
 	uint64_t *ret_bases, struct error *err)
 {
-	for (size_t rank = 0; rank < publication->nholders; rank++) {
-		struct exports *exports = &publication->holders[rank]->exports;
-		int rc = exports_map(exports, device, err);
+	for (size_t rank = 0; rank < publication->nroots; rank++) {
+		struct holder *holder = publication->holders[rank];
+		struct exports *exports = holder ? &holder->exports : NULL;
+		int rc = exports ? exports_map(exports, device, err) : 0;
 
+		if (!exports) {
+			continue;
+		}
 		if (rc) {
 			return rc;
 		}
@@ -173,7 +178,7 @@ int source_bases(const struct publication *publication, struct gpu_device *devic
 }
 
 static int make_gather(struct plans *plans, const struct publication *publication,
-	struct plan_base *base, uint32_t rank, struct error *err)
+	struct plan_base *base, struct error *err)
 {
 	struct gpu_device *home;
 	struct copies copies;
@@ -184,8 +189,8 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 	if (rc) {
 		return rc;
 	}
-	rc = plan_gather(
-		&publication->manifest, &base->buckets, publication->sources, rank, &copies, err);
+	rc = plan_gather(&publication->manifest, &base->buckets, publication->sources,
+		publication->own_root, &copies, err);
 	if (rc) {
 		return rc;
 	}
@@ -219,11 +224,11 @@ static int make_buckets(struct plan_base *base, const struct plan_for *plan_for,
 	const struct publication *publication = plan_for->publication;
 	int rc = 0;
 
-	if (plan_for->wire && !base->buckets.n) {
+	if ((plan_for->wire || publication->elsewhere) && !base->buckets.n) {
 		rc = buckets_make(&publication->manifest, plan_for->slot_bytes, publication->roots,
 			publication->nroots, &base->buckets, err);
 	}
-	if (rc == 0 && plan_for->local && !base->lumps.n) {
+	if (rc == 0 && publication_here(publication) && !base->lumps.n) {
 		rc = buckets_make_even(&publication->manifest, LUMP_BYTES, publication->roots,
 			publication->nroots, &base->lumps, err);
 	}
@@ -235,7 +240,7 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 {
 	const struct publication *publication = plan_for->publication;
 	uint64_t slot_bytes = plan_for->slot_bytes;
-	bool gather = plan_for->wire && publication->nholders;
+	bool gather = plan_for->wire && publication->own_root != ROOT_NONE;
 	struct plan_base *base = NULL;
 	int rc;
 
@@ -257,7 +262,7 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 	base->last_use = ++plans->uses;
 	rc = make_buckets(base, plan_for, err);
 	if (rc == 0 && gather && !base->gather) {
-		rc = make_gather(plans, publication, base, plan_for->rank, err);
+		rc = make_gather(plans, publication, base, err);
 	}
 	if (rc) {
 		return rc;
@@ -314,6 +319,25 @@ int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *devi
 	return 0;
 }
 
+/* Buckets whose boxes lie here are not scattered: the copies from their memory do it. */
+static void drop_own(
+	struct copies *copies, const struct buckets *buckets, const struct publication *publication)
+{
+	size_t kept = 0;
+
+	for (size_t b = 0; b < copies->nranges; b++) {
+		size_t first = copies->first[b], past = copies->first[b + 1];
+
+		copies->first[b] = kept;
+		if (buckets->v[b].root == publication->own_root) {
+			continue;
+		}
+		memmove(copies->v + kept, copies->v + first, (past - first) * sizeof(*copies->v));
+		kept += past - first;
+	}
+	copies->first[copies->nranges] = copies->n = kept;
+}
+
 static int make_scatter(struct plans *plans, const struct publication *publication,
 	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
 	struct error *err)
@@ -334,6 +358,7 @@ static int make_scatter(struct plans *plans, const struct publication *publicati
 	rc = plan_scatter(&publication->manifest, &base->buckets, spaces.workers, crew->nworkers,
 		&copies, err);
 	if (rc == 0) {
+		drop_own(&copies, &base->buckets, publication);
 		rc = gpu_copies_create(
 			home, &copies, spaces.bases, spaces.nbases, &plan->scatter, err);
 		copies_finish(&copies);
@@ -470,8 +495,12 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 		plan->slot_bytes = base->slot_bytes;
 		plan->key = crew->key;
 		plan->partial = partial;
-		rc = plan_for->local ? make_local(plans, publication, base, crew, plan, err)
-				     : make_scatter(plans, publication, base, crew, plan, err);
+		rc = publication->own_root != ROOT_NONE
+			     ? make_local(plans, publication, base, crew, plan, err)
+			     : 0;
+		if (rc == 0 && publication->elsewhere) {
+			rc = make_scatter(plans, publication, base, crew, plan, err);
+		}
 		if (rc == 0) {
 			rc = make_commit(plans, publication, crew, plan, err);
 		}

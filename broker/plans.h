@@ -9,25 +9,39 @@
 
 #include "broker/memory.h"
 
-/* A sealed manifest and, at the lead, where its boxes lie. Immutable; counted. */
+#define ROOT_NONE UINT32_MAX
+
+/*
+ * A sealed manifest, and where the boxes lie that trainers of this broker hold. A root
+ * is named by the lowest rank whose memory lies with it: that outlives epochs, so that plans do
+ * too. Immutable; counted.
+ */
 struct publication {
 	char model[LIMIT_MODEL_BYTES];
 	unsigned references; /* event loop only */
 	struct manifest manifest;
-	uint64_t hash;	 /* of the manifest, the same at every broker */
-	uint64_t key;	 /* of this publication at this broker: memory may differ under one hash */
-	uint32_t *roots; /* broker of each rank */
+	uint64_t hash; /* of the manifest, the same at every broker */
+	uint64_t key;  /* of this publication at this broker: memory may differ under one hash */
+	uint64_t *brokers; /* broker_id of each rank's broker */
+	uint32_t *roots;   /* of each rank */
 	size_t nroots;
-	/* the lead's: */
-	struct holder *
-		*holders; /* one a rank, borrowed: they outlive every job of the publication */
-	size_t nholders;
+	uint32_t own_root; /* of the ranks here, ROOT_NONE: there are none */
+	bool elsewhere;	   /* some rank is not here */
+	/* one a rank, NULL for those elsewhere; borrowed: they outlive every job of the
+	 * publication */
+	struct holder **holders;
 	uint32_t *space_base;	/* of each rank's allocations among the sources' spaces */
-	struct source *sources; /* one a box; memory counts through all ranks */
+	struct source *sources; /* one a box, or SOURCE_ELSEWHERE; memory counts through all ranks
+				 */
 	uint32_t nspaces;
 };
 
 void publication_free(struct publication *publication); /* NULL is fine */
+/* Do any of its boxes lie with this broker? */
+static inline bool publication_here(const struct publication *publication)
+{
+	return publication->own_root != ROOT_NONE;
+}
 
 /* One group, for the mover: its workers, in member order. */
 struct crew {
@@ -84,10 +98,10 @@ int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],
 struct plan_for {
 	const struct publication *publication;
 	uint64_t slot_bytes;
-	uint32_t rank; /* of this broker */
-	bool wire;     /* buckets go through slots: gathered here, or scattered from here */
-	bool local;    /* the trainers' memory is here: workers are fed straight from it */
-	bool partial;  /* parameters that no tensor covers are not an error */
+	uint32_t rank;	       /* of this broker, in the epoch */
+	const uint32_t *roots; /* by a root's name: its number in the epoch */
+	bool wire;	       /* buckets go through slots: gathered here, or scattered from here */
+	bool partial;	       /* parameters that no tensor covers are not an error */
 };
 
 /* Finds them or makes them. */

@@ -32,6 +32,7 @@ struct server_options {
 
 struct server;
 struct client;
+struct member;
 
 /* A group, with what the pure machine does not know. */
 struct team {
@@ -43,6 +44,19 @@ struct team {
 	bool said;	  /* it has said what the node waits for */
 	enum strew_outcome outcome;
 	struct team *next;
+};
+
+/* At a broker that joined, of a trainer here: what the lead was told, and what it has answered. */
+struct told {
+	uint64_t declare_serial; /* 0: not declared over this connection to the lead */
+	bool declared;		 /* every rank has */
+	uint64_t publish_serial; /* 0: nothing is being published */
+	uint64_t request_serial; /* the trainer's own */
+	uint64_t version;
+	bool taken; /* by the lead, which will report */
+	bool lent;  /* the memory may be read */
+	/* The lead is gone, nobody will report; how far the update had come here. */
+	bool abandoned, prepared, committing;
 };
 
 /* One connection of the Unix socket. */
@@ -62,9 +76,22 @@ struct client {
 	uint64_t resume_serial, withdraw_serial;
 	struct model *model; /* a trainer that is sealed */
 	bool declared;	     /* a trainer's seal was answered */
-	bool release_due;    /* gone; its memory is unmapped when the node is idle */
-	bool gone;	     /* the connection is closed; freed when its last job is done */
+	struct told told;
+	bool release_due; /* gone; its memory is unmapped when the node is idle */
+	bool gone;	  /* the connection is closed; freed when its last job is done */
 	unsigned jobs;
+};
+
+/* The place of one trainer rank: empty, or that of a client here or (lead) of a member's. */
+struct seat {
+	struct client *client;
+	struct member *member;
+	bool ready; /* all of it was declared, and its memory is mapped where it lies */
+	/* of a member's: */
+	struct manifest declared; /* owned */
+	uint64_t declare_serial;
+	bool answered;		 /* declare was */
+	uint64_t publish_serial; /* 0: nothing that waits for its report */
 };
 
 /* A model that is published here (lead), or was announced by the lead (others). */
@@ -74,12 +101,13 @@ struct model {
 	uint64_t committed; /* version */
 	uint64_t last_use;
 	struct publication *publication; /* NULL: none is sealed */
+	uint32_t ranks;			 /* 0: all seats are empty */
+	struct seat seats[LIMIT_RANKS];
 	/* lead: */
-	uint32_t ranks;
-	struct client *trainers[LIMIT_RANKS];
-	uint32_t sealed;  /* how many of them are mapped */
 	struct blob blob; /* the sealed manifest, for brokers that join */
 	struct update update;
+	/* others: */
+	uint64_t leaving_serial; /* of the last undeclare that the lead has not answered, 0: none */
 };
 
 /* Stages of this broker's part in an update. */
@@ -101,6 +129,7 @@ struct node {
 	uint64_t deadline; /* of the stage: groups that are late then sit out */
 	uint64_t gate_deadline, update_deadline;
 	struct publication *publication;
+	uint32_t roots[LIMIT_RANKS]; /* number in the epoch of each trainer rank's broker */
 	struct team *teams[LIMIT_GROUPS];
 	size_t nteams;
 	struct crew crews[LIMIT_GROUPS]; /* parallel to teams; workers are the node's copy */
@@ -135,6 +164,7 @@ struct member {
 	bool ready;	   /* the epoch's communicator is made */
 	int data_fd;	   /* TCP carrier: its data connection for the epoch being made */
 	uint64_t deadline; /* for join */
+	struct blob blob;  /* parts of what a trainer rank there declares */
 };
 
 enum epoch_state {
@@ -166,6 +196,7 @@ struct lead_link {
 	bool joined, joined_once;
 	uint64_t retry_at, deadline, give_up_at;
 	uint32_t retry_ms;
+	uint64_t next_serial;	  /* of requests to it */
 	struct blob blob;	  /* parts of a manifest */
 	struct msg_epoch pending; /* the last epoch that the lead has named */
 	bool pending_due;	  /* it is not submitted yet */
@@ -241,6 +272,8 @@ void node_go(struct server *server, const struct msg_decision *go);
 void node_commit(struct server *server, const struct msg_decision *commit);
 void node_abort(struct server *server, uint64_t serial, const char *text);
 void node_doubt(struct server *server); /* the lead is gone */
+/* Nothing of this broker reads the memory of its trainers any more in this update. */
+void node_released(struct server *server);
 /* A team has said what the node waits for. */
 void node_said(struct server *server, struct team *team, enum group_action_type said,
 	enum strew_outcome outcome);
@@ -255,19 +288,58 @@ uint64_t node_due(const struct server *server);
 /* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
 void publication_retire(struct server *server, struct publication *publication);
 
-/* models.c: what is published */
+/* models.c: what is published, and the trainer ranks */
 struct model *model_find(struct server *server, const char *name, bool add);
-int lead_declare(struct client *client, struct error *err); /* place of a rank, before mapping */
-void lead_declared(struct client *client);		    /* after mapping */
-void lead_withdraw(struct client *client);		    /* a trainer is gone */
+/* The empty seat of that rank, of a model that may be new. -EINVAL, -EEXIST, -E2BIG. */
+int seat_find(struct server *server, const struct msg_trainer *who, struct model **ret_model,
+	struct error *err);
+/* Lead: empties the seat, withdraws what is published, and aborts what still needs its memory. */
+void seat_leave(struct server *server, struct model *model, uint32_t rank, bool released);
+int rank_place(struct client *client, struct error *err); /* before mapping */
+void rank_mapped(struct client *client);		  /* after mapping */
+void rank_gone(struct client *client);
 void model_set(struct server *server, struct model *model, struct publication *publication);
-void model_try_seal(struct server *server, struct model *model);
-void lead_send_manifest(struct model *model, struct member *member);
+void model_drop_publication(struct server *server, struct model *model);
 void models_free(struct server *server);
 
+/* manifests.c: declarations become one manifest */
+/* From the brokers of all ranks: whose memory is here, and where each box lies. -EPROTO: the
+ * manifest is not what the trainers here have declared. */
+int publication_bind(struct server *server, struct model *model, struct publication *publication,
+	struct error *err);
+void model_try_seal(struct server *server, struct model *model);
+void lead_send_manifest(struct model *model, struct member *member);
+
+/* members.c (lead): the trainer ranks of other brokers. Negative: drop the member. */
+int member_part(struct member *member, const struct msg_part *part, struct error *err);
+int member_declare(struct member *member, const struct message *message, struct error *err);
+int member_undeclare(struct member *member, const struct message *message, struct error *err);
+int member_publish(struct member *member, const struct message *message, struct error *err);
+int member_done(struct member *member, const struct msg_rank_done *done, struct error *err);
+void member_ranks_lost(struct member *member); /* before the member itself is */
+/* The report for one rank there, if it has published; the message's serial is set. */
+void member_report(struct seat *seat, const struct message *report);
+
+/* ranks.c (a broker that joined): its own trainer ranks, and what its lead says of them */
+void ranks_joined(struct server *server);
+void ranks_link_down(struct server *server);
+void ranks_declare(struct client *client);
+void ranks_gone(struct client *client);
+void ranks_publish(struct client *client, const struct message *message);
+void ranks_released(struct server *server); /* as node_released() */
+void ranks_node_idle(struct server *server);
+/* 1 if the message answers a request of this file, else 0. Negative: the link is broken. */
+int ranks_answer(struct server *server, const struct message *message, struct error *err);
+
 /* lead.c: publishing and decisions */
-void lead_rank_lost(struct server *server, struct model *model, uint32_t rank);
+void lead_rank_lost(struct server *server, struct model *model, uint32_t rank, bool released,
+	const char *where);
 void lead_publish(struct client *client, const struct message *message);
+int publish_check(const struct msg_publish *publish, struct error *err); /* at any broker */
+/* What a rank of any broker publishes. Refused: a negative code, and nothing has changed. */
+int lead_take_publish(
+	struct model *model, uint32_t rank, const struct msg_publish *publish, struct error *err);
+void lead_stream_done(struct server *server, struct model *model, uint32_t rank);
 /* A node's word about the update under way. */
 void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	const struct msg_groups *answer);
@@ -281,6 +353,7 @@ uint64_t lead_due(const struct server *server);
 /* epoch.c (lead) and join.c (joiner) */
 void members_accept(void *data, uint32_t events);
 void member_send(struct member *member, struct message *message);
+void member_refuse(struct member *member, uint64_t serial, const struct error *err);
 struct member *member_by_rank(struct server *server, uint32_t rank);
 void epoch_changed(struct server *server);
 void epoch_tick(struct server *server, uint64_t now);
@@ -296,6 +369,9 @@ uint64_t join_due(const struct server *server);
 void join_answer(struct server *server, enum message_type type, struct msg_groups *answer);
 void join_epoch_made(struct server *server, struct job_epoch *job);
 void join_stop(struct server *server);
+/* To the lead, if there is a connection. */
+void join_send(struct server *server, struct message *message);
+void join_send_blob(struct server *server, const struct blob *blob, enum part_of of);
 void join_fill(struct server *server, struct msg_join *ret_join);
 
 /* server.c: says that the broker is ready, once */

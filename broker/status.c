@@ -39,7 +39,7 @@ static void fill_trainer(const struct model *model, struct status_trainer *said)
 	string_copy(said->model, sizeof(said->model), model->name);
 	said->ranks = model->ranks;
 	for (uint32_t i = 0; i < model->ranks; i++) {
-		said->present += model->trainers[i] != NULL;
+		said->present += model->seats[i].client || model->seats[i].member;
 	}
 	if (model->publication) {
 		said->tensors = model->publication->manifest.ntensors;

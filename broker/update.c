@@ -404,14 +404,17 @@ unsigned update_node_lost(struct update *update, uint32_t node, const char *name
 	return abort_update(update, now, text);
 }
 
-unsigned update_rank_lost(struct update *update, uint32_t rank, uint64_t now)
+unsigned update_rank_lost(
+	struct update *update, uint32_t rank, bool released, const char *where, uint64_t now)
 {
 	char text[LIMIT_TEXT_BYTES];
 
-	if (update->state == UPDATE_IDLE || update->state == UPDATE_ABORTING || update->released) {
+	/* A commit follows the last node's prepared, and so every release. */
+	if (update->state == UPDATE_IDLE || update->state >= UPDATE_COMMITTING ||
+		(update->state == UPDATE_MOVING && released)) {
 		return 0;
 	}
-	snprintf(text, sizeof(text), "trainer rank %u was lost", rank);
+	snprintf(text, sizeof(text), "trainer rank %u%s was lost", rank, where);
 	return abort_update(update, now, text);
 }
 

@@ -27,7 +27,7 @@ enum update_action {
 	UPDATE_DO_GO = 2,	/* send go, with the replicas that go on */
 	UPDATE_DO_COMMIT = 4,	/* send commit, with the replicas that are committed */
 	UPDATE_DO_ABORT = 8,	/* send abort */
-	UPDATE_DO_RELEASE = 16, /* tell every rank that its memory is its own again */
+	UPDATE_DO_RELEASE = 16, /* tell the lead's own ranks that their memory is theirs again */
 	UPDATE_DO_REPORT = 32,	/* report to every rank; then the state is IDLE */
 };
 
@@ -38,7 +38,7 @@ struct update {
 	uint64_t deadline_ns;
 	bool published[LIMIT_RANKS], done[LIMIT_RANKS];
 	uint32_t nranks;
-	bool released;
+	bool released; /* the lead's own ranks; another broker tells its own */
 	/* nodes */
 	uint32_t nnodes;
 	bool answered[LIMIT_BROKERS];
@@ -81,11 +81,13 @@ unsigned update_prepared(
 unsigned update_applied(
 	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);
 
-/* No gather or copy reads the ranks' memory any more. */
+/* No gather or copy of the lead's node reads its ranks' memory any more. */
 unsigned update_released(struct update *update);
 
 unsigned update_node_lost(struct update *update, uint32_t node, const char *name, uint64_t now);
-unsigned update_rank_lost(struct update *update, uint32_t rank, uint64_t now);
+/* `released`: its broker reads its memory no more. `where`: " at node 1, broker x," or "". */
+unsigned update_rank_lost(
+	struct update *update, uint32_t rank, bool released, const char *where, uint64_t now);
 unsigned update_tick(struct update *update, uint64_t now);
 
 /* When update_tick() is due: a deadline, or UINT64_MAX in IDLE only. */

@@ -36,6 +36,9 @@ int blob_to_layout(
 int blob_to_declaration(const struct blob *blob, uint32_t rank, struct manifest *ret_manifest,
 	struct source **ret_sources, struct error *err);
 int blob_to_manifest(const struct blob *blob, struct manifest *ret_manifest, struct error *err);
+/* A manifest of that rank's boxes alone, not sealed: what a broker passes on to its lead. */
+int blob_to_share(
+	const struct blob *blob, uint32_t rank, struct manifest *ret_manifest, struct error *err);
 
 /* Sends all parts (not the seal). Queues without waiting, so the outbox limits it … */
 int blob_send(struct conn *conn, const struct blob *blob, enum part_of of, struct error *err);

@@ -92,8 +92,8 @@ static int read_tensors(struct item_reader *reader, struct manifest *manifest, u
 	return 0;
 }
 
-/* sources NULL: a manifest; else one is malloc'd for each box, and every rank must be `rank`. */
-static int read_all(struct item_reader *reader, uint32_t rank, struct manifest *manifest,
+/* sources NULL: a manifest; else one is malloc'd for each box. rank NULL: boxes of any. */
+static int read_all(struct item_reader *reader, const uint32_t *rank, struct manifest *manifest,
 	struct source **sources)
 {
 	static const uint64_t limits[] = {LIMIT_TENSORS, LIMIT_BOXES};
@@ -111,9 +111,9 @@ static int read_all(struct item_reader *reader, uint32_t rank, struct manifest *
 		struct held_box box;
 
 		rc = read_box(reader, manifest, &box, sources ? *sources + i : NULL);
-		if (rc == 0 && sources && box.rank != rank) {
+		if (rc == 0 && rank && box.rank != *rank) {
 			rc = error_set(reader->err, -EPROTO, "rank %u declares a box of rank %u",
-				rank, box.rank);
+				*rank, box.rank);
 		}
 		if (rc == 0) {
 			rc = manifest_add_box(manifest, &box, reader->err);
@@ -132,7 +132,7 @@ int blob_to_declaration(const struct blob *blob, uint32_t rank, struct manifest 
 
 	manifest_init(&manifest);
 	items_open(&reader, blob, err);
-	rc = read_all(&reader, rank, &manifest, &sources);
+	rc = read_all(&reader, &rank, &manifest, &sources);
 	items_close(&reader);
 	if (rc) {
 		manifest_finish(&manifest);
@@ -144,7 +144,8 @@ int blob_to_declaration(const struct blob *blob, uint32_t rank, struct manifest 
 	return 0;
 }
 
-int blob_to_manifest(const struct blob *blob, struct manifest *ret_manifest, struct error *err)
+static int read_manifest(const struct blob *blob, const uint32_t *rank, bool seal,
+	struct manifest *ret_manifest, struct error *err)
 {
 	struct manifest manifest;
 	struct item_reader reader;
@@ -152,9 +153,9 @@ int blob_to_manifest(const struct blob *blob, struct manifest *ret_manifest, str
 
 	manifest_init(&manifest);
 	items_open(&reader, blob, err);
-	rc = read_all(&reader, 0, &manifest, NULL);
+	rc = read_all(&reader, rank, &manifest, NULL);
 	items_close(&reader);
-	if (rc == 0) {
+	if (rc == 0 && seal) {
 		rc = manifest_seal(&manifest, err);
 	}
 	if (rc) {
@@ -163,4 +164,15 @@ int blob_to_manifest(const struct blob *blob, struct manifest *ret_manifest, str
 	}
 	*ret_manifest = manifest;
 	return 0;
+}
+
+int blob_to_manifest(const struct blob *blob, struct manifest *ret_manifest, struct error *err)
+{
+	return read_manifest(blob, NULL, true, ret_manifest, err);
+}
+
+int blob_to_share(
+	const struct blob *blob, uint32_t rank, struct manifest *ret_manifest, struct error *err)
+{
+	return read_manifest(blob, &rank, false, ret_manifest, err);
 }

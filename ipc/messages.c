@@ -315,7 +315,7 @@ static const struct field manifest_fields[] = {
 	U32("parts", msg_manifest, parts),
 	U64("bytes", msg_manifest, bytes),
 	U64("hash", msg_manifest, hash),
-	LIST("roots", FIELD_U32_LIST, msg_manifest, roots, nroots, LIMIT_RANKS),
+	LIST("roots", FIELD_U64_LIST, msg_manifest, roots, nroots, LIMIT_RANKS),
 };
 TABLE(manifest);
 
@@ -328,6 +328,7 @@ static const struct field begin_fields[] = {
 	U64("slot_bytes", msg_begin, slot_bytes),
 	U32("flags", msg_begin, flags),
 	U32("timeout_ms", msg_begin, timeout_ms),
+	LIST("roots", FIELD_U32_LIST, msg_begin, roots, nroots, LIMIT_RANKS),
 };
 TABLE(begin);
 
@@ -360,6 +361,39 @@ static const struct field data_fields[] = {
 	BYTES("token", msg_data, token),
 };
 TABLE(data);
+
+static const struct field declare_fields[] = {
+	STR("model", msg_declare, model),
+	RANGE("rank", msg_declare, rank, 0, LIMIT_RANKS - 1),
+	RANGE("ranks", msg_declare, ranks, 1, LIMIT_RANKS),
+	U32("parts", msg_declare, parts),
+	U64("bytes", msg_declare, bytes),
+	U64("hash", msg_declare, hash),
+};
+TABLE(declare);
+
+static const struct field undeclare_fields[] = {
+	STR("model", msg_undeclare, model),
+	RANGE("rank", msg_undeclare, rank, 0, LIMIT_RANKS - 1),
+	RANGE("released", msg_undeclare, released, 0, 1),
+};
+TABLE(undeclare);
+
+static const struct field rank_publish_fields[] = {
+	STR("model", msg_rank_publish, model),
+	RANGE("rank", msg_rank_publish, rank, 0, LIMIT_RANKS - 1),
+	U64("version", msg_rank_publish, version),
+	U32("flags", msg_rank_publish, flags),
+	U32("timeout_ms", msg_rank_publish, timeout_ms),
+};
+TABLE(rank_publish);
+
+static const struct field rank_done_fields[] = {
+	STR("model", msg_rank_done, model),
+	RANGE("rank", msg_rank_done, rank, 0, LIMIT_RANKS - 1),
+	U64("version", msg_rank_done, version),
+};
+TABLE(rank_done);
 
 static const struct known {
 	enum message_type type;
@@ -405,6 +439,10 @@ static const struct known {
 	{MSG_APPLIED, "applied", &groups},
 	{MSG_BYE, "bye", &status},
 	{MSG_DATA, "data", &data},
+	{MSG_DECLARE, "declare", &declare},
+	{MSG_UNDECLARE, "undeclare", &undeclare},
+	{MSG_RANK_PUBLISH, "rank_publish", &rank_publish},
+	{MSG_RANK_DONE, "rank_done", &rank_done},
 };
 
 static const struct known *find(unsigned type)

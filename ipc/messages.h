@@ -58,8 +58,13 @@ enum message_type {
 	MSG_COMMIT = 90,
 	MSG_ABORT = 91,
 	MSG_APPLIED = 92,
-	MSG_BYE = 95,	/* either way: leaves in order */
-	MSG_DATA = 100, /* m→lead on a connection of its own: carries buckets from now on */
+	MSG_BYE = 95,	     /* either way: leaves in order */
+	MSG_DATA = 100,	     /* m→lead on a connection of its own: carries buckets from now on */
+	MSG_DECLARE = 110,   /* m→lead: the parts before it are what a trainer rank there holds;
+			      * answered   by MSG_DECLARED or MSG_ERROR */
+	MSG_UNDECLARE = 111, /* m→lead: the rank is gone; answered by MSG_OK */
+	MSG_RANK_PUBLISH = 112, /* m→lead; answered by MSG_OK and later MSG_REPORT, or MSG_ERROR */
+	MSG_RANK_DONE = 113,	/* m→lead: the stream of what the rank publishes was seen done */
 };
 
 enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
@@ -281,7 +286,7 @@ struct msg_manifest {
 	char model[LIMIT_MODEL_BYTES];
 	uint32_t parts;
 	uint64_t bytes, hash;
-	uint32_t *roots; /* broker number of each trainer rank */
+	uint64_t *roots; /* broker_id of each trainer rank's broker */
 	size_t nroots;
 };
 
@@ -290,6 +295,8 @@ struct msg_begin {
 	char model[LIMIT_MODEL_BYTES];
 	uint64_t version, manifest_hash, slot_bytes;
 	uint32_t flags, timeout_ms; /* timeout: what is left of the update's */
+	uint32_t *roots;	    /* number in this epoch of each trainer rank's broker */
+	size_t nroots;
 };
 
 struct msg_groups { /* accept, prepared, applied */
@@ -314,6 +321,33 @@ struct msg_data {
 	uint64_t epoch;
 	uint32_t rank;
 	uint8_t token[TOKEN_BYTES];
+};
+
+struct msg_declare {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank, ranks;
+	uint32_t parts;
+	uint64_t bytes, hash;
+};
+
+struct msg_undeclare {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank;
+	uint32_t released; /* 1: nothing reads the rank's memory, no update has to end */
+};
+
+struct msg_rank_publish {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank;
+	uint64_t version;
+	uint32_t flags;
+	uint32_t timeout_ms;
+};
+
+struct msg_rank_done {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank;
+	uint64_t version;
 };
 
 struct message {
@@ -349,6 +383,10 @@ struct message {
 		struct msg_groups groups;     /* MSG_ACCEPT, MSG_PREPARED, MSG_APPLIED */
 		struct msg_decision decision; /* MSG_GO, MSG_COMMIT, MSG_ABORT */
 		struct msg_data data;
+		struct msg_declare declare;
+		struct msg_undeclare undeclare;
+		struct msg_rank_publish rank_publish;
+		struct msg_rank_done rank_done;
 	} u;
 	int fds[LIMIT_FRAME_FDS];
 	unsigned nfds;

@@ -16,8 +16,8 @@ struct carrier_options {
 	uint32_t rank, ranks;
 	struct gpu_device *device;	    /* of the slots */
 	uint8_t unique_id[UNIQUE_ID_BYTES]; /* NCCL */
-	int *data_fds; /* TCP: ranks entries, a connected socket to each other rank or -1; taken on
-			  success */
+	int *data_fds; /* TCP: ranks entries, a connected socket or -1: rank 0 has one to each other
+			  rank, the others one to rank 0; taken on success */
 };
 
 /*
@@ -33,8 +33,8 @@ int carrier_create(const struct carrier_options *options, uint64_t deadline,
  * Sends [address, address + len) of the root to the same on every rank. NCCL: enqueues on the
  * stream and returns; done when the stream is. TCP: done on return. In order; the ranks
  * agree on the sequence of calls. -ETIMEDOUT, -ECANCELED, -ECONNRESET, -EPROTO (out of step),
- * -EIO: the carrier is broken, and every later broadcast is -EIO. -ENOTSUP: this rank or the root
- * lacks the TCP connections for that root (over the star, all but rank 0).
+ * -EIO: the carrier is broken, and every later broadcast is -EIO. -ENOTSUP: this rank lacks a
+ * TCP connection of the star.
  */
 int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes, uint32_t root,
 	struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel, struct error *err);

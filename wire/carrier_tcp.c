@@ -1,8 +1,9 @@
 /*
  * Buckets over TCP, for host backends. Before each bucket both sides agree on a
  * header (epoch, sequence, length), so that a stream that is out of step is found
- * and not scattered. The root serves all peers at once: each has its own place in
- * the bucket, and a slow one does not hold up the others.
+ * and not scattered. The connections are a star: rank 0 serves all peers at once
+ * (each has its own place in the bucket, and a slow one does not hold up the
+ * others), and what another root sends goes to rank 0, which passes it on.
  */
 #include "base/clock.h"
 #include "base/util.h"
@@ -34,7 +35,7 @@ static void put_header(uint8_t to[HEADER_BYTES], const struct carrier *carrier, 
 }
 
 static int check_header(const uint8_t from[HEADER_BYTES], const struct carrier *carrier,
-	uint32_t root, uint64_t len_bytes, struct error *err)
+	uint32_t from_rank, uint64_t len_bytes, struct error *err)
 {
 	unsigned long long words[HEADER_WORDS] = {0};
 
@@ -47,7 +48,7 @@ static int check_header(const uint8_t from[HEADER_BYTES], const struct carrier *
 	return error_set(err, -EPROTO,
 		"the data connection to broker %u is out of step: epoch %llu, bucket %llu, %llu "
 		"bytes came; epoch %llu, bucket %llu, %llu bytes were expected",
-		root, words[0], words[1], words[2], (unsigned long long)carrier->epoch,
+		from_rank, words[0], words[1], words[2], (unsigned long long)carrier->epoch,
 		(unsigned long long)carrier->sequence, (unsigned long long)len_bytes);
 }
 
@@ -139,9 +140,15 @@ static int send_some(int fd, const uint8_t *header, const uint8_t *bytes, uint64
 	return *at == HEADER_BYTES + len_bytes;
 }
 
+/* To whom this rank sends a bucket of that root. */
+static bool sends_to(const struct carrier *carrier, uint32_t root, uint32_t rank)
+{
+	return rank != carrier->rank && rank != root && (carrier->rank == 0 || rank == 0);
+}
+
 static int send_all(struct carrier *carrier, const uint8_t *bytes, uint64_t len_bytes,
-	uint64_t deadline, const atomic_int *cancel, struct pollfd *polls, uint64_t *at,
-	struct error *err)
+	uint32_t root, uint64_t deadline, const atomic_int *cancel, struct pollfd *polls,
+	uint64_t *at, struct error *err)
 {
 	uint8_t header[HEADER_BYTES];
 
@@ -155,7 +162,7 @@ static int send_all(struct carrier *carrier, const uint8_t *bytes, uint64_t len_
 		}
 		for (uint32_t i = 0; i < carrier->ranks; i++) {
 			polls[i].fd = -1;
-			if (i == carrier->rank) {
+			if (!sends_to(carrier, root, i)) {
 				continue;
 			}
 			rc = send_some(carrier->fds[i], header, bytes, len_bytes, &at[i], i, err);
@@ -175,17 +182,16 @@ static int send_all(struct carrier *carrier, const uint8_t *bytes, uint64_t len_
 }
 
 static int send_bucket(struct carrier *carrier, const uint8_t *bytes, uint64_t len_bytes,
-	uint64_t deadline, const atomic_int *cancel, struct error *err)
+	uint32_t root, uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
 	struct pollfd *polls = calloc(carrier->ranks, sizeof(*polls));
 	uint64_t *at = calloc(carrier->ranks, sizeof(*at));
 	int rc = 0;
 
 	for (uint32_t i = 0; i < carrier->ranks; i++) {
-		if (i != carrier->rank && carrier->fds[i] < 0) {
+		if (sends_to(carrier, root, i) && carrier->fds[i] < 0) {
 			rc = error_set(err, -ENOTSUP,
-				"broker %u cannot be a root: it has no data connection to broker "
-				"%u",
+				"broker %u cannot send: it has no data connection to broker %u",
 				carrier->rank, i);
 		}
 	}
@@ -193,14 +199,14 @@ static int send_bucket(struct carrier *carrier, const uint8_t *bytes, uint64_t l
 		rc = error_set(err, -ENOMEM, "out of memory");
 	}
 	if (rc == 0) {
-		rc = send_all(carrier, bytes, len_bytes, deadline, cancel, polls, at, err);
+		rc = send_all(carrier, bytes, len_bytes, root, deadline, cancel, polls, at, err);
 	}
 	free(polls);
 	free(at);
 	return rc;
 }
 
-static int receive_exactly(struct carrier *carrier, uint32_t root, uint8_t *to, uint64_t len_bytes,
+static int receive_exactly(struct carrier *carrier, uint32_t from, uint8_t *to, uint64_t len_bytes,
 	uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
 	uint64_t at = 0;
@@ -212,17 +218,17 @@ static int receive_exactly(struct carrier *carrier, uint32_t root, uint8_t *to, 
 		if (rc) {
 			return rc;
 		}
-		n = recv(carrier->fds[root], to + at, len_bytes - at, MSG_DONTWAIT);
+		n = recv(carrier->fds[from], to + at, len_bytes - at, MSG_DONTWAIT);
 		if (n > 0) {
 			at += (uint64_t)n;
 		} else if (n == 0) {
-			return peer_failed(root, 0, err);
+			return peer_failed(from, 0, err);
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-			struct pollfd pollfd = {carrier->fds[root], POLLIN, 0};
+			struct pollfd pollfd = {carrier->fds[from], POLLIN, 0};
 
 			poll(&pollfd, 1, look_ms(deadline));
 		} else if (errno != EINTR) {
-			return peer_failed(root, errno, err);
+			return peer_failed(from, errno, err);
 		}
 	}
 	return 0;
@@ -231,17 +237,24 @@ static int receive_exactly(struct carrier *carrier, uint32_t root, uint8_t *to, 
 static int receive_bucket(struct carrier *carrier, uint8_t *to, uint64_t len_bytes, uint32_t root,
 	uint64_t deadline, const atomic_int *cancel, struct error *err)
 {
+	uint32_t from = carrier->rank == 0 ? root : 0;
 	uint8_t header[HEADER_BYTES];
 	int rc;
 
-	if (carrier->fds[root] < 0) {
-		return error_set(err, -ENOTSUP, "there is no data connection to broker %u", root);
+	if (carrier->fds[from] < 0) {
+		return error_set(err, -ENOTSUP, "there is no data connection to broker %u", from);
 	}
-	rc = receive_exactly(carrier, root, header, HEADER_BYTES, deadline, cancel, err);
+	rc = receive_exactly(carrier, from, header, HEADER_BYTES, deadline, cancel, err);
 	if (rc == 0) {
-		rc = check_header(header, carrier, root, len_bytes, err);
+		rc = check_header(header, carrier, from, len_bytes, err);
 	}
-	return rc ? rc : receive_exactly(carrier, root, to, len_bytes, deadline, cancel, err);
+	if (rc == 0) {
+		rc = receive_exactly(carrier, from, to, len_bytes, deadline, cancel, err);
+	}
+	if (rc == 0 && carrier->rank == 0) {
+		rc = send_bucket(carrier, to, len_bytes, root, deadline, cancel, err);
+	}
+	return rc;
 }
 
 int carrier_tcp_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes,
@@ -249,7 +262,7 @@ int carrier_tcp_broadcast(struct carrier *carrier, uint64_t address, uint64_t le
 {
 	uint8_t *bytes = (uint8_t *)(uintptr_t)address;
 	int rc = root == carrier->rank
-			 ? send_bucket(carrier, bytes, len_bytes, deadline, cancel, err)
+			 ? send_bucket(carrier, bytes, len_bytes, root, deadline, cancel, err)
 			 : receive_bucket(carrier, bytes, len_bytes, root, deadline, cancel, err);
 
 	carrier->sequence++;

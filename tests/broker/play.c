@@ -289,6 +289,28 @@ void broker_wait_brokers(const struct broker *broker, size_t n)
 	assert_true(stands);
 }
 
+void broker_wait_ranks(const struct broker *broker, uint32_t present, const char *stage)
+{
+	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
+	bool there = false;
+
+	do {
+		struct message reply;
+		struct msg_status_reply *status = &reply.u.status_reply;
+
+		broker_status(broker, &reply);
+		for (size_t i = 0; i < status->ntrainers; i++) {
+			there = there || (status->trainers[i].present == present &&
+						 strcmp(status->trainers[i].stage, stage) == 0);
+		}
+		message_finish(&reply);
+		if (!there) {
+			sleep_ms(5);
+		}
+	} while (!there && !deadline_passed(deadline));
+	assert_true(there);
+}
+
 static void read_pipe(int fd, char *ret_text)
 {
 	size_t at = 0;

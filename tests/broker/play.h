@@ -42,6 +42,8 @@ void broker_status(const struct broker *broker, struct message *ret_reply);
 uint32_t broker_group_state(const struct broker *broker, const char *model);
 void broker_wait_state(const struct broker *broker, const char *model, uint32_t state);
 void broker_wait_brokers(const struct broker *broker, size_t n); /* in a standing epoch */
+/* Until some model has that many trainer ranks there and its update is in that stage. */
+void broker_wait_ranks(const struct broker *broker, uint32_t present, const char *stage);
 
 /* Runs strewd to its end. Returns the exit code; what it wrote is cut to LIMIT_TEXT_BYTES * 16. */
 int strewd_run(const char *const *args, char *ret_out, char *ret_err);

@@ -166,25 +166,6 @@ static void test_joining_in_the_middle(void **state)
 	broker_finish(&lead);
 }
 
-static void test_a_trainer_at_a_joiner(void **state)
-{
-	struct broker lead = {0}, joiner = {0};
-	struct trainer trainer;
-	char address[32];
-
-	(void)state;
-	free_address(address);
-	broker_start(&lead, (const char *[]){"--listen", address, NULL});
-	broker_start(&joiner, (const char *[]){"--join", address, NULL});
-	assert_int_equal(trainer_start(&trainer, &joiner,
-				 (struct strew_trainer_options){.model = "m"}, whole, 1),
-		-ENOTSUP);
-	assert_non_null(strstr(strew_error(), address));
-	trainer_stop(&trainer);
-	broker_finish(&joiner);
-	broker_finish(&lead);
-}
-
 /* Runs strewd on a socket of its own; code, and a word on stderr. */
 static void ends_with(int code, const char *word, const char *const *args)
 {
@@ -284,7 +265,6 @@ int main(void)
 		cmocka_unit_test(test_the_joiner_is_killed_and_comes_back),
 		cmocka_unit_test(test_the_lead_is_started_again),
 		cmocka_unit_test(test_joining_in_the_middle),
-		cmocka_unit_test(test_a_trainer_at_a_joiner),
 		cmocka_unit_test(test_options),
 		cmocka_unit_test(test_sockets_and_addresses),
 	};

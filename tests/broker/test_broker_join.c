@@ -5,6 +5,7 @@
  */
 #include "base/clock.h"
 #include "base/util.h"
+#include "broker/joiner.h"
 #include "broker/peers.h"
 #include <errno.h>
 #include <signal.h>
@@ -17,13 +18,6 @@ static struct worker worker;
 static struct trainer trainer;
 static uint64_t version;
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
-
-/* A broker that is played. */
-struct joiner {
-	struct raw raw;
-	struct msg_join join;
-	struct msg_epoch epoch;
-};
 
 static int start(void **state)
 {
@@ -62,36 +56,12 @@ static int check(void **state)
 	return 0;
 }
 
-static struct msg_join good_join(void)
-{
-	static uint64_t next = 1000;
-	struct msg_join join = {.protocol = PROTOCOL_VERSION,
-		.broker_id = ++next,
-		.host_id = 5,
-		.backend = "host",
-		.slot_bytes = LIMIT_SLOT_BYTES_MIN,
-		.name = "played:1"};
-
-	return join;
-}
-
-static void send_join(struct joiner *joiner, const struct msg_join *join)
-{
-	struct message message;
-
-	tcp_open(&joiner->raw, address);
-	message_init(&message, MSG_JOIN, 1);
-	message.u.join = *join;
-	joiner->join = *join;
-	raw_send(&joiner->raw, &message);
-}
-
 static void refuse(const struct msg_join *join, int code, const char *word, const char *other)
 {
 	struct joiner joiner;
 	struct message message;
 
-	send_join(&joiner, join);
+	joiner_send(&joiner, address, join);
 	raw_expect(&joiner.raw, MSG_ERROR, &message);
 	assert_int_equal(error_from_wire(message.u.error.code), code);
 	if (!strstr(message.u.error.text, word) || !strstr(message.u.error.text, other)) {
@@ -104,117 +74,18 @@ static void refuse(const struct msg_join *join, int code, const char *word, cons
 	raw_close(&joiner.raw);
 }
 
-/* The next message that is no part of a manifest. */
-static void expect(struct joiner *joiner, enum message_type type, struct message *ret_message)
-{
-	struct error err = {0};
-
-	for (;;) {
-		int rc = conn_receive_wait(
-			joiner->raw.conn, deadline_in_ms(PATIENCE_MS), ret_message, &err);
-
-		if (rc != 1) {
-			print_error("%s was expected: %s\n", message_name(type), err.text);
-		}
-		assert_int_equal(rc, 1);
-		if (ret_message->type != MSG_PART && ret_message->type != MSG_MANIFEST) {
-			break;
-		}
-		message_finish(ret_message);
-	}
-	if (ret_message->type != type) {
-		print_error("%s was expected, %s came\n", message_name(type),
-			message_name(ret_message->type));
-	}
-	assert_int_equal(ret_message->type, type);
-}
-
-static void join_well(struct joiner *joiner, const struct msg_join *join)
-{
-	struct message message;
-
-	send_join(joiner, join);
-	expect(joiner, MSG_JOINED, &message);
-	message_finish(&message);
-}
-
-static void take_epoch(struct joiner *joiner)
-{
-	struct message message;
-
-	expect(joiner, MSG_EPOCH, &message);
-	joiner->epoch = message.u.epoch;
-	message_finish(&message);
-}
-
-static void send_data(struct raw *data, const struct msg_epoch *epoch, uint8_t token_xor)
-{
-	struct message message;
-
-	tcp_open(data, address);
-	message_init(&message, MSG_DATA, 0);
-	message.u.data.epoch = epoch->epoch;
-	message.u.data.rank = epoch->rank;
-	memcpy(message.u.data.token, epoch->token, TOKEN_BYTES);
-	message.u.data.token[TOKEN_BYTES - 1] ^= token_xor;
-	raw_send(data, &message);
-}
-
-static void send_ready(struct joiner *joiner, uint64_t epoch)
-{
-	struct message message;
-
-	message_init(&message, MSG_EPOCH_READY, 0);
-	message.u.epoch_ready.epoch = epoch;
-	raw_send(&joiner->raw, &message);
-}
-
-/* All of it, up to a standing epoch of two. */
-static void stand(struct joiner *joiner, struct raw *data)
-{
-	struct msg_join join = good_join();
-
-	join_well(joiner, &join);
-	take_epoch(joiner);
-	send_data(data, &joiner->epoch, 0);
-	send_ready(joiner, joiner->epoch.epoch);
-	broker_wait_brokers(&lead, 2);
-}
-
-static void answer(struct joiner *joiner, enum message_type type, uint64_t epoch, uint64_t update,
-	struct group_outcome *groups, size_t ngroups)
-{
-	struct message message;
-
-	message_init(&message, type, 0);
-	message.u.groups.epoch = epoch;
-	message.u.groups.update = update;
-	message.u.groups.groups = groups;
-	message.u.groups.ngroups = ngroups;
-	raw_send(&joiner->raw, &message);
-}
-
 static uint64_t take_begin(struct joiner *joiner)
 {
 	struct message message;
 	uint64_t update;
 
-	expect(joiner, MSG_BEGIN, &message);
+	joiner_expect(joiner, MSG_BEGIN, &message);
 	assert_int_equal(message.u.begin.epoch, joiner->epoch.epoch);
 	assert_int_equal(message.u.begin.version, version);
 	assert_string_equal(message.u.begin.model, "m");
 	update = message.u.begin.update;
 	message_finish(&message);
 	return update;
-}
-
-static void take(struct joiner *joiner, enum message_type type, uint64_t update)
-{
-	struct message message;
-
-	expect(joiner, type, &message);
-	assert_int_equal(message.u.decision.update, update);
-	message_finish(&message);
 }
 
 static void publish(int timeout_ms)
@@ -229,33 +100,33 @@ static void test_refused(void **state)
 	static const uint8_t uuid[UUID_BYTES] = {1, 2, 3};
 	struct message reply;
 	struct joiner joiner;
-	struct msg_join join = good_join();
+	struct msg_join join = joiner_join();
 
 	(void)state;
 	join.protocol = 77;
 	refuse(&join, -EPROTO, "protocol 77", "the lead 1");
-	join = good_join();
+	join = joiner_join();
 	string_copy(join.backend, sizeof(join.backend), "cuda");
 	refuse(&join, -EINVAL, "cuda backend", "host");
-	join = good_join();
+	join = joiner_join();
 	join.nccl = 22703;
 	refuse(&join, -EINVAL, "2.27.3", "none");
-	join = good_join();
+	join = joiner_join();
 	join.slot_bytes = 0;
 	refuse(&join, -EINVAL, "0 bytes", "slots");
 	join.slot_bytes = UINT64_MAX;
 	refuse(&join, -EINVAL, "18446744073709551615", "slots");
 	broker_status(&lead, &reply);
-	join = good_join();
+	join = joiner_join();
 	join.broker_id = reply.u.status_reply.broker_id;
 	message_finish(&reply);
 	refuse(&join, -EEXIST, "played:1", "joined already");
 	/* On one GPU of one host, and under one name. */
-	join = good_join();
+	join = joiner_join();
 	memcpy(join.uuid, uuid, sizeof(uuid));
-	join_well(&joiner, &join);
+	joiner_joins(&joiner, address, &join);
 	refuse(&join, -EEXIST, "played:1", "joined already");
-	join.broker_id = good_join().broker_id;
+	join.broker_id = joiner_join().broker_id;
 	string_copy(join.name, sizeof(join.name), "other:2");
 	refuse(&join, -EINVAL, "other:2", "NCCL_HOSTID");
 	raw_close(&joiner.raw);
@@ -300,14 +171,14 @@ static void test_before_join(void **state)
 /* It joins, is given an epoch, and is gone: what was published meanwhile commits. */
 static void test_gone_before_the_epoch_stands(void **state)
 {
-	struct msg_join join = good_join();
+	struct msg_join join = joiner_join();
 	struct strew_report report;
 	struct joiner joiner;
 
 	(void)state;
 	for (unsigned i = 0; i < 3; i++) {
-		join_well(&joiner, &join);
-		take_epoch(&joiner);
+		joiner_joins(&joiner, address, &join);
+		joiner_epoch(&joiner);
 		assert_int_equal(joiner.epoch.rank, 1);
 		assert_int_equal(joiner.epoch.ranks, 2);
 		assert_int_equal(joiner.epoch.carrier, CARRIER_TCP);
@@ -315,13 +186,13 @@ static void test_gone_before_the_epoch_stands(void **state)
 		publish(PATIENCE_MS);
 		if (i == 1) {
 			/* What is said of other epochs is nobody's; neither is what is not made. */
-			send_ready(&joiner, joiner.epoch.epoch - 1);
-			send_ready(&joiner, joiner.epoch.epoch + 1);
+			joiner_ready(&joiner, joiner.epoch.epoch - 1);
+			joiner_ready(&joiner, joiner.epoch.epoch + 1);
 		}
 		if (i == 2) {
 			struct raw data;
 
-			send_data(&data, &joiner.epoch, 0);
+			joiner_data(&data, address, &joiner.epoch, 0);
 			sleep_ms(20);
 			raw_close(&data);
 		}
@@ -335,14 +206,14 @@ static void test_gone_before_the_epoch_stands(void **state)
 
 static void test_data_connections_of_strangers(void **state)
 {
-	struct msg_join join = good_join();
+	struct msg_join join = joiner_join();
 	struct raw data, stranger;
 	struct joiner joiner;
 
 	(void)state;
-	join_well(&joiner, &join);
-	take_epoch(&joiner);
-	send_data(&stranger, &joiner.epoch, 1);
+	joiner_joins(&joiner, address, &join);
+	joiner_epoch(&joiner);
+	joiner_data(&stranger, address, &joiner.epoch, 1);
 	raw_expect_error(&stranger, -EPROTO, "data connection");
 	raw_expect_end(&stranger);
 	raw_close(&stranger);
@@ -350,18 +221,18 @@ static void test_data_connections_of_strangers(void **state)
 		struct msg_epoch wrong = joiner.epoch;
 
 		wrong.rank = rank;
-		send_data(&stranger, &wrong, 0);
+		joiner_data(&stranger, address, &wrong, 0);
 		raw_expect_error(&stranger, -EPROTO, "data connection");
 		raw_close(&stranger);
 	}
-	send_data(&data, &joiner.epoch, 0);
+	joiner_data(&data, address, &joiner.epoch, 0);
 	/* The place is taken now, also for the right token. */
-	send_data(&stranger, &joiner.epoch, 0);
+	joiner_data(&stranger, address, &joiner.epoch, 0);
 	raw_expect_error(&stranger, -EPROTO, "data connection");
 	raw_close(&stranger);
-	send_ready(&joiner, joiner.epoch.epoch);
+	joiner_ready(&joiner, joiner.epoch.epoch);
 	broker_wait_brokers(&lead, 2);
-	send_data(&stranger, &joiner.epoch, 0);
+	joiner_data(&stranger, address, &joiner.epoch, 0);
 	raw_expect_error(&stranger, -EPROTO, "data connection");
 	raw_close(&stranger);
 	raw_close(&data);
@@ -379,25 +250,26 @@ static void test_an_update_by_hand(void **state)
 	uint64_t epoch, update;
 
 	(void)state;
-	stand(&joiner, &data);
+	joiner_stands(&joiner, &data, address);
+	broker_wait_brokers(&lead, 2);
 	epoch = joiner.epoch.epoch;
 	for (unsigned wire = 0; wire < 2; wire++) {
 		group.outcome = STREW_OUTCOME_NONE;
 		publish(PATIENCE_MS);
 		update = take_begin(&joiner);
-		answer(&joiner, MSG_ACCEPT, epoch - 1, update, NULL, 0);
-		answer(&joiner, MSG_ACCEPT, epoch, update + 1, NULL, 0);
-		answer(&joiner, MSG_PREPARED, epoch, update, NULL, 0);
-		answer(&joiner, MSG_APPLIED, epoch, update, NULL, 0);
+		joiner_answer(&joiner, MSG_ACCEPT, epoch - 1, update, NULL, 0);
+		joiner_answer(&joiner, MSG_ACCEPT, epoch, update + 1, NULL, 0);
+		joiner_answer(&joiner, MSG_PREPARED, epoch, update, NULL, 0);
+		joiner_answer(&joiner, MSG_APPLIED, epoch, update, NULL, 0);
 		raw_expect_silence(&joiner.raw, 50);
-		answer(&joiner, MSG_ACCEPT, epoch, update, &group, wire);
-		take(&joiner, MSG_GO, update);
-		answer(&joiner, MSG_ACCEPT, epoch, update, &group, wire);
+		joiner_answer(&joiner, MSG_ACCEPT, epoch, update, &group, wire);
+		joiner_takes(&joiner, MSG_GO, update);
+		joiner_answer(&joiner, MSG_ACCEPT, epoch, update, &group, wire);
 		raw_expect_silence(&joiner.raw, 50);
-		answer(&joiner, MSG_PREPARED, epoch, update, &group, wire);
-		take(&joiner, MSG_COMMIT, update);
+		joiner_answer(&joiner, MSG_PREPARED, epoch, update, &group, wire);
+		joiner_takes(&joiner, MSG_COMMIT, update);
 		group.outcome = STREW_OUTCOME_COMMITTED;
-		answer(&joiner, MSG_APPLIED, epoch, update, &group, wire);
+		joiner_answer(&joiner, MSG_APPLIED, epoch, update, &group, wire);
 		trainer_reports(&trainer, STREW_OUTCOME_COMMITTED, "", &report);
 		assert_int_equal(report.ngroups, 1 + wire);
 		assert_true((report.wire_bytes > 0) == (wire > 0));
@@ -420,21 +292,22 @@ static void test_gone_in_an_update(void **state)
 		struct raw data;
 		uint64_t update;
 
-		stand(&joiner, &data);
+		joiner_stands(&joiner, &data, address);
+		broker_wait_brokers(&lead, 2);
 		group.replica = 7;
 		publish(PATIENCE_MS);
 		update = take_begin(&joiner);
 		if (step > 0) {
-			answer(&joiner, MSG_ACCEPT, joiner.epoch.epoch, update, &group, 1);
-			take(&joiner, MSG_GO, update);
+			joiner_answer(&joiner, MSG_ACCEPT, joiner.epoch.epoch, update, &group, 1);
+			joiner_takes(&joiner, MSG_GO, update);
 		}
 		if (step > 1) {
-			answer(&joiner, MSG_PREPARED, joiner.epoch.epoch, update, &group, 1);
-			take(&joiner, MSG_COMMIT, update);
+			joiner_answer(&joiner, MSG_PREPARED, joiner.epoch.epoch, update, &group, 1);
+			joiner_takes(&joiner, MSG_COMMIT, update);
 		}
 		if (step == 3) {
 			/* Against the protocol, which is as good as gone. */
-			answer(&joiner, MSG_BEGIN, 0, 0, NULL, 0);
+			joiner_answer(&joiner, MSG_BEGIN, 0, 0, NULL, 0);
 		} else {
 			raw_close(&joiner.raw);
 		}

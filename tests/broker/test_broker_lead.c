@@ -244,6 +244,7 @@ static void test_epochs_that_make_no_sense(void **state)
 
 static void begin(struct raw *link, uint64_t epoch, uint64_t update, uint64_t hash)
 {
+	uint32_t root = 0;
 	struct message message;
 
 	message_init(&message, MSG_BEGIN, 0);
@@ -254,6 +255,8 @@ static void begin(struct raw *link, uint64_t epoch, uint64_t update, uint64_t ha
 	message.u.begin.manifest_hash = hash;
 	message.u.begin.slot_bytes = LIMIT_SLOT_BYTES_MIN;
 	message.u.begin.timeout_ms = 5000;
+	message.u.begin.roots = &root;
+	message.u.begin.nroots = 1;
 	raw_send(link, &message);
 }
 
@@ -322,7 +325,7 @@ static uint64_t send_manifest(struct raw *link)
 	struct source *sources = NULL;
 	struct blob blob;
 	struct error err;
-	uint32_t root = 0;
+	uint64_t root = 4711;
 	uint64_t hash;
 
 	draft_trainer(&draft, "m", 0, whole, 1);

@@ -126,6 +126,14 @@ class Scene:
         wait_until("two brokers in one epoch", lambda: self.joined("lead", 2))
         return lead, node
 
+    def three_nodes(self):
+        """The same, with a second one that joined: "other"."""
+        port = free_port()
+        self.broker("lead", "--listen", f"127.0.0.1:{port}")
+        for name in ("node", "other"):
+            self.broker(name, "--join", f"127.0.0.1:{port}")
+        wait_until("three brokers in one epoch", lambda: self.joined("lead", 3))
+
     def joined(self, name, count):
         status = self.status(name)
         return len(status["brokers"]) == count and status["carrier"] != "none"

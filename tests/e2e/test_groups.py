@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 
 import scene
@@ -65,6 +66,61 @@ def ranks_test(stage, ranks, size, config):
         process.end()
     for worker in workers:
         assert checked(worker) == [0, 0], worker.log
+
+
+def test_trainer_ranks_on_two_nodes(stage):
+    """Each node's broker sends the rows of the rank beside it; every node has workers."""
+    nodes_test(stage, ("lead", "node"), "tiny-llama")
+
+
+def test_trainer_ranks_on_joined_nodes(stage):
+    """The same with no rank at the lead, and two beside each other."""
+    nodes_test(stage, ("other", "node", "other"), "tiny-bert")
+
+
+def nodes_test(stage, places, config):
+    stage.three_nodes()
+    workers = []
+    for number, node in enumerate(("lead", "node", "other")):
+        workers += stage.workers(2, "--check", 6, "--versions", 3, "--replica", number, "--apply",
+                                 random.choice(("staged", "direct")), config=config, broker=node,
+                                 prefix=f"{node}-")
+    trainers = [stage.trainer("--seed", 6, "--versions", 3, "--rank", rank, "--ranks", len(places),
+                              config=config, broker=node, name=f"trainer{rank}")
+                for rank, node in enumerate(places)]
+    for version in (1, 2, 3):
+        publish(trainers, workers, version)
+    for process in trainers + workers:
+        process.end()
+    for worker in workers:
+        assert checked(worker) == [0, 0, 0], worker.log
+
+
+def test_trainer_rank_killed_at_a_node(stage):
+    """The other rank hears which one is gone; a new one takes its place and publishes."""
+    stage.three_nodes()
+    workers = stage.workers(2, "--check", 6, broker="other")
+    first = stage.trainer("--seed", 6, "--versions", 4, "--rank", 0, "--ranks", 2, broker="lead",
+                          name="trainer0")
+    second = stage.trainer("--seed", 6, "--versions", 4, "--rank", 1, "--ranks", 2, broker="node",
+                           name="trainer1")
+    publish([first, second], workers, 1)
+    first.line()
+    scene.wait_until("the first rank's publish", lambda: any(
+        trainer["stage"] == "waiting for ranks" for trainer in stage.status("lead")["trainers"]))
+    second.popen.kill()
+    first.says("trainer rank 1 at node")
+    assert "version 2 aborted" in first.log, first.log
+    second.end(-signal.SIGKILL)
+    second = stage.trainer("--seed", 6, "--versions", 2, "--first", 3, "--rank", 1, "--ranks", 2,
+                           broker="node", name="trainer1-again")
+    scene.wait_until("the model declared again",
+                     lambda: stage.status("lead")["trainers"][0]["tensors"] > 0)
+    publish([first, second], workers, 3)
+    publish([first, second], workers, 4)
+    first.end(1)
+    second.end()
+    scene.untouched(workers, 4)
 
 
 def test_rank_with_another_version(stage):

@@ -210,11 +210,11 @@ static void test_losses(void **state)
 	assert_int_equal(update.groups[1].outcome, STREW_OUTCOME_LOST);
 	/* A rank whose memory is read: abort; released before: nothing. */
 	begin(1, 0);
-	assert_int_equal(update_rank_lost(&update, 0, 4000), UPDATE_DO_ABORT);
+	assert_int_equal(update_rank_lost(&update, 0, update.released, "", 4000), UPDATE_DO_ABORT);
 	begin(1, 0);
 	accept(0, on);
 	update_released(&update);
-	assert_int_equal(update_rank_lost(&update, 0, 4000), 0);
+	assert_int_equal(update_rank_lost(&update, 0, update.released, "", 4000), 0);
 	assert_int_equal(update.state, UPDATE_MOVING);
 }
 

@@ -316,6 +316,35 @@ static void test_declarations(void **state)
 	free(sources);
 }
 
+/* What a broker passes on of one of its ranks. */
+static void test_shares(void **state)
+{
+	struct manifest manifest, back;
+	struct source *sources;
+	struct blob blob;
+	struct error err;
+
+	(void)state;
+	sources = make_manifest(&manifest, 100, 3, 1);
+	assert_int_equal(blob_from_manifest(&manifest, NULL, &blob, &err), 0);
+	assert_int_equal(blob_to_share(&blob, 1, &back, &err), 0);
+	assert_false(back.sealed);
+	assert_manifests(&manifest, &back);
+	manifest_finish(&back);
+	assert_int_equal(blob_to_share(&blob, 0, &back, &err), -EPROTO);
+	assert_non_null(strstr(err.text, "rank 0 declares a box of rank 1"));
+	/* A share is no manifest: most of every tensor is missing. */
+	assert_int_equal(blob_to_manifest(&blob, &back, &err), -EINVAL);
+	blob_finish(&blob);
+	/* Where its boxes lie is nobody else's business. */
+	assert_int_equal(blob_from_manifest(&manifest, sources, &blob, &err), 0);
+	assert_int_equal(blob_to_share(&blob, 1, &back, &err), -EPROTO);
+	assert_non_null(strstr(err.text, "another kind"));
+	blob_finish(&blob);
+	manifest_finish(&manifest);
+	free(sources);
+}
+
 static void test_truncated_and_flipped(void **state)
 {
 	struct layout layout, back;
@@ -628,6 +657,7 @@ int main(void)
 		cmocka_unit_test(test_partial),
 		cmocka_unit_test(test_manifests),
 		cmocka_unit_test(test_declarations),
+		cmocka_unit_test(test_shares),
 		cmocka_unit_test(test_truncated_and_flipped),
 		cmocka_unit_test(test_lying_counts),
 		cmocka_unit_test(test_items_that_do_not_fit),

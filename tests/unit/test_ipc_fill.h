@@ -53,7 +53,7 @@ static const struct {
 	{MSG_EPOCH_READY, "epoch_ready", "epoch code text"},
 	{MSG_MANIFEST, "manifest", "model parts bytes hash roots"},
 	{MSG_BEGIN, "begin",
-		"epoch update model version manifest_hash slot_bytes flags timeout_ms"},
+		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
 	{MSG_GO, "go", "epoch update replicas wire text"},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
@@ -62,6 +62,10 @@ static const struct {
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
 	{MSG_DATA, "data", "epoch rank token"},
+	{MSG_DECLARE, "declare", "model rank ranks parts bytes hash"},
+	{MSG_UNDECLARE, "undeclare", "model rank released"},
+	{MSG_RANK_PUBLISH, "rank_publish", "model rank version flags timeout_ms"},
+	{MSG_RANK_DONE, "rank_done", "model rank version"},
 };
 #define CONTRACT_TYPES (sizeof(contract) / sizeof(contract[0]))
 
@@ -160,6 +164,14 @@ static void fill_registering(struct message *message)
 		any_list((void **)&allocation->chunk_bytes, sizeof(uint64_t), LIMIT_FRAME_FDS);
 	for (size_t i = 0; i < allocation->nchunk_bytes; i++) {
 		allocation->chunk_bytes[i] = any64();
+	}
+}
+
+static void any_u64_list(uint64_t **ret_list, size_t *ret_n, size_t most)
+{
+	*ret_n = any_list((void **)ret_list, sizeof(**ret_list), most);
+	for (size_t i = 0; i < *ret_n; i++) {
+		(*ret_list)[i] = any64();
 	}
 }
 
@@ -284,6 +296,7 @@ static void fill_update(struct message *message)
 		begin->slot_bytes = any64();
 		begin->flags = any32();
 		begin->timeout_ms = any32();
+		any_u32_list(&begin->roots, &begin->nroots, LIMIT_RANKS);
 		break;
 	case MSG_GO:
 	case MSG_COMMIT:
@@ -302,6 +315,42 @@ static void fill_update(struct message *message)
 		STRING(groups->text);
 		groups->unwanted = any64();
 		groups->stages = any_stages();
+		break;
+	}
+}
+
+static void fill_rank(struct message *message)
+{
+	struct msg_declare *declare = &message->u.declare;
+	struct msg_undeclare *undeclare = &message->u.undeclare;
+	struct msg_rank_publish *publish = &message->u.rank_publish;
+	struct msg_rank_done *done = &message->u.rank_done;
+
+	switch (message->type) {
+	case MSG_DECLARE:
+		STRING(declare->model);
+		declare->rank = between(0, LIMIT_RANKS - 1);
+		declare->ranks = between(1, LIMIT_RANKS);
+		declare->parts = any32();
+		declare->bytes = any64();
+		declare->hash = any64();
+		break;
+	case MSG_UNDECLARE:
+		STRING(undeclare->model);
+		undeclare->rank = between(0, LIMIT_RANKS - 1);
+		undeclare->released = between(0, 1);
+		break;
+	case MSG_RANK_PUBLISH:
+		STRING(publish->model);
+		publish->rank = between(0, LIMIT_RANKS - 1);
+		publish->version = any64();
+		publish->flags = any32();
+		publish->timeout_ms = any32();
+		break;
+	default:
+		STRING(done->model);
+		done->rank = between(0, LIMIT_RANKS - 1);
+		done->version = any64();
 		break;
 	}
 }
@@ -427,7 +476,7 @@ static void fill_message(struct message *message, enum message_type type)
 		message->u.manifest.parts = any32();
 		message->u.manifest.bytes = any64();
 		message->u.manifest.hash = any64();
-		any_u32_list(&message->u.manifest.roots, &message->u.manifest.nroots, LIMIT_RANKS);
+		any_u64_list(&message->u.manifest.roots, &message->u.manifest.nroots, LIMIT_RANKS);
 		break;
 	case MSG_BEGIN:
 	case MSG_ACCEPT:
@@ -437,6 +486,12 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_ABORT:
 	case MSG_APPLIED:
 		fill_update(message);
+		break;
+	case MSG_DECLARE:
+	case MSG_UNDECLARE:
+	case MSG_RANK_PUBLISH:
+	case MSG_RANK_DONE:
+		fill_rank(message);
 		break;
 	case MSG_DATA:
 		message->u.data.epoch = any64();
@@ -486,7 +541,11 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 		return 1;
 	case MSG_MANIFEST:
 		ret[0] = (struct borrowed){(void **)&message->u.manifest.roots,
-			message->u.manifest.nroots * sizeof(uint32_t)};
+			message->u.manifest.nroots * sizeof(uint64_t)};
+		return 1;
+	case MSG_BEGIN:
+		ret[0] = (struct borrowed){(void **)&message->u.begin.roots,
+			message->u.begin.nroots * sizeof(uint32_t)};
 		return 1;
 	case MSG_STATUS_REPLY:
 		ret[0] = (struct borrowed){

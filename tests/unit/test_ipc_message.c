@@ -287,6 +287,14 @@ static void test_values_out_of_range(void **state)
 		{MSG_EPOCH, offsetof(struct msg_epoch, carrier), 3, "carrier: 3"},
 		{MSG_EPOCH, offsetof(struct msg_epoch, rank), LIMIT_BROKERS, "rank: 64"},
 		{MSG_EPOCH, offsetof(struct msg_epoch, ranks), 0, "ranks: 0"},
+		{MSG_DECLARE, offsetof(struct msg_declare, rank), LIMIT_RANKS, "rank: 256"},
+		{MSG_DECLARE, offsetof(struct msg_declare, ranks), 0, "ranks: 0"},
+		{MSG_DECLARE, offsetof(struct msg_declare, ranks), LIMIT_RANKS + 1, "ranks: 257"},
+		{MSG_UNDECLARE, offsetof(struct msg_undeclare, rank), LIMIT_RANKS, "rank: 256"},
+		{MSG_UNDECLARE, offsetof(struct msg_undeclare, released), 2, "released: 2"},
+		{MSG_RANK_PUBLISH, offsetof(struct msg_rank_publish, rank), LIMIT_RANKS,
+			"rank: 256"},
+		{MSG_RANK_DONE, offsetof(struct msg_rank_done, rank), LIMIT_RANKS, "rank: 256"},
 	};
 
 	(void)state;
@@ -453,7 +461,7 @@ static void test_lists_over_their_limit(void **state)
 
 	(void)state;
 	message_init(&message, MSG_MANIFEST, 0);
-	message.u.manifest.roots = calloc(LIMIT_RANKS + 1, sizeof(uint32_t));
+	message.u.manifest.roots = calloc(LIMIT_RANKS + 1, sizeof(uint64_t));
 	message.u.manifest.nroots = LIMIT_RANKS + 1;
 	assert_int_equal(message_encode(&message, &frame, &len, &err), -E2BIG);
 	assert_non_null(strstr(err.text, "roots"));

@@ -1,6 +1,6 @@
 /*
  * The TCP carrier among forked processes: the test is rank 0, the children the
- * others. Sockets are loopback TCP in a star or a full mesh. A child says how it
+ * others. Sockets are loopback TCP in a star. A child says how it
  * fared by its exit status: 0, or the errno of its failure.
  */
 #include "test_wire_tcp.h"
@@ -62,7 +62,7 @@ static int exchange(struct carrier *carrier, uint32_t rank, uint32_t roots, uint
 	return -rc;
 }
 
-static void exchange_among(uint32_t ranks, bool mesh)
+static void exchange_among(uint32_t ranks)
 {
 	uint64_t seed = test_random();
 	struct carrier *carrier;
@@ -70,7 +70,7 @@ static void exchange_among(uint32_t ranks, bool mesh)
 	struct error err = {0};
 	pid_t child[RANKS_MAX];
 
-	sockets_open(&sockets, ranks, mesh);
+	sockets_open(&sockets, ranks);
 	for (uint32_t rank = 1; rank < ranks; rank++) {
 		child[rank] = fork();
 		if (child[rank] == 0) {
@@ -78,12 +78,12 @@ static void exchange_among(uint32_t ranks, bool mesh)
 
 			sockets_keep(&sockets, rank);
 			rc = -join_epoch(&sockets, rank, 7, 10000, &carrier, &err);
-			_exit(rc ? rc : exchange(carrier, rank, mesh ? ranks : 1, seed));
+			_exit(rc ? rc : exchange(carrier, rank, ranks, seed));
 		}
 	}
 	sockets_keep(&sockets, 0);
 	assert_int_equal(join_epoch(&sockets, 0, 7, 10000, &carrier, &err), 0);
-	assert_int_equal(exchange(carrier, 0, mesh ? ranks : 1, seed), 0);
+	assert_int_equal(exchange(carrier, 0, ranks, seed), 0);
 	assert_int_equal(carrier_poll(carrier, &err), 0);
 	for (uint32_t rank = 1; rank < ranks; rank++) {
 		assert_int_equal(wait_child(child[rank]), 0);
@@ -94,19 +94,13 @@ static void exchange_among(uint32_t ranks, bool mesh)
 static void test_two(void **state)
 {
 	(void)state;
-	exchange_among(2, false);
+	exchange_among(2);
 }
 
 static void test_star_of_four(void **state)
 {
 	(void)state;
-	exchange_among(4, false);
-}
-
-static void test_mesh_of_four(void **state)
-{
-	(void)state;
-	exchange_among(4, true);
+	exchange_among(4);
 }
 
 static void test_alone(void **state)
@@ -180,7 +174,7 @@ static void test_killed_receiver(void **state)
 	int rc = 0;
 
 	(void)state;
-	sockets_open(&sockets, 3, false);
+	sockets_open(&sockets, 3);
 	child[0] = peer(&sockets, 1, 1000, THEN_SLEEP);
 	child[1] = peer(&sockets, 2, 1, THEN_SLEEP);
 	sockets_keep(&sockets, 0);
@@ -251,7 +245,7 @@ static int receive_half(int signal_number, int timeout_ms, uint64_t *ret_ms, str
 	pid_t root;
 	int rc;
 
-	sockets_open(&sockets, 2, false);
+	sockets_open(&sockets, 2);
 	root = half_root(&sockets, signal_number);
 	assert_int_equal(join_epoch(&sockets, 1, 7, 10000, &carrier, err), 0);
 	start = clock_ns();
@@ -300,7 +294,7 @@ static void test_stopped_receiver(void **state)
 	int rc;
 
 	(void)state;
-	sockets_open(&sockets, 3, false);
+	sockets_open(&sockets, 3);
 	stopped = peer(&sockets, 1, 0, THEN_SLEEP);
 	other = peer(&sockets, 2, 1, THEN_EXIT);
 	sockets_keep(&sockets, 0);
@@ -340,7 +334,7 @@ static void test_cancel(void **state)
 		pthread_t thread;
 		uint64_t start;
 
-		sockets_open(&sockets, 2, false);
+		sockets_open(&sockets, 2);
 		child = rank == 0 ? peer(&sockets, 1, 0, THEN_SLEEP) : half_root(&sockets, SIGSTOP);
 		sockets_keep(&sockets, rank);
 		assert_int_equal(join_epoch(&sockets, rank, 7, 10000, &carrier, &err), 0);
@@ -368,7 +362,7 @@ static void test_cancel_in_flow(void **state)
 	uint8_t buf[4096];
 
 	(void)state;
-	sockets_open(&sockets, 2, false);
+	sockets_open(&sockets, 2);
 	send_raw(sockets.fd[0][1], 7, 0, 0, 0);
 	send_raw(sockets.fd[0][1], 7, 1, sizeof(buf), sizeof(buf));
 	assert_int_equal(join_epoch(&sockets, 1, 7, 10000, &carrier, &err), 0);
@@ -390,7 +384,7 @@ static void test_absent(void **state)
 	uint64_t start = clock_ns();
 
 	(void)state;
-	sockets_open(&sockets, 2, false);
+	sockets_open(&sockets, 2);
 	assert_int_equal(join_epoch(&sockets, 1, 7, 200, &carrier, &err), -ETIMEDOUT);
 	assert_in_range(elapsed_ms(start), 200, 200 + SLACK_MS);
 	options.data_fds = sockets.fd[1];
@@ -429,7 +423,7 @@ static void test_out_of_step(void **state)
 		int rc;
 
 		memset(buf, 0xa5, sizeof(buf));
-		sockets_open(&sockets, 2, false);
+		sockets_open(&sockets, 2);
 		send_raw(sockets.fd[0][1], 7, 0, 0, 0);
 		send_raw(sockets.fd[0][1], headers[i].epoch, headers[i].sequence,
 			headers[i].len_bytes, 4097);
@@ -454,7 +448,7 @@ static void test_other_epoch(void **state)
 	struct error err = {0};
 
 	(void)state;
-	sockets_open(&sockets, 2, false);
+	sockets_open(&sockets, 2);
 	send_raw(sockets.fd[0][1], 6, 0, 0, 0);
 	assert_int_equal(join_epoch(&sockets, 1, 7, 1000, &carrier, &err), -EPROTO);
 	assert_null(carrier);
@@ -462,24 +456,66 @@ static void test_other_epoch(void **state)
 	fd_close(&sockets.fd[0][1]);
 }
 
-/* Over a star only rank 0 has a way to all. */
-static void test_not_a_root(void **state)
+/* What a root other than rank 0 sends has to go through rank 0. */
+static void test_a_hole_in_the_star(void **state)
 {
-	for (uint32_t root = 1; root < 3; root++) {
-		struct carrier *carrier;
-		struct sockets sockets;
-		struct error err = {0};
-		uint8_t byte;
+	struct carrier *carrier;
+	struct sockets sockets;
+	struct error err = {0};
+	uint8_t byte = 0;
+	pid_t child;
 
-		(void)state;
-		sockets_open(&sockets, 3, false);
-		send_raw(sockets.fd[0][1], 7, 0, 0, 0);
-		assert_int_equal(join_epoch(&sockets, 1, 7, 1000, &carrier, &err), 0);
-		assert_int_equal(broadcast(carrier, &byte, 1, root, 1000, &err), -ENOTSUP);
-		assert_non_null(strstr(err.text, "no data connection to broker 2"));
-		assert_int_equal(carrier_destroy(carrier, true), 0);
+	(void)state;
+	sockets_open(&sockets, 2);
+	send_raw(sockets.fd[0][1], 7, 0, 0, 0);
+	assert_int_equal(join_epoch(&sockets, 1, 7, 1000, &carrier, &err), 0);
+	/* Rank 1 sends to rank 0 alone. */
+	assert_int_equal(broadcast(carrier, &byte, 1, 1, 1000, &err), 0);
+	assert_int_equal(carrier_destroy(carrier, true), 0);
+	sockets_keep(&sockets, 1);
+
+	sockets_open(&sockets, 3);
+	child = peer(&sockets, 1, 0, THEN_SLEEP);
+	sockets_keep(&sockets, 0);
+	fd_close(&sockets.fd[0][2]);
+	assert_int_equal(join_epoch(&sockets, 0, 7, 1000, &carrier, &err), -ENOTSUP);
+	assert_non_null(strstr(err.text, "no data connection to broker 2"));
+	fd_close(&sockets.fd[0][1]);
+	kill(child, SIGKILL);
+	wait_child(child);
+}
+
+/* A root that is gone in the middle of its bucket: rank 0 says so, and passes no more on. */
+static void test_killed_root_behind_the_star(void **state)
+{
+	uint8_t *buf = malloc(BIG);
+	struct carrier *carrier;
+	struct sockets sockets;
+	struct error err = {0};
+	pid_t root, other;
+
+	(void)state;
+	sockets_open(&sockets, 3);
+	other = peer(&sockets, 2, 0, THEN_SLEEP);
+	root = fork();
+	if (root == 0) {
+		struct carrier *own;
+		int rc;
+
 		sockets_keep(&sockets, 1);
+		rc = join_epoch(&sockets, 1, 7, 10000, &own, NULL);
+		send_raw(sockets.fd[1][0], 7, 1, BIG, BIG / 2);
+		_exit(-rc);
 	}
+	sockets_keep(&sockets, 0);
+	assert_int_equal(join_epoch(&sockets, 0, 7, 10000, &carrier, &err), 0);
+	assert_int_equal(broadcast(carrier, buf, BIG, 1, 10000, &err), -ECONNRESET);
+	assert_non_null(strstr(err.text, "broker 1 was closed"));
+	assert_int_equal(carrier_destroy(carrier, true), 0);
+	assert_int_equal(wait_child(root), 0);
+	kill(other, SIGKILL);
+	wait_child(other);
+	free(buf);
 }
 
 int main(void)
@@ -487,7 +523,6 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_two),
 		cmocka_unit_test(test_star_of_four),
-		cmocka_unit_test(test_mesh_of_four),
 		cmocka_unit_test(test_alone),
 		cmocka_unit_test(test_bad_options),
 		cmocka_unit_test(test_killed_receiver),
@@ -499,7 +534,8 @@ int main(void)
 		cmocka_unit_test(test_absent),
 		cmocka_unit_test(test_out_of_step),
 		cmocka_unit_test(test_other_epoch),
-		cmocka_unit_test(test_not_a_root),
+		cmocka_unit_test(test_a_hole_in_the_star),
+		cmocka_unit_test(test_killed_root_behind_the_star),
 	};
 
 	return TEST_RUN(tests);

@@ -14,7 +14,7 @@
 
 #define RANKS_MAX 4
 
-/* sockets.fd[a][b] is a's end of the connection to b. */
+/* sockets.fd[a][b] is a's end of the connection to b; a or b is 0. */
 struct sockets {
 	uint32_t ranks;
 	int fd[RANKS_MAX][RANKS_MAX];
@@ -38,18 +38,16 @@ static inline void tcp_pair(int ret_pair[2])
 	close(listener);
 }
 
-static inline void sockets_open(struct sockets *sockets, uint32_t ranks, bool mesh)
+static inline void sockets_open(struct sockets *sockets, uint32_t ranks)
 {
 	sockets->ranks = ranks;
 	memset(sockets->fd, -1, sizeof(sockets->fd));
-	for (uint32_t a = 0; a < ranks; a++) {
-		for (uint32_t b = a + 1; b < ranks && (a == 0 || mesh); b++) {
-			int pair[2];
+	for (uint32_t rank = 1; rank < ranks; rank++) {
+		int pair[2];
 
-			tcp_pair(pair);
-			sockets->fd[a][b] = pair[0];
-			sockets->fd[b][a] = pair[1];
-		}
+		tcp_pair(pair);
+		sockets->fd[0][rank] = pair[0];
+		sockets->fd[rank][0] = pair[1];
 	}
 }
 

@@ -1,0 +1,378 @@
+/*
+ * The trainer ranks of a broker that joined. Their memory is mapped here, their streams are
+ * watched here, and their boxes are gathered here; what they declare and publish is the lead's
+ * to judge, and is passed on to it as requests of our own, whose answers are passed back:
+ *
+ *   sealed ─declare─► lead ─declared, when every rank has─► declared
+ *   publish ─rank_publish─► lead ─ok─► taken … stream done ─rank_done─► lead … ─report─► report
+ *
+ * "released" is our own word: when this node has gathered and copied, or is idle again.
+ * A trainer that goes is undeclared. Until the lead has answered that, the manifests that
+ * come are those of before, in which the trainer's memory is still counted on: they are passed
+ * over. When the lead is gone, what was published ends in a report of ours; when there is a lead
+ * again, every rank is declared to it anew, and its process notices nothing else.
+ */
+#include "base/log.h"
+#include "base/util.h"
+#include "broker/server.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static uint64_t next_serial(struct server *server)
+{
+	return ++server->lead.next_serial;
+}
+
+static const char *model_of(const struct client *client)
+{
+	return client->session.trainer.model;
+}
+
+static bool is_rank(const struct client *client)
+{
+	return client->model && !client->gone && client->session.state == SESSION_LIVE;
+}
+
+/* The rank of which a request waits for that answer. */
+static struct client *find_rank(struct server *server, uint64_t serial)
+{
+	for (struct client *client = server->clients; client; client = client->next) {
+		if (is_rank(client) && serial &&
+			(client->told.declare_serial == serial ||
+				client->told.publish_serial == serial)) {
+			return client;
+		}
+	}
+	return NULL;
+}
+
+static void release(struct client *client)
+{
+	struct message message;
+
+	if (!client->told.lent) {
+		return;
+	}
+	client->told.lent = false;
+	message_init(&message, MSG_RELEASED, 0);
+	message.u.released.version = client->told.version;
+	client_send(client, &message);
+}
+
+static void end_publish(struct client *client)
+{
+	struct told *told = &client->told;
+
+	mover_unwatch(client->server->mover, &client->watch);
+	told->publish_serial = told->request_serial = told->version = 0;
+	told->taken = told->lent = false;
+	told->abandoned = told->prepared = told->committing = false;
+}
+
+static void refuse_publish(struct client *client, int code, const char *text)
+{
+	uint64_t serial = client->told.request_serial;
+
+	end_publish(client);
+	client_error(client, serial, code, text);
+}
+
+void ranks_declare(struct client *client)
+{
+	struct server *server = client->server;
+	struct session *session = &client->session;
+	struct message message;
+	struct blob blob;
+	struct error err;
+
+	if (!server->lead.joined) {
+		return; /* ranks_joined() will */
+	}
+	if (blob_from_manifest(&session->holder->declared, NULL, &blob, &err)) {
+		client_error(client, session->seal_serial, err.code, err.text);
+		client_drop(client, err.text);
+		return;
+	}
+	join_send_blob(server, &blob, PART_MANIFEST);
+	client->told.declare_serial = next_serial(server);
+	client->told.declared = false;
+	message_init(&message, MSG_DECLARE, client->told.declare_serial);
+	string_copy(message.u.declare.model, sizeof(message.u.declare.model), model_of(client));
+	message.u.declare.rank = session->trainer.rank;
+	message.u.declare.ranks = session->trainer.ranks;
+	message.u.declare.parts = blob_parts(&blob);
+	message.u.declare.bytes = blob.len;
+	message.u.declare.hash = blob_hash(&blob);
+	join_send(server, &message);
+	blob_finish(&blob);
+}
+
+void ranks_joined(struct server *server)
+{
+	struct client *next;
+
+	for (struct client *client = server->clients; client; client = next) {
+		next = client->next;
+		if (is_rank(client)) {
+			ranks_declare(client);
+		}
+	}
+}
+
+/* Is the node at work on what this rank publishes? */
+static bool in_update(const struct client *client)
+{
+	const struct node *node = &client->server->node;
+
+	return node->publication && client->told.publish_serial &&
+	       node->version == client->told.version &&
+	       strcmp(node->publication->model, model_of(client)) == 0;
+}
+
+/*
+ * What the lead can no longer report. Without this node's prepared it has not committed; with it,
+ * it may have.
+ */
+static void report_abandoned(struct client *client)
+{
+	struct told *told = &client->told;
+	struct message message;
+	struct msg_report *report;
+
+	message_init(&message, MSG_REPORT, 0);
+	report = &message.u.report;
+	report->version = told->version;
+	report->outcome = told->committing ? STREW_OUTCOME_COMMITTED : STREW_OUTCOME_ABORTED;
+	snprintf(report->text, sizeof(report->text), "the lead at %.100s is gone%s",
+		client->server->options.join,
+		told->committing ? " since its commit: how other nodes have ended is not known"
+		: told->prepared ? ", and whether it has committed is not known"
+				 : "");
+	end_publish(client);
+	client_send(client, &message);
+}
+
+/* When nothing moves any more. */
+static void end_abandoned(struct server *server)
+{
+	for (struct client *client = server->clients; client; client = client->next) {
+		if (!is_rank(client) || !client->told.abandoned) {
+			continue;
+		}
+		if (!client->told.taken) {
+			refuse_publish(client, -ECONNRESET, "publish: the lead is gone");
+			continue;
+		}
+		release(client);
+		report_abandoned(client);
+	}
+}
+
+void ranks_link_down(struct server *server)
+{
+	enum node_stage stage = server->node.stage;
+
+	for (struct client *client = server->clients; client; client = client->next) {
+		client->told.declare_serial = 0;
+		client->told.declared = false;
+		client->told.abandoned = client->told.publish_serial != 0;
+		client->told.prepared = in_update(client) && stage == NODE_PREPARED;
+		client->told.committing = in_update(client) && stage == NODE_COMMITTING;
+	}
+	for (struct model *model = server->models; model; model = model->next) {
+		model->leaving_serial = 0;
+	}
+	if (stage == NODE_IDLE) {
+		end_abandoned(server);
+	}
+}
+
+void ranks_gone(struct client *client)
+{
+	struct server *server = client->server;
+	struct message message;
+
+	if (!client->told.declare_serial) {
+		return;
+	}
+	client->model->leaving_serial = next_serial(server);
+	message_init(&message, MSG_UNDECLARE, client->model->leaving_serial);
+	string_copy(message.u.undeclare.model, sizeof(message.u.undeclare.model), model_of(client));
+	message.u.undeclare.rank = client->session.trainer.rank;
+	message.u.undeclare.released = !client->told.lent;
+	join_send(server, &message);
+	client->told.declare_serial = 0;
+}
+
+static void stream_done(struct watch *watch)
+{
+	struct client *client = watch->data;
+	struct message message;
+
+	if (!client->told.publish_serial || client->told.abandoned) {
+		return;
+	}
+	message_init(&message, MSG_RANK_DONE, 0);
+	string_copy(message.u.rank_done.model, sizeof(message.u.rank_done.model), model_of(client));
+	message.u.rank_done.rank = client->session.trainer.rank;
+	message.u.rank_done.version = client->told.version;
+	join_send(client->server, &message);
+}
+
+static int check(const struct client *client, const struct msg_publish *publish, struct error *err)
+{
+	int rc = publish_check(publish, err);
+
+	if (rc) {
+		return rc;
+	}
+	if (client->told.publish_serial) {
+		return error_set(err, -EBUSY, "version %llu is still being published",
+			(unsigned long long)client->told.version);
+	}
+	if (!client->server->lead.joined) {
+		return error_set(err, -EBUSY, "publish: there is no connection to the lead at %s",
+			client->server->options.join);
+	}
+	if (!client->told.declared) {
+		return error_set(err, -EBUSY,
+			"publish: not every rank of the trainer has declared its tensors");
+	}
+	return 0;
+}
+
+void ranks_publish(struct client *client, const struct message *message)
+{
+	const struct msg_publish *publish = &message->u.publish;
+	struct server *server = client->server;
+	struct message request;
+	struct error err;
+	int rc = check(client, publish, &err);
+
+	if (rc) {
+		client_error(client, message->serial, rc, err.text);
+		return;
+	}
+	client->told.publish_serial = next_serial(server);
+	client->told.request_serial = message->serial;
+	client->told.version = publish->version;
+	client->told.lent = true;
+	message_init(&request, MSG_RANK_PUBLISH, client->told.publish_serial);
+	string_copy(request.u.rank_publish.model, sizeof(request.u.rank_publish.model),
+		model_of(client));
+	request.u.rank_publish.rank = client->session.trainer.rank;
+	request.u.rank_publish.version = publish->version;
+	request.u.rank_publish.flags = publish->flags;
+	request.u.rank_publish.timeout_ms = publish->timeout_ms;
+	join_send(server, &request);
+	mover_unwatch(server->mover, &client->watch);
+	client->watch.page = &client->theirs;
+	client->watch.word = WORD_PUBLISH;
+	client->watch.value = publish->word;
+	client->watch.hit = stream_done;
+	client->watch.data = client;
+	mover_watch(server->mover, &client->watch);
+}
+
+void ranks_released(struct server *server)
+{
+	for (struct client *client = server->clients; client; client = client->next) {
+		if (is_rank(client) && in_update(client)) {
+			release(client);
+		}
+	}
+}
+
+void ranks_node_idle(struct server *server)
+{
+	ranks_released(server);
+	end_abandoned(server);
+}
+
+static void take_declared(struct client *client, const struct message *answer)
+{
+	struct message message = *answer;
+
+	client->told.declared = true;
+	/* After a new lead's the process has heard it already. */
+	if (!client->declared) {
+		client->declared = true;
+		message.serial = client->session.seal_serial;
+		client_send(client, &message);
+	}
+}
+
+static void take_ok(struct server *server, struct client *client, uint64_t serial)
+{
+	if (client && client->told.publish_serial == serial && !client->told.taken) {
+		client->told.taken = true;
+		client_ok(client, client->told.request_serial, 0);
+	}
+	for (struct model *model = server->models; model; model = model->next) {
+		if (model->leaving_serial == serial) {
+			model->leaving_serial = 0;
+		}
+	}
+}
+
+static void take_refusal(struct client *client, uint64_t serial, const struct msg_error *said)
+{
+	int code = error_from_wire(said->code);
+
+	if (client->told.publish_serial == serial && !client->told.taken) {
+		refuse_publish(client, code, said->text);
+	} else if (client->told.declare_serial == serial) {
+		client->told.declare_serial = 0;
+		client_error(client, client->session.seal_serial, code, said->text);
+		client_drop(client, said->text);
+	}
+}
+
+static int take_report(struct client *client, const struct message *report, struct error *err)
+{
+	struct message message = *report;
+
+	if (client->told.publish_serial != report->serial || !client->told.taken) {
+		return 0;
+	}
+	if (in_update(client)) {
+		return error_set(err, -EPROTO,
+			"it reports version %llu, which this broker has not ended",
+			(unsigned long long)client->told.version);
+	}
+	release(client);
+	end_publish(client);
+	message.serial = 0;
+	client_send(client, &message);
+	return 0;
+}
+
+int ranks_answer(struct server *server, const struct message *message, struct error *err)
+{
+	struct client *client = find_rank(server, message->serial);
+
+	switch (message->type) {
+	case MSG_DECLARED:
+		if (client && client->told.declare_serial == message->serial) {
+			take_declared(client, message);
+		}
+		return 1;
+	case MSG_OK:
+		take_ok(server, client, message->serial);
+		return 1;
+	case MSG_ERROR:
+		if (!message->serial || !server->lead.joined) {
+			return 0;
+		}
+		/* Else of one that is gone. */
+		if (client) {
+			take_refusal(client, message->serial, &message->u.error);
+		}
+		return 1;
+	case MSG_REPORT:
+		return client && take_report(client, message, err) ? err->code : 1;
+	default:
+		return 0;
+	}
+}
