@@ -1,5 +1,6 @@
 /* The connection's life: open and greet, lose, close. How messages are read is session_wait.c. */
 #include "agent/session.h"
+#include "base/clock.h"
 #include "base/util.h"
 #include "ipc/socket.h"
 #include <errno.h>
@@ -266,6 +267,23 @@ static void stop_thread(struct agent_session *session)
 	eventfd_write(session->wake_fd, 1);
 	pthread_join(session->thread, NULL);
 	session->threaded = false;
+}
+
+void agent_session_part(struct agent_session *session, uint64_t deadline)
+{
+	struct pollfd polled = {.events = POLLIN};
+	char dropped[4096];
+	ssize_t n;
+
+	if (!session->conn || session->lost.code) {
+		return;
+	}
+	polled.fd = conn_fd(session->conn);
+	shutdown(polled.fd, SHUT_WR);
+	do {
+		n = recv(polled.fd, dropped, sizeof(dropped), MSG_DONTWAIT);
+	} while (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR) &&
+				  poll(&polled, 1, deadline_left_ms(deadline)) == 1));
 }
 
 void agent_session_finish(struct agent_session *session)

@@ -74,6 +74,9 @@ int agent_session_start(struct agent_session *session, struct error *err);
 
 /* Stops the thread, leaves the broker and frees. In a forked child: closes and frees only. */
 void agent_session_finish(struct agent_session *session);
+/* Says the end and waits until the broker has taken note, at most until the deadline: then the
+ * place is free for the next process. What the broker still says is dropped. */
+void agent_session_part(struct agent_session *session, uint64_t deadline);
 
 bool agent_session_forked(const struct agent_session *session);
 

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PARTING_MS 1000 /* for the broker to take note of the end */
+
 static int missing(struct error *err)
 {
 	return error_set(err, -EINVAL, "a required argument is NULL");
@@ -278,6 +280,7 @@ void strew_trainer_close(struct strew_trainer *trainer)
 	if (agent_session_enter(&trainer->session, &err) == 0) {
 		trainer_wait_released(trainer, deadline_in_ms(trainer->session.timeout_ms), &err);
 		agent_session_leave(&trainer->session);
+		agent_session_part(&trainer->session, deadline_in_ms(PARTING_MS));
 		export_page_destroy(trainer->words);
 		agent_session_finish(&trainer->session);
 		export_set_destroy(trainer->set);

@@ -86,8 +86,6 @@ struct raw;
 struct raw *raw_create(struct memory *memory, const struct shapes *shapes,
 	unsigned char *const *data, const struct part *part);
 void raw_destroy(struct raw *raw);
-/* A stream of the driver's, which lives as long as the process; NULL on the host. */
-void *raw_stream(struct memory *memory);
 /* Moves len_bytes by plain copies; seconds by events on the stream. From `src_host`: pinned memory
  * to the GPU, else within the GPU. */
 double raw_copy(struct raw *raw, uint64_t len_bytes);

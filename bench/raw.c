@@ -52,15 +52,6 @@ struct raw *raw_create(struct memory *memory, const struct shapes *shapes,
 	return raw;
 }
 
-void *raw_stream(struct memory *memory)
-{
-	struct gpu_stream *stream;
-	struct error err = {0};
-
-	must(gpu_stream_create(memory_device(memory), &stream, &err), "a stream", &err);
-	return gpu_stream_native(stream);
-}
-
 static void *device_memory(uint64_t len_bytes)
 {
 	struct error err = {0};

@@ -80,15 +80,25 @@ static void sample(struct bench *bench, uint64_t pieces, uint64_t tp, struct fig
 	free(scene);
 }
 
-static void print(struct bench *bench, const char *what, struct samples *samples, uint64_t pieces,
-	uint64_t tp)
+static void print(struct bench *bench, const char *what, const struct samples *samples,
+	uint64_t pieces, uint64_t tp)
 {
 	char name[80];
 
 	snprintf(name, sizeof(name), "%llu x %llu pieces: %s", (unsigned long long)tp,
 		(unsigned long long)pieces, what);
 	report_times(bench->report, name, 0, samples, NULL, NULL);
-	samples_finish(samples);
+}
+
+static void figures_finish(struct figures *figures)
+{
+	samples_finish(&figures->describe);
+	samples_finish(&figures->join);
+	samples_finish(&figures->seal);
+	samples_finish(&figures->plan);
+	samples_finish(&figures->both);
+	samples_finish(&figures->first);
+	samples_finish(&figures->later);
 }
 
 static void measure(struct bench *bench, uint64_t pieces, uint64_t tp)
@@ -105,6 +115,7 @@ static void measure(struct bench *bench, uint64_t pieces, uint64_t tp)
 	print(bench, "trainer, declare and seal", &figures.seal, pieces, tp);
 	print(bench, "first update", &figures.first, pieces, tp);
 	print(bench, "later updates", &figures.later, pieces, tp);
+	figures_finish(&figures);
 }
 
 int cmd_register(int argc, char **argv)
@@ -129,6 +140,7 @@ int cmd_register(int argc, char **argv)
 	brokers_prepare(&bench.brokers, false);
 	brokers_start(&bench.brokers, &(struct brokers_options){.kind = bench.kind});
 	sample(&bench, 1, 1, &warm); /* the broker's context */
+	figures_finish(&warm);
 	for (size_t i = 0; i < ARRAY_LEN(counts) && !pieces; i++) {
 		measure(&bench, counts[i], tp ? tp : 2);
 	}

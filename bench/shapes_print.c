@@ -68,7 +68,7 @@ int cmd_shapes(int argc, char **argv)
 	uint64_t layers = 0, tp = 2;
 	const struct bench_option own[] = {{.name = "model", .text = &model},
 		{.name = "layers", .number = &layers}, {.name = "tp", .number = &tp}, {0}};
-	json_t *all = json_object(), *ranks = json_array();
+	json_t *all, *ranks;
 	char bytes[32], each[32];
 
 	bench_parse(argc, argv, help, &options, own);
@@ -78,6 +78,8 @@ int cmd_shapes(int argc, char **argv)
 			stderr);
 		return EXIT_USAGE;
 	}
+	all = json_object();
+	ranks = json_array();
 	for (uint32_t rank = 0; rank < tp; rank++) {
 		struct shapes shapes;
 

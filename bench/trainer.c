@@ -13,7 +13,7 @@ struct trainer {
 	unsigned char **data; /* of each tensor */
 	struct strew_trainer *trainer;
 	struct raw *raw;
-	void *stream; /* that it computes on, the driver's */
+	struct gpu_stream *stream; /* that it computes on */
 };
 
 static void must(int rc, const char *what)
@@ -53,7 +53,8 @@ static void publish(struct trainer *trainer, uint64_t version, struct published 
 	int timeout_ms = (int)trainer->part->timeout_s * 1000;
 	uint64_t start = clock_ns();
 
-	must(strew_trainer_publish(trainer->trainer, version, trainer->stream, 0, timeout_ms),
+	must(strew_trainer_publish(
+		     trainer->trainer, version, gpu_stream_native(trainer->stream), 0, timeout_ms),
 		"publish");
 	must(strew_trainer_wait_released(trainer->trainer, timeout_ms), "released");
 	must(strew_trainer_wait_report(trainer->trainer, timeout_ms, &published->report), "report");
@@ -131,6 +132,7 @@ int part_trainer(int fd, void *arg)
 {
 	struct trainer trainer = {.part = arg};
 	struct letter *letter = calloc(1, sizeof(*letter));
+	struct error err = {0};
 	size_t n;
 
 	if (!letter) {
@@ -149,7 +151,8 @@ int part_trainer(int fd, void *arg)
 		trainer.data[i] =
 			memory_take(trainer.memory, shape_bytes(&trainer.shapes.tensors[i]));
 	}
-	trainer.stream = raw_stream(trainer.memory);
+	bench_must(gpu_stream_create(memory_device(trainer.memory), &trainer.stream, &err),
+		"a stream", &err);
 	trainer.raw = raw_create(trainer.memory, &trainer.shapes, trainer.data, trainer.part);
 	while (letter_read(fd, letter) == 1) {
 		letter->nfds = 0;
@@ -160,6 +163,7 @@ int part_trainer(int fd, void *arg)
 	}
 	strew_trainer_close(trainer.trainer);
 	raw_destroy(trainer.raw);
+	gpu_stream_destroy(trainer.stream);
 	memory_destroy(trainer.memory);
 	free(trainer.data);
 	shapes_finish(&trainer.shapes);
