@@ -362,6 +362,9 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 		return;
 	}
 	node->stage = NODE_COMMITTING;
+	if (!server_is_lead(server)) {
+		ranks_committed(server);
+	}
 	for (size_t i = 0; i < node->nteams; i++) {
 		node->teams[i]->said = false;
 	}

@@ -67,7 +67,7 @@ static void end_publish(struct client *client)
 	mover_unwatch(client->server->mover, &client->watch);
 	told->publish_serial = told->request_serial = told->version = 0;
 	told->taken = told->lent = false;
-	told->abandoned = told->prepared = told->committing = false;
+	told->committed = told->abandoned = told->prepared = false;
 }
 
 static void refuse_publish(struct client *client, int code, const char *text)
@@ -143,10 +143,10 @@ static void report_abandoned(struct client *client)
 	message_init(&message, MSG_REPORT, 0);
 	report = &message.u.report;
 	report->version = told->version;
-	report->outcome = told->committing ? STREW_OUTCOME_COMMITTED : STREW_OUTCOME_ABORTED;
+	report->outcome = told->committed ? STREW_OUTCOME_COMMITTED : STREW_OUTCOME_ABORTED;
 	snprintf(report->text, sizeof(report->text), "the lead at %.100s is gone%s",
 		client->server->options.join,
-		told->committing ? " since its commit: how other nodes have ended is not known"
+		told->committed	 ? " since its commit: how other nodes have ended is not known"
 		: told->prepared ? ", and whether it has committed is not known"
 				 : "");
 	end_publish(client);
@@ -178,7 +178,6 @@ void ranks_link_down(struct server *server)
 		client->told.declared = false;
 		client->told.abandoned = client->told.publish_serial != 0;
 		client->told.prepared = in_update(client) && stage == NODE_PREPARED;
-		client->told.committing = in_update(client) && stage == NODE_COMMITTING;
 	}
 	for (struct model *model = server->models; model; model = model->next) {
 		model->leaving_serial = 0;
@@ -280,6 +279,15 @@ void ranks_released(struct server *server)
 	for (struct client *client = server->clients; client; client = client->next) {
 		if (is_rank(client) && in_update(client)) {
 			release(client);
+		}
+	}
+}
+
+void ranks_committed(struct server *server)
+{
+	for (struct client *client = server->clients; client; client = client->next) {
+		if (is_rank(client) && in_update(client)) {
+			client->told.committed = true;
 		}
 	}
 }

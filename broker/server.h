@@ -53,10 +53,11 @@ struct told {
 	uint64_t publish_serial; /* 0: nothing is being published */
 	uint64_t request_serial; /* the trainer's own */
 	uint64_t version;
-	bool taken; /* by the lead, which will report */
-	bool lent;  /* the memory may be read */
-	/* The lead is gone, nobody will report; how far the update had come here. */
-	bool abandoned, prepared, committing;
+	bool taken;	/* by the lead, which will report */
+	bool lent;	/* the memory may be read */
+	bool committed; /* by the lead's word; it has not reported yet */
+	/* The lead is gone, nobody will report; prepared was said here, and nothing since. */
+	bool abandoned, prepared;
 };
 
 /* One connection of the Unix socket. */
@@ -326,7 +327,8 @@ void ranks_link_down(struct server *server);
 void ranks_declare(struct client *client);
 void ranks_gone(struct client *client);
 void ranks_publish(struct client *client, const struct message *message);
-void ranks_released(struct server *server); /* as node_released() */
+void ranks_released(struct server *server);  /* as node_released() */
+void ranks_committed(struct server *server); /* the node begins its commit */
 void ranks_node_idle(struct server *server);
 /* 1 if the message answers a request of this file, else 0. Negative: the link is broken. */
 int ranks_answer(struct server *server, const struct message *message, struct error *err);

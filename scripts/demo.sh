@@ -15,6 +15,8 @@ publishes versions, and compares every byte of every worker with what it should 
   --model CONFIG.json       shapes to use (a small Llama)
   --checkpoint FILE         push this safetensors file of a BERT instead (config.json beside it)
   --workers N               tensor-parallel ranks (2)
+  --ranks N                 trainer ranks (1), which hold a part of every tensor each; of two
+                            brokers each gets every other one
   --versions N              how many to publish (3)
   --gate held|live          (held)
   --apply staged|direct     (staged)
@@ -29,13 +31,13 @@ EOF
 }
 
 backend=auto model=$root/examples/configs/tiny-llama.json checkpoint=''
-workers=2 versions=3 gate=held apply=staged slot='' timeout=60 do_build=1 build=$root/build
+workers=2 ranks=1 versions=3 gate=held apply=staged slot='' timeout=60 do_build=1 build=$root/build
 
 while (($#)); do
 	case $1 in
 	--help) usage; exit 0 ;;
 	--no-build) do_build=0; shift; continue ;;
-	--backend | --model | --checkpoint | --workers | --versions | --gate | --apply | --slot | \
+	--backend | --model | --checkpoint | --workers | --ranks | --versions | --gate | --apply | --slot | \
 		--timeout | --build)
 		if (($# < 2)); then
 			say "demo.sh: $1 needs a value; see demo.sh --help"
@@ -133,7 +135,7 @@ start() {
 	local name=$1
 
 	shift
-	"$@" <&0 >"$dir/$name.log" 2>&1 9>&- &
+	"$@" <&0 >"$dir/$name.log" 2>&1 &
 	pids[$name]=$!
 }
 
@@ -253,28 +255,39 @@ start_workers() {
 	done
 }
 
-# The trainer publishes when it is told to, so that each version is looked at before the next.
+# A trainer publishes when it is told to, so that each version is looked at before the next.
 train() {
-	local gpus=$1 version rank device=()
+	local gpus=$1 version rank fd sockets=("$dir/lead.sock" "$worker_socket") go=() device=()
 
 	if ((gpus)); then
 		device=(--device 0)
 	fi
-	mkfifo "$dir/go"
-	exec 9<>"$dir/go" # both ends, or opening would wait for the other one
-	start trainer "$bin/trainer" --config "$model" --model demo --seed 7 --by-line \
-		--versions "$versions" --socket "$dir/lead.sock" --timeout "$timeout" \
-		"${device[@]}" <"$dir/go"
+	for ((rank = 0; rank < ranks; rank++)); do
+		mkfifo "$dir/go$rank"
+		exec {fd}<>"$dir/go$rank" # both ends, or opening would wait for the other one
+		go+=("$fd")
+		start "trainer$rank" "$bin/trainer" --config "$model" --model demo --seed 7 \
+			--by-line --versions "$versions" --rank "$rank" --ranks "$ranks" \
+			--socket "${sockets[rank % 2]}" --timeout "$timeout" "${device[@]}" \
+			<"$dir/go$rank"
+	done
 	for ((version = 1; version <= versions; version++)); do
-		echo >&9 || true # a trainer that is gone is seen below
-		wait_for "version $version" said "version $version committed" trainer
+		for ((rank = 0; rank < ranks; rank++)); do
+			echo >&"${go[rank]}" || true # a trainer that is gone is seen below
+		done
+		for ((rank = 0; rank < ranks; rank++)); do
+			wait_for "version $version" said "version $version committed" "trainer$rank"
+		done
 		for ((rank = 0; rank < workers; rank++)); do
 			wait_for "version $version in worker $rank" \
 				said "version $version ok" "worker$rank"
 		done
 	done
-	exec 9>&-
-	wait_for "the trainer's end" ended trainer
+	for ((rank = 0; rank < ranks; rank++)); do
+		fd=${go[rank]}
+		exec {fd}>&-
+		wait_for "the end of trainer $rank" ended "trainer$rank"
+	done
 }
 
 push() {
@@ -313,7 +326,7 @@ run_demo() {
 		tensors=$(sed -n 's/.*tensors=\([0-9]*\).*/\1/p' <<<"$numbers")
 	else
 		numbers=$(cat "$dir"/worker*.log)
-		tensors=$(sed -n 's/.* tensors=\([0-9]*\).*/\1/p' "$dir/trainer.log" | tail -n 1)
+		tensors=$(sed -n 's/.* tensors=\([0-9]*\).*/\1/p' "$dir/trainer0.log" | tail -n 1)
 	fi
 	numbers=$(awk '/mismatches=/ {
 		for (i = 1; i <= NF; i++) {

@@ -1,8 +1,8 @@
 /*
  * The trainer's face of libstrew. A process that has new weights declares its
  * tensors (whole, or the boxes that it holds) to this node's broker and
- * publishes versions of them. Several ranks may share a model; an update
- * starts when all have published the same version.
+ * publishes versions of them. Several ranks may share a model, on one node or
+ * more; an update starts when all have published the same version.
  *
  * A trainer handle is used by one thread at a time; after fork() it is inert.
  */

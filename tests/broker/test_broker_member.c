@@ -218,7 +218,8 @@ static void test_a_root_by_hand(void **state)
 	raw_close(&joiner.raw);
 	raw_close(&data);
 	trainer_reports(&trainer, STREW_OUTCOME_ABORTED,
-		"trainer rank 1 at node 1, broker played:1, was lost", &(struct strew_report){0});
+		"trainer rank 1 at node 1, broker played:1, was lost", &report);
+	strew_report_finish(&report);
 	worker_stop(&worker);
 	trainer_stop(&trainer);
 }

@@ -218,6 +218,38 @@ static void test_losses(void **state)
 	assert_int_equal(update.state, UPDATE_MOVING);
 }
 
+/* Each rank's memory is released by its own broker: the lead's word is not the others'. */
+static void test_a_rank_elsewhere_is_lost(void **state)
+{
+	(void)state;
+	begin(2, 0);
+	accept(0, on);
+	accept(1, (struct say){1, 0, STREW_OUTCOME_NONE});
+	assert_int_equal(update_released(&update), UPDATE_DO_RELEASE);
+	assert_int_equal(update_rank_lost(&update, 1, true, " at node 1, x,", 4500), 0);
+	assert_int_equal(update.state, UPDATE_MOVING);
+	assert_int_equal(
+		update_rank_lost(&update, 1, false, " at node 1, x,", 4500), UPDATE_DO_ABORT);
+	assert_string_equal(update.text, "trainer rank 1 at node 1, x, was lost");
+	/* Its node goes with it, and is not waited for. */
+	assert_int_equal(update_rank_lost(&update, 0, false, "", 4600), 0);
+	assert_int_equal(applied(0, on), 0);
+	assert_int_equal(update_node_lost(&update, 1, "x", 4700), UPDATE_DO_REPORT);
+	assert_string_equal(update.text, "trainer rank 1 at node 1, x, was lost");
+	/* Before anything is read, "released" says nothing: the rank has not published. */
+	update_init(&update, 2);
+	assert_int_equal(publish(0, 11, 0), 0);
+	assert_int_equal(
+		update_rank_lost(&update, 1, true, "", 4000), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	/* After the commit nobody's memory is needed. */
+	begin(1, 0);
+	accept(0, on);
+	prepared(0, on);
+	assert_int_equal(update_rank_lost(&update, 0, false, "", 6000), 0);
+	assert_int_equal(applied(0, done), UPDATE_DO_REPORT);
+	assert_int_equal(update.outcome, STREW_OUTCOME_COMMITTED);
+}
+
 static void test_aborted_version_again(void **state)
 {
 	(void)state;
@@ -239,6 +271,7 @@ int main(void)
 		cmocka_unit_test(test_nobody),
 		cmocka_unit_test(test_deadlines),
 		cmocka_unit_test(test_losses),
+		cmocka_unit_test(test_a_rank_elsewhere_is_lost),
 		cmocka_unit_test(test_aborted_version_again),
 	};
 

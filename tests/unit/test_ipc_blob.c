@@ -193,6 +193,30 @@ static void test_bytes_of_the_document(void **state)
 	blob_finish(&blob);
 }
 
+static void test_share_of_the_document(void **state)
+{
+	static const char bytes[] =
+		"\x94\xae\x73\x74\x72\x65\x77\x2d\x6d\x61\x6e\x69\x66\x65\x73\x74"
+		"\x01\x01\x01\x93\xa1\x77\x01\x92\x04\x02\x94\x00\x01\x92\x02\x00"
+		"\x92\x02\x02";
+	const struct tensor tensor = {"w", STREW_F32, 2, {4, 2}};
+	struct held_box box = {.rank = 1, .box = {{2, 0}, {2, 2}}};
+	struct manifest manifest;
+	struct blob blob;
+	struct error err;
+
+	(void)state;
+	manifest_init(&manifest);
+	assert_int_equal(manifest_add_tensor(&manifest, &tensor, &box.tensor, &err), 0);
+	assert_int_equal(manifest_add_box(&manifest, &box, &err), 0);
+	assert_int_equal(blob_from_manifest(&manifest, NULL, &blob, &err), 0);
+	assert_int_equal(blob.len, sizeof(bytes) - 1);
+	assert_memory_equal(blob.bytes, bytes, blob.len);
+	assert_true(blob_hash(&blob) == 0xad7c97af57fcc8dcu);
+	manifest_finish(&manifest);
+	blob_finish(&blob);
+}
+
 /* What `partial` refuses and takes: a parameter without a piece. */
 static void test_partial(void **state)
 {
@@ -654,6 +678,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_layouts),
 		cmocka_unit_test(test_bytes_of_the_document),
+		cmocka_unit_test(test_share_of_the_document),
 		cmocka_unit_test(test_partial),
 		cmocka_unit_test(test_manifests),
 		cmocka_unit_test(test_declarations),
