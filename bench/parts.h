@@ -40,6 +40,7 @@ enum part_question {
 	PART_JOIN = 1, /* register, or declare and seal → joined */
 	PART_FILL,     /* trainer: fresh values of a seed */
 	PART_PUBLISH,  /* trainer: a version → published */
+	PART_REPEAT,   /* trainer: one version after another; struct repeated, and so its answer */
 	PART_RAW_COPY, /* trainer: plain copies of as many bytes within the GPU or to it → seconds
 			*/
 	PART_RAW_PEER, /* trainer: the same to part.peer → seconds */
@@ -63,6 +64,12 @@ struct published {
 	double host_s; /* publish called to the report in hand, by the trainer's clock */
 	struct strew_report report; /* without its strings and groups */
 	uint64_t groups, committed;
+};
+
+struct repeated {
+	double seconds;	  /* in: for so long, out: that it took */
+	uint64_t first;	  /* in: version */
+	uint64_t updates; /* out */
 };
 
 struct compared {

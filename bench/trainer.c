@@ -80,6 +80,19 @@ static void publish(struct trainer *trainer, uint64_t version, struct published 
 		.ngroups = published->report.ngroups, .groups = published->report.groups});
 }
 
+static void repeat(struct trainer *trainer, struct repeated *repeated)
+{
+	uint64_t start = clock_ns(), end = start + (uint64_t)(repeated->seconds * 1e9);
+	struct published published;
+
+	repeated->updates = 0;
+	do {
+		publish(trainer, repeated->first + repeated->updates, &published);
+		repeated->updates++;
+	} while (clock_ns() < end);
+	repeated->seconds = (double)(clock_ns() - start) * 1e-9;
+}
+
 static void put(struct letter *letter, const void *bytes, size_t len_bytes)
 {
 	memcpy(letter->bytes, bytes, len_bytes);
@@ -90,6 +103,7 @@ static void answer(struct trainer *trainer, struct letter *letter)
 {
 	struct published published = {0};
 	struct joined joined = {0};
+	struct repeated repeated;
 	uint64_t number;
 	double seconds;
 
@@ -106,6 +120,11 @@ static void answer(struct trainer *trainer, struct letter *letter)
 	case PART_PUBLISH:
 		publish(trainer, number, &published);
 		put(letter, &published, sizeof(published));
+		break;
+	case PART_REPEAT:
+		memcpy(&repeated, letter->bytes, sizeof(repeated));
+		repeat(trainer, &repeated);
+		put(letter, &repeated, sizeof(repeated));
 		break;
 	case PART_RAW_COPY:
 		seconds = raw_copy(trainer->raw, number);

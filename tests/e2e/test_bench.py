@@ -70,6 +70,17 @@ def test_register(stage):
         assert f"3 x 500 pieces: {what}" in figures
 
 
+def test_idle(stage):
+    _, figures = bench(stage, "idle", "--backend", "host", "--seconds", 0.05, "--bytes", "1M",
+                       "--samples", 5)
+    for load in ("products", "memory"):
+        assert figures[f"{load}, alone"]["value"]["min"] > 0
+        assert figures[f"{load}, attached, idle"]["ratio"] > 0
+        for apply in ("direct", "staged"):
+            assert figures[f"{load}, updates, {apply}"]["ratio"] > 0
+            assert figures[f"{load}, updates, {apply}: bytes updated"]["value"]["min"] > 0
+
+
 def test_shapes(stage):
     """The published numbers of tensors and bytes, and pieces that tile every parameter."""
     known = {"llama-3.1-8b": (291, 16_060_522_496), "llama-3.1-70b": (723, 141_107_412_992),

@@ -1,0 +1,208 @@
+/* strew-bench idle: does strew slow an engine, when it does nothing and while it updates? */
+#include "bench/load.h"
+#include "bench/scene.h"
+#include <stdlib.h>
+#include <string.h>
+
+static const char help[] =
+	"Usage: strew-bench idle [options]\n"
+	"\n"
+	"The speed of an engine-like load on a GPU: alone, with strew attached and idle (a broker, "
+	"a\n"
+	"group of workers and a sealed trainer, all on that GPU), and during updates within the\n"
+	"broker, one after another. The load is a loop of bf16 products of 4096 x 4096 matrices "
+	"and\n"
+	"one that is bound by memory, by cuBLAS, in another process. Each round does all of it\n"
+	"once, strew starting anew; a figure is steps a second, and the 99th percentile of the "
+	"times\n"
+	"between events behind single steps.\n"
+	"\n"
+	"  --seconds S        of load for each figure and round, 0.01 to 3600 (default 1)\n"
+	"  --bytes SIZE       of the model that is updated (default 1G)\n"
+	"  --trainer-device GPU   trainer's memory there instead of on --device\n"
+	"  --cublas PATH      libcublas.so, where the linker does not find it\n" BENCH_OPTIONS_HELP;
+
+enum state { ALONE, IDLE, DIRECT, STAGED, STATES };
+
+static const char *const state_names[STATES] = {
+	"alone", "attached, idle", "updates, direct", "updates, staged"};
+
+struct idle {
+	struct bench_options options;
+	struct report *report;
+	enum gpu_kind kind;
+	const char *seconds_text;
+	double seconds;
+	uint64_t bytes;
+	const char *cublas, *trainer_device;
+	struct child load;
+	struct load_part part;
+	struct samples rate[LOAD_KINDS][STATES], p99[LOAD_KINDS][STATES];
+	struct samples update_rate[LOAD_KINDS][STATES]; /* bytes a second */
+};
+
+static void note(
+	struct idle *idle, enum load_kind kind, enum state state, const struct letter *answer)
+{
+	struct load_result result;
+
+	memcpy(&result, answer->bytes, sizeof(result));
+	samples_add(&idle->rate[kind][state], result.steps_per_s);
+	samples_add(&idle->p99[kind][state], result.p99_s);
+}
+
+static void ask_load(struct idle *idle, enum load_kind kind, struct letter *letter)
+{
+	const struct load_run run = {kind, idle->seconds};
+
+	memset(letter, 0, offsetof(struct letter, bytes));
+	letter->len_bytes = sizeof(run);
+	memcpy(letter->bytes, &run, sizeof(run));
+	child_send(&idle->load, letter);
+}
+
+static void measure(struct idle *idle, enum state state)
+{
+	struct letter letter;
+
+	for (int kind = 0; kind < LOAD_KINDS; kind++) {
+		ask_load(idle, (enum load_kind)kind, &letter);
+		child_receive(&idle->load, &letter, SCENE_ANSWER_S);
+		note(idle, (enum load_kind)kind, state, &letter);
+	}
+}
+
+/* The trainer publishes for as long as the load runs. */
+static void measure_updates(struct idle *idle, struct scene *scene, enum state state)
+{
+	struct letter letter;
+
+	for (int kind = 0; kind < LOAD_KINDS; kind++) {
+		struct repeated repeated = {
+			.seconds = idle->seconds * 1.2, .first = scene->version + 1};
+
+		ask_load(idle, (enum load_kind)kind, &letter);
+		memset(&letter, 0, offsetof(struct letter, bytes));
+		letter.what = PART_REPEAT;
+		letter.len_bytes = sizeof(repeated);
+		memcpy(letter.bytes, &repeated, sizeof(repeated));
+		child_send(&scene->trainer, &letter);
+		child_receive(&idle->load, &letter, SCENE_ANSWER_S);
+		note(idle, (enum load_kind)kind, state, &letter);
+		child_receive(&scene->trainer, &letter, SCENE_ANSWER_S);
+		memcpy(&repeated, letter.bytes, sizeof(repeated));
+		scene->version += repeated.updates;
+		samples_add(&idle->update_rate[kind][state],
+			(double)repeated.updates * (double)idle->bytes / repeated.seconds);
+	}
+}
+
+/* strew comes, is measured, and leaves. */
+static void attach(struct idle *idle, enum state state)
+{
+	struct scene *scene = calloc(1, sizeof(*scene));
+	struct brokers brokers;
+	struct joined workers, trainer;
+	struct published published;
+	struct compared compared;
+
+	if (!scene) {
+		bench_fail(EXIT_RUNTIME, "out of memory");
+	}
+	brokers_prepare(&brokers, false);
+	*scene = (struct scene){.kind = idle->kind,
+		.device = idle->trainer_device ? idle->trainer_device : idle->options.device,
+		.worker_devices = idle->options.device,
+		.model = {.cut = 64, .bytes = idle->bytes, .tp = 2},
+		.gate = STREW_GATE_LIVE,
+		.apply = state == STAGED ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT,
+		.brokers = &brokers};
+	scene_start(scene);
+	scene_ask_number(&scene->trainer, PART_FILL, idle->options.seed);
+	brokers_start(&brokers, &(struct brokers_options){.kind = idle->kind});
+	scene_join(scene, &workers, &trainer);
+	scene_publish(scene, &published);
+	if (state == DIRECT) {
+		measure(idle, IDLE);
+	}
+	measure_updates(idle, scene, state);
+	scene_compare(scene, idle->options.seed, &compared);
+	if (compared.wrong || !compared.bytes) {
+		bench_fail(EXIT_RUNTIME, "%llu of %llu bytes are wrong",
+			(unsigned long long)compared.wrong, (unsigned long long)compared.bytes);
+	}
+	scene_stop(scene);
+	brokers_stop(&brokers);
+	free(scene);
+}
+
+static void print(struct idle *idle)
+{
+	char name[80];
+
+	for (int kind = 0; kind < LOAD_KINDS; kind++) {
+		for (int state = 0; state < STATES; state++) {
+			const struct samples *alone = &idle->rate[kind][ALONE];
+
+			snprintf(
+				name, sizeof(name), "%s, %s", load_names[kind], state_names[state]);
+			report_values(idle->report, name, "steps/s", &idle->rate[kind][state],
+				"alone", state == ALONE ? NULL : alone);
+			snprintf(name, sizeof(name), "%s, %s: 99th percentile of a step",
+				load_names[kind], state_names[state]);
+			report_times(idle->report, name, 0, &idle->p99[kind][state], "alone",
+				state == ALONE ? NULL : &idle->p99[kind][ALONE]);
+			if (idle->update_rate[kind][state].n) {
+				snprintf(name, sizeof(name), "%s, %s: bytes updated",
+					load_names[kind], state_names[state]);
+				report_values(idle->report, name, "bytes/s",
+					&idle->update_rate[kind][state], NULL, NULL);
+			}
+		}
+	}
+}
+
+static void finish(struct idle *idle)
+{
+	for (int kind = 0; kind < LOAD_KINDS; kind++) {
+		for (int state = 0; state < STATES; state++) {
+			samples_finish(&idle->rate[kind][state]);
+			samples_finish(&idle->p99[kind][state]);
+			samples_finish(&idle->update_rate[kind][state]);
+		}
+	}
+	report_print(idle->report, stdout);
+	report_destroy(idle->report);
+}
+
+int cmd_idle(int argc, char **argv)
+{
+	static struct idle idle = {.seconds_text = "1", .bytes = 1ull << 30};
+	const struct bench_option own[] = {{.name = "seconds", .text = &idle.seconds_text},
+		{.name = "bytes", .bytes = &idle.bytes},
+		{.name = "trainer-device", .text = &idle.trainer_device},
+		{.name = "cublas", .text = &idle.cublas}, {0}};
+
+	char *end;
+
+	bench_parse(argc, argv, help, &idle.options, own);
+	idle.seconds = strtod(idle.seconds_text, &end);
+	if (*end || !(idle.seconds >= 0.01 && idle.seconds <= 3600)) {
+		fprintf(stderr, "%s: --seconds %s: 0.01 to 3600 is wanted; see %s --help\n",
+			argv[0], idle.seconds_text, argv[0]);
+		return EXIT_USAGE;
+	}
+	idle.report = report_create("idle", idle.options.json);
+	idle.kind = bench_machine(&idle.options, idle.report);
+	idle.part = (struct load_part){idle.kind, idle.options.device, idle.cublas};
+	child_start(&idle.load, "the load", part_load, &idle.part);
+	for (uint64_t round = 0; round < idle.options.samples; round++) {
+		measure(&idle, ALONE);
+		attach(&idle, DIRECT);
+		attach(&idle, STAGED);
+	}
+	child_stop(&idle.load);
+	print(&idle);
+	finish(&idle);
+	return EXIT_OK;
+}
