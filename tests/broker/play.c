@@ -289,26 +289,40 @@ void broker_wait_brokers(const struct broker *broker, size_t n)
 	assert_true(stands);
 }
 
-void broker_wait_ranks(const struct broker *broker, uint32_t present, const char *stage)
+static bool ranks_are(const struct broker *broker, uint32_t present, const char *stage, bool all)
+{
+	struct message reply;
+	struct msg_status_reply *status = &reply.u.status_reply;
+	size_t n = 0, models;
+
+	broker_status(broker, &reply);
+	for (size_t i = 0; i < status->ntrainers; i++) {
+		n += status->trainers[i].present == present &&
+		     (!stage || strcmp(status->trainers[i].stage, stage) == 0);
+	}
+	models = status->ntrainers;
+	message_finish(&reply);
+	return all ? n == models : n > 0;
+}
+
+static void wait_ranks(const struct broker *broker, uint32_t present, const char *stage, bool all)
 {
 	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
-	bool there = false;
 
-	do {
-		struct message reply;
-		struct msg_status_reply *status = &reply.u.status_reply;
+	while (!ranks_are(broker, present, stage, all)) {
+		assert_false(deadline_passed(deadline));
+		sleep_ms(5);
+	}
+}
 
-		broker_status(broker, &reply);
-		for (size_t i = 0; i < status->ntrainers; i++) {
-			there = there || (status->trainers[i].present == present &&
-						 strcmp(status->trainers[i].stage, stage) == 0);
-		}
-		message_finish(&reply);
-		if (!there) {
-			sleep_ms(5);
-		}
-	} while (!there && !deadline_passed(deadline));
-	assert_true(there);
+void broker_wait_ranks(const struct broker *broker, uint32_t present, const char *stage)
+{
+	wait_ranks(broker, present, stage, false);
+}
+
+void broker_wait_no_ranks(const struct broker *broker)
+{
+	wait_ranks(broker, 0, NULL, true);
 }
 
 static void read_pipe(int fd, char *ret_text)

@@ -42,6 +42,7 @@ void broker_status(const struct broker *broker, struct message *ret_reply);
 uint32_t broker_group_state(const struct broker *broker, const char *model);
 void broker_wait_state(const struct broker *broker, const char *model, uint32_t state);
 void broker_wait_brokers(const struct broker *broker, size_t n); /* in a standing epoch */
+void broker_wait_no_ranks(const struct broker *broker); /* until no trainer is known there */
 /* Until some model has that many trainer ranks there and its update is in that stage. */
 void broker_wait_ranks(const struct broker *broker, uint32_t present, const char *stage);
 
