@@ -1,4 +1,4 @@
-/* Monotonic time and deadlines. A deadline is a point of CLOCK_MONOTONIC in ns; 0 is "none". */
+/* Monotonic time and deadlines. A deadline is a point of CLOCK_MONOTONIC in ns; 0 has passed. */
 #ifndef BASE_CLOCK_H
 #define BASE_CLOCK_H
 

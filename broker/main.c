@@ -3,6 +3,7 @@
 #include "base/util.h"
 #include "broker/server.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,7 +128,7 @@ static void set_number(struct server_options *options, int option, const char *t
 		options->join_timeout_s = (uint32_t)value;
 		break;
 	case OPT_READY_FD:
-		if (parse_u64(text, 3, 1 << 20, &value)) {
+		if (parse_u64(text, 3, 1 << 20, &value) || fcntl((int)value, F_GETFD) < 0) {
 			usage("ready-fd", text, "an open descriptor from 3 on is wanted");
 		}
 		options->ready_fd = (int)value;

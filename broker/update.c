@@ -65,6 +65,10 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 		return error_set(err, -EINVAL,
 			"rank %u publishes version %llu, the other ranks version %llu", rank,
 			(unsigned long long)publish->version, (unsigned long long)update->version);
+	} else if (publish->flags != update->flags) {
+		return error_set(err, -EINVAL,
+			"rank %u publishes with flags 0x%x, the other ranks with 0x%x", rank,
+			publish->flags, update->flags);
 	}
 	update->published[rank] = true;
 	return 0;

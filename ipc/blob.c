@@ -73,7 +73,10 @@ int blob_append(struct blob *blob, const struct msg_part *part, struct error *er
 		return error_set(err, -EPROTO, "part %u came where part %u was due", part->number,
 			blob->parts);
 	}
-	if (part->nbytes == 0 || part->nbytes > LIMIT_PARTS_BYTES - blob->len) {
+	if (part->nbytes == 0) {
+		return error_set(err, -EPROTO, "part %u is empty", part->number);
+	}
+	if (part->nbytes > LIMIT_PARTS_BYTES - blob->len) {
 		return error_set(err, -E2BIG, "part %u: %zu bytes more pass the limit of %u",
 			part->number, part->nbytes, LIMIT_PARTS_BYTES);
 	}

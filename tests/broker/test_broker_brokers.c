@@ -184,7 +184,7 @@ static void test_options(void **state)
 {
 	static const char *const wrong[][4] = {{"--nonsense", NULL}, {"--slot", "1", NULL},
 		{"--slot", "64Q", NULL}, {"--slots", "1", NULL}, {"--slots", "17", NULL},
-		{"--backend", "gpu", NULL}, {"--ready-fd", "2", NULL},
+		{"--backend", "gpu", NULL}, {"--ready-fd", "2", NULL}, {"--ready-fd", "999", NULL},
 		{"--join-timeout", "-1", NULL}, {"argument", NULL}, {"--socket", NULL}};
 	static const char *const helps[][2] = {{"--help", NULL}, {"--version", NULL}};
 	char out[RUN_TEXT_BYTES], err[RUN_TEXT_BYTES];

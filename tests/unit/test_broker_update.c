@@ -81,6 +81,9 @@ static void test_publish_refusals(void **state)
 	assert_int_equal(publish(1, 13, 0), -EINVAL);
 	assert_non_null(
 		strstr(err.text, "rank 1 publishes version 13, the other ranks version 12"));
+	assert_int_equal(publish(1, 12, STREW_PUBLISH_PARTIAL), -EINVAL);
+	assert_non_null(
+		strstr(err.text, "rank 1 publishes with flags 0x1, the other ranks with 0x0"));
 	assert_int_equal(publish(1, 12, 0), 0);
 	assert_false(update_stream_done(&update, 1, 0));
 	assert_true(update_stream_done(&update, 0, 0));

@@ -594,7 +594,7 @@ static void test_quota(void **state)
 	int rc;
 
 	(void)state;
-	assert_int_equal(blob_append(&blob, &part, &err), -E2BIG); /* an empty one */
+	assert_int_equal(blob_append(&blob, &part, &err), -EPROTO); /* an empty one */
 	assert_non_null(strstr(err.text, "part 0"));
 	do {
 		part.number = blob.parts;
