@@ -20,6 +20,7 @@ struct cuda_device {
 	bool read_only_register;
 	struct cuda_module *module; /* loaded at the first copies */
 	struct cuda_function *scatter;
+	struct cuda_function *scatter_cast; /* NULL until a plan has casts */
 	struct cuda_memory *imports;
 };
 

@@ -16,7 +16,8 @@ struct scatter_run {
 };
 
 struct scatter_range {
-	size_t first_tile, ntiles;
+	size_t first_tile, ntiles; /* of bytes … */
+	size_t first_cast, ncasts; /* … and those of casts, which another kernel takes */
 	size_t first_run, nruns;
 };
 
