@@ -164,7 +164,8 @@ int strew_agent_declare(
 static int agent_piece(struct strew_agent *agent, const struct strew_piece *said, struct error *err)
 {
 	struct tensor tensor = {.name = said->tensor, .dtype = said->dtype, .ndim = said->ndim};
-	struct piece piece = {.parameter = said->parameter, .offset = said->offset};
+	struct piece piece = {
+		.parameter = said->parameter, .offset = said->offset, .cast = said->cast != 0};
 	bool viewed = said->view_ndim != 0;
 	int rc;
 

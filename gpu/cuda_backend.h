@@ -20,6 +20,7 @@ struct cuda_device {
 	bool read_only_register;
 	struct cuda_module *module; /* loaded at the first copies */
 	struct cuda_function *scatter, *scatter_few;
+	struct cuda_function *scatter_cast; /* NULL until a plan has casts */
 	int multiprocessors;
 	struct cuda_memory *imports;
 };

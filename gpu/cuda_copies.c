@@ -55,6 +55,21 @@ static int load_kernel(struct cuda_device *device, struct error *err)
 	return 0;
 }
 
+static int find_cast_kernel(struct cuda_device *device, struct error *err)
+{
+	if (device->scatter_cast) {
+		return 0;
+	}
+	if (CUDA(NULL, cuModuleGetFunction, &device->scatter_cast, device->module,
+		    "strew_scatter_cast")) {
+		device->scatter_cast = NULL;
+		return error_set(err, -ENOTSUP,
+			"this build's kernel is older than casts: its gpu/scatter.ptx has to be "
+			"made anew (target scatter_ptx)");
+	}
+	return 0;
+}
+
 /*
  * Where the memory behind a base lies. Of what was imported the driver names the GPU that it was
  * mapped for, so the import is asked first. NULL: nowhere that is known.
@@ -131,6 +146,16 @@ static int upload(
 	return 0;
 }
 
+static bool has_casts(const struct copies *copies)
+{
+	for (size_t i = 0; i < copies->n; i++) {
+		if (copies->v[i].from) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static int build_table(struct cuda_device *device, const struct copies *copies,
 	const uint64_t *bases, size_t nbases, struct scatter_table *ret_table, struct error *err)
 {
@@ -161,6 +186,9 @@ int cuda_copies_create(struct gpu_device *base, const struct copies *source, con
 	rc = cuda_enter(device, err);
 	if (rc == 0) {
 		rc = load_kernel(device, err);
+	}
+	if (rc == 0 && has_casts(source)) {
+		rc = find_cast_kernel(device, err);
 	}
 	if (rc) {
 		return rc;
@@ -220,12 +248,12 @@ void cuda_copies_share(struct gpu_copies *base)
 	((struct cuda_copies *)base)->shares = true;
 }
 
-static int launch(struct cuda_copies *copies, const struct scatter_range *range, uint64_t slot,
+static int launch(struct cuda_copies *copies, size_t first_tile, size_t count, uint64_t slot,
 	struct cuda_stream *stream, struct error *err)
 {
 	cuda_ptr descriptors = copies->descriptors;
-	cuda_ptr tiles = copies->tiles + range->first_tile * sizeof(struct scatter_tile);
-	uint32_t ntiles = (uint32_t)range->ntiles;
+	cuda_ptr tiles = copies->tiles + first_tile * sizeof(struct scatter_tile);
+	uint32_t ntiles = (uint32_t)count;
 	uint32_t few = (uint32_t)copies->device->multiprocessors * SHARED_BLOCKS;
 	void *arguments[] = {&descriptors, &tiles, &slot, &ntiles};
 
@@ -237,6 +265,18 @@ static int launch(struct cuda_copies *copies, const struct scatter_range *range,
 		1, 0, stream, arguments, NULL);
 }
 
+/* Those of casts are rare enough to have no shared form. */
+static int launch_casts(struct cuda_copies *copies, size_t first_tile, size_t count, uint64_t slot,
+	struct cuda_stream *stream, struct error *err)
+{
+	cuda_ptr descriptors = copies->descriptors;
+	cuda_ptr tiles = copies->tiles + first_tile * sizeof(struct scatter_tile);
+	void *arguments[] = {&descriptors, &tiles, &slot};
+
+	return CUDA(err, cuLaunchKernel, copies->device->scatter_cast, (unsigned)count, 1, 1,
+		SCATTER_THREADS, 1, 1, 0, stream, arguments, NULL);
+}
+
 int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err)
 {
@@ -245,12 +285,16 @@ int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address
 	struct cuda_stream *native = gpu_stream_native(stream);
 	int rc;
 
-	if (range->ntiles == 0 && range->nruns == 0) {
+	if (range->ntiles == 0 && range->ncasts == 0 && range->nruns == 0) {
 		return 0;
 	}
 	rc = cuda_enter(copies->device, err);
 	if (rc == 0 && range->ntiles) {
-		rc = launch(copies, range, slot_address, native, err);
+		rc = launch(copies, range->first_tile, range->ntiles, slot_address, native, err);
+	}
+	if (rc == 0 && range->ncasts) {
+		rc = launch_casts(
+			copies, range->first_cast, range->ncasts, slot_address, native, err);
 	}
 	for (size_t i = 0; i < range->nruns && rc == 0; i++) {
 		const struct scatter_run *run = &copies->runs[range->first_run + i];

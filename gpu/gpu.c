@@ -1,6 +1,7 @@
 #include "gpu/gpu.h"
 #include "base/util.h"
 #include "gpu/backend.h"
+#include "plan/cast.h"
 #include <errno.h>
 #include <inttypes.h>
 
@@ -221,6 +222,13 @@ int gpu_copies_create(struct gpu_device *device, const struct copies *copies, co
 				"copy %zu: spaces %" PRIu32 " and %" PRIu32 " of %zu, %" PRIu32
 				" dimensions",
 				i, copy->src_space, copy->dst_space, nbases, copy->ndim);
+		}
+		if ((copy->from || copy->to) &&
+			(!cast_known(copy->from, copy->to) || copy->from == copy->to ||
+				copy->run_bytes % strew_dtype_size(copy->to))) {
+			return error_set(err, -EINVAL,
+				"copy %zu: %" PRIu64 " bytes cast from dtype %u to %u", i,
+				copy->run_bytes, copy->from, copy->to);
 		}
 	}
 	return device->ops->copies_create(device, copies, bases, nbases, ret_copies, err);

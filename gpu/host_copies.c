@@ -1,4 +1,5 @@
 #include "base/util.h"
+#include "gpu/cast.h"
 #include "gpu/host.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -11,8 +12,47 @@ struct host_copies {
 	uint64_t *bases;
 };
 
+/* With all but the addresses and n known where it is called, a loop for each cast. */
+__attribute__((always_inline)) static inline void cast_loop(
+	char *dst, const char *src, size_t n, uint32_t from, uint32_t to)
+{
+	size_t from_bytes = from == CAST_F32 ? 4 : 2, to_bytes = to == CAST_F32 ? 4 : 2;
+
+	for (size_t i = 0; i < n; i++) {
+		uint32_t bits = 0;
+
+		/* Nothing says that either side is aligned. The lower half comes first. */
+		memcpy(&bits, src + i * from_bytes, from_bytes);
+		bits = cast_narrow(cast_widen(bits, from), to);
+		memcpy(dst + i * to_bytes, &bits, to_bytes);
+	}
+}
+
+static void cast_run(const struct copy *copy, char *dst, const char *src)
+{
+	size_t n = copy->run_bytes / strew_dtype_size(copy->to);
+
+	if (copy->from == STREW_F32 && copy->to == STREW_BF16) {
+		cast_loop(dst, src, n, CAST_F32, CAST_BF16);
+	} else if (copy->from == STREW_F32) {
+		cast_loop(dst, src, n, CAST_F32, CAST_F16);
+	} else if (copy->from == STREW_BF16 && copy->to == STREW_F32) {
+		cast_loop(dst, src, n, CAST_BF16, CAST_F32);
+	} else if (copy->from == STREW_BF16) {
+		cast_loop(dst, src, n, CAST_BF16, CAST_F16);
+	} else if (copy->to == STREW_F32) {
+		cast_loop(dst, src, n, CAST_F16, CAST_F32);
+	} else {
+		cast_loop(dst, src, n, CAST_F16, CAST_BF16);
+	}
+}
+
 static void copy_dims(const struct copy *copy, unsigned dim, char *dst, const char *src)
 {
+	if (dim == copy->ndim && copy->from) {
+		cast_run(copy, dst, src);
+		return;
+	}
 	if (dim == copy->ndim) {
 		memcpy(dst, src, copy->run_bytes);
 		return;

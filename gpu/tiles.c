@@ -1,5 +1,7 @@
 #include "gpu/tiles.h"
 #include "base/util.h"
+#include "gpu/cast.h"
+#include "plan/cast.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +9,9 @@
 _Static_assert(SCATTER_DIMS == STREW_MAX_DIMS, "a descriptor takes every copy");
 _Static_assert(sizeof(struct scatter_descriptor) == 48 + 32 * SCATTER_DIMS, "no padding");
 _Static_assert(sizeof(struct scatter_tile) == 16, "one load a tile");
+_Static_assert(
+	(int)CAST_F32 == STREW_F32 && (int)CAST_F16 == STREW_F16 && (int)CAST_BF16 == STREW_BF16,
+	"the kernel's numbers are those of the API");
 
 #define RUN_MAX_BYTES (1ull << 30) /* so that a row's vectors fit 31 bits */
 #define ROWS_MAX (1ull << 30)	   /* the same for a descriptor's rows */
@@ -36,6 +41,9 @@ struct shape {
  */
 static bool by_copy_engine(const struct copy *copy, enum place place, const struct shape *range)
 {
+	if (copy->from) {
+		return false;
+	}
 	if (range->nruns <= ENGINE_RUNS && range->shortest_bytes >= ENGINE_BYTES) {
 		return true;
 	}
@@ -112,12 +120,37 @@ static int cut_rows(struct scatter_table *table, uint64_t rows, uint32_t vectors
 	return rc;
 }
 
+/* Fills in width and the vectors of a row; what src and dst are aligned to are powers of two. */
+static void choose_width(
+	const struct copy *copy, uint64_t src, uint64_t dst, struct scatter_descriptor *d)
+{
+	uint64_t from, to, elements, wide;
+
+	if (!copy->from) {
+		uint64_t bits = src | dst | copy->run_bytes | 16;
+
+		d->width = (uint32_t)(bits & -bits);
+		d->vectors = tiles_divisor((uint32_t)(copy->run_bytes / d->width));
+		return;
+	}
+	from = strew_dtype_size(copy->from);
+	to = strew_dtype_size(copy->to);
+	elements = copy->run_bytes / to;
+	wide = from == to ? SCATTER_CAST_NARROW : SCATTER_CAST_WIDE;
+	d->cast = SCATTER_CAST((uint32_t)copy->from, (uint32_t)copy->to);
+	if (src % (wide * from) == 0 && dst % (wide * to) == 0 && elements % wide == 0) {
+		d->width = (uint32_t)wide;
+	} else {
+		d->width = src % from == 0 && dst % to == 0;
+	}
+	d->vectors = tiles_divisor((uint32_t)(elements / MAX(d->width, 1)));
+}
+
 /* `copy` has absolute addresses or slot offsets by now, and fits the descriptor's numbers. */
 static int add_descriptor(struct scatter_table *table, const struct copy *copy, uint32_t slot)
 {
 	struct scatter_descriptor *d;
-	uint64_t bits = copy->src | copy->dst | copy->run_bytes | 16;
-	uint32_t vectors;
+	uint64_t src = copy->src, dst = copy->dst;
 	int rc;
 
 	rc = array_grow((void **)&table->descriptors, &table->cap_descriptors,
@@ -136,38 +169,53 @@ static int add_descriptor(struct scatter_table *table, const struct copy *copy, 
 	d->ndim = MAX(copy->ndim, 1);
 	d->dim[0].extent = tiles_divisor(1);
 	for (unsigned k = 0; k < copy->ndim; k++) {
-		bits |= copy->src_stride[k] | copy->dst_stride[k];
+		src |= copy->src_stride[k];
+		dst |= copy->dst_stride[k];
 		d->dim[k].extent = tiles_divisor((uint32_t)copy->extent[k]);
 		d->dim[k].src_stride = copy->src_stride[k];
 		d->dim[k].dst_stride = copy->dst_stride[k];
 	}
-	d->width = (uint32_t)(bits & -bits);
-	vectors = (uint32_t)(copy->run_bytes / d->width);
-	d->vectors = tiles_divisor(vectors);
-	return cut_rows(table, copy_rows(copy), vectors);
+	choose_width(copy, src, dst, d);
+	return cut_rows(table, copy_rows(copy), d->vectors.value);
+}
+
+/*
+ * How much of a long run to cut off in front so that what is left is aligned, or, if it is, how
+ * much of it is whole vectors; in bytes written, 0: leave it as it is.
+ */
+static uint64_t peel(const struct copy *copy)
+{
+	uint64_t size = copy->from ? strew_dtype_size(copy->to) : 1;
+	uint64_t from = copy->from ? strew_dtype_size(copy->from) : 1;
+	uint64_t wide = copy->from ? 16 / MAX(size, from) : 16; /* elements of a vector */
+	uint64_t head = (-copy->dst & (wide * size - 1)) / size;
+	uint64_t elements = copy->run_bytes / size;
+
+	if (copy->ndim || copy->run_bytes < PEEL_MIN_BYTES || copy->src % from ||
+		copy->dst % size || (copy->src / from + head) % wide) {
+		return 0;
+	}
+	if (!head && elements % wide) {
+		head = elements - elements % wide;
+	}
+	return head * size;
 }
 
 /* Cuts what exceeds a descriptor's numbers, and what alignment would make slow. */
 static int add_copy(struct scatter_table *table, struct copy copy, uint32_t slot)
 {
-	uint64_t head = -copy.src & 15;
-	uint64_t cut = 0;
+	uint64_t cut;
 	struct copy rest;
 	int rc;
 
 	if (copy_rows(&copy) == 0) {
 		return 0;
 	}
-	if (copy.run_bytes > RUN_MAX_BYTES) {
-		cut = RUN_MAX_BYTES;
-	} else if (copy.ndim == 0 && copy.run_bytes >= PEEL_MIN_BYTES &&
-		   ((copy.src ^ copy.dst) & 15) == 0) {
-		cut = head ? head : (copy.run_bytes & 15 ? copy.run_bytes & ~15ull : 0);
-	}
+	cut = copy.run_bytes > RUN_MAX_BYTES ? RUN_MAX_BYTES : peel(&copy);
 	rest = copy;
 	if (cut) {
 		copy.run_bytes = cut;
-		rest.src += cut;
+		rest.src += copy_source_run(&copy);
 		rest.dst += cut;
 		rest.run_bytes -= cut;
 	} else if (copy_rows(&copy) > ROWS_MAX) {
@@ -214,7 +262,8 @@ static int add_runs(struct scatter_table *table, const struct copy *copy, uint32
 	return 0;
 }
 
-static int add_range(struct scatter_table *table, const struct copy *v, size_t n,
+/* Those of the copies that are casts, or those that are not. */
+static int add_range(struct scatter_table *table, const struct copy *v, size_t n, bool casts,
 	const uint64_t *bases, const enum place *places)
 {
 	struct shape shape = {.shortest_bytes = UINT64_MAX};
@@ -223,7 +272,7 @@ static int add_range(struct scatter_table *table, const struct copy *v, size_t n
 	for (size_t i = 0; i < n; i++) {
 		uint64_t rows = copy_rows(&v[i]);
 
-		if (rows) {
+		if (rows && !v[i].from) {
 			shape.nruns = MIN(shape.nruns + rows, UINT64_MAX / 2);
 			shape.shortest_bytes = MIN(shape.shortest_bytes, v[i].run_bytes);
 		}
@@ -235,6 +284,9 @@ static int add_range(struct scatter_table *table, const struct copy *v, size_t n
 		uint32_t slot = (src ? 0 : SCATTER_SRC_SLOT) | (dst ? 0 : SCATTER_DST_SLOT);
 		enum place place = MAX(places[copy.src_space], places[copy.dst_space]);
 
+		if ((copy.from != 0) != casts) {
+			continue;
+		}
 		copy.src += src;
 		copy.dst += dst;
 		if (by_copy_engine(&copy, place, &shape)) {
@@ -259,14 +311,20 @@ int tiles_build(const struct copies *copies, const uint64_t *bases, const enum p
 	}
 	for (size_t i = 0; i < copies->nranges && rc == 0; i++) {
 		struct scatter_range *range = &table.ranges[i];
+		const struct copy *v = copies->v + copies->first[i];
+		size_t n = copies->first[i + 1] - copies->first[i];
 
 		range->first_tile = table.ntiles;
 		range->first_run = table.nruns;
-		rc = add_range(&table, copies->v + copies->first[i],
-			copies->first[i + 1] - copies->first[i], bases, places);
+		rc = add_range(&table, v, n, false, bases, places);
 		range->ntiles = table.ntiles - range->first_tile;
 		range->nruns = table.nruns - range->first_run;
-		if (rc == 0 && range->ntiles > INT32_MAX) {
+		range->first_cast = table.ntiles;
+		if (rc == 0) {
+			rc = add_range(&table, v, n, true, bases, places);
+		}
+		range->ncasts = table.ntiles - range->first_cast;
+		if (rc == 0 && MAX(range->ntiles, range->ncasts) > INT32_MAX) {
 			rc = -ERANGE;
 		}
 	}

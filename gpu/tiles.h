@@ -18,7 +18,8 @@ struct scatter_run {
 enum place { PLACE_HERE, PLACE_PEER, PLACE_HOST };
 
 struct scatter_range {
-	size_t first_tile, ntiles;
+	size_t first_tile, ntiles; /* of bytes … */
+	size_t first_cast, ncasts; /* … and those of casts, which another kernel takes */
 	size_t first_run, nruns;
 };
 

@@ -28,7 +28,7 @@ int blob_from_layout(const struct layout *layout, struct blob *ret_blob, struct 
 	for (size_t i = 0; i < layout->npieces; i++) {
 		const struct piece *piece = &layout->pieces[i];
 
-		items_array(&writer, 7);
+		items_array(&writer, 8);
 		items_number(&writer, piece->tensor);
 		items_number(&writer, piece->parameter);
 		items_number(&writer, piece->offset);
@@ -36,6 +36,7 @@ int blob_from_layout(const struct layout *layout, struct blob *ret_blob, struct 
 		items_numbers(&writer, piece->box.start, piece->ndim);
 		items_numbers(&writer, piece->box.extent, piece->ndim);
 		items_numbers(&writer, piece->stride, piece->ndim);
+		items_number(&writer, piece->cast);
 	}
 	return items_end(&writer, ret_blob, err);
 }
@@ -65,8 +66,8 @@ static int read_parameter(struct item_reader *reader, struct layout *layout, str
 static int read_piece(struct item_reader *reader, struct layout *layout, struct error *err)
 {
 	struct piece piece = {.ndim = -1};
-	uint64_t tensor = 0, parameter = 0;
-	int rc = items_next(reader, 7);
+	uint64_t tensor = 0, parameter = 0, cast = 0;
+	int rc = items_next(reader, 8);
 
 	rc = rc ? rc : items_get_number(reader, UINT32_MAX, &tensor);
 	rc = rc ? rc : items_get_number(reader, UINT32_MAX, &parameter);
@@ -75,6 +76,7 @@ static int read_piece(struct item_reader *reader, struct layout *layout, struct 
 	rc = rc ? rc : items_get_numbers(reader, piece.box.start, &piece.ndim);
 	rc = rc ? rc : items_get_numbers(reader, piece.box.extent, &piece.ndim);
 	rc = rc ? rc : items_get_numbers(reader, piece.stride, &piece.ndim);
+	rc = rc ? rc : items_get_number(reader, 1, &cast);
 	if (rc) {
 		return rc;
 	}
@@ -86,6 +88,7 @@ static int read_piece(struct item_reader *reader, struct layout *layout, struct 
 	}
 	piece.tensor = (uint32_t)tensor;
 	piece.parameter = (uint32_t)parameter;
+	piece.cast = cast;
 	return layout_add_piece(layout, &piece, err);
 }
 

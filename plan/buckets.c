@@ -27,7 +27,9 @@ struct packer {
 	bool even;	     /* no ramp */
 	size_t cap_entries, cap_buckets;
 	uint64_t slot_len_bytes;
+	const uint8_t *slot_types;
 	const struct tensor *tensor; /* of the box being packed */
+	enum strew_dtype dtype;	     /* of it, in the slot */
 	uint64_t element_bytes;
 	uint32_t box, root;
 };
@@ -106,8 +108,10 @@ static int packer_put(struct packer *packer, const struct box *part, uint64_t le
 	if (r < 0) {
 		return r;
 	}
-	out->entries[out->nentries++] = (struct bucket_entry){
-		.box = packer->box, .part = *part, .slot_offset_bytes = offset};
+	out->entries[out->nentries++] = (struct bucket_entry){.box = packer->box,
+		.part = *part,
+		.slot_offset_bytes = offset,
+		.dtype = packer->dtype};
 	bucket->count++;
 	bucket->len_bytes = offset + len;
 	packer->left_bytes -= MIN(len, packer->left_bytes);
@@ -181,7 +185,11 @@ static int pack_all(struct packer *packer, const struct manifest *manifest,
 		size_t n = cover_parts(cover, manifest, i, &parts);
 
 		packer->tensor = &manifest->tensors[held->tensor];
-		packer->element_bytes = strew_dtype_size(packer->tensor->dtype);
+		packer->dtype = packer->tensor->dtype;
+		if (packer->slot_types && packer->slot_types[held->tensor]) {
+			packer->dtype = packer->slot_types[held->tensor];
+		}
+		packer->element_bytes = strew_dtype_size(packer->dtype);
 		packer->box = (uint32_t)i;
 		if (held->rank >= nroots) {
 			return error_set(err, -EINVAL,
@@ -226,8 +234,16 @@ static int make(struct packer *packer, const struct manifest *manifest, const ui
 int buckets_make(const struct manifest *manifest, uint64_t slot_len_bytes, const uint32_t *roots,
 	size_t nroots, struct buckets *ret_buckets, struct error *err)
 {
-	struct packer packer = {
-		.slot_len_bytes = slot_len_bytes, .left_bytes = manifest_bytes(manifest)};
+	return buckets_make_as(manifest, NULL, slot_len_bytes, roots, nroots, ret_buckets, err);
+}
+
+int buckets_make_as(const struct manifest *manifest, const uint8_t *slot_types,
+	uint64_t slot_len_bytes, const uint32_t *roots, size_t nroots, struct buckets *ret_buckets,
+	struct error *err)
+{
+	struct packer packer = {.slot_len_bytes = slot_len_bytes,
+		.slot_types = slot_types,
+		.left_bytes = manifest_bytes(manifest)};
 
 	return make(&packer, manifest, roots, nroots, ret_buckets, err);
 }

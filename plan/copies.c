@@ -1,5 +1,6 @@
 #include "plan/copies.h"
 #include "base/util.h"
+#include "plan/cast.h"
 #include "plan/tensor_table.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -101,12 +102,14 @@ static void clear_unused(struct copy *copy)
 
 void copy_normalise(struct copy *copy)
 {
+	uint64_t source_run = copy_source_run(copy);
 	uint32_t n = 1;
 
 	sort_dims(copy);
-	while (copy->ndim > 0 && copy->src_stride[copy->ndim - 1] == copy->run_bytes &&
+	while (copy->ndim > 0 && copy->src_stride[copy->ndim - 1] == source_run &&
 		copy->dst_stride[copy->ndim - 1] == copy->run_bytes) {
-		copy->run_bytes *= copy->extent[--copy->ndim];
+		source_run *= copy->extent[--copy->ndim];
+		copy->run_bytes *= copy->extent[copy->ndim];
 	}
 	if (copy->ndim == 0) {
 		n = 0;
@@ -141,7 +144,7 @@ static bool same_dims(const struct copy *a, uint32_t a_from, const struct copy *
 /* b is the columns right of a, or simply what follows it. */
 static bool merge_runs(struct copy *a, const struct copy *b)
 {
-	if (b->src - a->src != a->run_bytes || b->dst - a->dst != a->run_bytes ||
+	if (b->src - a->src != copy_source_run(a) || b->dst - a->dst != a->run_bytes ||
 		!same_dims(a, 0, b, 0)) {
 		return false;
 	}
@@ -184,7 +187,7 @@ static bool merge_pair(struct copy *a, const struct copy *b)
 	}
 	/* Outermost first, as the strides are ordered, and rows that do not overlap at the source.
 	 */
-	if (b->src < a->src || src < a->run_bytes || (a->ndim && dst <= a->dst_stride[0])) {
+	if (b->src < a->src || src < copy_source_run(a) || (a->ndim && dst <= a->dst_stride[0])) {
 		return false;
 	}
 	for (uint32_t k = a->ndim; k > 0; k--) {
@@ -200,7 +203,8 @@ static bool merge_pair(struct copy *a, const struct copy *b)
 
 bool copy_merge(struct copy *a, const struct copy *b)
 {
-	if (a->src_space != b->src_space || a->dst_space != b->dst_space) {
+	if (a->src_space != b->src_space || a->dst_space != b->dst_space || a->from != b->from ||
+		a->to != b->to) {
 		return false;
 	}
 	return merge_runs(a, b) || merge_rows(a, b) || merge_pair(a, b);

@@ -1,6 +1,7 @@
 #include "plan/layout.h"
 #include "base/util.h"
 #include "plan/block.h"
+#include "plan/cast.h"
 #include "plan/tensor_table.h"
 #include "plan/view.h"
 #include <errno.h>
@@ -130,6 +131,27 @@ int layout_add_tensor(
 	error_set(err, code, "parameter %.64s, tensor %.64s: " format, (parameter)->name,          \
 		(tensor)->name, __VA_ARGS__)
 
+static int check_dtypes(const struct tensor *tensor, const struct parameter *parameter,
+	const struct piece *piece, struct error *err)
+{
+	const char *from = strew_dtype_name(tensor->dtype),
+		   *to = strew_dtype_name(parameter->dtype);
+
+	if (tensor->dtype == parameter->dtype) {
+		return 0;
+	}
+	if (!piece->cast) {
+		return PIECE_ERROR(err, -ENOTSUP, tensor, parameter,
+			"the tensor is %s, the parameter %s, and the piece declares no cast", from,
+			to);
+	}
+	if (!cast_known(tensor->dtype, parameter->dtype)) {
+		return PIECE_ERROR(err, -ENOTSUP, tensor, parameter,
+			"a cast of %s to %s, but casts are between f32, f16 and bf16", from, to);
+	}
+	return 0;
+}
+
 static int check_box(const struct tensor *tensor, const struct parameter *parameter,
 	const struct piece *piece, struct error *err)
 {
@@ -198,10 +220,9 @@ static int check_piece(const struct layout *layout, const struct piece *piece, s
 			"a view of %d dimensions, but at most %d are supported", piece->ndim,
 			STREW_MAX_DIMS);
 	}
-	if (tensor->dtype != parameter->dtype) {
-		return PIECE_ERROR(err, -ENOTSUP, tensor, parameter,
-			"the tensor is %s, the parameter %s, and casts are not supported",
-			strew_dtype_name(tensor->dtype), strew_dtype_name(parameter->dtype));
+	r = check_dtypes(tensor, parameter, piece, err);
+	if (r < 0) {
+		return r;
 	}
 	r = check_box(tensor, parameter, piece, err);
 	return r < 0 ? r : check_destination(tensor, parameter, piece, err);
@@ -354,7 +375,7 @@ uint64_t layout_bytes(const struct layout *layout)
 		const struct piece *piece = &layout->pieces[i];
 
 		bytes += box_count(piece->ndim, &piece->box) *
-			 strew_dtype_size(layout->tensors[piece->tensor].dtype);
+			 strew_dtype_size(layout->parameters[piece->parameter].dtype);
 	}
 	return bytes;
 }

@@ -27,6 +27,7 @@ struct piece {
 	struct box box;			 /* in the view */
 	uint64_t offset;		 /* elements from the parameter's element 0 */
 	uint64_t stride[STREW_MAX_DIMS]; /* elements of the parameter, by view dimension */
+	bool cast;			 /* tensor and parameter may differ in dtype */
 };
 
 struct layout {
@@ -55,7 +56,8 @@ int layout_add_tensor(
 /*
  * Checks and adds a piece: the view refines the tensor's shape, the box lies in
  * the view, the destination lies inside the parameter's span and is injective,
- * the dtypes are equal. The sentence names tensor and parameter.
+ * the dtypes are equal or the piece declares a cast that there is. The sentence
+ * names tensor and parameter.
  */
 int layout_add_piece(struct layout *layout, const struct piece *piece, struct error *err);
 

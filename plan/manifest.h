@@ -52,7 +52,7 @@ int64_t manifest_find(const struct manifest *manifest, const char *name);
 uint64_t manifest_bytes(const struct manifest *manifest); /* of the tensors, each once */
 
 /*
- * Buckets: a pure function of manifest and slot length. Entries follow
+ * Buckets: a pure function of manifest, slot types and slot length. Entries follow
  * publishing order; where boxes overlap, the lowest rank's is taken; a box that
  * does not fit is cut along its outermost dimension longer than 1 (again and
  * again, down to single elements of that dimension, then the next). Each entry
@@ -64,6 +64,7 @@ struct bucket_entry {
 	uint32_t box;	 /* index into manifest.boxes: who holds it */
 	struct box part; /* in the tensor's shape, inside that box */
 	uint64_t slot_offset_bytes;
+	enum strew_dtype dtype; /* in the slot */
 };
 
 struct bucket {
@@ -85,6 +86,13 @@ struct buckets {
  */
 int buckets_make(const struct manifest *manifest, uint64_t slot_len_bytes, const uint32_t *roots,
 	size_t nroots, struct buckets *ret_buckets, struct error *err);
+/*
+ * The same with the dtype that each of the manifest's tensors has in slots, by
+ * plan/slot_types.h; slot_types NULL: each its own.
+ */
+int buckets_make_as(const struct manifest *manifest, const uint8_t *slot_types,
+	uint64_t slot_len_bytes, const uint32_t *roots, size_t nroots, struct buckets *ret_buckets,
+	struct error *err);
 /* The same without the shorter ones, for stretches that go by no slot. */
 int buckets_make_even(const struct manifest *manifest, uint64_t len_bytes, const uint32_t *roots,
 	size_t nroots, struct buckets *ret_buckets, struct error *err);

@@ -6,6 +6,7 @@
 #include "plan/plan.h"
 #include "base/util.h"
 #include "plan/by_tensor.h"
+#include "plan/cast.h"
 #include "plan/copies.h"
 #include "plan/tensor_table.h"
 #include "plan/view.h"
@@ -19,7 +20,8 @@
 struct side {
 	uint32_t space;
 	uint64_t at;
-	const uint64_t *start; /* the box's, in the tensor's dimensions */
+	enum strew_dtype dtype; /* the tensor's; in a slot perhaps another */
+	const uint64_t *start;	/* the box's, in the tensor's dimensions */
 	uint64_t stride[STREW_MAX_DIMS];
 };
 
@@ -34,10 +36,11 @@ struct target {
 static void side_of_slot(
 	const struct tensor *tensor, const struct bucket_entry *entry, struct side *ret_side)
 {
-	*ret_side = (struct side){.at = entry->slot_offset_bytes, .start = entry->part.start};
+	*ret_side = (struct side){
+		.at = entry->slot_offset_bytes, .dtype = entry->dtype, .start = entry->part.start};
 	dims_dense(tensor->ndim, entry->part.extent, ret_side->stride);
 	for (int i = 0; i < tensor->ndim; i++) {
-		ret_side->stride[i] *= strew_dtype_size(tensor->dtype);
+		ret_side->stride[i] *= strew_dtype_size(entry->dtype);
 	}
 }
 
@@ -53,8 +56,10 @@ static int side_of_source(const struct tensor *tensor, const struct held_box *he
 			"tensor %.128s: the memory of rank %u's box reaches over 2^62 bytes",
 			tensor->name, held->rank);
 	}
-	*ret_side = (struct side){
-		.space = source->memory, .at = source->offset_bytes, .start = held->box.start};
+	*ret_side = (struct side){.space = source->memory,
+		.at = source->offset_bytes,
+		.dtype = tensor->dtype,
+		.start = held->box.start};
 	for (int i = 0; i < tensor->ndim; i++) {
 		ret_side->stride[i] = source->stride[i] * size;
 	}
@@ -96,7 +101,8 @@ static int gather_entry(const struct manifest *manifest, const struct bucket_ent
 	copy.src_space = from.space;
 	copy.src = side_at(&from, tensor->ndim, entry->part.start);
 	copy.dst = to.at;
-	copy.run_bytes = strew_dtype_size(tensor->dtype);
+	copy.run_bytes = strew_dtype_size(to.dtype);
+	copy_set_cast(&copy, from.dtype, to.dtype);
 	copy.ndim = (uint32_t)tensor->ndim;
 	for (int i = 0; i < tensor->ndim; i++) {
 		copy.extent[i] = entry->part.extent[i];
@@ -201,9 +207,11 @@ static int scatter_rect(const struct plan_worker *worker, const struct piece *pi
 	struct copies *copies, struct error *err)
 {
 	const struct tensor *tensor = &worker->layout->tensors[piece->tensor];
-	uint64_t size = strew_dtype_size(tensor->dtype), index[STREW_MAX_DIMS] = {0};
+	enum strew_dtype dtype = worker->layout->parameters[piece->parameter].dtype;
+	uint64_t size = strew_dtype_size(dtype), index[STREW_MAX_DIMS] = {0};
 	struct copy copy = {.src_space = from->space, .run_bytes = size, .ndim = (uint32_t)map->n};
 
+	copy_set_cast(&copy, from->dtype, dtype);
 	copy.dst = parameter_at(worker, piece->parameter, &copy.dst_space) + piece->offset * size;
 	for (int k = 0; k < map->n; k++) {
 		int v = map->dim[k];

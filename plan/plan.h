@@ -15,12 +15,15 @@
  * src and dst are byte offsets in spaces: an index into a table of base
  * addresses that only the executor knows. ndim 0: one contiguous run.
  * Dimensions are outermost first by destination stride; extents are >= 2.
+ * A cast reads elements of `from` and writes elements of `to`; run_bytes are then
+ * those written, and copy_source_run() (plan/cast.h) those read.
  */
 struct copy {
 	uint64_t src, dst;
 	uint32_t src_space, dst_space;
 	uint64_t run_bytes;
 	uint32_t ndim;
+	uint16_t from, to; /* enum strew_dtype, never equal; both 0: bytes as they are */
 	uint64_t extent[STREW_MAX_DIMS];
 	uint64_t src_stride[STREW_MAX_DIMS]; /* bytes */
 	uint64_t dst_stride[STREW_MAX_DIMS]; /* bytes */
@@ -36,7 +39,7 @@ struct copies {
 
 void copies_init(struct copies *copies);
 void copies_finish(struct copies *copies);
-uint64_t copies_bytes(const struct copies *copies); /* payload, all ranges */
+uint64_t copies_bytes(const struct copies *copies); /* that are written, all ranges */
 
 /* Gather: trainer memory (src_space = source.memory) → slot (dst_space 0). A range per bucket;
  * buckets whose root is not `root` stay empty. */

@@ -58,12 +58,16 @@ struct strew_parameter {
  * counted in elements from its data pointer. All strides 0: the box is laid
  * out row-major and dense. Two indices of the box never share an element.
  *
+ * A cast is between f32, f16 and bf16: to the nearest value, ties to even, too
+ * large to infinity. A NaN keeps its sign and the upper bits of its payload, and
+ * is quiet.
+ *
  * Example, the rotary permutation of H heads of size d (docs/protocol.md):
  * shape [H*d, C], view [H, d/2, 2, C], stride [d*C, C, d/2*C, 1].
  */
 struct strew_piece {
 	const char *tensor;	/* the trainer's name */
-	enum strew_dtype dtype; /* the tensor's; must equal the parameter's (no casts yet) */
+	enum strew_dtype dtype; /* the tensor's; must equal the parameter's, unless `cast` is set */
 	int ndim;
 	uint64_t shape[STREW_MAX_DIMS];
 	int view_ndim;
@@ -73,6 +77,7 @@ struct strew_piece {
 	uint32_t parameter;		 /* as returned by strew_agent_declare() */
 	uint64_t offset;		 /* elements */
 	uint64_t stride[STREW_MAX_DIMS]; /* elements, by the view's dimensions */
+	int cast;			 /* nonzero: convert to the parameter's dtype */
 };
 
 enum strew_event_type {

@@ -49,8 +49,8 @@ void drain(struct gpu_device *device, struct gpu_stream *stream);
 #define CHECK_COPIES 48u
 
 /*
- * What both sides know without talking. Ranges: 0 slot → memory in random strides, 1
- * memory → slot in random strides, 2 slot → memory, one run that a copy engine takes.
+ * What both sides know without talking. Ranges: 0 slot → memory in random strides, half of
+ * them casts, 1 memory → slot in the same way, 2 slot → memory, one run that a copy engine takes.
  * Space 0 is the slot, space 1 the memory, whose first byte is at the offset of the declared
  * pointer. Finish with free(v) and free(first).
  */

@@ -1,6 +1,8 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "check.h"
+#include "gpu/cast.h"
+#include "plan/cast.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
@@ -93,12 +95,12 @@ void make_pattern(uint64_t seed, void *buf, size_t len_bytes)
 	}
 }
 
-static bool make_strides(
-	const struct copy *copy, uint64_t unit, uint64_t *state, uint64_t limit, uint64_t *stride)
+static bool make_strides(const struct copy *copy, uint64_t run, uint64_t unit, uint64_t *state,
+	uint64_t limit, uint64_t *stride)
 {
 	unsigned order[STREW_MAX_DIMS];
-	uint64_t step = copy->run_bytes;
-	uint64_t span = copy->run_bytes;
+	uint64_t step = run;
+	uint64_t span = run;
 
 	for (unsigned k = 0; k < copy->ndim; k++) {
 		unsigned other = (unsigned)(next(state) % (k + 1));
@@ -115,22 +117,34 @@ static bool make_strides(
 	return span <= limit;
 }
 
-/* A copy within `limit` bytes on either side. */
+/* A copy or a cast within `limit` bytes on either side. */
 static void make_copy(uint64_t *state, uint64_t limit, struct copy *copy)
 {
+	static const enum strew_dtype dtypes[] = {STREW_F32, STREW_F16, STREW_BF16};
+
 	do {
-		uint64_t unit = 1ull << next(state) % 6;
+		uint64_t unit = 1ull << next(state) % 6, from = unit, skew = 0;
 
 		memset(copy, 0, sizeof(*copy));
+		if (next(state) % 2) {
+			uint64_t i = next(state) % 3;
+
+			copy_set_cast(copy, dtypes[i], dtypes[(i + 1 + next(state) % 2) % 3]);
+			from = unit * strew_dtype_size(copy->from);
+			unit *= strew_dtype_size(copy->to);
+			skew = next(state) % 8 == 0; /* aligned to no element */
+		}
 		copy->ndim = (uint32_t)(next(state) % (STREW_MAX_DIMS + 1));
 		copy->run_bytes = unit * (1 + next(state) % (copy->ndim > 2 ? 40 : 2500));
 		for (unsigned k = 0; k < copy->ndim; k++) {
 			copy->extent[k] = 2 + next(state) % (copy->ndim > 2 ? 4 : 60);
 		}
-		copy->src = unit * (next(state) % 8);
-		copy->dst = unit * (next(state) % 8);
-		if (make_strides(copy, unit, state, limit - 256, copy->src_stride) &&
-			make_strides(copy, unit, state, limit - 256, copy->dst_stride)) {
+		copy->src = from * (next(state) % 8) + skew;
+		copy->dst = unit * (next(state) % 8) + skew;
+		if (make_strides(copy, copy_source_run(copy), from, state, limit - 1024,
+			    copy->src_stride) &&
+			make_strides(copy, copy->run_bytes, unit, state, limit - 1024,
+				copy->dst_stride)) {
 			return;
 		}
 	} while (true);
@@ -167,6 +181,18 @@ void make_copies(uint64_t seed, uint64_t memory_bytes, struct copies *ret_copies
 
 static void reference(const struct copy *copy, unsigned dim, char *dst, const char *src)
 {
+	if (dim == copy->ndim && copy->from) {
+		size_t from = strew_dtype_size(copy->from), to = strew_dtype_size(copy->to);
+
+		for (uint64_t i = 0; i < copy->run_bytes / to; i++) {
+			uint32_t bits = 0;
+
+			memcpy(&bits, src + i * from, from);
+			bits = cast_narrow(cast_widen(bits, copy->from), copy->to);
+			memcpy(dst + i * to, &bits, to);
+		}
+		return;
+	}
 	if (dim == copy->ndim) {
 		memcpy(dst, src, copy->run_bytes);
 		return;

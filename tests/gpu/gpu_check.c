@@ -273,6 +273,7 @@ static void use_ptx(struct broker *broker)
 	device->module = module;
 	must(CUDA(&err, cuModuleGetFunction, &device->scatter, module, "strew_scatter"),
 		"the kernel", &err);
+	device->scatter_cast = NULL; /* found again when it is needed */
 	check(true, "ptx: compiled by the driver in %.1f ms", (double)(clock_ns() - started) / 1e6);
 }
 

@@ -4,6 +4,7 @@
  */
 #include "base/util.h"
 #include "check.h"
+#include "plan/cast.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,6 +73,27 @@ static const struct pattern patterns[] = {
 			.src_stride = {2, 16384},
 			.dst_stride = {16384, 2}},
 		.pieces = 1},
+	{.name = "f32 to bf16, contiguous",
+		.copy = {.run_bytes = 512u << 20, .from = STREW_F32, .to = STREW_BF16},
+		.pieces = 1},
+	{.name = "f32 to f16, contiguous",
+		.copy = {.run_bytes = 512u << 20, .from = STREW_F32, .to = STREW_F16},
+		.pieces = 1},
+	{.name = "bf16 to f32, contiguous",
+		.copy = {.run_bytes = 1u << 30, .from = STREW_BF16, .to = STREW_F32},
+		.pieces = 1},
+	{.name = "f16 to bf16, contiguous",
+		.copy = {.run_bytes = 1u << 30, .from = STREW_F16, .to = STREW_BF16},
+		.pieces = 1},
+	{.name = "f32 to bf16, 1.5 KiB of 3 KiB rows",
+		.copy = {.run_bytes = 768,
+			.ndim = 1,
+			.extent = {349525},
+			.from = STREW_F32,
+			.to = STREW_BF16,
+			.src_stride = {3072},
+			.dst_stride = {768}},
+		.pieces = 1},
 	{.name = "pinned host memory, 1 KiB rows",
 		.copy = {.run_bytes = 1024,
 			.ndim = 1,
@@ -100,7 +122,9 @@ static struct gpu_copies *compile(
 	struct error err = {0};
 
 	copies.v = calloc(pattern->pieces, sizeof(*copies.v));
-	*ret_bytes = pattern->copy.run_bytes * pattern->pieces;
+	/* A plain copy of the mean of what is read and written moves as much. */
+	*ret_bytes = (copy_source_run(&pattern->copy) + pattern->copy.run_bytes) / 2 *
+		     pattern->pieces;
 	for (unsigned k = 0; k < pattern->copy.ndim; k++) {
 		*ret_bytes *= pattern->copy.extent[k];
 	}

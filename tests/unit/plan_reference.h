@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "plan/plan.h"
 #include "support/test_main.h"
+#include "unit/cast_reference.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -199,7 +200,7 @@ static inline void ref_expect(struct ref_world *world, struct ref_worker *worker
 		const struct parameter *param = &l->parameters[piece->parameter];
 		struct ref_memory *memory = &worker->allocations[param->allocation];
 		uint64_t index[STREW_MAX_DIMS] = {0};
-		size_t size = ref_size(t->dtype);
+		size_t size = ref_size(param->dtype);
 		uint32_t mt = 0;
 
 		while (strcmp(world->manifest.tensors[mt].name, t->name)) {
@@ -219,12 +220,39 @@ static inline void ref_expect(struct ref_world *world, struct ref_worker *worker
 			}
 			at = param->offset_bytes + at * size;
 			assert_true(at + size <= memory->len);
-			memcpy(memory->expected + at, &value, size);
+			if (t->dtype == param->dtype) {
+				memcpy(memory->expected + at, &value, size);
+			} else {
+				assert_true(piece->cast);
+				ref_cast_at(memory->expected + at, &value, t->dtype, param->dtype);
+			}
 		} while (ref_next(piece->ndim, piece->box.extent, index));
 	}
 }
 
-/* Executes a range byte by byte within bounds, and checks the form that plan.h promises. */
+/* A run of bytes, or of elements that are cast, out of the `left` bytes at `from`. */
+static inline void ref_run_of(const struct copy *copy, unsigned char *to,
+	const unsigned char *from, uint64_t left)
+{
+	uint64_t n = copy->run_bytes, step = 1, source_step = 1;
+
+	if (copy->from || copy->to) {
+		step = ref_size(copy->to);
+		source_step = ref_size(copy->from);
+		assert_true(copy->from != copy->to && n % step == 0);
+		n /= step;
+	}
+	assert_true(n * source_step <= left);
+	for (uint64_t i = 0; i < n; i++) {
+		if (copy->from) {
+			ref_cast_at(to + i * step, from + i * source_step, copy->from, copy->to);
+		} else {
+			to[i] = from[i];
+		}
+	}
+}
+
+/* Executes a range element by element within bounds, and checks the form that plan.h promises. */
 static inline void ref_execute(const struct copies *copies, size_t range,
 	const struct ref_space *src, size_t nsrc, const struct ref_space *dst, size_t ndst)
 {
@@ -250,10 +278,11 @@ static inline void ref_execute(const struct copies *copies, size_t range,
 				from += index[k] * copy->src_stride[k];
 				to += index[k] * copy->dst_stride[k];
 			}
-			assert_true(from + copy->run_bytes <= src[copy->src_space].len);
+			assert_true(from <= src[copy->src_space].len);
 			assert_true(to + copy->run_bytes <= dst[copy->dst_space].len);
-			memcpy(dst[copy->dst_space].bytes + to, src[copy->src_space].bytes + from,
-				copy->run_bytes);
+			ref_run_of(copy, dst[copy->dst_space].bytes + to,
+				src[copy->src_space].bytes + from,
+				src[copy->src_space].len - from);
 		} while (ref_next((int)copy->ndim, copy->extent, index));
 	}
 }

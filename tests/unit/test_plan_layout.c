@@ -7,11 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One tensor w.t [6, 4] bf16 and one of f32, one parameter p.p [6, 4] bf16. */
+/* Tensors [6, 4] of bf16, f32, i8 and f64, and one parameter p.p [6, 4] bf16. */
 static void begin(struct layout *layout)
 {
 	struct tensor t = {"w.t", STREW_BF16, 2, {6, 4}}, f = {"w.f", STREW_F32, 2, {6, 4}};
 	struct tensor z = {"w.zero", STREW_BF16, 2, {0, 4}};
+	struct tensor n = {"w.i", STREW_I8, 2, {6, 4}}, d = {"w.d", STREW_F64, 2, {6, 4}};
 	struct parameter p = {.name = "p.p", .dtype = STREW_BF16, .ndim = 2, .shape = {6, 4}};
 	struct error err;
 	uint32_t i;
@@ -22,6 +23,9 @@ static void begin(struct layout *layout)
 	assert_int_equal(layout_add_tensor(layout, &f, &i, &err), 0);
 	assert_int_equal(i, 1);
 	assert_int_equal(layout_add_tensor(layout, &z, &i, &err), 0);
+	assert_int_equal(layout_add_tensor(layout, &n, &i, &err), 0);
+	assert_int_equal(layout_add_tensor(layout, &d, &i, &err), 0);
+	assert_int_equal(i, 4);
 	assert_int_equal(layout_add_tensor(layout, &t, &i, &err), 0);
 	assert_int_equal(i, 0);
 	assert_int_equal(layout_add_parameter(layout, &p, &i, &err), 0);
@@ -37,13 +41,18 @@ static void bad_pieces(void **state)
 		int code;
 		const char *sentence;
 	} table[] = {
-		{{.tensor = 3}, -EINVAL, "tensor number 3"},
+		{{.tensor = 5}, -EINVAL, "tensor number 5"},
 		{{.tensor = UINT32_MAX}, -EINVAL, "tensor number"},
 		{{.parameter = 1}, -EINVAL, "parameter number 1"},
 		{{.ndim = 7}, -EINVAL, "7 dimensions"},
 		{{.ndim = -1}, -EINVAL, "-1 dimensions"},
 		{{.tensor = 1, .ndim = 2, .view = {6, 4}}, -ENOTSUP,
-			"w.f: the tensor is f32, the parameter bf16"},
+			"w.f: the tensor is f32, the parameter bf16, and the piece declares no "
+			"cast"},
+		{{.tensor = 3, .ndim = 2, .view = {6, 4}, .cast = true}, -ENOTSUP,
+			"w.i: a cast of i8 to bf16, but casts are between f32, f16 and bf16"},
+		{{.tensor = 4, .ndim = 2, .view = {6, 4}, .cast = true}, -ENOTSUP,
+			"w.d: a cast of f64 to bf16"},
 		{{.ndim = 2, .view = {4, 6}}, -EINVAL, "view [4, 6] does not refine shape [6, 4]"},
 		{{.ndim = 0}, -EINVAL, "view [] does not refine"},
 		{{.ndim = 1, .view = {24}}, -EINVAL, "view [24] does not refine"},
@@ -140,7 +149,7 @@ static void bad_names(void **state)
 	assert_string_equal(err.text, "tensor w.t: declared as bf16 [6, 4] and as bf16 [4, 6]");
 	assert_int_equal(layout_add_tensor(&layout, &cast, &index, &err), -EINVAL);
 	assert_string_equal(err.text, "tensor w.t: declared as bf16 [6, 4] and as f16 [6, 4]");
-	assert_int_equal(layout.ntensors, 3);
+	assert_int_equal(layout.ntensors, 5);
 	assert_int_equal(index, 99);
 	layout_finish(&layout);
 }
@@ -204,6 +213,48 @@ static void sealing(void **state)
 	assert_int_equal(layout_add_tensor(&layout, &bytes, &b, &err), -EINVAL);
 	assert_int_equal(layout_add_parameter(&layout, &alias, &a, &err), -EINVAL);
 	layout_finish(&layout);
+}
+
+/* What pieces may declare: each to each of the three, and nothing to itself. */
+static void casts(void **state)
+{
+	static const enum strew_dtype floats[] = {STREW_F32, STREW_F16, STREW_BF16};
+
+	(void)state;
+	for (unsigned from = STREW_F32; from <= STREW_BOOL; from++) {
+		for (unsigned to = STREW_F32; to <= STREW_BOOL; to++) {
+			struct tensor t = {"t", (enum strew_dtype)from, 1, {10}};
+			struct parameter p = {.name = "p",
+				.dtype = (enum strew_dtype)to,
+				.ndim = 1,
+				.shape = {10},
+				.offset_bytes = 3};
+			struct piece piece = {
+				.ndim = 1, .view = {10}, .box = {{0}, {10}}, .cast = true};
+			struct layout layout;
+			bool known = from == to;
+			struct error err = {0};
+			int rc;
+
+			for (unsigned i = 0; i < 9; i++) {
+				known = known || (floats[i / 3] == from && floats[i % 3] == to);
+			}
+			layout_init(&layout);
+			assert_int_equal(layout_add_tensor(&layout, &t, &piece.tensor, &err), 0);
+			assert_int_equal(
+				layout_add_parameter(&layout, &p, &piece.parameter, &err), 0);
+			rc = layout_add_piece(&layout, &piece, &err);
+			assert_int_equal(rc, known ? 0 : -ENOTSUP);
+			if (rc) {
+				assert_non_null(strstr(err.text, "parameter p, tensor t: a cast"));
+			} else {
+				assert_int_equal(layout_seal(&layout, false, &err), 0);
+				assert_int_equal(layout_bytes(&layout),
+					10 * strew_dtype_size((enum strew_dtype)to));
+			}
+			layout_finish(&layout);
+		}
+	}
 }
 
 static void empty_pieces(void **state)
@@ -324,6 +375,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(bad_pieces),
 		cmocka_unit_test(bad_names), cmocka_unit_test(sealing),
+		cmocka_unit_test(casts),
 		cmocka_unit_test(empty_pieces), cmocka_unit_test(shared_at_random),
 		cmocka_unit_test(interleaved_columns)};
 

@@ -1,10 +1,12 @@
 /* Random worlds: every way that bytes can take must give what plain loops give. */
 #include "base/util.h"
+#include "plan/cast.h"
 #include "plan_reference.h"
 
 #define WORLDS 3000
 
-static const enum strew_dtype dtypes[] = {STREW_U8, STREW_BF16, STREW_F32, STREW_F64, STREW_F8_E4M3,
+static const enum strew_dtype dtypes[] = {STREW_F32, STREW_F32, STREW_BF16, STREW_F16, STREW_U8,
+	STREW_BF16, STREW_F32, STREW_F64, STREW_F8_E4M3,
 	STREW_F16, STREW_I8, STREW_I16, STREW_U16, STREW_I32, STREW_U32, STREW_I64, STREW_U64,
 	STREW_BOOL, STREW_F8_E5M2};
 
@@ -210,9 +212,15 @@ static void random_parameter(
 	piece.offset = test_random_below(5);
 	snprintf(name, sizeof(name), "parameter.%u", number);
 	parameter.name = name;
+	piece.cast = test_random_below(2);
+	if (piece.cast && cast_known(tensor->dtype, STREW_F32)) {
+		static const enum strew_dtype to[] = {STREW_F32, STREW_F16, STREW_BF16};
+
+		parameter.dtype = to[test_random_below(3)];
+	}
 	parameter.offset_bytes = *cursor + test_random_below(20);
 	parameter.shape[0] = piece.offset + span + test_random_below(5);
-	*cursor = parameter.offset_bytes + parameter.shape[0] * ref_size(tensor->dtype);
+	*cursor = parameter.offset_bytes + parameter.shape[0] * ref_size(parameter.dtype);
 	assert_int_equal(layout_add_parameter(&worker->layout, &parameter, &p, &err), 0);
 	assert_int_equal(layout_add_tensor(&worker->layout, tensor, &t, &err), 0);
 	for (uint32_t c = 0; c < copies; c++) {
