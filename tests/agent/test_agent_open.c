@@ -197,6 +197,12 @@ static void check_pieces(struct strew_agent *agent)
 	bad.tensor = "u";
 	bad.dtype = STREW_F32;
 	assert_int_equal(strew_agent_piece(agent, &bad), -ENOTSUP);
+	assert_non_null(strstr(strew_error(), "tensor u: the tensor is f32, the parameter f16"));
+	bad.tensor = "v";
+	bad.dtype = STREW_I8;
+	bad.cast = 1;
+	assert_int_equal(strew_agent_piece(agent, &bad), -ENOTSUP);
+	assert_non_null(strstr(strew_error(), "parameter p, tensor v: a cast of i8 to f16"));
 	assert_int_equal(strew_agent_register(agent), -EINVAL);
 	assert_non_null(strstr(strew_error(), "parameter p"));
 }

@@ -123,8 +123,8 @@ static struct gpu_copies *compile(
 
 	copies.v = calloc(pattern->pieces, sizeof(*copies.v));
 	/* A plain copy of the mean of what is read and written moves as much. */
-	*ret_bytes = (copy_source_run(&pattern->copy) + pattern->copy.run_bytes) / 2 *
-		     pattern->pieces;
+	*ret_bytes =
+		(copy_source_run(&pattern->copy) + pattern->copy.run_bytes) / 2 * pattern->pieces;
 	for (unsigned k = 0; k < pattern->copy.ndim; k++) {
 		*ret_bytes *= pattern->copy.extent[k];
 	}

@@ -230,9 +230,11 @@ static inline void ref_expect(struct ref_world *world, struct ref_worker *worker
 	}
 }
 
+static unsigned long ref_casts; /* runs of them */
+
 /* A run of bytes, or of elements that are cast, out of the `left` bytes at `from`. */
-static inline void ref_run_of(const struct copy *copy, unsigned char *to,
-	const unsigned char *from, uint64_t left)
+static inline void ref_run_of(
+	const struct copy *copy, unsigned char *to, const unsigned char *from, uint64_t left)
 {
 	uint64_t n = copy->run_bytes, step = 1, source_step = 1;
 
@@ -243,6 +245,7 @@ static inline void ref_run_of(const struct copy *copy, unsigned char *to,
 		n /= step;
 	}
 	assert_true(n * source_step <= left);
+	ref_casts += copy->from != 0;
 	for (uint64_t i = 0; i < n; i++) {
 		if (copy->from) {
 			ref_cast_at(to + i * step, from + i * source_step, copy->from, copy->to);
@@ -281,8 +284,7 @@ static inline void ref_execute(const struct copies *copies, size_t range,
 			assert_true(from <= src[copy->src_space].len);
 			assert_true(to + copy->run_bytes <= dst[copy->dst_space].len);
 			ref_run_of(copy, dst[copy->dst_space].bytes + to,
-				src[copy->src_space].bytes + from,
-				src[copy->src_space].len - from);
+				src[copy->src_space].bytes + from, src[copy->src_space].len - from);
 		} while (ref_next((int)copy->ndim, copy->extent, index));
 	}
 }

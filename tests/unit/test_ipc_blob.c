@@ -4,6 +4,7 @@
 #include "base/util.h"
 #include "ipc/blob.h"
 #include "ipc/items.h"
+#include "plan/cast.h"
 #include "support/test_main.h"
 #include <errno.h>
 #include <stdio.h>
@@ -49,10 +50,13 @@ static void add_random(struct layout *layout, unsigned i)
 		.offset_bytes = (1 + (uint64_t)i) << 48 | any_offset(),
 		.dtype = tensor.dtype,
 		.ndim = tensor.ndim};
-	struct piece piece = {.ndim = tensor.ndim};
+	struct piece piece = {.ndim = tensor.ndim, .cast = test_random_below(2)};
 	struct error err;
 	int rc;
 
+	if (piece.cast && cast_known(tensor.dtype, STREW_F32)) {
+		parameter.dtype = (enum strew_dtype)(STREW_F32 + test_random_below(3));
+	}
 	any_name(tensor_name, sizeof(tensor_name), "tensor", i);
 	any_name(name, sizeof(name), "parameter", i);
 	any_dims(tensor.ndim, parameter.shape, 5);
@@ -139,6 +143,7 @@ static void assert_layouts(const struct layout *a, const struct layout *b)
 		assert_int_equal(p->parameter, q->parameter);
 		assert_int_equal(p->ndim, q->ndim);
 		assert_true(p->offset == q->offset);
+		assert_int_equal(p->cast, q->cast);
 		assert_dims(p->ndim, p->view, q->view);
 		assert_dims(p->ndim, p->box.start, q->box.start);
 		assert_dims(p->ndim, p->box.extent, q->box.extent);
@@ -176,9 +181,9 @@ static void test_bytes_of_the_document(void **state)
 	static const char bytes[] =
 		"\x95\xac\x73\x74\x72\x65\x77\x2d\x6c\x61\x79\x6f\x75\x74\x01\x01"
 		"\x01\x01\x93\xa6\x71\x5f\x70\x72\x6f\x6a\x03\x92\x20\x10\x96\xa3"
-		"\x71\x6b\x76\x00\xcd\x10\x00\x03\x92\x20\x10\x92\x10\x01\x97\x00"
+		"\x71\x6b\x76\x00\xcd\x10\x00\x03\x92\x20\x10\x92\x10\x01\x98\x00"
 		"\x00\x00\x94\x04\x04\x02\x10\x94\x00\x00\x00\x00\x94\x04\x04\x02"
-		"\x10\x94\xcc\x80\x10\x40\x01";
+		"\x10\x94\xcc\x80\x10\x40\x01\x00";
 	struct layout layout;
 	struct blob blob;
 	struct error err;
@@ -188,7 +193,7 @@ static void test_bytes_of_the_document(void **state)
 	assert_int_equal(blob_from_layout(&layout, &blob, &err), 0);
 	assert_int_equal(blob.len, sizeof(bytes) - 1);
 	assert_memory_equal(blob.bytes, bytes, blob.len);
-	assert_true(blob_hash(&blob) == 0x9308f0c044b5d392u);
+	assert_true(blob_hash(&blob) == 0x4d34209a1e90dc3eu);
 	layout_finish(&layout);
 	blob_finish(&blob);
 }
@@ -508,6 +513,60 @@ static void test_items_that_do_not_fit(void **state)
 	}
 }
 
+/* A piece that declares no cast, one that there is not, and a number that is neither 0 nor 1. */
+static void test_bad_casts(void **state)
+{
+	static const struct {
+		uint64_t from, to, cast;
+		int code;
+		const char *text;
+	} cases[] = {
+		{STREW_F32, STREW_BF16, 1, 0, ""},
+		{STREW_I8, STREW_I8, 1, 0, ""},
+		{STREW_F32, STREW_BF16, 0, -ENOTSUP, "parameter p, tensor t: the tensor is f32"},
+		{STREW_I8, STREW_BF16, 1, -ENOTSUP, "parameter p, tensor t: a cast of i8 to bf16"},
+		{STREW_F32, STREW_BF16, 2, -EPROTO, ""},
+		{STREW_F32, STREW_BF16, UINT64_MAX, -EPROTO, ""},
+	};
+	const uint64_t counts[] = {1, 1, 1}, shape = 4, zero = 0, one = 1;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		const struct tensor tensor = {"t", (enum strew_dtype)cases[i].from, 1, {4}};
+		struct item_writer writer;
+		struct layout layout;
+		struct blob blob;
+		struct error err = {0};
+
+		items_begin(&writer, "strew-layout", counts, 3);
+		items_tensor(&writer, &tensor);
+		items_array(&writer, 6);
+		items_string(&writer, "p");
+		items_number(&writer, 0);
+		items_number(&writer, 0);
+		items_number(&writer, cases[i].to);
+		items_numbers(&writer, &shape, 1);
+		items_numbers(&writer, &one, 1);
+		items_array(&writer, 8);
+		items_number(&writer, 0);
+		items_number(&writer, 0);
+		items_number(&writer, 0);
+		items_numbers(&writer, &shape, 1);
+		items_numbers(&writer, &zero, 1);
+		items_numbers(&writer, &shape, 1);
+		items_numbers(&writer, &one, 1);
+		items_number(&writer, cases[i].cast);
+		assert_int_equal(items_end(&writer, &blob, &err), 0);
+		assert_int_equal(blob_to_layout(&blob, false, &layout, &err), cases[i].code);
+		if (cases[i].code) {
+			assert_non_null(strstr(err.text, cases[i].text));
+		} else {
+			layout_finish(&layout);
+		}
+		blob_finish(&blob);
+	}
+}
+
 /* msgpack-c has no pointer for an empty string: a name that is empty is still a sentence. */
 static void test_empty_names(void **state)
 {
@@ -653,7 +712,7 @@ static void test_large(void **state)
 	items_open(&reader, &blob, &err);
 	assert_int_equal(items_header(&reader, "strew-layout", counts, limits, 3), 0);
 	for (uint64_t i = 0; i < counts[0] + counts[1] + counts[2]; i++) {
-		uint32_t elements = i < counts[0] ? 3 : i < counts[0] + counts[1] ? 6 : 7;
+		uint32_t elements = i < counts[0] ? 3 : i < counts[0] + counts[1] ? 6 : 8;
 
 		assert_int_equal(items_next(&reader, elements), 0);
 	}
@@ -686,6 +745,7 @@ int main(void)
 		cmocka_unit_test(test_truncated_and_flipped),
 		cmocka_unit_test(test_lying_counts),
 		cmocka_unit_test(test_items_that_do_not_fit),
+		cmocka_unit_test(test_bad_casts),
 		cmocka_unit_test(test_empty_names),
 		cmocka_unit_test(test_parts),
 		cmocka_unit_test(test_quota),

@@ -374,8 +374,7 @@ static void interleaved_columns(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(bad_pieces),
-		cmocka_unit_test(bad_names), cmocka_unit_test(sealing),
-		cmocka_unit_test(casts),
+		cmocka_unit_test(bad_names), cmocka_unit_test(sealing), cmocka_unit_test(casts),
 		cmocka_unit_test(empty_pieces), cmocka_unit_test(shared_at_random),
 		cmocka_unit_test(interleaved_columns)};
 
