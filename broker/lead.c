@@ -183,6 +183,8 @@ static void send_decision(struct server *server, struct model *model, enum messa
 		}
 	}
 	if (type == MSG_GO) {
+		message.u.decision.slot_types = update->slot_types.runs;
+		message.u.decision.nslot_types = update->slot_types.n;
 		server->wire_used = message.u.decision.wire;
 	}
 	send_members(server, &message);

@@ -315,7 +315,10 @@ static bool settle_all(struct run *run)
 	return true;
 }
 
-/* Finds the plans that job_plan made; they are kept, so this makes nothing. */
+/*
+ * Finds the plans that job_plan made; they are kept, so this makes nothing, unless the lead has
+ * decided on other slot types than job_plan took for likely.
+ */
 static int find_plans(struct run *run, const struct plan_for *plan_for, const struct crew *crews,
 	size_t ncrews, struct error *err)
 {
@@ -348,6 +351,11 @@ void job_move_run(struct job *job)
 
 	if (work->wire && !run.moves->carrier) {
 		job->rc = error_set(&job->err, -ENOTCONN, "there is no communicator");
+		return;
+	}
+	if (!slot_types_serve(work->plan_for.slot_types, work->wanted)) {
+		job->rc = error_set(&job->err, -EPROTO,
+			"the lead would have tensors cast that a worker here wants as they are");
 		return;
 	}
 	job->rc = find_plans(&run, &work->plan_for, work->crews, work->ncrews, &job->err);

@@ -204,39 +204,63 @@ static void wake_sources(struct moves *moves, const struct plan_for *plan_for)
 	}
 }
 
-void job_plan_run(struct job *job)
+static int plan_crews(struct job_plan *work, const struct plan_for *plan_for,
+	const struct crew **planned, size_t *ret_n, struct error *err)
 {
-	struct job_plan *work = (struct job_plan *)job;
-	const struct crew **planned;
 	struct plan_base *base;
 	size_t n = 0;
+	int rc = plans_base(work->moves->plans, plan_for, &base, err);
 
-	wake_sources(work->moves, &work->plan_for);
-	job->rc = plans_base(work->moves->plans, &work->plan_for, &base, &job->err);
-	if (job->rc) {
-		return;
-	}
-	planned = calloc(work->ncrews + 1, sizeof(*planned));
-	if (!planned) {
-		job->rc = error_set(&job->err, -ENOMEM, "out of memory");
-		return;
-	}
-	for (size_t i = 0; i < work->ncrews; i++) {
+	for (size_t i = 0; rc == 0 && i < work->ncrews; i++) {
 		struct plan_crew *crew;
 
-		if (plans_crew(work->moves->plans, &work->plan_for, base, &work->crews[i], &crew,
+		if (plans_crew(work->moves->plans, plan_for, base, &work->crews[i], &crew,
 			    &work->errors[i]) == 0) {
 			planned[n++] = &work->crews[i];
 		}
 	}
+	*ret_n = n;
+	return rc;
+}
+
+void job_plan_run(struct job *job)
+{
+	struct job_plan *work = (struct job_plan *)job;
+	struct plans *plans = work->moves->plans;
+	const struct crew **crews = calloc(work->ncrews + 1, sizeof(*crews));
+	struct plan_for plan_for = work->plan_for;
+	struct slot_types guess;
+	size_t n = work->ncrews;
+
+	if (!crews) {
+		job->rc = error_set(&job->err, -ENOMEM, "out of memory");
+		return;
+	}
+	wake_sources(work->moves, &work->plan_for);
+	for (size_t i = 0; i < n; i++) {
+		crews[i] = &work->crews[i];
+	}
+	job->rc = plans_guess(plans, &plan_for, crews, n, &guess);
+	plan_for.slot_types = &guess;
+	if (job->rc == 0) {
+		job->rc = plan_crews(work, &plan_for, crews, &n, &job->err);
+		if (job->rc) {
+			goto free_crews;
+		}
+	}
 	work->unwanted = 0;
-	job->rc = plans_unwanted(
-		work->moves->plans, work->plan_for.publication, planned, n, &work->unwanted);
+	if (job->rc == 0) {
+		job->rc = plans_wanted(plans, &plan_for, crews, n, &work->wanted);
+	}
+	if (job->rc == 0) {
+		job->rc = plans_unwanted(plans, plan_for.publication, crews, n, &work->unwanted);
+	}
 	if (job->rc) {
 		error_set(
 			&job->err, job->rc, "cannot count what is covered: %s", strerror(-job->rc));
 	}
-	free(planned);
+free_crews:
+	free(crews);
 }
 
 void job_epoch_run(struct job *job)

@@ -48,7 +48,10 @@ struct job_release {
 };
 void job_release_run(struct job *job);
 
-/* Makes the plans of an update for each crew; a crew that does not fit gets its own error. */
+/*
+ * Makes the plans of an update for each crew, with the slot types that are likely; a crew that
+ * does not fit gets its own error.
+ */
 struct job_plan {
 	struct job job; /* rc: the publication itself cannot be planned */
 	struct moves *moves;
@@ -57,6 +60,7 @@ struct job_plan {
 	size_t ncrews;
 	struct error *errors; /* one a crew; code 0: planned */
 	uint64_t unwanted;
+	struct slot_types wanted; /* by the crews that were planned */
 	void *data;
 };
 void job_plan_run(struct job *job);
@@ -67,8 +71,9 @@ struct job_move {
 	struct job job;
 	struct moves *moves;
 	struct plan_for plan_for;
-	bool wire;		  /* buckets are sent this time: some other node goes on */
-	const struct crew *crews; /* those that go on; planned before */
+	bool wire;			 /* buckets are sent this time: some other node goes on */
+	const struct crew *crews;	 /* those that go on; planned before */
+	const struct slot_types *wanted; /* what was said that they want */
 	size_t ncrews;
 	uint64_t deadline;
 	atomic_int cancel;   /* the event loop sets it to end the move early */

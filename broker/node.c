@@ -62,6 +62,10 @@ void node_answer(struct server *server, enum message_type type, int code, const 
 	groups.code = code ? error_to_wire(code) : WIRE_OK;
 	groups.unwanted = node->unwanted;
 	groups.stages = node->stages;
+	if (type == MSG_ACCEPT) {
+		groups.slot_types = node->wanted.runs;
+		groups.nslot_types = node->wanted.n;
+	}
 	string_copy(groups.text, sizeof(groups.text), text ? text : "");
 	if (server_is_lead(server)) {
 		lead_answer(server, 0, type, &groups);
@@ -277,6 +281,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	node->version = begin->version;
 	node->flags = begin->flags;
 	node->unwanted = 0;
+	node->wanted.n = node->slot_types.n = 0;
 	node->touched = false;
 	node->wire_bytes = 0;
 	memset(&node->stages, 0, sizeof(node->stages));
@@ -328,6 +333,11 @@ void node_go(struct server *server, const struct msg_decision *go)
 	}
 	node->stage = NODE_MOVING;
 	node->wire = go->wire;
+	node->slot_types.n = (uint32_t)go->nslot_types;
+	if (go->nslot_types) {
+		memcpy(node->slot_types.runs, go->slot_types,
+			go->nslot_types * sizeof(go->slot_types[0]));
+	}
 	node->deadline = node->gate_deadline;
 	for (size_t i = 0; i < node->nteams; i++) {
 		bool on = listed(go, node->teams[i]->group.replica);

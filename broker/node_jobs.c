@@ -23,6 +23,7 @@ static void planned(struct job *job)
 
 	node->job_running = false;
 	node->unwanted = work->unwanted;
+	node->wanted = work->wanted;
 	if (node->stage == NODE_STOPPING) {
 		node_abort(server, node->serial, node->abort_text);
 		return;
@@ -133,7 +134,9 @@ void node_start_move(struct server *server)
 	work->job.noted = noted;
 	work->moves = server->moves;
 	work->plan_for = plan_for(server);
+	work->plan_for.slot_types = &node->slot_types;
 	work->wire = node->wire;
+	work->wanted = &node->wanted;
 	work->crews = node->going;
 	work->ncrews = node->ngoing;
 	work->deadline = node->update_deadline;
@@ -172,6 +175,7 @@ void node_start_commit(struct server *server)
 	work->job.done = copied;
 	work->moves = server->moves;
 	work->plan_for = plan_for(server);
+	work->plan_for.slot_types = &node->slot_types;
 	work->crews = node->going;
 	work->ncrews = node->ngoing;
 	work->deadline = clock_ns() + LIMIT_UPDATE_MS * 1000000ull;

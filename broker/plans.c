@@ -21,6 +21,9 @@ struct plans {
 	size_t ncrews;
 	uint64_t uses;
 	uint64_t unwanted, unwanted_mark; /* of the last update, and for whom it was counted */
+	struct slot_types wanted;	  /* the same */
+	uint64_t wanted_mark;
+	uint64_t next_id;
 };
 
 void publication_free(struct publication *publication)
@@ -222,11 +225,16 @@ free_copies:
 static int make_buckets(struct plan_base *base, const struct plan_for *plan_for, struct error *err)
 {
 	const struct publication *publication = plan_for->publication;
+	uint8_t *dtypes;
 	int rc = 0;
 
 	if ((plan_for->wire || publication->elsewhere) && !base->buckets.n) {
-		rc = buckets_make(&publication->manifest, plan_for->slot_bytes, publication->roots,
-			publication->nroots, &base->buckets, err);
+		rc = slot_types_expand(&base->slot_types, &publication->manifest, &dtypes, err);
+		if (rc == 0) {
+			rc = buckets_make_as(&publication->manifest, dtypes, base->slot_bytes,
+				publication->roots, publication->nroots, &base->buckets, err);
+			free(dtypes);
+		}
 	}
 	if (rc == 0 && publication_here(publication) && !base->lumps.n) {
 		rc = buckets_make_even(&publication->manifest, LUMP_BYTES, publication->roots,
@@ -246,7 +254,8 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 
 	for (size_t i = 0; i < plans->nbases; i++) {
 		if (plans->bases[i]->key == publication->key &&
-			plans->bases[i]->slot_bytes == slot_bytes) {
+			plans->bases[i]->slot_bytes == slot_bytes &&
+			slot_types_equal(&plans->bases[i]->slot_types, plan_for->slot_types)) {
 			base = plans->bases[i];
 		}
 	}
@@ -257,6 +266,8 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 		}
 		base->key = publication->key;
 		base->slot_bytes = slot_bytes;
+		base->slot_types = *plan_for->slot_types;
+		base->id = ++plans->next_id;
 		plans->bases[base_place(plans)] = base;
 	}
 	base->last_use = ++plans->uses;
@@ -474,8 +485,7 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 	for (size_t i = 0; i < plans->ncrews; i++) {
 		struct plan_crew *have = plans->crews[i];
 
-		if (have->publication == base->key && have->slot_bytes == base->slot_bytes &&
-			have->key == crew->key) {
+		if (have->base == base->id && have->key == crew->key) {
 			plan = have;
 		}
 	}
@@ -492,7 +502,7 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 			return error_set(err, -ENOMEM, "out of memory");
 		}
 		plan->publication = base->key;
-		plan->slot_bytes = base->slot_bytes;
+		plan->base = base->id;
 		plan->key = crew->key;
 		plan->partial = partial;
 		rc = publication->own_root != ROOT_NONE
@@ -516,29 +526,102 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 	return 0;
 }
 
-int plans_unwanted(struct plans *plans, const struct publication *publication,
-	const struct crew *const *crews, size_t ncrews, uint64_t *ret_unwanted)
+/* Names a publication and a set of crews. */
+static uint64_t mark_of(
+	const struct publication *publication, const struct crew *const *crews, size_t ncrews)
 {
-	struct plan_uncovered uncovered;
-	const struct layout **layouts;
 	uint64_t mark = publication->key;
-	size_t n = 0;
-	int rc;
 
 	for (size_t i = 0; i < ncrews; i++) {
 		mark = mark * 31 + crews[i]->key;
+	}
+	return mark;
+}
+
+/* Their layouts; malloc'd, NULL without memory. */
+static const struct layout **layouts_of(
+	const struct crew *const *crews, size_t ncrews, size_t *ret_n)
+{
+	const struct layout **layouts;
+	size_t n = 0;
+
+	for (size_t i = 0; i < ncrews; i++) {
 		n += crews[i]->nworkers;
 	}
+	layouts = calloc(n + 1, sizeof(*layouts));
+	n = 0;
+	for (size_t i = 0; layouts && i < ncrews; i++) {
+		for (size_t k = 0; k < crews[i]->nworkers; k++) {
+			layouts[n++] = &crews[i]->workers[k]->layout;
+		}
+	}
+	*ret_n = n;
+	return layouts;
+}
+
+int plans_wanted(struct plans *plans, const struct plan_for *plan_for,
+	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types)
+{
+	const struct publication *publication = plan_for->publication;
+	uint64_t mark = mark_of(publication, crews, ncrews) * 31 + publication->own_root;
+	int rc = 0;
+
+	if (plans->wanted_mark != mark) {
+		size_t n;
+		const struct layout **layouts = layouts_of(crews, ncrews, &n);
+
+		rc = layouts ? slot_types_wanted(&publication->manifest, publication->roots,
+				       publication->nroots, publication->own_root, layouts, n,
+				       &plans->wanted)
+			     : -ENOMEM;
+		free(layouts);
+		plans->wanted_mark = rc ? 0 : mark;
+	}
+	if (rc == 0) {
+		*ret_types = plans->wanted;
+	}
+	return rc;
+}
+
+int plans_guess(struct plans *plans, const struct plan_for *plan_for,
+	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types)
+{
+	const struct plan_base *last = NULL;
+	int rc;
+
+	for (size_t i = 0; i < plans->nbases; i++) {
+		const struct plan_base *base = plans->bases[i];
+
+		if (base->key == plan_for->publication->key &&
+			base->slot_bytes == plan_for->slot_bytes &&
+			(!last || base->last_use > last->last_use)) {
+			last = base;
+		}
+	}
+	if (last) {
+		*ret_types = last->slot_types;
+		return 0;
+	}
+	rc = plans_wanted(plans, plan_for, crews, ncrews, ret_types);
+	if (rc == 0) {
+		slot_types_settle(ret_types);
+	}
+	return rc;
+}
+
+int plans_unwanted(struct plans *plans, const struct publication *publication,
+	const struct crew *const *crews, size_t ncrews, uint64_t *ret_unwanted)
+{
+	uint64_t mark = mark_of(publication, crews, ncrews);
+	struct plan_uncovered uncovered;
+	int rc;
+
 	if (plans->unwanted_mark != mark) {
-		layouts = calloc(n + 1, sizeof(*layouts));
+		size_t n;
+		const struct layout **layouts = layouts_of(crews, ncrews, &n);
+
 		if (!layouts) {
 			return -ENOMEM;
-		}
-		n = 0;
-		for (size_t i = 0; i < ncrews; i++) {
-			for (size_t k = 0; k < crews[i]->nworkers; k++) {
-				layouts[n++] = &crews[i]->workers[k]->layout;
-			}
 		}
 		rc = plan_uncovered(&publication->manifest, layouts, n, &uncovered);
 		free(layouts);

@@ -8,6 +8,7 @@
 #define BROKER_PLANS_H
 
 #include "broker/memory.h"
+#include "plan/slot_types.h"
 
 #define ROOT_NONE UINT32_MAX
 
@@ -50,9 +51,11 @@ struct crew {
 	size_t nworkers;
 };
 
-/* What belongs to a publication and a slot length. */
+/* What belongs to a publication, a slot length and slot types. */
 struct plan_base {
 	uint64_t key, slot_bytes;
+	struct slot_types slot_types;
+	uint64_t id;		/* its own */
 	struct buckets buckets; /* through slots; none where the wire is not used */
 	struct buckets lumps;	/* the same in longer stretches, for copies that need no slot */
 	struct gpu_copies *gather;
@@ -67,12 +70,12 @@ struct issue {
 };
 #define ISSUES_MAX 16 /* of one crew */
 
-/* What belongs to a publication and a crew. */
+/* What belongs to a base and a crew. */
 struct plan_crew {
-	uint64_t publication, slot_bytes, key; /* key: the crew's */
-	bool partial;			       /* matched only with parameters left uncovered */
-	struct gpu_copies *scatter;	       /* from slots; issued by the slots' device */
-	struct issue local[ISSUES_MAX];	       /* from the trainers' memory */
+	uint64_t publication, base, key; /* key: the crew's */
+	bool partial;			 /* matched only with parameters left uncovered */
+	struct gpu_copies *scatter;	 /* from slots; issued by the slots' device */
+	struct issue local[ISSUES_MAX];	 /* from the trainers' memory */
 	size_t nlocal;
 	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
 	struct gpu_device **commit_device;
@@ -102,6 +105,7 @@ struct plan_for {
 	const uint32_t *roots; /* by a root's name: its number in the epoch */
 	bool wire;	       /* buckets go through slots: gathered here, or scattered from here */
 	bool partial;	       /* parameters that no tensor covers are not an error */
+	const struct slot_types *slot_types; /* borrowed; job_plan finds its own */
 };
 
 /* Finds them or makes them. */
@@ -109,6 +113,17 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 	struct error *err);
 int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struct plan_base *base,
 	const struct crew *crew, struct plan_crew **ret_crew, struct error *err);
+
+/* The slot types that these crews want, who are served by wire. Kept for one set of crews. */
+int plans_wanted(struct plans *plans, const struct plan_for *plan_for,
+	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types);
+
+/*
+ * The slot types that an update will most likely have: those of the last one of this
+ * publication, else what these crews want.
+ */
+int plans_guess(struct plans *plans, const struct plan_for *plan_for,
+	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types);
 
 /* Tensors that no worker of these crews takes an element of; counted once for a set of crews. */
 int plans_unwanted(struct plans *plans, const struct publication *publication,

@@ -139,6 +139,8 @@ struct node {
 	size_t ngoing;
 	struct error errors[LIMIT_GROUPS];
 	uint64_t unwanted;
+	struct slot_types wanted;		   /* by the groups that were planned for */
+	struct slot_types slot_types;		   /* that the lead has decided on */
 	struct group_outcome absent[LIMIT_GROUPS]; /* groups that cannot take part at all */
 	size_t nabsent;
 	struct job_plan plan;

@@ -116,6 +116,7 @@ unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, u
 	update->begun_ns = now;
 	update->unwanted = UINT64_MAX;
 	memset(&update->stages, 0, sizeof(update->stages));
+	update->slot_types_said = false;
 	expect_answers(update);
 	return UPDATE_DO_BEGIN;
 }
@@ -293,6 +294,21 @@ static bool take_answer(struct update *update, enum update_state due, uint32_t n
 	return true;
 }
 
+static void merge_slot_types(struct update *update, const struct msg_groups *answer)
+{
+	struct slot_types said = {.n = (uint32_t)answer->nslot_types};
+
+	if (said.n) {
+		memcpy(said.runs, answer->slot_types, said.n * sizeof(said.runs[0]));
+	}
+	if (!update->slot_types_said) {
+		update->slot_types = said;
+		update->slot_types_said = true;
+		return;
+	}
+	slot_types_merge(&update->slot_types, &said);
+}
+
 unsigned update_accept(
 	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
 {
@@ -309,6 +325,7 @@ unsigned update_accept(
 	if (answer->ngroups && answer->unwanted < update->unwanted) {
 		update->unwanted = answer->unwanted;
 	}
+	merge_slot_types(update, answer);
 	if (!all_answered(update)) {
 		return 0;
 	}
@@ -316,6 +333,7 @@ unsigned update_accept(
 	if (why) {
 		return abort_update(update, now, why);
 	}
+	slot_types_settle(&update->slot_types);
 	update->state = UPDATE_MOVING;
 	update->accepted_ns = now;
 	expect_answers(update);

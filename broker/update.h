@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "ipc/messages.h"
+#include "plan/slot_types.h"
 #include <stdbool.h>
 
 enum update_state {
@@ -48,7 +49,9 @@ struct update {
 	size_t ngroups;
 	uint32_t replicas[LIMIT_REPORT_GROUPS]; /* those that go on */
 	size_t nreplicas;
-	uint64_t unwanted; /* the least of what the nodes said */
+	uint64_t unwanted;	      /* the least of what the nodes said */
+	struct slot_types slot_types; /* what all that have accepted want; settled with go */
+	bool slot_types_said;
 	struct stages stages;
 	/* times */
 	uint64_t published_ns, begun_ns, accepted_ns, moved_ns, ended_ns;

@@ -307,13 +307,17 @@ struct msg_groups { /* accept, prepared, applied */
 	char text[LIMIT_TEXT_BYTES];
 	uint64_t unwanted;    /* accept: tensors that no group of this broker takes */
 	struct stages stages; /* prepared */
+	uint32_t *slot_types; /* accept: what its groups want; runs as in plan/slot_types.h */
+	size_t nslot_types;
 };
 
 struct msg_decision { /* go, commit, abort */
 	uint64_t epoch, update;
 	uint32_t *replicas; /* go, commit: those that go on; all other groups are done */
 	size_t nreplicas;
-	uint32_t wire;		     /* go: buckets will be sent */
+	uint32_t wire;	      /* go: buckets will be sent … */
+	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
+	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
 };
 

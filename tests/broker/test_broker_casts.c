@@ -104,14 +104,18 @@ static void taker_holds(const struct taker *taker, const uint32_t *values)
 	}
 }
 
-static void publish(struct strew_trainer *trainer, uint64_t number)
+/* Returns the bytes that went by wire. */
+static uint64_t publish(struct strew_trainer *trainer, uint64_t number)
 {
 	struct strew_report report;
+	uint64_t wire_bytes;
 
 	assert_int_equal(strew_trainer_publish(trainer, number, NULL, 0, PATIENCE_MS), 0);
 	assert_int_equal(strew_trainer_wait_report(trainer, PATIENCE_MS, &report), 0);
 	assert_int_equal(report.outcome, STREW_OUTCOME_COMMITTED);
+	wire_bytes = report.wire_bytes;
 	strew_report_finish(&report);
+	return wire_bytes;
 }
 
 /* Four replicas: both nodes, all three types, direct and staged; two versions. */
@@ -162,6 +166,64 @@ static void test_every_way(void **state)
 	strew_host_free(values);
 }
 
+/*
+ * Where all receivers by wire want the same 16 bits, those are what travels, whatever the
+ * trainer's own node wants; one who comes and wants something else gets it from then on.
+ */
+static void test_before_the_wire(void **state)
+{
+	const uint64_t all = ROWS * COLS * 4;
+	struct taker local, remote, third;
+	struct strew_trainer *trainer;
+	struct strew_tensor tensor = {
+		.name = "w", .dtype = STREW_F32, .ndim = 2, .shape = {ROWS, COLS}};
+	void *values;
+	uint64_t number = 0;
+
+	(void)state;
+	assert_int_equal(
+		taker_start(&local, &lead, "wire", 0, STREW_F32, STREW_APPLY_DIRECT, 0), 0);
+	assert_int_equal(
+		taker_start(&remote, &node, "wire", 1, STREW_BF16, STREW_APPLY_STAGED, 1), 0);
+	assert_int_equal(strew_host_alloc(all, &values), 0);
+	tensor.data = values;
+	assert_int_equal(strew_trainer_open(&(struct strew_trainer_options){.socket = lead.socket,
+						    .model = "wire"},
+				 &trainer),
+		0);
+	assert_int_equal(strew_trainer_declare(trainer, &tensor), 0);
+	assert_int_equal(strew_trainer_seal(trainer), 0);
+	for (int turn = 0; turn < 3; turn++) {
+		uint64_t wire_bytes;
+
+		test_random_fill(values, all);
+		wire_bytes = publish(trainer, ++number);
+		assert_in_range(wire_bytes, all / 2, all / 2 + 4096);
+		taker_holds(&local, values);
+		taker_holds(&remote, values);
+	}
+	assert_int_equal(
+		taker_start(&third, &node, "wire", 2, STREW_F32, STREW_APPLY_DIRECT, 0), 0);
+	for (int turn = 0; turn < 2; turn++) {
+		uint64_t wire_bytes;
+
+		test_random_fill(values, all);
+		wire_bytes = publish(trainer, ++number);
+		assert_in_range(wire_bytes, all, all + 4096);
+		taker_holds(&local, values);
+		taker_holds(&remote, values);
+		taker_holds(&third, values);
+	}
+	taker_stop(&third);
+	test_random_fill(values, all);
+	assert_in_range(publish(trainer, ++number), all / 2, all / 2 + 4096);
+	taker_holds(&remote, values);
+	strew_trainer_close(trainer);
+	taker_stop(&remote);
+	taker_stop(&local);
+	strew_host_free(values);
+}
+
 /* Without the word, and between other types, it is refused by name before anything is mapped. */
 static void test_refused(void **state)
 {
@@ -181,8 +243,8 @@ static void test_refused(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_every_way), cmocka_unit_test(test_refused)};
+	const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_way),
+		cmocka_unit_test(test_before_the_wire), cmocka_unit_test(test_refused)};
 
 	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
 }

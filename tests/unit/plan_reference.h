@@ -350,8 +350,8 @@ static inline void ref_poison(struct ref_world *world)
 }
 
 /* Brute-force check of the buckets: each element once, from its owner, dense, aligned. */
-static inline void ref_check_buckets(
-	struct ref_world *world, const struct buckets *buckets, uint64_t slot)
+static inline void ref_check_buckets(struct ref_world *world, const struct buckets *buckets,
+	uint64_t slot, const uint8_t *slot_types)
 {
 	const struct manifest *m = &world->manifest;
 	unsigned char **seen = calloc(m->ntensors + 1, sizeof(*seen));
@@ -374,8 +374,11 @@ static inline void ref_check_buckets(
 			assert_true(e->slot_offset_bytes % 256 == 0);
 			assert_true(e->slot_offset_bytes >= end);
 			assert_true(e->slot_offset_bytes - end < 256);
+			assert_int_equal(e->dtype, slot_types && slot_types[held->tensor]
+							   ? slot_types[held->tensor]
+							   : t->dtype);
 			end = e->slot_offset_bytes +
-			      ref_count(t->ndim, e->part.extent) * ref_size(t->dtype);
+			      ref_count(t->ndim, e->part.extent) * ref_size(e->dtype);
 			assert_true(end <= slot && end > e->slot_offset_bytes);
 			assert_int_equal(world->roots[held->rank], bucket->root);
 			do {
@@ -518,7 +521,7 @@ static inline void ref_run(struct ref_world *world, uint64_t slot)
 	assert_int_equal(
 		buckets_make(&world->manifest, slot, world->roots, world->nroots, &buckets, &err),
 		0);
-	ref_check_buckets(world, &buckets, slot);
+	ref_check_buckets(world, &buckets, slot, NULL);
 	ref_run_slots(world, &buckets, slot, 0);
 	ref_compare(world);
 	ref_poison(world);

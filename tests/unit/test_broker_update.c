@@ -110,6 +110,47 @@ static void test_two_nodes(void **state)
 	assert_int_equal(update.state, UPDATE_IDLE);
 }
 
+/* What goes with go: what all nodes want; nothing of the update before, nor of a late answer. */
+static void test_slot_types(void **state)
+{
+	uint32_t want[3][3] = {{6 << 2 | SLOT_ANY},
+		{2 << 2 | SLOT_BF16, 2 << 2 | SLOT_ANY, 2 << 2 | SLOT_F16},
+		{3 << 2 | SLOT_BF16, 2 << 2 | SLOT_ANY, 1 << 2 | SLOT_BF16}};
+	const uint32_t agreed[] = {
+		3 << 2 | SLOT_BF16, 1 << 2 | SLOT_OWN, 1 << 2 | SLOT_F16, 1 << 2 | SLOT_OWN};
+	size_t n[] = {1, 3, 3};
+	struct msg_groups message;
+
+	(void)state;
+	update_init(&update, 1);
+	for (uint64_t version = 11; version < 14; version++) {
+		assert_int_equal(publish(0, version, 0), 0);
+		assert_true(update_stream_done(&update, 0, 2000));
+		update_begin(&update, version, 3, 3000);
+		for (uint32_t node = 0; node < 3; node++) {
+			message = answer(&on, 1);
+			message.slot_types = want[node];
+			message.nslot_types = version == 13 && node == 1 ? 0 : n[node];
+			assert_int_equal(update_accept(&update, node, &message, 4000),
+				node == 2 ? UPDATE_DO_GO : 0);
+			assert_int_equal(update_accept(&update, 0, &message, 4000), 0);
+		}
+		if (version == 13) {
+			assert_int_equal(update.slot_types.n, 0);
+		} else {
+			assert_int_equal(update.slot_types.n, 4);
+			assert_memory_equal(update.slot_types.runs, agreed, sizeof(agreed));
+		}
+		for (uint32_t node = 0; node < 3; node++) {
+			prepared(node, on);
+		}
+		for (uint32_t node = 0; node < 3; node++) {
+			applied(node, done);
+		}
+		assert_int_equal(update.state, UPDATE_IDLE);
+	}
+}
+
 static void test_old_serial_is_ignored(void **state)
 {
 	struct msg_groups old = {.update = 76};
@@ -268,6 +309,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_publish_refusals),
 		cmocka_unit_test(test_two_nodes),
+		cmocka_unit_test(test_slot_types),
 		cmocka_unit_test(test_old_serial_is_ignored),
 		cmocka_unit_test(test_replica_sits_out),
 		cmocka_unit_test(test_scope_all),

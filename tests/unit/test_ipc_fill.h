@@ -12,7 +12,8 @@
 #include <string.h>
 
 /* Every type that can be sent, with the keys of its map: the contract, said a second time. */
-#define GROUPS_FIELDS "epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns"
+#define GROUPS_FIELDS                                                                              \
+	"epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns slot_types"
 
 static const struct {
 	enum message_type type;
@@ -55,10 +56,10 @@ static const struct {
 	{MSG_BEGIN, "begin",
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
-	{MSG_GO, "go", "epoch update replicas wire text"},
+	{MSG_GO, "go", "epoch update replicas wire slot_types text"},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
-	{MSG_COMMIT, "commit", "epoch update replicas wire text"},
-	{MSG_ABORT, "abort", "epoch update replicas wire text"},
+	{MSG_COMMIT, "commit", "epoch update replicas wire slot_types text"},
+	{MSG_ABORT, "abort", "epoch update replicas wire slot_types text"},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
 	{MSG_DATA, "data", "epoch rank token"},
@@ -305,6 +306,7 @@ static void fill_update(struct message *message)
 		decision->update = any64();
 		any_u32_list(&decision->replicas, &decision->nreplicas, LIMIT_REPORT_GROUPS);
 		decision->wire = any32();
+		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
 		break;
 	default:
@@ -314,6 +316,7 @@ static void fill_update(struct message *message)
 		groups->code = any32();
 		STRING(groups->text);
 		groups->unwanted = any64();
+		any_u32_list(&groups->slot_types, &groups->nslot_types, LIMIT_SLOT_TYPES);
 		groups->stages = any_stages();
 		break;
 	}
@@ -532,13 +535,17 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 	case MSG_APPLIED:
 		ret[0] = (struct borrowed){(void **)&message->u.groups.groups,
 			message->u.groups.ngroups * sizeof(struct group_outcome)};
-		return 1;
+		ret[1] = (struct borrowed){(void **)&message->u.groups.slot_types,
+			message->u.groups.nslot_types * sizeof(uint32_t)};
+		return 2;
 	case MSG_GO:
 	case MSG_COMMIT:
 	case MSG_ABORT:
 		ret[0] = (struct borrowed){(void **)&message->u.decision.replicas,
 			message->u.decision.nreplicas * sizeof(uint32_t)};
-		return 1;
+		ret[1] = (struct borrowed){(void **)&message->u.decision.slot_types,
+			message->u.decision.nslot_types * sizeof(uint32_t)};
+		return 2;
 	case MSG_MANIFEST:
 		ret[0] = (struct borrowed){(void **)&message->u.manifest.roots,
 			message->u.manifest.nroots * sizeof(uint64_t)};

@@ -2,6 +2,7 @@
 #include "base/util.h"
 #include "plan/cast.h"
 #include "plan_reference.h"
+#include "plan_reference_slots.h"
 
 #define WORLDS 3000
 
@@ -264,9 +265,12 @@ static void random_worlds(void **state)
 			}
 		}
 		ref_run(world, slots[test_random_below(ARRAY_LEN(slots))]);
+		ref_run_cast(world, slots[test_random_below(ARRAY_LEN(slots))]);
 		ref_destroy(world);
 	}
 	assert_true(ref_casts > WORLDS);
+	assert_true(ref_cast_worlds > WORLDS / 50);
+	printf("%lu casts, %lu worlds with smaller slots\n", ref_casts, ref_cast_worlds);
 }
 
 int main(void)
