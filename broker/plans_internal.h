@@ -1,4 +1,4 @@
-/* What broker/plans.c and broker/issues.c share. */
+/* What broker/plans.c, broker/crew_plans.c and broker/issues.c share. */
 #ifndef BROKER_PLANS_INTERNAL_H
 #define BROKER_PLANS_INTERNAL_H
 
@@ -27,5 +27,12 @@ int source_bases(const struct publication *publication, struct gpu_device *devic
 int issues_make(struct plans *plans, const struct publication *publication, const struct crew *crew,
 	const struct copies *copies, struct issue *ret_issues, size_t *ret_n, struct error *err);
 void issues_finish(struct issue *issues, size_t n);
+
+/* Fills in scatter, local copies and commits of an empty plan; after a failure it is to be freed.
+ */
+int crew_plan_make(struct plans *plans, const struct publication *publication,
+	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
+	struct error *err);
+void crew_plan_free(struct plan_crew *plan); /* NULL is fine */
 
 #endif
