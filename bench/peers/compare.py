@@ -18,22 +18,16 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-import ckpt_engine  # noqa: E402  pylint: disable=wrong-import-position
-import place  # noqa: E402  pylint: disable=wrong-import-position
-import shapes  # noqa: E402  pylint: disable=wrong-import-position
-import strew_bench  # noqa: E402  pylint: disable=wrong-import-position
-import table  # noqa: E402  pylint: disable=wrong-import-position
-import world  # noqa: E402  pylint: disable=wrong-import-position
+import ckpt_engine
+import place
+import shapes
+import strew_bench
+import table
+import world
 
 NAMES = ("index", "tensor", "packed", "checkpoint-engine", "strew")
 RAW_PIECES = (64 << 20, 256 << 20, 1 << 30)
 EXIT_SKIP, EXIT_DEVICE, EXIT_USAGE = 77, 3, 2
-
-
-class Usage(Exception):
-    pass
 
 
 def options_of(argv):

@@ -83,7 +83,8 @@ def bytes_text(size):
 
 def line(one):
     """A figure as a line of the table."""
-    note = one.get("note", "")
+    own = f"{one['own_ratio']:.3f} against its own raw" if "own_ratio" in one else ""
+    note = "; ".join(part for part in (own, one.get("note", "")) if part)
     for word in ("failed", "absent"):
         if word in one:
             text = f"{'failed: ' if word == 'failed' else ''}{one[word]}"
