@@ -30,6 +30,7 @@
 #define LIMIT_PARTS_BYTES (64u << 20) /* a layout or manifest on the wire, all parts */
 #define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
+#define LIMIT_SHARDS 4096u	      /* files of one checkpoint */
 
 #define LIMIT_HELLO_MS 5000	/* connect to hello */
 #define LIMIT_REGISTER_MS 60000 /* register to seal */
