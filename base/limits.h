@@ -31,6 +31,7 @@
 #define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
 #define LIMIT_SLOT_TYPES 2048u	      /* runs of tensors with one dtype in slots, in one message */
+#define LIMIT_SHARDS 4096u	      /* files of one checkpoint */
 
 #define LIMIT_HELLO_MS 5000	/* connect to hello */
 #define LIMIT_REGISTER_MS 60000 /* register to seal */

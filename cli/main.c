@@ -6,7 +6,7 @@
 static const char help[] =
 	"Usage: strew run [options] -- COMMAND…\n"
 	"       strew status [options]\n"
-	"       strew push FILE.safetensors --model NAME --version N [options]\n"
+	"       strew push PATH --model NAME --version N [options]\n"
 	"\n"
 	"Puts freshly trained weights into running inference workers.\n"
 	"\n"
@@ -21,7 +21,7 @@ static const char help[] =
 	"\n"
 	"Example:\n"
 	"  strew run -- ./my_engine &                  the engine finds $STREW_SOCKET\n"
-	"  strew push new.safetensors --model llama --version 2 --socket PATH\n";
+	"  strew push checkpoints/step-2 --model llama --version 2 --socket PATH\n";
 
 int main(int argc, char **argv)
 {

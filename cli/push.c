@@ -1,104 +1,114 @@
 /* strew push: a checkpoint's tensors into the workers that run now, as a trainer would. */
 #include "base/clock.h"
 #include "base/util.h"
+#include "cli/checkpoint.h"
 #include "cli/cli.h"
-#include "cli/safetensors.h"
+#include "cli/reader.h"
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <strew/strew.h>
 #include <string.h>
 #include <sys/param.h>
 #include <unistd.h>
 
-#define CHUNK_BYTES (8u << 20)
 #define BAR_COLUMNS 32
+#define BAR_BYTES (8u << 20) /* between two looks of it */
 
 static const char help[] =
-	"Usage: strew push FILE.safetensors --model NAME --version N [options]\n"
+	"Usage: strew push PATH --model NAME --version N [options]\n"
 	"\n"
 	"Puts the tensors of a checkpoint into all workers of that model, which go on running.\n"
+	"PATH is a safetensors file, or a directory with model.safetensors or with\n"
+	"model.safetensors.index.json and the shards that it names.\n"
 	"\n"
 	"  --model NAME       the model that the workers registered for\n"
 	"  --version N        its number, above the committed one\n"
 	"  --socket PATH      the broker's socket (default: $STREW_SOCKET, else\n"
 	"                     $XDG_RUNTIME_DIR/strew/broker.sock, else "
 	"/tmp/strew-UID/broker.sock)\n"
-	"  --partial          parameters that the file does not cover keep their values\n"
+	"  --partial          parameters that it does not cover keep their values\n"
 	"  --timeout SECONDS  deadline of the update, and of each answer before it (default 60)\n"
 	"  --help\n"
 	"\n"
 	"Ends with 0 if every group took the version and there was at least one.\n"
 	"\n"
-	"Example: strew push step-200.safetensors --model llama --version 200\n";
+	"Example: strew push checkpoints/step-200 --model llama --version 200\n";
 
 struct push {
 	const char *path, *socket, *model;
 	uint64_t version, timeout_s;
 	int partial;
-	struct safetensors file;
-	unsigned char *data; /* the file's data, in memory that the broker can map */
+	struct checkpoint checkpoint;
+	unsigned char *image; /* the shards, in memory that the broker can map */
+	struct reader_file *files;
+	struct reader *reader;
+	bool on_terminal;
+	uint64_t shown; /* bytes, by the bar */
 	struct strew_trainer *trainer;
 };
 
-static void progress(const struct push *push, uint64_t done, int last)
+/* Called from the reader's threads, one at a time. */
+static void progress(void *arg, uint64_t done)
 {
-	uint64_t all = push->file.data_bytes;
-	unsigned filled = all ? (unsigned)(done * BAR_COLUMNS / all) : BAR_COLUMNS;
+	struct push *push = arg;
+	uint64_t whole = push->checkpoint.file_bytes;
+	unsigned filled;
 	char bytes[32];
 
-	if (!isatty(STDERR_FILENO)) {
+	if (!push->on_terminal || (done < whole && done - push->shown < BAR_BYTES)) {
 		return;
 	}
+	push->shown = done;
+	filled = (unsigned)((double)done / (double)whole * BAR_COLUMNS);
 	fprintf(stderr, "\rreading [%.*s%*s] %s%s", (int)filled, "################################",
 		(int)(BAR_COLUMNS - filled), "", format_bytes(bytes, sizeof(bytes), done),
-		last ? "\n" : "");
+		done == whole ? "\n" : "");
 }
 
-static int read_data(struct push *push, struct error *err)
+/* Lets the shards be read into memory of the broker's reach, by threads. */
+static int start_reading(struct push *push, struct error *err)
 {
-	uint64_t done = 0;
-	void *data = NULL;
-	int rc = strew_host_alloc(MAX(push->file.data_bytes, 1), &data);
+	const struct checkpoint *checkpoint = &push->checkpoint;
+	struct reader_options options = {
+		.memory_bytes = checkpoint->image_bytes, .progress = progress, .arg = push};
+	void *image = NULL;
+	int rc = strew_host_alloc(checkpoint->image_bytes, &image);
 
 	if (rc < 0) {
 		return error_set(err, rc, "%s", strew_error());
 	}
-	push->data = data;
-	while (done < push->file.data_bytes) {
-		uint64_t want = MIN(push->file.data_bytes - done, CHUNK_BYTES);
-		ssize_t n = pread(push->file.fd, push->data + done, want,
-			(off_t)(push->file.data_offset + done));
-
-		if (n < 0 && errno == EINTR) {
-			continue;
-		}
-		if (n < 0) {
-			return error_set(err, -errno, "%.160s: reading failed: %s", push->path,
-				strerror(errno));
-		}
-		if (n == 0) {
-			return error_set(err, -EINVAL,
-				"%.160s: the file became shorter while it was read", push->path);
-		}
-		done += (uint64_t)n;
-		progress(push, done, done == push->file.data_bytes);
+	push->image = options.memory = image;
+	push->files = calloc(checkpoint->nshards, sizeof(*push->files));
+	if (!push->files) {
+		return error_set(err, -ENOMEM, "no memory for %zu files", checkpoint->nshards);
 	}
-	return 0;
+	for (size_t i = 0; i < checkpoint->nshards; i++) {
+		const struct shard *shard = &checkpoint->shards[i];
+
+		push->files[i] = (struct reader_file){.fd = shard->file.fd,
+			.path = shard->path,
+			.bytes = shard->bytes,
+			.to = push->image + shard->place};
+	}
+	push->on_terminal = isatty(STDERR_FILENO);
+	return reader_start(&options, push->files, checkpoint->nshards, &push->reader, err);
 }
 
-static int declare(struct push *push)
+static int declare_shard(struct push *push, const struct shard *shard)
 {
+	const unsigned char *data = push->image + shard->place + shard->file.data_offset;
 	int rc = 0;
 
-	for (size_t i = 0; i < push->file.ntensors && rc >= 0; i++) {
-		const struct safetensors_tensor *from = &push->file.tensors[i];
+	for (size_t i = 0; i < shard->file.ntensors && rc >= 0; i++) {
+		const struct safetensors_tensor *from = &shard->file.tensors[i];
 		struct strew_tensor tensor = {
 			.name = from->tensor.name,
 			.dtype = from->tensor.dtype,
 			.ndim = from->tensor.ndim,
-			.data = push->data + from->offset,
+			.data = data + from->offset,
 		};
 
 		if (!from->bytes) {
@@ -109,7 +119,58 @@ static int declare(struct push *push)
 		memcpy(tensor.shape, from->tensor.shape, sizeof(tensor.shape));
 		rc = strew_trainer_declare(push->trainer, &tensor);
 	}
+	return rc;
+}
+
+/* The broker maps the memory, and pins it for a GPU, which takes a while: reading goes on. */
+static int declare(struct push *push)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < push->checkpoint.nshards && rc >= 0; i++) {
+		rc = declare_shard(push, &push->checkpoint.shards[i]);
+	}
 	return rc < 0 ? rc : strew_trainer_seal(push->trainer);
+}
+
+static void print_read(const struct push *push, const struct reader_result *result)
+{
+	const struct checkpoint *checkpoint = &push->checkpoint;
+	char bytes[32];
+
+	printf("read %zu tensors, %s, from %zu file%s in %.3f s (%.1f GB/s, %s)\n",
+		checkpoint->ntensors, format_bytes(bytes, sizeof(bytes), checkpoint->data_bytes),
+		checkpoint->nshards, checkpoint->nshards == 1 ? "" : "s", result->seconds,
+		(double)result->bytes / MAX(result->seconds, 1e-9) * 1e-9, result->how);
+}
+
+/* Until every byte is there and the broker has mapped it. */
+static int read_and_declare(struct push *push)
+{
+	struct reader_result result;
+	struct error err = {0}, read_err = {0};
+	int rc = start_reading(push, &err), read_rc;
+
+	if (rc >= 0) {
+		rc = declare(push);
+		if (rc < 0) {
+			error_set(&err, rc, "%s", strew_error());
+			reader_cancel(push->reader);
+		}
+		read_rc = reader_finish(push->reader, &result, &read_err);
+		push->reader = NULL;
+		if (read_rc < 0 && read_rc != -ECANCELED) {
+			rc = read_rc;
+			err = read_err;
+		}
+	}
+	if (rc < 0) {
+		fprintf(stderr, "%sstrew push: %s\n", push->on_terminal && push->shown ? "\n" : "",
+			err.text);
+		return rc;
+	}
+	print_read(push, &result);
+	return 0;
 }
 
 static void print_groups(const struct strew_report *report)
@@ -191,20 +252,14 @@ static int publish(struct push *push)
 	return all ? EXIT_OK : EXIT_RUNTIME;
 }
 
-static int push_file(struct push *push)
+static int push_checkpoint(struct push *push)
 {
 	struct strew_trainer_options options = {.socket = push->socket,
 		.model = push->model,
 		.timeout_ms = (int)push->timeout_s * 1000};
 	struct error err = {0};
-	uint64_t start = clock_ns();
-	char bytes[32];
-	int rc;
+	int rc = checkpoint_open(push->path, &push->checkpoint, &err);
 
-	rc = safetensors_open(push->path, &push->file, &err);
-	if (!rc && !push->file.data_bytes) {
-		rc = error_set(&err, -EINVAL, "%.160s: it has no data", push->path);
-	}
 	if (rc) {
 		fprintf(stderr, "strew push: %s\n", err.text);
 		return EXIT_RUNTIME;
@@ -216,18 +271,7 @@ static int push_file(struct push *push)
 		return rc == -EINVAL || rc == -E2BIG || rc == -EPROTO ? EXIT_RUNTIME
 								      : EXIT_UNREACHABLE;
 	}
-	if (read_data(push, &err) < 0) {
-		fprintf(stderr, "strew push: %s\n", err.text);
-		return EXIT_RUNTIME;
-	}
-	printf("read %zu tensors, %s, in %.3f s\n", push->file.ntensors,
-		format_bytes(bytes, sizeof(bytes), push->file.data_bytes),
-		(double)(clock_ns() - start) * 1e-9);
-	if (declare(push) < 0) {
-		fprintf(stderr, "strew push: %s\n", strew_error());
-		return EXIT_RUNTIME;
-	}
-	return publish(push);
+	return read_and_declare(push) < 0 ? EXIT_RUNTIME : publish(push);
 }
 
 /* 0, or the exit code. *ret_help: help was printed. */
@@ -272,7 +316,7 @@ static int parse(int argc, char **argv, struct push *push, bool *ret_help)
 		}
 	}
 	if (optind + 1 != argc || !push->model || !push->model[0] || !push->version) {
-		fputs("strew push: one FILE, --model NAME and --version N are wanted; see strew "
+		fputs("strew push: one PATH, --model NAME and --version N are wanted; see strew "
 		      "push --help\n",
 			stderr);
 		return EXIT_USAGE;
@@ -283,7 +327,7 @@ static int parse(int argc, char **argv, struct push *push, bool *ret_help)
 
 int cmd_push(int argc, char **argv)
 {
-	struct push push = {.timeout_s = LIMIT_UPDATE_MS / 1000, .file = {.fd = -1}};
+	struct push push = {.timeout_s = LIMIT_UPDATE_MS / 1000};
 	bool helped = false;
 	int code = parse(argc, argv, &push, &helped);
 
@@ -291,9 +335,10 @@ int cmd_push(int argc, char **argv)
 		return code;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	code = push_file(&push);
+	code = push_checkpoint(&push);
 	strew_trainer_close(push.trainer);
-	strew_host_free(push.data);
-	safetensors_close(&push.file);
+	strew_host_free(push.image);
+	free(push.files);
+	checkpoint_close(&push.checkpoint);
 	return code;
 }

@@ -320,6 +320,8 @@ static int open_file(const char *path, struct safetensors *file, struct error *e
 	if (!S_ISREG(status.st_mode)) {
 		return error_set(err, -EINVAL, "not a regular file");
 	}
+	/* Only the header is read here: what the page cache would read ahead is data. */
+	(void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_RANDOM);
 	rc = read_length(file->fd, (uint64_t)status.st_size, &length, err);
 	if (rc) {
 		return rc;
@@ -334,21 +336,29 @@ static int open_file(const char *path, struct safetensors *file, struct error *e
 	return parse_tensors(file, err);
 }
 
+int safetensors_blame(struct error *err, const char *path)
+{
+	size_t skip = strlen(path) > SAID_PATH_BYTES ? strlen(path) - SAID_PATH_BYTES : 0;
+
+	if (!err) {
+		return 0;
+	}
+	error_prefix(err, "%s%s", skip ? "..." : "", path + skip);
+	/* A name may hold anything; a sentence for a terminal may not. */
+	for (char *p = err->text; *p; p++) {
+		*p = *p == 0x7f || (unsigned char)*p < ' ' ? '?' : *p;
+	}
+	return err->code;
+}
+
 int safetensors_open(const char *path, struct safetensors *ret_file, struct error *err)
 {
 	struct safetensors file = {.fd = -1};
-	size_t skip = strlen(path) > SAID_PATH_BYTES ? strlen(path) - SAID_PATH_BYTES : 0;
 	int rc = open_file(path, &file, err);
 
 	if (rc) {
 		safetensors_close(&file);
-		if (err) {
-			error_prefix(err, "%s%s", skip ? "..." : "", path + skip);
-			/* A name may hold anything; a sentence for a terminal may not. */
-			for (char *p = err->text; *p; p++) {
-				*p = *p == 0x7f || (unsigned char)*p < ' ' ? '?' : *p;
-			}
-		}
+		safetensors_blame(err, path);
 		return rc;
 	}
 	*ret_file = file;

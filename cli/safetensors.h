@@ -33,4 +33,8 @@ struct safetensors {
 int safetensors_open(const char *path, struct safetensors *ret_file, struct error *err);
 void safetensors_close(struct safetensors *file);
 
+/* Puts the end of `path` before the sentence and makes all of it fit for a terminal. Returns
+ * err->code. */
+int safetensors_blame(struct error *err, const char *path);
+
 #endif

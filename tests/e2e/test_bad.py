@@ -81,7 +81,7 @@ def test_files_that_break_the_format(stage):
         refused(stage, stage.push(path, 1), 1, "bad.safetensors", names)
     refused(stage, stage.push(stage.dir / "absent.safetensors", 1), 1, "absent.safetensors",
             "No such file")
-    refused(stage, stage.push(stage.dir, 1), 1, str(stage.dir), "not a regular file")
+    refused(stage, stage.push("/dev/null", 1), 1, "/dev/null", "not a regular file")
     path.write_bytes(b"")
     refused(stage, stage.push(path, 1), 1, "bad.safetensors", "too few")
     assert stage.status()["updates"] == 0
