@@ -248,33 +248,55 @@ void cuda_copies_share(struct gpu_copies *base)
 	((struct cuda_copies *)base)->shares = true;
 }
 
-static int launch(struct cuda_copies *copies, size_t first_tile, size_t count, uint64_t slot,
-	struct cuda_stream *stream, struct error *err)
+/* `fewer`: at most so many blocks, which take the tiles in turn; 0: a block a tile. */
+static int launch(struct cuda_copies *copies, struct cuda_function *kernel, size_t first_tile,
+	size_t count, uint64_t slot, unsigned fewer, struct cuda_stream *stream, struct error *err)
 {
 	cuda_ptr descriptors = copies->descriptors;
 	cuda_ptr tiles = copies->tiles + first_tile * sizeof(struct scatter_tile);
 	uint32_t ntiles = (uint32_t)count;
-	uint32_t few = (uint32_t)copies->device->multiprocessors * SHARED_BLOCKS;
-	void *arguments[] = {&descriptors, &tiles, &slot, &ntiles};
+	void *arguments[] = {&descriptors, &tiles, &slot, &ntiles}; /* only few take the last */
 
-	if (copies->shares && ntiles > few) {
-		return CUDA(err, cuLaunchKernel, copies->device->scatter_few, few, 1, 1,
-			SCATTER_THREADS, 1, 1, 0, stream, arguments, NULL);
-	}
-	return CUDA(err, cuLaunchKernel, copies->device->scatter, ntiles, 1, 1, SCATTER_THREADS, 1,
+	return CUDA(err, cuLaunchKernel, kernel, fewer ? fewer : ntiles, 1, 1, SCATTER_THREADS, 1,
 		1, 0, stream, arguments, NULL);
 }
 
-/* Those of casts are rare enough to have no shared form. */
-static int launch_casts(struct cuda_copies *copies, size_t first_tile, size_t count, uint64_t slot,
+static int run_tiles(struct cuda_copies *copies, const struct scatter_range *range, uint64_t slot,
 	struct cuda_stream *stream, struct error *err)
 {
-	cuda_ptr descriptors = copies->descriptors;
-	cuda_ptr tiles = copies->tiles + first_tile * sizeof(struct scatter_tile);
-	void *arguments[] = {&descriptors, &tiles, &slot};
+	struct cuda_device *device = copies->device;
+	unsigned few = (unsigned)device->multiprocessors * SHARED_BLOCKS;
+	bool shares = copies->shares && range->ntiles > few;
+	int rc = 0;
 
-	return CUDA(err, cuLaunchKernel, copies->device->scatter_cast, (unsigned)count, 1, 1,
-		SCATTER_THREADS, 1, 1, 0, stream, arguments, NULL);
+	if (range->ntiles) {
+		rc = launch(copies, shares ? device->scatter_few : device->scatter,
+			range->first_tile, range->ntiles, slot, shares ? few : 0, stream, err);
+	}
+	if (rc == 0 && range->ncasts) {
+		/* Casts are rare enough to have no shared form. */
+		rc = launch(copies, device->scatter_cast, range->first_cast, range->ncasts, slot, 0,
+			stream, err);
+	}
+	return rc;
+}
+
+static int run_engine(
+	const struct scatter_run *run, uint64_t slot, struct cuda_stream *stream, struct error *err)
+{
+	uint64_t src = run->src + (run->slot & SCATTER_SRC_SLOT ? slot : 0);
+	uint64_t dst = run->dst + (run->slot & SCATTER_DST_SLOT ? slot : 0);
+	struct cuda_rows rows = {.width_bytes = run->len_bytes, .height = run->rows};
+
+	if (run->rows == 1) {
+		return CUDA(err, cuMemcpyAsync, dst, src, run->len_bytes, stream);
+	}
+	rows.src.memory_type = rows.dst.memory_type = CUDA_MEMORY_UNIFIED;
+	rows.src.device = src;
+	rows.src.pitch_bytes = run->src_pitch;
+	rows.dst.device = dst;
+	rows.dst.pitch_bytes = run->dst_pitch;
+	return CUDA(err, cuMemcpy2DAsync, &rows, stream);
 }
 
 int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address,
@@ -289,20 +311,11 @@ int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address
 		return 0;
 	}
 	rc = cuda_enter(copies->device, err);
-	if (rc == 0 && range->ntiles) {
-		rc = launch(copies, range->first_tile, range->ntiles, slot_address, native, err);
-	}
-	if (rc == 0 && range->ncasts) {
-		rc = launch_casts(
-			copies, range->first_cast, range->ncasts, slot_address, native, err);
+	if (rc == 0) {
+		rc = run_tiles(copies, range, slot_address, native, err);
 	}
 	for (size_t i = 0; i < range->nruns && rc == 0; i++) {
-		const struct scatter_run *run = &copies->runs[range->first_run + i];
-
-		rc = CUDA(err, cuMemcpyAsync,
-			run->dst + (run->slot & SCATTER_DST_SLOT ? slot_address : 0),
-			run->src + (run->slot & SCATTER_SRC_SLOT ? slot_address : 0),
-			run->len_bytes, native);
+		rc = run_engine(&copies->runs[range->first_run + i], slot_address, native, err);
 	}
 	return rc;
 }
