@@ -150,9 +150,25 @@ static int wait_slot(struct run *run, size_t turn, struct error *err)
 	return rc ? rc : wait_event(run, run->moves->scatter.events[turn], err);
 }
 
+/* All stretches of a bucket at once: from where they lie, or by the slot. */
+static int broadcast(
+	struct run *run, size_t number, uint32_t root, uint64_t slot, struct error *err)
+{
+	const struct stretches *stretches = &run->base->stretches;
+	const struct stretch *v = stretches->v + stretches->first[number];
+	size_t n = stretches->first[number + 1] - stretches->first[number];
+	struct carrier_part *parts = run->base->parts;
+
+	for (size_t i = 0; i < n; i++) {
+		parts[i].address = v[i].space == STRETCH_PACKED ? slot + v[i].offset : v[i].src;
+		parts[i].len_bytes = v[i].len_bytes;
+	}
+	return carrier_broadcast(run->moves->carrier, parts, n, root, run->moves->wire.stream,
+		run->deadline, run->cancel, err);
+}
+
 /* Root: slot free → gather → broadcast. */
-static int send_bucket(struct run *run, struct job_move *work, size_t number,
-	const struct bucket *bucket, struct error *err)
+static int send_bucket(struct run *run, struct job_move *work, size_t number, struct error *err)
 {
 	struct moves *moves = run->moves;
 	size_t turn = number % moves->nslots;
@@ -171,8 +187,7 @@ static int send_bucket(struct run *run, struct job_move *work, size_t number,
 		rc = gpu_stream_wait(moves->wire.stream, moves->gather.events[turn], err);
 	}
 	if (rc == 0) {
-		rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes,
-			work->plan_for.rank, moves->wire.stream, run->deadline, run->cancel, err);
+		rc = broadcast(run, number, work->plan_for.rank, address, err);
 	}
 	if (rc == 0) {
 		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
@@ -193,9 +208,7 @@ static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 	if (rc) {
 		return rc;
 	}
-	rc = carrier_broadcast(moves->carrier, address, bucket->len_bytes,
-		work->plan_for.roots[bucket->root], moves->wire.stream, run->deadline, run->cancel,
-		err);
+	rc = broadcast(run, number, work->plan_for.roots[bucket->root], address, err);
 	if (rc == 0) {
 		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
 	}
@@ -265,7 +278,7 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		const struct bucket *bucket = &buckets->v[i];
 		bool own = bucket->root == work->plan_for.publication->own_root;
 
-		rc = own ? send_bucket(run, work, i, bucket, err)
+		rc = own ? send_bucket(run, work, i, err)
 			 : receive_bucket(run, work, i, bucket, err);
 		work->wire_bytes += bucket->len_bytes;
 	}
@@ -277,6 +290,9 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	if (rc == 0 && run->nlumps) {
 		rc = wait_local(run, err);
 		stamp(run, &work->stages.local_ns);
+	}
+	if (rc == 0 && work->wire && run->base->sends_direct) {
+		rc = wait_lane(run, &run->moves->wire, err);
 	}
 	if (rc == 0) {
 		mover_note(&work->job, NOTE_RELEASED);

@@ -9,6 +9,10 @@
  * GPU runs empty (about 10 us), and a cancel is seen between launches.
  */
 #define LUMP_BYTES (2ull << 30)
+/*
+ * From this length on a tensor goes over the wire by a broadcast of its own, from where it lies.
+ */
+#define STRETCH_BYTES (4ull << 20)
 #define PLANS_MAX 256 /* kept of each sort; more than groups × models in use */
 
 struct plans {
@@ -58,7 +62,9 @@ static void base_free(struct plan_base *base)
 	if (base) {
 		buckets_finish(&base->buckets);
 		buckets_finish(&base->lumps);
+		stretches_finish(&base->stretches);
 		gpu_copies_destroy(base->gather);
+		free(base->parts);
 		free(base);
 	}
 }
@@ -151,18 +157,50 @@ int source_bases(const struct publication *publication, struct gpu_device *devic
 {
 	for (size_t rank = 0; rank < publication->nroots; rank++) {
 		struct holder *holder = publication->holders[rank];
-		struct exports *exports = holder ? &holder->exports : NULL;
-		int rc = exports ? exports_map(exports, device, err) : 0;
+		int rc;
 
-		if (!exports) {
+		if (!holder) {
 			continue;
 		}
+		rc = exports_map(&holder->exports, device, err);
 		if (rc) {
 			return rc;
 		}
-		exports_bases(exports, device, ret_bases + publication->space_base[rank]);
+		exports_bases(&holder->exports, device, ret_bases + publication->space_base[rank]);
 	}
 	return 0;
+}
+
+/* What lies on the slots' own device can be sent without a copy. ret_direct[nspaces] */
+static void find_direct(
+	const struct publication *publication, struct gpu_device *home, bool *ret_direct)
+{
+	for (size_t rank = 0; rank < publication->nroots; rank++) {
+		const struct holder *holder = publication->holders[rank];
+
+		for (size_t i = 0; holder && i < holder->exports.nhandles; i++) {
+			ret_direct[publication->space_base[rank] + i] =
+				memcmp(holder->exports.handles[i].uuid, gpu_device_uuid(home),
+					GPU_UUID_BYTES) == 0;
+		}
+	}
+}
+
+/* Takes out of the gather what is sent from where it lies. */
+static int choose_direct(const struct publication *publication, struct plan_base *base,
+	struct gpu_device *home, struct copies *gather, struct error *err)
+{
+	bool *direct = calloc(publication->nspaces + 1, sizeof(*direct));
+	int64_t n;
+
+	if (!direct) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	find_direct(publication, home, direct);
+	n = stretches_send_direct(&base->stretches, gather, direct, err);
+	free(direct);
+	base->sends_direct = n > 0;
+	return n < 0 ? (int)n : 0;
 }
 
 static int make_gather(struct plans *plans, const struct publication *publication,
@@ -182,12 +220,13 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 	if (rc) {
 		return rc;
 	}
+	rc = choose_direct(publication, base, home, &copies, err);
 	/* The slot is space 0 of the destinations and the sources' are counted from 0 too, so
 	 * the slot moves behind them. */
 	bases = calloc(publication->nspaces + 1, sizeof(*bases));
-	if (!bases) {
-		rc = error_set(err, -ENOMEM, "out of memory");
-		goto free_copies;
+	if (rc || !bases) {
+		rc = rc ? rc : error_set(err, -ENOMEM, "out of memory");
+		goto free_all;
 	}
 	for (size_t i = 0; i < copies.n; i++) {
 		copies.v[i].dst_space = publication->nspaces;
@@ -200,9 +239,42 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 	if (rc == 0) {
 		gpu_copies_share(base->gather); /* with the carrier's kernels */
 	}
+	for (size_t i = 0; rc == 0 && i < base->stretches.n; i++) {
+		struct stretch *stretch = &base->stretches.v[i];
+
+		stretch->src += stretch->space == STRETCH_PACKED ? 0 : bases[stretch->space];
+	}
+free_all:
 	free(bases);
-free_copies:
 	copies_finish(&copies);
+	return rc;
+}
+
+static int make_wire_buckets(
+	struct plan_base *base, const struct publication *publication, struct error *err)
+{
+	const struct manifest *manifest = &publication->manifest;
+	uint8_t *dtypes;
+	int rc = slot_types_expand(&base->slot_types, manifest, &dtypes, err);
+
+	if (rc) {
+		return rc;
+	}
+	rc = buckets_make_as(manifest, dtypes, base->slot_bytes, publication->roots,
+		publication->nroots, &base->buckets, err);
+	free(dtypes);
+	if (rc) {
+		return rc;
+	}
+	rc = stretches_make(manifest, &base->buckets, STRETCH_BYTES, &base->stretches, err);
+	if (rc == 0) {
+		base->parts = calloc(base->stretches.longest + 1, sizeof(*base->parts));
+		rc = base->parts ? 0 : error_set(err, -ENOMEM, "out of memory");
+	}
+	if (rc) {
+		stretches_finish(&base->stretches);
+		buckets_finish(&base->buckets);
+	}
 	return rc;
 }
 
@@ -210,16 +282,10 @@ free_copies:
 static int make_buckets(struct plan_base *base, const struct plan_for *plan_for, struct error *err)
 {
 	const struct publication *publication = plan_for->publication;
-	uint8_t *dtypes;
 	int rc = 0;
 
 	if ((plan_for->wire || publication->elsewhere) && !base->buckets.n) {
-		rc = slot_types_expand(&base->slot_types, &publication->manifest, &dtypes, err);
-		if (rc == 0) {
-			rc = buckets_make_as(&publication->manifest, dtypes, base->slot_bytes,
-				publication->roots, publication->nroots, &base->buckets, err);
-			free(dtypes);
-		}
+		rc = make_wire_buckets(base, publication, err);
 	}
 	if (rc == 0 && publication_here(publication) && !base->lumps.n) {
 		rc = buckets_make_even(&publication->manifest, LUMP_BYTES, publication->roots,
@@ -233,7 +299,7 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 {
 	const struct publication *publication = plan_for->publication;
 	uint64_t slot_bytes = plan_for->slot_bytes;
-	bool gather = plan_for->wire && publication->own_root != ROOT_NONE;
+	bool gather = plan_for->wire && publication_here(publication);
 	struct plan_base *base = NULL;
 	int rc;
 

@@ -9,6 +9,8 @@
 
 #include "broker/memory.h"
 #include "plan/slot_types.h"
+#include "plan/stretches.h"
+#include "wire/carrier.h"
 
 #define ROOT_NONE UINT32_MAX
 
@@ -59,6 +61,9 @@ struct plan_base {
 	struct buckets buckets; /* through slots; none where the wire is not used */
 	struct buckets lumps;	/* the same in longer stretches, for copies that need no slot */
 	struct gpu_copies *gather;
+	struct stretches stretches; /* of the buckets */
+	bool sends_direct;	    /* some of them, from the trainers' own memory */
+	struct carrier_part *parts; /* room for the stretches of any one bucket */
 	uint64_t last_use;
 };
 

@@ -61,8 +61,9 @@ int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	return 0;
 }
 
-int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes, uint32_t root,
-	struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel, struct error *err)
+int carrier_broadcast(struct carrier *carrier, const struct carrier_part *parts, size_t nparts,
+	uint32_t root, struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel,
+	struct error *err)
 {
 	int rc = 0;
 
@@ -75,10 +76,11 @@ int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_by
 	}
 	if (carrier->kind == CARRIER_NCCL) {
 		rc = carrier_nccl_broadcast(
-			carrier, address, len_bytes, root, stream, deadline, cancel, err);
-	} else if (carrier->kind == CARRIER_TCP) {
+			carrier, parts, nparts, root, stream, deadline, cancel, err);
+	}
+	for (size_t i = 0; i < nparts && rc == 0 && carrier->kind == CARRIER_TCP; i++) {
 		rc = carrier_tcp_broadcast(
-			carrier, address, len_bytes, root, deadline, cancel, err);
+			carrier, parts[i].address, parts[i].len_bytes, root, deadline, cancel, err);
 	}
 	/* Half a bucket may be on its way: what follows it would be read as its rest. */
 	carrier->broken = rc != 0;

@@ -29,15 +29,21 @@ struct carrier_options {
 int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err);
 
+/* A stretch of a bucket, where this rank has it or wants it. */
+struct carrier_part {
+	uint64_t address, len_bytes;
+};
+
 /*
- * Sends [address, address + len) of the root to the same on every rank. NCCL: enqueues on the
- * stream and returns; done when the stream is. TCP: done on return. In order; the ranks
- * agree on the sequence of calls. -ETIMEDOUT, -ECANCELED, -ECONNRESET, -EPROTO (out of step),
- * -EIO: the carrier is broken, and every later broadcast is -EIO. -ENOTSUP: this rank lacks a
- * TCP connection of the star.
+ * Sends the root's parts to those of every rank, which are as many and as long. NCCL: enqueues
+ * them all at once on the stream and returns; done when the stream is. TCP: done on return. In
+ * order; the ranks agree on the sequence of calls. -ETIMEDOUT, -ECANCELED, -ECONNRESET, -EPROTO
+ * (out of step), -EIO: the carrier is broken, and every later broadcast is -EIO. -ENOTSUP: this
+ * rank lacks a TCP connection of the star.
  */
-int carrier_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes, uint32_t root,
-	struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel, struct error *err);
+int carrier_broadcast(struct carrier *carrier, const struct carrier_part *parts, size_t nparts,
+	uint32_t root, struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel,
+	struct error *err);
 
 /* Asynchronous errors so far: 0, or the error. Never blocks. */
 int carrier_poll(struct carrier *carrier, struct error *err);

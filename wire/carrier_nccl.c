@@ -95,8 +95,10 @@ static int warm_all(struct carrier *carrier, struct warmth *warmth, uint64_t dea
 		rc = gpu_event_create(carrier->device, &warmth->event, err);
 	}
 	for (uint32_t root = 0; rc == 0 && root < carrier->ranks; root++) {
-		rc = carrier_nccl_broadcast(carrier, gpu_memory_address(warmth->memory), WARM_BYTES,
-			root, warmth->stream, deadline, cancel, err);
+		const struct carrier_part part = {gpu_memory_address(warmth->memory), WARM_BYTES};
+
+		rc = carrier_nccl_broadcast(
+			carrier, &part, 1, root, warmth->stream, deadline, cancel, err);
 	}
 	if (rc == 0) {
 		rc = gpu_event_record(warmth->event, warmth->stream, err);
@@ -172,17 +174,26 @@ int carrier_nccl_create(struct carrier *carrier, const struct carrier_options *o
 	return warm(carrier, deadline, cancel, err);
 }
 
-int carrier_nccl_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes,
+int carrier_nccl_broadcast(struct carrier *carrier, const struct carrier_part *parts, size_t nparts,
 	uint32_t root, struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel,
 	struct error *err)
 {
-	void *bytes = (void *)(uintptr_t)address;
-	int rc = gpu_device_enter(carrier->device, err);
+	int rc = gpu_device_enter(carrier->device, err), end;
 
 	if (rc == 0) {
-		rc = NCCL(err, ncclBroadcast, bytes, bytes, len_bytes, NCCL_UINT8, (int)root,
-			carrier->comm, gpu_stream_native(stream));
+		rc = NCCL(err, ncclGroupStart, );
 	}
+	if (rc) {
+		return rc;
+	}
+	for (size_t i = 0; i < nparts && rc == 0; i++) {
+		void *bytes = (void *)(uintptr_t)parts[i].address;
+
+		rc = NCCL(err, ncclBroadcast, bytes, bytes, parts[i].len_bytes, NCCL_UINT8,
+			(int)root, carrier->comm, gpu_stream_native(stream));
+	}
+	end = NCCL(rc ? NULL : err, ncclGroupEnd, );
+	rc = rc ? rc : end;
 	return rc ? rc : settle(carrier, "a broadcast", deadline, cancel, err);
 }
 

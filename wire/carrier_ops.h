@@ -19,7 +19,7 @@ struct carrier {
 
 int carrier_nccl_create(struct carrier *carrier, const struct carrier_options *options,
 	uint64_t deadline, const atomic_int *cancel, struct error *err);
-int carrier_nccl_broadcast(struct carrier *carrier, uint64_t address, uint64_t len_bytes,
+int carrier_nccl_broadcast(struct carrier *carrier, const struct carrier_part *parts, size_t nparts,
 	uint32_t root, struct gpu_stream *stream, uint64_t deadline, const atomic_int *cancel,
 	struct error *err);
 int carrier_nccl_poll(struct carrier *carrier, struct error *err);

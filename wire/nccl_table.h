@@ -55,6 +55,8 @@ struct nccl_config {
 	X(ncclGetUniqueId, (nccl_id *))                                                            \
 	X(ncclCommInitRankConfig, (struct nccl_comm **, int, nccl_id, int, struct nccl_config *))  \
 	X(ncclCommGetAsyncError, (struct nccl_comm *, unsigned *))                                 \
+	X(ncclGroupStart, (void))                                                                  \
+	X(ncclGroupEnd, (void))                                                                    \
 	X(ncclBroadcast, (const void *, void *, size_t, unsigned, int, struct nccl_comm *,         \
 				 struct nccl_stream *))                                            \
 	X(ncclCommAbort, (struct nccl_comm *))                                                     \

@@ -63,6 +63,15 @@ def test_update_cut(stage):
         assert figures["bytes compared"]["number"] >= 900_000
 
 
+def test_update_long(stage):
+    """Tensors that go over the wire from where they lie, and short ones packed between them."""
+    for cut in (5, 12):
+        _, figures = bench(stage, "update", "--backend", "host", "--path", "wire", "--slot", "20M",
+                           "--cut", cut, "--bytes", "40M", "--samples", 5)
+        assert figures["bytes compared"]["number"] >= 39_000_000
+        assert figures["bytes wrong"]["number"] == 0
+
+
 def test_register(stage):
     _, figures = bench(stage, "register", "--backend", "host", "--pieces", 500, "--tp", 3,
                        "--samples", 5)

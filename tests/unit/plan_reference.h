@@ -10,6 +10,7 @@
 
 #include "base/util.h"
 #include "plan/plan.h"
+#include "plan/stretches.h"
 #include "support/test_main.h"
 #include "unit/cast_reference.h"
 #include <stdio.h>
@@ -422,13 +423,71 @@ static inline void ref_gather_all(
 	}
 }
 
+static unsigned long ref_direct; /* stretches that were sent from where they lie */
+
+/* Bucket b from its root's slot and sources to another broker's slot, in stretches. */
+static inline void ref_send(const struct stretches *stretches, size_t b,
+	const struct ref_space *src, const struct ref_space *slot, struct ref_space *there)
+{
+	uint64_t end = 0;
+
+	for (size_t i = stretches->first[b]; i < stretches->first[b + 1]; i++) {
+		const struct stretch *stretch = &stretches->v[i];
+		const uint8_t *from = slot->bytes + stretch->offset;
+
+		assert_true(stretch->len_bytes > 0 && stretch->offset >= end);
+		assert_true(stretch->offset - end < SLOT_ALIGN);
+		end = stretch->offset + stretch->len_bytes;
+		assert_true(end <= slot->len);
+		if (stretch->space != STRETCH_PACKED) {
+			assert_true(stretch->len_bytes >= stretches->least_bytes);
+			from = src[stretch->space].bytes + stretch->src;
+			ref_direct++;
+		}
+		memcpy(there->bytes + stretch->offset, from, stretch->len_bytes);
+	}
+}
+
+/* What each root does: stretches of its gather, by chance from some spaces alone. */
+static inline void ref_stretch_all(const struct ref_world *world, const struct buckets *buckets,
+	struct copies *gathers, struct stretches *stretches)
+{
+	uint64_t least = 1 + test_random_below(300);
+	bool direct[REF_BOXES];
+	struct error err = {0};
+
+	for (size_t b = 0; b < REF_BOXES; b++) {
+		direct[b] = test_random_below(4) > 0;
+	}
+	for (size_t r = 0; r < REF_ROOTS; r++) {
+		uint64_t bytes = copies_bytes(&gathers[r]), sent = 0;
+		int64_t n;
+
+		assert_int_equal(
+			stretches_make(&world->manifest, buckets, least, &stretches[r], &err), 0);
+		n = stretches_send_direct(&stretches[r], &gathers[r], direct, &err);
+		for (size_t i = 0; i < stretches[r].n; i++) {
+			if (stretches[r].v[i].space != STRETCH_PACKED) {
+				assert_true(direct[stretches[r].v[i].space]);
+				sent += stretches[r].v[i].len_bytes;
+				n--;
+			}
+		}
+		assert_int_equal(n, 0);
+		/* What is sent from where it lies is not gathered as well. */
+		assert_int_equal(copies_bytes(&gathers[r]) + sent, bytes);
+	}
+}
+
 /* Through slots; with `staged` into shadows first, which are then committed. */
 static inline void ref_run_slots(
 	struct ref_world *world, const struct buckets *buckets, uint64_t slot_len, int staged)
 {
 	struct ref_space src[REF_BOXES], dst[REF_SPACES] = {{0}},
-					 slot = {malloc(slot_len), slot_len};
+					 slot = {malloc(slot_len), slot_len},
+					 there = {malloc(slot_len), slot_len};
 	struct plan_worker workers[REF_WORKERS];
+	struct stretches stretches[REF_ROOTS];
 	uint64_t *offsets[REF_WORKERS] = {0}, bytes = 0;
 	struct copies scatter, commit, gathers[REF_ROOTS];
 	struct error err = {0};
@@ -456,13 +515,19 @@ static inline void ref_run_slots(
 	assert_int_equal(scatter.nranges, buckets->n);
 	assert_int_equal(copies_bytes(&scatter), bytes);
 	ref_gather_all(world, buckets, gathers);
+	ref_stretch_all(world, buckets, gathers, stretches);
 	for (size_t b = 0; b < buckets->n; b++) {
+		uint32_t root = buckets->v[b].root;
+
 		test_random_fill(slot.bytes, MIN(slot_len, 4096));
-		ref_execute(&gathers[buckets->v[b].root], b, src, world->manifest.nboxes, &slot, 1);
-		ref_execute(&scatter, b, &slot, 1, dst, REF_SPACES);
+		test_random_fill(there.bytes, MIN(slot_len, 4096));
+		ref_execute(&gathers[root], b, src, world->manifest.nboxes, &slot, 1);
+		ref_send(&stretches[root], b, src, &slot, &there);
+		ref_execute(&scatter, b, &there, 1, dst, REF_SPACES);
 	}
 	for (size_t r = 0; r < REF_ROOTS; r++) {
 		copies_finish(&gathers[r]);
+		stretches_finish(&stretches[r]);
 	}
 	if (staged) {
 		assert_int_equal(
@@ -478,6 +543,7 @@ static inline void ref_run_slots(
 	}
 	copies_finish(&scatter);
 	free(slot.bytes);
+	free(there.bytes);
 }
 
 static inline void ref_run_local(struct ref_world *world, const struct buckets *buckets)

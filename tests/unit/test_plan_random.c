@@ -270,7 +270,9 @@ static void random_worlds(void **state)
 	}
 	assert_true(ref_casts > WORLDS);
 	assert_true(ref_cast_worlds > WORLDS / 50);
-	printf("%lu casts, %lu worlds with smaller slots\n", ref_casts, ref_cast_worlds);
+	assert_true(ref_direct > WORLDS / 50);
+	printf("%lu casts, %lu worlds with smaller slots, %lu stretches sent from where they lie\n",
+		ref_casts, ref_cast_worlds, ref_direct);
 }
 
 int main(void)

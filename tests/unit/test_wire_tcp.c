@@ -340,8 +340,9 @@ static void test_cancel(void **state)
 		assert_int_equal(join_epoch(&sockets, rank, 7, 10000, &carrier, &err), 0);
 		assert_int_equal(pthread_create(&thread, NULL, cancel_soon, &cancel), 0);
 		start = clock_ns();
-		assert_int_equal(carrier_broadcast(carrier, (uint64_t)(uintptr_t)buf, BIG, 0, NULL,
-					 DEADLINE_NEVER, &cancel, &err),
+		assert_int_equal(
+			carrier_broadcast(carrier, &(struct carrier_part){(uintptr_t)buf, BIG}, 1,
+				0, NULL, DEADLINE_NEVER, &cancel, &err),
 			-ECANCELED);
 		assert_true(elapsed_ms(start) < 100 + SLACK_MS);
 		pthread_join(thread, NULL);
@@ -366,8 +367,9 @@ static void test_cancel_in_flow(void **state)
 	send_raw(sockets.fd[0][1], 7, 0, 0, 0);
 	send_raw(sockets.fd[0][1], 7, 1, sizeof(buf), sizeof(buf));
 	assert_int_equal(join_epoch(&sockets, 1, 7, 10000, &carrier, &err), 0);
-	assert_int_equal(carrier_broadcast(carrier, (uint64_t)(uintptr_t)buf, sizeof(buf), 0, NULL,
-				 DEADLINE_NEVER, &cancel, &err),
+	assert_int_equal(
+		carrier_broadcast(carrier, &(struct carrier_part){(uintptr_t)buf, sizeof(buf)}, 1,
+			0, NULL, DEADLINE_NEVER, &cancel, &err),
 		-ECANCELED);
 	assert_int_equal(carrier_destroy(carrier, true), 0);
 	sockets_keep(&sockets, 1);

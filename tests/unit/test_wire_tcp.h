@@ -76,8 +76,10 @@ static inline int join_epoch(struct sockets *sockets, uint32_t rank, uint64_t ep
 static inline int broadcast(struct carrier *carrier, void *buf, uint64_t len_bytes, uint32_t root,
 	int timeout_ms, struct error *err)
 {
-	return carrier_broadcast(carrier, (uint64_t)(uintptr_t)buf, len_bytes, root, NULL,
-		deadline_in_ms(timeout_ms), NULL, err);
+	const struct carrier_part part = {(uintptr_t)buf, len_bytes};
+
+	return carrier_broadcast(
+		carrier, &part, 1, root, NULL, deadline_in_ms(timeout_ms), NULL, err);
 }
 
 static inline int wait_child(pid_t pid)

@@ -23,6 +23,7 @@
 #define REMOTE_ERROR 6u
 #define INVALID_ARGUMENT 4u
 #define IDS_MAX 64
+#define GROUP_MAX 64
 
 struct ncclComm;
 
@@ -31,6 +32,8 @@ EXPORT unsigned ncclGetUniqueId(nccl_id *id);
 EXPORT unsigned ncclCommInitRankConfig(
 	struct ncclComm **comm, int ranks, nccl_id id, int rank, struct nccl_config *config);
 EXPORT unsigned ncclCommGetAsyncError(struct ncclComm *comm, unsigned *state);
+EXPORT unsigned ncclGroupStart(void);
+EXPORT unsigned ncclGroupEnd(void);
 EXPORT unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
 	struct ncclComm *comm, void *stream);
 EXPORT unsigned ncclCommAbort(struct ncclComm *comm);
@@ -46,11 +49,17 @@ struct ncclComm {
 	bool running;
 	atomic_uint state;
 	atomic_bool aborted;
-	/* the call that goes on */
-	uint8_t *bytes;
-	size_t n;
-	bool sends;
+	/* the call that goes on, or the group that is being made */
+	struct {
+		uint8_t *bytes;
+		size_t n;
+		bool sends;
+	} parts[GROUP_MAX];
+	size_t nparts;
 };
+
+static __thread bool in_group;
+static __thread struct ncclComm *grouped; /* one communicator a group is enough */
 
 static struct {
 	uint16_t port;
@@ -154,8 +163,11 @@ static void *init_main(void *data)
 static void *broadcast_main(void *data)
 {
 	struct ncclComm *comm = data;
-	bool good = transfer(comm, comm->sends, comm->bytes, comm->n);
+	bool good = true;
 
+	for (size_t i = 0; i < comm->nparts && good; i++) {
+		good = transfer(comm, comm->parts[i].sends, comm->parts[i].bytes, comm->parts[i].n);
+	}
 	atomic_store(&comm->state, good ? NCCL_SUCCESS : REMOTE_ERROR);
 	return NULL;
 }
@@ -207,20 +219,46 @@ unsigned ncclCommGetAsyncError(struct ncclComm *comm, unsigned *state)
 	return NCCL_SUCCESS;
 }
 
+unsigned ncclGroupStart(void)
+{
+	in_group = true;
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclGroupEnd(void)
+{
+	struct ncclComm *comm = grouped;
+
+	in_group = false;
+	grouped = NULL;
+	return comm ? go_on(comm, broadcast_main) : NCCL_SUCCESS;
+}
+
 unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
 	struct ncclComm *comm, void *stream)
 {
 	(void)stream;
-	if (from != to || type != NCCL_UINT8 || planted("broadcast-fails")) {
+	if (!in_group || from != to || type != NCCL_UINT8 || planted("broadcast-fails")) {
 		return INVALID_ARGUMENT;
 	}
 	if (n == 0) {
 		return NCCL_SUCCESS;
 	}
-	comm->bytes = to;
-	comm->n = n;
-	comm->sends = comm->rank == root;
-	return go_on(comm, broadcast_main);
+	if (grouped != comm) {
+		if (comm->running) {
+			pthread_join(comm->thread, NULL);
+			comm->running = false;
+		}
+		comm->nparts = 0;
+		grouped = comm;
+	}
+	if (comm->nparts == GROUP_MAX) {
+		return INVALID_ARGUMENT;
+	}
+	comm->parts[comm->nparts].bytes = to;
+	comm->parts[comm->nparts].n = n;
+	comm->parts[comm->nparts++].sends = comm->rank == root;
+	return NCCL_SUCCESS;
 }
 
 unsigned ncclCommFinalize(struct ncclComm *comm)

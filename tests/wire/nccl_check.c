@@ -144,8 +144,11 @@ static void check_lost(struct rank *rank, struct carrier *carrier, const char *n
 	int rc = 0, n;
 
 	for (n = 0; rc == 0 && n < 4; n++) {
-		rc = carrier_broadcast(carrier, gpu_memory_address(rank->buffer), CHECK_LOOP_BYTES,
-			0, rank->stream, deadline_in_ms(3000), NULL, err);
+		const struct carrier_part part = {
+			gpu_memory_address(rank->buffer), CHECK_LOOP_BYTES};
+
+		rc = carrier_broadcast(
+			carrier, &part, 1, 0, rank->stream, deadline_in_ms(3000), NULL, err);
 	}
 	kill(pid, signal_number);
 	start = clock_ns();
@@ -197,8 +200,11 @@ static void show_rate(struct lead *lead)
 
 	start = clock_ns();
 	for (; rc == 0 && n < 32; n++) {
-		rc = carrier_broadcast(carrier, gpu_memory_address(lead->rank.buffer),
-			CHECK_LOOP_BYTES, 0, lead->rank.stream, deadline_in_ms(10000), NULL, &err);
+		const struct carrier_part part = {
+			gpu_memory_address(lead->rank.buffer), CHECK_LOOP_BYTES};
+
+		rc = carrier_broadcast(
+			carrier, &part, 1, 0, lead->rank.stream, deadline_in_ms(10000), NULL, &err);
 	}
 	rc = rc ? rc : rank_drain(&lead->rank, carrier, 10000, &err);
 	if (rc == 0) {

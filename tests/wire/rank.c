@@ -122,8 +122,9 @@ int rank_drain(struct rank *rank, struct carrier *carrier, int timeout_ms, struc
 int rank_broadcast(struct rank *rank, struct carrier *carrier, uint64_t len_bytes, uint32_t root,
 	int timeout_ms, struct error *err)
 {
-	int rc = carrier_broadcast(carrier, gpu_memory_address(rank->buffer), len_bytes, root,
-		rank->stream, deadline_in_ms(timeout_ms), NULL, err);
+	const struct carrier_part part = {gpu_memory_address(rank->buffer), len_bytes};
+	int rc = carrier_broadcast(
+		carrier, &part, 1, root, rank->stream, deadline_in_ms(timeout_ms), NULL, err);
 
 	return rc ? rc : rank_drain(rank, carrier, timeout_ms, err);
 }

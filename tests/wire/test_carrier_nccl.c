@@ -60,8 +60,10 @@ static int join_epoch(struct rank *rank, const uint8_t *id, int timeout_ms,
 static int broadcast(struct rank *rank, struct carrier *carrier, uint8_t *buf, uint64_t len_bytes,
 	uint32_t root, int timeout_ms, struct error *err)
 {
-	return carrier_broadcast(carrier, (uint64_t)(uintptr_t)buf, len_bytes, root, rank->stream,
-		deadline_in_ms(timeout_ms), NULL, err);
+	const struct carrier_part part = {(uintptr_t)buf, len_bytes};
+
+	return carrier_broadcast(
+		carrier, &part, 1, root, rank->stream, deadline_in_ms(timeout_ms), NULL, err);
 }
 
 /* Rank 1: `buckets` buckets from rank 0, each sent back. Then the end in order, or sleep. */
