@@ -88,6 +88,7 @@ for gate in held live; do
 			--backend cuda --gate "$gate" --apply "$apply"
 	done
 done
+part demo-ranks "$root/scripts/demo.sh" --no-build --build "$build" --backend cuda --ranks 2
 part push_check push_check "$scratch/push"
 part equal_hosts equal_hosts "$scratch/hosts"
 if ((!quick)); then
