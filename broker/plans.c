@@ -10,9 +10,11 @@
  */
 #define LUMP_BYTES (2ull << 30)
 /*
- * From this length on a tensor goes over the wire by a broadcast of its own, from where it lies.
+ * From this length on what lies together goes over the wire by a broadcast of its own, from where
+ * it is. Every broker of an epoch must have the same. Measured with two H100s, 9,435 tensors of
+ * 3 MB and less in memory of their own: 91.1 ms with 4 MiB, 89.0 with 1 MiB.
  */
-#define STRETCH_BYTES (4ull << 20)
+#define STRETCH_BYTES (1ull << 20)
 #define PLANS_MAX 256 /* kept of each sort; more than groups × models in use */
 
 struct plans {

@@ -22,7 +22,7 @@ int blob_from_manifest(const struct manifest *manifest, const struct source *sou
 		const struct held_box *box = &manifest->boxes[i];
 		int ndim = manifest->tensors[box->tensor].ndim;
 
-		items_array(&writer, sources ? 7 : 4);
+		items_array(&writer, sources ? 7 : 5);
 		items_number(&writer, box->tensor);
 		items_number(&writer, box->rank);
 		items_numbers(&writer, box->box.start, ndim);
@@ -31,6 +31,8 @@ int blob_from_manifest(const struct manifest *manifest, const struct source *sou
 			items_number(&writer, sources[i].memory);
 			items_number(&writer, sources[i].offset_bytes);
 			items_numbers(&writer, sources[i].stride, ndim);
+		} else {
+			items_number(&writer, box->adjacent);
 		}
 	}
 	return items_end(&writer, ret_blob, err);
@@ -41,9 +43,9 @@ static int read_box(struct item_reader *reader, const struct manifest *manifest,
 {
 	struct held_box box = {0};
 	struct source source = {0};
-	uint64_t tensor = 0, rank = 0, memory = 0;
+	uint64_t tensor = 0, rank = 0, memory = 0, adjacent = 0;
 	int ndim;
-	int rc = items_next(reader, ret_source ? 7 : 4);
+	int rc = items_next(reader, ret_source ? 7 : 5);
 
 	rc = rc ? rc : items_get_number(reader, UINT32_MAX, &tensor);
 	if (rc == 0 && tensor >= manifest->ntensors) {
@@ -63,7 +65,10 @@ static int read_box(struct item_reader *reader, const struct manifest *manifest,
 		rc = rc ? rc : items_get_numbers(reader, source.stride, &ndim);
 		source.memory = (uint32_t)memory;
 		*ret_source = source;
+	} else {
+		rc = rc ? rc : items_get_number(reader, 1, &adjacent);
 	}
+	box.adjacent = adjacent;
 	box.tensor = (uint32_t)tensor;
 	box.rank = (uint32_t)rank;
 	*ret_box = box;
@@ -139,6 +144,7 @@ int blob_to_declaration(const struct blob *blob, uint32_t rank, struct manifest 
 		free(sources);
 		return rc;
 	}
+	manifest_mark_adjacent(&manifest, sources);
 	*ret_manifest = manifest;
 	*ret_sources = sources;
 	return 0;

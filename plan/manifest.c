@@ -1,4 +1,5 @@
 #include "plan/manifest.h"
+#include "base/util.h"
 #include "plan/cover.h"
 #include "plan/tensor_table.h"
 #include <errno.h>
@@ -76,12 +77,46 @@ int manifest_add_box(struct manifest *manifest, const struct held_box *box, stru
 	}
 	/* Equal boxes are found by comparing bytes, so the unused dimensions are cleared. */
 	copy = &manifest->boxes[manifest->nboxes++];
-	*copy = (struct held_box){.tensor = box->tensor, .rank = box->rank};
+	*copy = (struct held_box){
+		.tensor = box->tensor, .rank = box->rank, .adjacent = box->adjacent};
 	for (int i = 0; i < tensor->ndim; i++) {
 		copy->box.start[i] = box->box.start[i];
 		copy->box.extent[i] = box->box.extent[i];
 	}
 	return 0;
+}
+
+static bool is_dense(int ndim, const struct box *box, const struct source *source)
+{
+	uint64_t dense[STREW_MAX_DIMS];
+
+	dims_dense(ndim, box->extent, dense);
+	for (int d = 0; d < ndim; d++) {
+		if (box->extent[d] > 1 && source->stride[d] != dense[d]) {
+			return false;
+		}
+	}
+	return true;
+}
+
+void manifest_mark_adjacent(struct manifest *manifest, const struct source *sources)
+{
+	uint64_t end = 0; /* of the box before, and the gap; in its allocation */
+	bool dense = false;
+
+	for (size_t i = 0; i < manifest->nboxes; i++) {
+		struct held_box *held = &manifest->boxes[i];
+		const struct tensor *tensor = &manifest->tensors[held->tensor];
+		uint64_t bytes =
+			box_count(tensor->ndim, &held->box) * strew_dtype_size(tensor->dtype);
+		bool before = dense;
+
+		dense = bytes && is_dense(tensor->ndim, &held->box, &sources[i]);
+		held->adjacent = before && dense && held[-1].rank == held->rank &&
+				 sources[i - 1].memory == sources[i].memory &&
+				 sources[i].offset_bytes == end;
+		end = sources[i].offset_bytes + align_up(bytes, SLOT_ALIGN);
+	}
 }
 
 static int check_held(const struct manifest *manifest, const struct cover *cover, struct error *err)

@@ -12,6 +12,7 @@ struct held_box {
 	uint32_t tensor; /* index into manifest.tensors */
 	uint32_t rank;
 	struct box box; /* in the tensor's shape */
+	bool adjacent;	/* lies behind the box before it in memory, as it will in a slot */
 };
 
 struct manifest {
@@ -42,6 +43,12 @@ void manifest_finish(struct manifest *manifest);
 int manifest_add_tensor(struct manifest *manifest, const struct tensor *tensor, uint32_t *ret_index,
 	struct error *err);
 int manifest_add_box(struct manifest *manifest, const struct held_box *box, struct error *err);
+
+/*
+ * Notes which boxes of a rank are dense and lie behind each other, each from the next SLOT_ALIGN
+ * on: those can go over the wire in one piece, and the brokers that receive them must know.
+ */
+void manifest_mark_adjacent(struct manifest *manifest, const struct source *sources);
 
 /* Ends building: every element of every tensor is held by some rank (-EINVAL names the tensor). */
 int manifest_seal(struct manifest *manifest, struct error *err);

@@ -18,34 +18,85 @@ static int add_stretch(
 	return rc;
 }
 
-static uint64_t entry_bytes(const struct manifest *manifest, const struct bucket_entry *entry)
-{
-	const struct tensor *tensor = &manifest->tensors[manifest->boxes[entry->box].tensor];
+/* An entry, seen from the box that it is a part of. */
+struct reach {
+	uint64_t bytes;	 /* in the slot */
+	bool head, tail; /* one run of the dense box, that has its first, its last element */
+};
 
-	return box_count(tensor->ndim, &entry->part) * strew_dtype_size(entry->dtype);
+static struct reach reach_of(const struct manifest *manifest, const struct bucket_entry *entry)
+{
+	const struct held_box *held = &manifest->boxes[entry->box];
+	const struct tensor *tensor = &manifest->tensors[held->tensor];
+	uint64_t count = box_count(tensor->ndim, &entry->part);
+	uint64_t dense[STREW_MAX_DIMS], first = 0;
+	bool run = entry->dtype == tensor->dtype;
+	int d = 0;
+
+	dims_dense(tensor->ndim, held->box.extent, dense);
+	while (d < tensor->ndim && entry->part.extent[d] == 1) {
+		d++;
+	}
+	/* A part of one dimension, and behind it only whole ones. */
+	for (int k = d + 1; k < tensor->ndim; k++) {
+		run = run && entry->part.extent[k] == held->box.extent[k];
+	}
+	for (int k = 0; k < tensor->ndim; k++) {
+		first += (entry->part.start[k] - held->box.start[k]) * dense[k];
+	}
+	return (struct reach){.bytes = count * strew_dtype_size(entry->dtype),
+		.head = run && first == 0,
+		.tail = run && first + count == box_count(tensor->ndim, &held->box)};
+}
+
+/* Does the entry at `i` go on where the one before it ends, at the root as in the slot? */
+static bool follows(const struct manifest *manifest, const struct bucket_entry *entry,
+	const struct reach *before, const struct reach *reach)
+{
+	return before->tail && reach->head && entry->box == entry[-1].box + 1 &&
+	       manifest->boxes[entry->box].adjacent;
+}
+
+/* What is packed before a chain of entries, and then the chain, unless it is too short. */
+static int end_chain(struct stretches *stretches, const struct bucket *bucket, uint64_t offset,
+	uint64_t end, uint64_t *packed_to, struct error *err)
+{
+	int rc = 0;
+
+	if (end - offset < stretches->least_bytes) {
+		return 0;
+	}
+	if (offset > *packed_to) {
+		rc = add_stretch(stretches, *packed_to, offset - *packed_to, err);
+	}
+	if (rc == 0) {
+		rc = add_stretch(stretches, offset, end - offset, err);
+	}
+	*packed_to = MIN(align_up(end, SLOT_ALIGN), bucket->len_bytes);
+	return rc;
 }
 
 static int cut_bucket(struct stretches *stretches, const struct manifest *manifest,
 	const struct buckets *buckets, const struct bucket *bucket, struct error *err)
 {
 	uint64_t packed_to = 0; /* all before is in a stretch */
+	uint64_t chain = 0, end = 0;
+	struct reach before = {0};
 	int rc = 0;
 
 	for (size_t i = bucket->first; i < bucket->first + bucket->count && rc == 0; i++) {
 		const struct bucket_entry *entry = &buckets->entries[i];
-		uint64_t offset = entry->slot_offset_bytes;
-		uint64_t bytes = entry_bytes(manifest, entry);
+		struct reach reach = reach_of(manifest, entry);
 
-		if (bytes < stretches->least_bytes) {
-			continue;
+		if (i > bucket->first && !follows(manifest, entry, &before, &reach)) {
+			rc = end_chain(stretches, bucket, chain, end, &packed_to, err);
+			chain = entry->slot_offset_bytes;
 		}
-		if (offset > packed_to) {
-			rc = add_stretch(stretches, packed_to, offset - packed_to, err);
-		}
-		if (rc == 0) {
-			rc = add_stretch(stretches, offset, bytes, err);
-		}
-		packed_to = MIN(align_up(offset + bytes, SLOT_ALIGN), bucket->len_bytes);
+		end = entry->slot_offset_bytes + reach.bytes;
+		before = reach;
+	}
+	if (rc == 0) {
+		rc = end_chain(stretches, bucket, chain, end, &packed_to, err);
 	}
 	if (rc == 0 && packed_to < bucket->len_bytes) {
 		rc = add_stretch(stretches, packed_to, bucket->len_bytes - packed_to, err);
@@ -83,68 +134,71 @@ void stretches_finish(struct stretches *stretches)
 	*stretches = (struct stretches){0};
 }
 
-/* Is the stretch inside that run, which may be sent from where it lies? */
-static bool is_direct(const struct stretch *stretch, uint64_t least_bytes, const struct copy *copy,
-	const bool *direct)
+/* One past the last byte that a copy writes. */
+static uint64_t copy_end(const struct copy *copy)
 {
-	return stretch->len_bytes >= least_bytes && !copy->ndim && !copy->from &&
-	       direct[copy->src_space] && stretch->offset >= copy->dst &&
-	       stretch->offset - copy->dst <= copy->run_bytes &&
-	       stretch->len_bytes <= copy->run_bytes - (stretch->offset - copy->dst) &&
-	       (copy->src + (stretch->offset - copy->dst)) % STRETCH_ALIGN == 0;
+	uint64_t end = copy->dst + copy->run_bytes;
+
+	for (uint32_t k = 0; k < copy->ndim; k++) {
+		end += (copy->extent[k] - 1) * copy->dst_stride[k];
+	}
+	return end;
 }
 
-/* Adds the part of a run that ends at `end` bytes of it, and takes it off, with `skip` more. */
-static int split_run(
-	struct copies *kept, struct copy *run, uint64_t end, uint64_t skip, struct error *err)
+/* Are these copies all of a stretch, and one piece of a source that may be sent from there? */
+static bool is_direct(
+	const struct stretch *stretch, const struct copy *v, size_t n, const bool *direct)
 {
-	struct copy head = *run;
-	int rc = 0;
-
-	if (end) {
-		head.run_bytes = end;
-		rc = copies_add(kept, &head, err);
+	if (!n || v[0].dst != stretch->offset ||
+		copy_end(&v[n - 1]) != stretch->offset + stretch->len_bytes) {
+		return false;
 	}
-	run->src += end + skip;
-	run->dst += end + skip;
-	run->run_bytes -= end + skip;
-	return rc;
+	for (size_t i = 0; i < n; i++) {
+		if (v[i].from || v[i].src_space != v[0].src_space ||
+			v[i].src - v[0].src != v[i].dst - v[0].dst) {
+			return false;
+		}
+		for (uint32_t k = 0; k < v[i].ndim; k++) { /* short ones at even distances */
+			if (v[i].src_stride[k] != v[i].dst_stride[k]) {
+				return false;
+			}
+		}
+	}
+	return direct[v[0].src_space] && v[0].src % STRETCH_ALIGN == 0;
 }
 
 /*
- * One bucket. Both lists are ordered by their place in the slot. Adds to `kept` what is left to
- * be gathered.
+ * One bucket; both lists are ordered by their place in the slot. Copies that continue each other
+ * are one, so that one may begin in one stretch and end in the next: then neither is direct.
  */
-static int64_t sort_out(struct stretch *stretches, size_t nstretches, uint64_t least_bytes,
-	const struct copy *v, size_t n, const bool *direct, struct copies *kept, struct error *err)
+static int64_t sort_out(const struct stretches *stretches, size_t bucket,
+	const struct copies *gather, const bool *direct, struct copies *kept, struct error *err)
 {
+	size_t at = gather->first[bucket], end = gather->first[bucket + 1];
+	uint64_t written = 0; /* by the copies so far, up to here */
 	int64_t count = 0;
-	size_t at = 0;
 	int rc = 0;
 
-	for (size_t i = 0; i < n && rc == 0; i++) {
-		struct copy rest = v[i];
+	for (size_t i = stretches->first[bucket]; i < stretches->first[bucket + 1] && rc == 0;
+		i++) {
+		struct stretch *stretch = &stretches->v[i];
+		bool clear = written <= stretch->offset;
+		size_t first = at;
 
-		while (at < nstretches && stretches[at].offset < rest.dst) {
-			at++;
+		while (at < end && gather->v[at].dst < stretch->offset + stretch->len_bytes) {
+			uint64_t past = copy_end(&gather->v[at++]);
+
+			written = MAX(written, past);
 		}
-		/* From here on stretches that lie in the run follow each other. */
-		for (; at < nstretches && rc == 0 && !rest.ndim &&
-			stretches[at].offset - rest.dst < rest.run_bytes;
-			at++) {
-			struct stretch *stretch = &stretches[at];
-			uint64_t before = stretch->offset - rest.dst;
-
-			if (!is_direct(stretch, least_bytes, &rest, direct)) {
-				continue;
-			}
-			stretch->space = rest.src_space;
-			stretch->src = rest.src + before;
+		if (clear && stretch->len_bytes >= stretches->least_bytes &&
+			is_direct(stretch, gather->v + first, at - first, direct)) {
+			stretch->space = gather->v[first].src_space;
+			stretch->src = gather->v[first].src;
 			count++;
-			rc = split_run(kept, &rest, before, stretch->len_bytes, err);
+			continue;
 		}
-		if (rc == 0 && rest.run_bytes) {
-			rc = copies_add(kept, &rest, err);
+		for (; first < at && rc == 0; first++) {
+			rc = copies_add(kept, &gather->v[first], err);
 		}
 	}
 	copies_end_range(kept);
@@ -155,14 +209,12 @@ int64_t stretches_send_direct(
 	struct stretches *stretches, struct copies *gather, const bool *direct, struct error *err)
 {
 	struct copies kept;
-	int64_t count = 0, some;
+	int64_t count = 0;
 	int rc = copies_start(&kept, gather->nranges, err);
 
 	for (size_t i = 0; i < gather->nranges && rc == 0; i++) {
-		some = sort_out(stretches->v + stretches->first[i],
-			stretches->first[i + 1] - stretches->first[i], stretches->least_bytes,
-			gather->v + gather->first[i], gather->first[i + 1] - gather->first[i],
-			direct, &kept, err);
+		int64_t some = sort_out(stretches, i, gather, direct, &kept, err);
+
 		rc = some < 0 ? (int)some : 0;
 		count += some;
 	}

@@ -1,7 +1,8 @@
 /*
  * How a bucket goes over the wire: in stretches of its slot, each a broadcast of its own, all
- * enqueued at once. A long entry is a stretch by itself, so that its root can send it from where it
- * lies; the short ones between two of those are one stretch, which is packed in the slot.
+ * enqueued at once. Entries that lie behind each other at the root, alone or together long
+ * enough, are one, so that the root can send them from where they are; what is between two
+ * of those is one as well, and packed in the slot.
  */
 #ifndef PLAN_STRETCHES_H
 #define PLAN_STRETCHES_H
