@@ -31,15 +31,6 @@ SAME_PLACE(struct cuda_alloc_prop, handle_types, CUmemAllocationProp, requestedH
 SAME_PLACE(struct cuda_alloc_prop, location, CUmemAllocationProp, location);
 SAME_PLACE(struct cuda_alloc_prop, win32, CUmemAllocationProp, win32HandleMetaData);
 SAME_PLACE(struct cuda_alloc_prop, flags, CUmemAllocationProp, allocFlags);
-SAME_SIZE(struct cuda_rows, CUDA_MEMCPY2D);
-SAME_PLACE(struct cuda_rows, src.memory_type, CUDA_MEMCPY2D, srcMemoryType);
-SAME_PLACE(struct cuda_rows, src.device, CUDA_MEMCPY2D, srcDevice);
-SAME_PLACE(struct cuda_rows, src.pitch_bytes, CUDA_MEMCPY2D, srcPitch);
-SAME_PLACE(struct cuda_rows, dst.memory_type, CUDA_MEMCPY2D, dstMemoryType);
-SAME_PLACE(struct cuda_rows, dst.device, CUDA_MEMCPY2D, dstDevice);
-SAME_PLACE(struct cuda_rows, dst.pitch_bytes, CUDA_MEMCPY2D, dstPitch);
-SAME_PLACE(struct cuda_rows, width_bytes, CUDA_MEMCPY2D, WidthInBytes);
-SAME_PLACE(struct cuda_rows, height, CUDA_MEMCPY2D, Height);
 
 SAME_VALUE(CUDA_OK, CUDA_SUCCESS);
 SAME_VALUE(CUDA_INVALID_VALUE, CUDA_ERROR_INVALID_VALUE);
@@ -64,7 +55,6 @@ SAME_VALUE(CUDA_POINTER_BLOCK_ID, CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID);
 #endif
 SAME_VALUE(CUDA_MEMORY_HOST, CU_MEMORYTYPE_HOST);
 SAME_VALUE(CUDA_MEMORY_DEVICE, CU_MEMORYTYPE_DEVICE);
-SAME_VALUE(CUDA_MEMORY_UNIFIED, CU_MEMORYTYPE_UNIFIED);
 SAME_VALUE(
 	CUDA_ATTRIBUTE_READ_ONLY_REGISTER, CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED);
 SAME_VALUE(CUDA_SCHED_BLOCKING_SYNC, CU_CTX_SCHED_BLOCKING_SYNC);
@@ -89,7 +79,6 @@ SAME_VALUE(CUDA_GRANULARITY_MINIMUM, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
 #define cuda_function CUfunc_st
 #define cuda_uuid CUuuid_st
 #define cuda_ipc_handle CUipcMemHandle_st
-#define cuda_rows CUDA_MEMCPY2D_st
 #define cuda_access CUmemAccessDesc_st
 #define cuda_alloc_prop CUmemAllocationProp_st
 #define SAME_SIGNATURE(name, symbol, parameters)                                                   \

@@ -281,24 +281,6 @@ static int run_tiles(struct cuda_copies *copies, const struct scatter_range *ran
 	return rc;
 }
 
-static int run_engine(
-	const struct scatter_run *run, uint64_t slot, struct cuda_stream *stream, struct error *err)
-{
-	uint64_t src = run->src + (run->slot & SCATTER_SRC_SLOT ? slot : 0);
-	uint64_t dst = run->dst + (run->slot & SCATTER_DST_SLOT ? slot : 0);
-	struct cuda_rows rows = {.width_bytes = run->len_bytes, .height = run->rows};
-
-	if (run->rows == 1) {
-		return CUDA(err, cuMemcpyAsync, dst, src, run->len_bytes, stream);
-	}
-	rows.src.memory_type = rows.dst.memory_type = CUDA_MEMORY_UNIFIED;
-	rows.src.device = src;
-	rows.src.pitch_bytes = run->src_pitch;
-	rows.dst.device = dst;
-	rows.dst.pitch_bytes = run->dst_pitch;
-	return CUDA(err, cuMemcpy2DAsync, &rows, stream);
-}
-
 int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err)
 {
@@ -315,7 +297,12 @@ int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address
 		rc = run_tiles(copies, range, slot_address, native, err);
 	}
 	for (size_t i = 0; i < range->nruns && rc == 0; i++) {
-		rc = run_engine(&copies->runs[range->first_run + i], slot_address, native, err);
+		const struct scatter_run *run = &copies->runs[range->first_run + i];
+
+		rc = CUDA(err, cuMemcpyAsync,
+			run->dst + (run->slot & SCATTER_DST_SLOT ? slot_address : 0),
+			run->src + (run->slot & SCATTER_SRC_SLOT ? slot_address : 0),
+			run->len_bytes, native);
 	}
 	return rc;
 }

@@ -57,20 +57,6 @@ enum cuda_result {
 	CUDA_NOT_SUPPORTED = 801,
 };
 
-/* CUDA_MEMCPY2D: rows of bytes at a pitch on either side. */
-struct cuda_rows_end {
-	size_t x_bytes, y;
-	unsigned memory_type;
-	void *host;
-	cuda_ptr device;
-	void *array;
-	size_t pitch_bytes;
-};
-struct cuda_rows {
-	struct cuda_rows_end src, dst;
-	size_t width_bytes, height;
-};
-
 enum cuda_pointer_attribute {
 	CUDA_POINTER_MEMORY_TYPE = 2,
 	CUDA_POINTER_BUFFER_ID = 7,
@@ -86,7 +72,6 @@ enum cuda_pointer_attribute {
 enum {
 	CUDA_MEMORY_HOST = 1,
 	CUDA_MEMORY_DEVICE = 2,
-	CUDA_MEMORY_UNIFIED = 4,
 	CUDA_ATTRIBUTE_MULTIPROCESSORS = 16,
 	CUDA_ATTRIBUTE_READ_ONLY_REGISTER = 113,
 	CUDA_SCHED_BLOCKING_SYNC = 4,
@@ -156,7 +141,6 @@ enum {
 	X(cuMemGetAllocationGranularity, cuMemGetAllocationGranularity,                            \
 		(size_t *, const struct cuda_alloc_prop *, unsigned))                              \
 	X(cuMemcpyAsync, cuMemcpyAsync, (cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))        \
-	X(cuMemcpy2DAsync, cuMemcpy2DAsync_v2, (const struct cuda_rows *, struct cuda_stream *))   \
 	X(cuMemcpyHtoD, cuMemcpyHtoD_v2, (cuda_ptr, const void *, size_t))                         \
 	X(cuStreamCreateWithPriority, cuStreamCreateWithPriority,                                  \
 		(struct cuda_stream **, unsigned, int))                                            \

@@ -8,12 +8,10 @@
 #include "gpu/scatter.h"
 #include "plan/plan.h"
 
-/* A run for a copy engine, or rows at a pitch. src and dst as in a descriptor. */
+/* A contiguous run for a copy engine. src and dst as in a descriptor. */
 struct scatter_run {
 	uint64_t src, dst;
-	uint64_t len_bytes; /* of a row */
-	uint64_t rows;	    /* 1: a run, and no pitch */
-	uint64_t src_pitch, dst_pitch;
+	uint64_t len_bytes;
 	uint32_t slot;
 };
 

@@ -7,7 +7,7 @@
  *
  * The first buckets are shorter, so that the wire does not wait long for the first
  * gather, and so are the last, so that little is left to scatter when the wire is
- * done: the n-th has 2^n eighths of a slot, none but the last has more than half of
+ * done: the n-th has 2^n quarters of a slot, none but the last has more than half of
  * what is left.
  */
 #include "base/util.h"
@@ -17,7 +17,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define RAMP 3 /* buckets until the first of a whole slot; the shortest is slot / 2^RAMP … */
+#define RAMP 2 /* buckets until the first of a whole slot; the shortest is slot / 2^RAMP … */
 #define RAMP_LEAST_BYTES (8ull << 20) /* … but at least this, for each costs some time too */
 
 struct packer {

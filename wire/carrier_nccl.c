@@ -10,11 +10,13 @@
 #include "wire/nccl_table.h"
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #define WARM_BYTES (1u << 20) /* enough that every channel makes its connections */
+#define SPIN_NS 300000u	      /* a broadcast is enqueued within this, and the next waits for it */
 #define NAP_MIN_NS 50000u
 #define NAP_MAX_NS 2000000u
 #define DRAIN_MS 1000 /* after an abort, for the kernels that it has told to end */
@@ -37,7 +39,7 @@ static void nap(uint64_t *ns)
 static int settle(struct carrier *carrier, const char *what, uint64_t deadline,
 	const atomic_int *cancel, struct error *err)
 {
-	uint64_t nap_ns = NAP_MIN_NS;
+	uint64_t nap_ns = NAP_MIN_NS, start = clock_ns();
 
 	for (;;) {
 		unsigned state = NCCL_SUCCESS;
@@ -53,7 +55,11 @@ static int settle(struct carrier *carrier, const char *what, uint64_t deadline,
 		if (rc) {
 			return rc;
 		}
-		nap(&nap_ns);
+		if (clock_ns() - start < SPIN_NS) {
+			sched_yield();
+		} else {
+			nap(&nap_ns);
+		}
 	}
 }
 

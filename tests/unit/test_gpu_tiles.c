@@ -74,13 +74,9 @@ static void interpret_runs(const struct scatter_table *table, size_t range, uint
 	for (size_t r = 0; r < table->ranges[range].nruns; r++) {
 		const struct scatter_run *run = &table->runs[table->ranges[range].first_run + r];
 
-		for (uint64_t row = 0; row < run->rows; row++) {
-			uint64_t dst = run->dst + (run->slot & SCATTER_DST_SLOT ? slot : 0);
-			uint64_t src = run->src + (run->slot & SCATTER_SRC_SLOT ? slot : 0);
-
-			memcpy((void *)(uintptr_t)(dst + row * run->dst_pitch),
-				(void *)(uintptr_t)(src + row * run->src_pitch), run->len_bytes);
-		}
+		memcpy((void *)(uintptr_t)(run->dst + (run->slot & SCATTER_DST_SLOT ? slot : 0)),
+			(void *)(uintptr_t)(run->src + (run->slot & SCATTER_SRC_SLOT ? slot : 0)),
+			run->len_bytes);
 	}
 }
 
@@ -278,8 +274,7 @@ static void test_policy(void **state)
 	copy.extent[0] = 20;
 	copy.src_stride[0] = copy.dst_stride[0] = 3u << 20;
 	build_one(&copy, PLACE_PEER, &table);
-	assert_int_equal(table.nruns, 1);
-	assert_int_equal(table.runs[0].rows, 20);
+	assert_int_equal(table.nruns, 0);
 	tiles_finish(&table);
 	build_one(&copy, PLACE_HOST, &table);
 	assert_int_equal(table.nruns, 20);
@@ -291,63 +286,7 @@ static void test_policy(void **state)
 	copy.src_stride[0] = copy.dst_stride[0] = 16u << 20;
 	build_one(&copy, PLACE_PEER, &table);
 	assert_int_equal(table.nruns, 20);
-	assert_int_equal(table.runs[19].rows, 1);
 	tiles_finish(&table);
-}
-
-/* Rows for a copy engine: one call for each index of the outer dimensions, every byte once. */
-static void test_rows(void **state)
-{
-	enum { OUTER = 3, ROWS = 4096, ROW = 4096, PITCH = 2 * ROW, WHOLE = OUTER * ROWS * PITCH };
-	struct copy copy = {.dst_space = 1, .run_bytes = ROW, .ndim = 2};
-	uint8_t *memory = malloc(2 * WHOLE);
-	const uint64_t bases[] = {(uintptr_t)memory, (uintptr_t)memory + WHOLE};
-	const enum place places[] = {PLACE_HERE, PLACE_PEER};
-	size_t first[] = {0, 1};
-	struct copies copies = {.v = &copy, .n = 1, .cap = 1, .first = first, .nranges = 1};
-	struct scatter_table table;
-	uint8_t *want;
-
-	(void)state;
-	assert_non_null(memory);
-	copy.extent[0] = OUTER;
-	copy.src_stride[0] = (uint64_t)ROWS * PITCH;
-	copy.dst_stride[0] = (uint64_t)ROWS * ROW;
-	copy.extent[1] = ROWS;
-	copy.src_stride[1] = PITCH;
-	copy.dst_stride[1] = ROW;
-	build_one(&copy, PLACE_HERE, &table);
-	assert_int_equal(table.nruns, 0);
-	tiles_finish(&table);
-	copy.run_bytes = 1008;
-	build_one(&copy, PLACE_PEER, &table);
-	assert_int_equal(table.nruns, 0);
-	tiles_finish(&table);
-	copy.run_bytes = ROW;
-	copy.extent[1] = ROWS - 1;
-	build_one(&copy, PLACE_PEER, &table);
-	assert_int_equal(table.nruns, 0);
-	tiles_finish(&table);
-	copy.extent[1] = ROWS;
-	copy.src_stride[1] = 1ull << 31;
-	build_one(&copy, PLACE_PEER, &table);
-	assert_int_equal(table.nruns, 0);
-	tiles_finish(&table);
-
-	copy.src_stride[1] = PITCH;
-	test_random_fill(memory, 2 * WHOLE);
-	want = malloc(WHOLE);
-	assert_non_null(want);
-	memcpy(want, memory + WHOLE, WHOLE);
-	reference(&copy, 0, (char *)want, (const char *)memory);
-	assert_int_equal(tiles_build(&copies, bases, places, &table, NULL), 0);
-	assert_int_equal(table.nruns, OUTER);
-	assert_int_equal(table.ntiles, 0);
-	interpret_runs(&table, 0, 0);
-	assert_memory_equal(memory + WHOLE, want, WHOLE);
-	tiles_finish(&table);
-	free(want);
-	free(memory);
 }
 
 /* A long cast is cut so that all but its ends go in wide vectors, at any alignment that allows it.
@@ -426,7 +365,6 @@ int main(void)
 		cmocka_unit_test(test_random_copies),
 		cmocka_unit_test(test_casts_apart),
 		cmocka_unit_test(test_policy),
-		cmocka_unit_test(test_rows),
 		cmocka_unit_test(test_cast_cuts),
 		cmocka_unit_test(test_cuts),
 	};
