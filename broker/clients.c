@@ -301,6 +301,20 @@ static void step_member(struct client *client, enum group_event_type type, const
 	}
 }
 
+void client_watch(
+	struct client *client, size_t word, uint64_t value, void (*hit)(struct watch *watch))
+{
+	struct mover *mover = client->server->mover;
+
+	mover_unwatch(mover, &client->watch);
+	client->watch.page = &client->theirs;
+	client->watch.word = word;
+	client->watch.value = value;
+	client->watch.hit = hit;
+	client->watch.data = client;
+	mover_watch(mover, &client->watch);
+}
+
 static void gate_held(struct watch *watch)
 {
 	step_member(watch->data, GE_READY, NULL);
@@ -308,15 +322,7 @@ static void gate_held(struct watch *watch)
 
 static void take_ready(struct client *client, const struct msg_ready *ready)
 {
-	struct server *server = client->server;
-
-	mover_unwatch(server->mover, &client->watch);
-	client->watch.page = &client->theirs;
-	client->watch.word = WORD_READY;
-	client->watch.value = ready->word;
-	client->watch.hit = gate_held;
-	client->watch.data = client;
-	mover_watch(server->mover, &client->watch);
+	client_watch(client, WORD_READY, ready->word, gate_held);
 }
 
 static void take_checked(struct client *client, const struct msg_checked *checked)

@@ -48,8 +48,10 @@ int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *devi
 		struct worker *worker = crew->workers[i];
 		struct plan_worker *plan = &spaces.workers[i];
 
-		rc = exports_map(&worker->exports, device, err);
-		exports_bases(&worker->exports, device, spaces.bases + next);
+		if (device) {
+			rc = exports_map(&worker->exports, device, err);
+			exports_bases(&worker->exports, device, spaces.bases + next);
+		}
 		plan->layout = &worker->layout;
 		plan->space_base = next;
 		next += (uint32_t)worker->exports.nhandles;
@@ -126,16 +128,10 @@ static int make_local(struct plans *plans, const struct publication *publication
 	struct error *err)
 {
 	struct crew_spaces spaces;
-	struct gpu_device *home;
 	struct copies copies;
-	int rc;
-
 	/* For the plan the spaces' numbers count; each issuer has addresses of its own. */
-	rc = plans_home(plans, NULL, &home, err);
-	if (rc) {
-		return rc;
-	}
-	rc = spaces_make(crew, publication->nspaces, home, &spaces, err);
+	int rc = spaces_make(crew, publication->nspaces, NULL, &spaces, err);
+
 	if (rc) {
 		return rc;
 	}

@@ -30,7 +30,7 @@ void join_fill(struct server *server, struct msg_join *ret_join)
 	string_copy(ret_join->name, sizeof(ret_join->name), server->name);
 }
 
-static void link_send(struct server *server, struct message *message)
+void join_send(struct server *server, struct message *message)
 {
 	struct lead_link *link = &server->lead;
 	struct error err;
@@ -44,11 +44,6 @@ static void link_send(struct server *server, struct message *message)
 		return;
 	}
 	loop_modify(link->source, EPOLLIN | (conn_wants_write(link->conn) ? EPOLLOUT : 0));
-}
-
-void join_send(struct server *server, struct message *message)
-{
-	link_send(server, message);
 }
 
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of)
@@ -139,7 +134,7 @@ static void say_epoch(struct server *server, uint64_t epoch, int code, const cha
 	message.u.epoch_ready.epoch = epoch;
 	message.u.epoch_ready.code = code ? error_to_wire(code) : WIRE_OK;
 	string_copy(message.u.epoch_ready.text, sizeof(message.u.epoch_ready.text), text);
-	link_send(server, &message);
+	join_send(server, &message);
 }
 
 void join_epoch_made(struct server *server, struct job_epoch *job)
@@ -407,7 +402,7 @@ void join_answer(struct server *server, enum message_type type, struct msg_group
 
 	message_init(&message, type, 0);
 	message.u.groups = *answer;
-	link_send(server, &message);
+	join_send(server, &message);
 }
 
 /* The TCP connection is decided: the connection proper begins, with join. */
@@ -439,7 +434,7 @@ static void on_connected(void *data, uint32_t events)
 	link->deadline = deadline_in_ms(LIMIT_HELLO_MS);
 	message_init(&message, MSG_JOIN, 1);
 	join_fill(server, &message.u.join);
-	link_send(server, &message);
+	join_send(server, &message);
 }
 
 static void try_connect(struct server *server)
@@ -508,7 +503,7 @@ void join_stop(struct server *server)
 
 	if (link->conn) {
 		message_init(&message, MSG_BYE, 0);
-		link_send(server, &message);
+		join_send(server, &message);
 	}
 	loop_remove(link->source);
 	conn_destroy(link->conn);

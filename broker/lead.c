@@ -317,13 +317,7 @@ void lead_publish(struct client *client, const struct message *message)
 		return;
 	}
 	client_ok(client, message->serial, 0);
-	mover_unwatch(client->server->mover, &client->watch);
-	client->watch.page = &client->theirs;
-	client->watch.word = WORD_PUBLISH;
-	client->watch.value = publish->word;
-	client->watch.hit = stream_done;
-	client->watch.data = client;
-	mover_watch(client->server->mover, &client->watch);
+	client_watch(client, WORD_PUBLISH, publish->word, stream_done);
 }
 
 void lead_answer(struct server *server, uint32_t node, enum message_type type,

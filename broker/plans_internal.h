@@ -4,7 +4,10 @@
 
 #include "broker/plans.h"
 
-/* Spaces of a crew from `first` on: each worker's allocations, then its shadow. */
+/*
+ * Spaces of a crew from `first` on: each worker's allocations, then its shadow. Device NULL: their
+ * numbers alone, nothing is mapped and the bases are zeros.
+ */
 struct crew_spaces {
 	struct plan_worker *workers;
 	uint64_t *bases;

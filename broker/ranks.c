@@ -265,13 +265,7 @@ void ranks_publish(struct client *client, const struct message *message)
 	request.u.rank_publish.flags = publish->flags;
 	request.u.rank_publish.timeout_ms = publish->timeout_ms;
 	join_send(server, &request);
-	mover_unwatch(server->mover, &client->watch);
-	client->watch.page = &client->theirs;
-	client->watch.word = WORD_PUBLISH;
-	client->watch.value = publish->word;
-	client->watch.hit = stream_done;
-	client->watch.data = client;
-	mover_watch(server->mover, &client->watch);
+	client_watch(client, WORD_PUBLISH, publish->word, stream_done);
 }
 
 void ranks_released(struct server *server)

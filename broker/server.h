@@ -256,6 +256,9 @@ void client_drop(struct client *client, const char *why);
 void client_send(struct client *client, struct message *message);
 void client_error(struct client *client, uint64_t serial, int code, const char *text);
 void client_ok(struct client *client, uint64_t serial, uint64_t value);
+/* Calls `hit` when that word of the client's page has the value; replaces an earlier watch. */
+void client_watch(
+	struct client *client, size_t word, uint64_t value, void (*hit)(struct watch *watch));
 void clients_tick(struct server *server, uint64_t now);
 uint64_t clients_due(const struct server *server);
 void clients_drop_all(struct server *server);

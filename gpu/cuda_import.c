@@ -248,23 +248,40 @@ const uint8_t *cuda_import_uuid(const struct cuda_device *device, cuda_ptr addre
 	return NULL;
 }
 
-int cuda_alloc(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **ret_memory,
+/* Room for an allocation of our own, in the device's context. */
+static int new_own(struct cuda_device *device, uint64_t len_bytes, struct cuda_memory **ret_memory,
 	struct error *err)
 {
-	struct cuda_device *device = (struct cuda_device *)base;
 	struct cuda_memory *memory;
-	char wanted[32], left[32], gpu[UUID_TEXT_BYTES];
-	uint64_t free_bytes, total_bytes;
-	cuda_ptr address;
-	int rc;
+	int rc = cuda_enter(device, err);
 
-	rc = cuda_enter(device, err);
 	if (rc) {
 		return rc;
 	}
 	memory = calloc(1, sizeof(*memory));
 	if (!memory) {
 		return error_set(err, -ENOMEM, "no memory for an allocation");
+	}
+	memory->head.ops = device->head.ops;
+	memory->head.len_bytes = len_bytes;
+	memory->device = device;
+	memory->references = 1;
+	*ret_memory = memory;
+	return 0;
+}
+
+int cuda_alloc(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **ret_memory,
+	struct error *err)
+{
+	struct cuda_device *device = (struct cuda_device *)base;
+	struct cuda_memory *memory = NULL;
+	char wanted[32], left[32], gpu[UUID_TEXT_BYTES];
+	uint64_t free_bytes, total_bytes;
+	cuda_ptr address;
+	int rc = new_own(device, len_bytes, &memory, err);
+
+	if (rc) {
+		return rc;
 	}
 	rc = CUDA(err, cuMemAlloc, &address, len_bytes);
 	if (rc) {
@@ -277,12 +294,8 @@ int cuda_alloc(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **
 		free(memory);
 		return rc;
 	}
-	memory->head.ops = base->ops;
 	memory->head.address = address;
-	memory->head.len_bytes = len_bytes;
 	memcpy(memory->head.uuid, device->head.uuid, GPU_UUID_BYTES);
-	memory->device = device;
-	memory->references = 1;
 	*ret_memory = &memory->head;
 	return 0;
 }
@@ -290,22 +303,15 @@ int cuda_alloc(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **
 int cuda_alloc_pinned(struct gpu_device *base, uint64_t len_bytes, struct gpu_memory **ret_memory,
 	struct error *err)
 {
-	struct cuda_device *device = (struct cuda_device *)base;
-	struct cuda_memory *memory;
+	struct cuda_memory *memory = NULL;
 	char wanted[32];
-	void *address;
-	int rc;
+	int rc = new_own((struct cuda_device *)base, len_bytes, &memory, err);
 
-	rc = cuda_enter(device, err);
 	if (rc) {
 		return rc;
 	}
-	memory = calloc(1, sizeof(*memory));
-	if (!memory) {
-		return error_set(err, -ENOMEM, "no memory for an allocation");
-	}
 	/* One address for all devices: the driver unifies them on every system that it supports. */
-	rc = CUDA(err, cuMemHostAlloc, &address, len_bytes,
+	rc = CUDA(err, cuMemHostAlloc, &memory->mapping, len_bytes,
 		CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP);
 	if (rc) {
 		error_prefix(err, "%s of pinned host memory",
@@ -313,12 +319,7 @@ int cuda_alloc_pinned(struct gpu_device *base, uint64_t len_bytes, struct gpu_me
 		free(memory);
 		return rc;
 	}
-	memory->head.ops = base->ops;
-	memory->head.address = (uintptr_t)address;
-	memory->head.len_bytes = len_bytes;
-	memory->device = device;
-	memory->references = 1;
-	memory->mapping = address;
+	memory->head.address = (uintptr_t)memory->mapping;
 	*ret_memory = &memory->head;
 	return 0;
 }

@@ -107,14 +107,12 @@ int export_page_write(struct export_page *page, const struct export_set *set, vo
 	 */
 	if ((uintptr_t)stream > 2 && cuda_driver.cuStreamQuery(stream) == CUDA_OK) {
 		__atomic_store_n(&page->words[word], value, __ATOMIC_RELEASE);
-		export_cuda_pop();
-		return 0;
-	}
-	rc = register_page(page, entry->ordinal, err);
-	if (rc == 0) {
+	} else {
+		rc = register_page(page, entry->ordinal, err);
 		/* Flags 0: the write is ordered behind all that the stream wrote before. */
-		rc = CUDA(err, cuStreamWriteValue64, stream, page->address + word * sizeof(value),
-			value, 0);
+		rc = rc ? rc
+			: CUDA(err, cuStreamWriteValue64, stream,
+				  page->address + word * sizeof(value), value, 0);
 	}
 	export_cuda_pop();
 	return rc;

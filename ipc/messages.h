@@ -61,7 +61,7 @@ enum message_type {
 	MSG_BYE = 95,	     /* either way: leaves in order */
 	MSG_DATA = 100,	     /* m→lead on a connection of its own: carries buckets from now on */
 	MSG_DECLARE = 110,   /* m→lead: the parts before it are what a trainer rank there holds;
-			      * answered   by MSG_DECLARED or MSG_ERROR */
+			      * answered by MSG_DECLARED or MSG_ERROR */
 	MSG_UNDECLARE = 111, /* m→lead: the rank is gone; answered by MSG_OK */
 	MSG_RANK_PUBLISH = 112, /* m→lead; answered by MSG_OK and later MSG_REPORT, or MSG_ERROR */
 	MSG_RANK_DONE = 113,	/* m→lead: the stream of what the rank publishes was seen done */
