@@ -57,6 +57,7 @@ const char *bench_program(char *buf, size_t buf_bytes, const char *name);
 
 int cmd_copy(int argc, char **argv);
 int cmd_idle(int argc, char **argv);
+int cmd_push(int argc, char **argv);
 int cmd_register(int argc, char **argv);
 int cmd_shapes(int argc, char **argv);
 int cmd_update(int argc, char **argv);

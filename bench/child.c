@@ -233,9 +233,37 @@ void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len
 	free(letter);
 }
 
+/* False: it runs still. */
+static bool ended_by(struct child *child, uint64_t deadline, unsigned nap_us, int *ret_status)
+{
+	while (waitpid(child->pid, ret_status, WNOHANG) == 0) {
+		if (deadline_passed(deadline)) {
+			return false;
+		}
+		usleep(nap_us);
+	}
+	return true;
+}
+
+static int forget_ended(struct child *child, int status)
+{
+	forget(child);
+	child->pid = 0;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+int child_wait(struct child *child, unsigned timeout_s)
+{
+	int status = 0;
+
+	if (!ended_by(child, deadline_in_ms((int64_t)timeout_s * 1000), 200, &status)) {
+		bench_fail(1, "%s did not end within %u s", child->name, timeout_s);
+	}
+	return forget_ended(child, status);
+}
+
 int child_stop(struct child *child)
 {
-	uint64_t deadline = deadline_in_ms(STOP_S * 1000);
 	int status = 0;
 
 	if (!child->pid) {
@@ -246,17 +274,11 @@ int child_stop(struct child *child)
 	} else {
 		kill(child->pid, SIGTERM);
 	}
-	while (waitpid(child->pid, &status, WNOHANG) == 0) {
-		if (deadline_passed(deadline)) {
-			kill(child->pid, SIGKILL);
-			waitpid(child->pid, &status, 0);
-			break;
-		}
-		usleep(2000);
+	if (!ended_by(child, deadline_in_ms(STOP_S * 1000), 2000, &status)) {
+		kill(child->pid, SIGKILL);
+		waitpid(child->pid, &status, 0);
 	}
-	forget(child);
-	child->pid = 0;
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+	return forget_ended(child, status);
 }
 
 void children_kill(void)

@@ -51,6 +51,10 @@ void child_receive(struct child *child, struct letter *ret_letter, unsigned time
 void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len_bytes,
 	struct letter *ret_letter, unsigned timeout_s);
 
+/* Waits until a program ends by itself; it is killed, and the bench with it, after timeout_s.
+ * Returns its exit code, -1 for a signal. */
+int child_wait(struct child *child, unsigned timeout_s);
+
 /* Tells it to end (closes its socket, or SIGTERM for a program), waits, kills it after 10 s.
  * Returns its exit code, -1 for a signal. */
 int child_stop(struct child *child);

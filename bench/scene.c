@@ -36,6 +36,9 @@ void scene_start(struct scene *scene)
 		part->socket = scene->brokers->node_socket;
 		child_start(&scene->workers[i], "a worker", part_worker, part);
 	}
+	if (scene->no_trainer) {
+		return;
+	}
 	scene->parts[tp] = common;
 	scene->parts[tp].socket = scene->brokers->lead_socket;
 	scene->parts[tp].on_host = scene->on_host;

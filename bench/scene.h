@@ -19,7 +19,8 @@ struct scene {
 	struct bench_model model;
 	enum strew_gate gate;
 	enum strew_apply apply;
-	bool on_host; /* the trainer's memory */
+	bool on_host;	 /* the trainer's memory */
+	bool no_trainer; /* workers alone */
 	const struct brokers *brokers;
 	const char *peer; /* of the trainer: the part's */
 	/* the scene's: */

@@ -72,6 +72,26 @@ def test_update_long(stage):
         assert figures["bytes wrong"]["number"] == 0
 
 
+def test_push(stage):
+    """From a disk; what a file system keeps in memory is refused, and nothing stays behind."""
+    config = stage.dir / "config.json"
+    config.write_text(json.dumps(TINY))
+    for directory, keeps in ((stage.dir / "checkpoint", None), (pathlib.Path("/dev/shm"), True)):
+        if keeps:
+            directory = directory / f"strew-bench-{stage.dir.name}"
+        argv = ("push", "--backend", "host", "--model", config, "--directory", directory,
+                "--shard", "200K", "--samples", 5)
+        result = stage.run("strew-bench", *argv, seconds=120)
+        if keeps is None and result.returncode == 0:
+            _, figures = bench(stage, *argv)
+            assert figures["bytes wrong"]["number"] == 0
+            assert figures["bytes compared"]["number"] >= figures["  update"]["bytes"]
+            assert figures["strew push, start to end"]["ratio"] > 0
+        else:
+            assert result.returncode == 3 and "name a directory on a disk" in result.stderr, result
+        assert not directory.exists()
+
+
 def test_register(stage):
     _, figures = bench(stage, "register", "--backend", "host", "--pieces", 500, "--tp", 3,
                        "--samples", 5)
@@ -122,10 +142,10 @@ def test_usage(stage):
                         (("update", "--cut", "1", "--path", "x"), "--path"),
                         (("update", "--cut", "1", "--samples", "4"), "--samples 4"),
                         (("register", "--pieces", "2000000"), "1000000 pieces"),
-                        (("shapes",), "--model"), (("none",), "none"), ((), "subcommand")):
+                        (("shapes",), "--model"), (("push",), "--directory"), (("none",), "none"), ((), "subcommand")):
         result = stage.run("strew-bench", *argv)
         assert result.returncode == 2 and names in result.stderr, (argv, result)
-    for argv in ((), ("update",), ("register",), ("shapes",)):
+    for argv in ((), ("update",), ("push",), ("register",), ("shapes",)):
         result = stage.run("strew-bench", *argv, "--help")
         assert result.returncode == 0 and result.stdout.startswith("Usage: strew-bench"), argv
     result = stage.run("strew-bench", "shapes", "--model", stage.dir / "none.json")
