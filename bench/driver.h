@@ -4,14 +4,26 @@
 
 #include "gpu/cuda_driver.h"
 
+/* CUDA_MEMCPY2D: rows of bytes at a pitch on either side. */
+struct bench_rows_end {
+	size_t x_bytes, y;
+	unsigned memory_type;
+	void *host;
+	cuda_ptr device;
+	void *array;
+	size_t pitch_bytes;
+};
+struct bench_rows {
+	struct bench_rows_end src, dst;
+	size_t width_bytes, height;
+};
+#define BENCH_MEMORY_UNIFIED 4 /* addresses say where they are */
+
 #define BENCH_CALLS(X)                                                                             \
-	X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2,                                                 \
-		(cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))                                \
+	X(cuMemcpy2DAsync, cuMemcpy2DAsync_v2, (const struct bench_rows *, struct cuda_stream *))  \
 	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
 	X(cuMemsetD8Async, cuMemsetD8Async,                                                        \
 		(cuda_ptr, unsigned char, size_t, struct cuda_stream *))                           \
-	X(cuMemHostAlloc, cuMemHostAlloc, (void **, size_t, unsigned))                             \
-	X(cuMemFreeHost, cuMemFreeHost, (void *))                                                  \
 	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
 	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
 	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \

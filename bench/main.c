@@ -8,6 +8,7 @@ static const char help[] =
 	"Measures strew, each figure beside a raw way of moving the same bytes in the same run.\n"
 	"\n"
 	"  update     whole updates through the real programs\n"
+	"  copy       bare copies between processes: every path, way and length\n"
 	"  push       a checkpoint from disk by strew push, beside plain reads\n"
 	"  idle       an engine's speed beside strew, idle and updating\n"
 	"  register   the cost of joining, by pieces and workers\n"
@@ -25,6 +26,7 @@ int main(int argc, char **argv)
 		int (*run)(int argc, char **argv);
 	} commands[] = {
 		{"update", (char[]){"strew-bench update"}, cmd_update},
+		{"copy", (char[]){"strew-bench copy"}, cmd_copy},
 		{"push", (char[]){"strew-bench push"}, cmd_push},
 		{"idle", (char[]){"strew-bench idle"}, cmd_idle},
 		{"register", (char[]){"strew-bench register"}, cmd_register},

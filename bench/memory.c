@@ -171,7 +171,7 @@ void *memory_buffer(struct memory *memory, size_t len_bytes)
 		return buffer;
 	}
 	enter(memory);
-	bench_must(BENCH_CUDA(&err, cuMemHostAlloc, &buffer, len_bytes, 0), "pinned memory", &err);
+	bench_must(CUDA(&err, cuMemHostAlloc, &buffer, len_bytes, 0), "pinned memory", &err);
 	return buffer;
 }
 
@@ -181,7 +181,7 @@ void memory_buffer_free(struct memory *memory, void *buffer)
 		free(buffer);
 	} else {
 		enter(memory);
-		BENCH_CUDA(NULL, cuMemFreeHost, buffer);
+		CUDA(NULL, cuMemFreeHost, buffer);
 	}
 }
 

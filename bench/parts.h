@@ -57,7 +57,6 @@ enum part_question {
 
 struct joined {
 	double describe_s, register_s;
-	uint64_t allocations;
 };
 
 struct published {

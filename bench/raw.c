@@ -82,8 +82,8 @@ static void prepare(struct raw *raw, uint64_t len_bytes)
 	}
 	raw->dst = device_memory(raw->chunk_bytes);
 	if (raw->part->on_host) {
-		must(BENCH_CUDA(&err, cuMemHostAlloc, &raw->src, raw->chunk_bytes, 0),
-			"pinned memory", &err);
+		must(CUDA(&err, cuMemHostAlloc, &raw->src, raw->chunk_bytes, 0), "pinned memory",
+			&err);
 		memset(raw->src, 1, raw->chunk_bytes);
 	} else {
 		raw->src = device_memory(raw->chunk_bytes);
@@ -273,7 +273,7 @@ void raw_destroy(struct raw *raw)
 		free(raw->dst);
 	} else {
 		if (raw->src && raw->part->on_host) {
-			BENCH_CUDA(NULL, cuMemFreeHost, raw->src);
+			CUDA(NULL, cuMemFreeHost, raw->src);
 		} else if (raw->src) {
 			CUDA(NULL, cuMemFree, (uintptr_t)raw->src);
 		}

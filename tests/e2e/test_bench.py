@@ -3,6 +3,7 @@
 import json
 import pathlib
 import statistics
+import xml.etree.ElementTree
 
 import scene
 
@@ -70,6 +71,20 @@ def test_update_long(stage):
                            "--cut", cut, "--bytes", "40M", "--samples", 5)
         assert figures["bytes compared"]["number"] >= 39_000_000
         assert figures["bytes wrong"]["number"] == 0
+
+
+def test_copy(stage):
+    plot = stage.dir / "plot.svg"
+    _, figures = bench(stage, "copy", "--backend", "host", "--least", "4K", "--most", "200K",
+                       "--samples", 5, "--row", 1000, "--plot", plot)
+    assert figures["bytes wrong"]["number"] == 0
+    assert figures["bytes compared"]["number"] >= 4 * 200_000
+    copies = [figure for name, figure in figures.items() if name.startswith("within the host")]
+    assert len(copies) == 4 * 3 and all(figure["ratio"] > 0 for figure in copies)
+    assert figures["within the host, strew, rows, 64.0 KiB"]["bytes"] == 65_000
+    drawn = xml.etree.ElementTree.parse(plot)
+    lines = drawn.findall(".//{http://www.w3.org/2000/svg}polyline")
+    assert [len(line.get("points").split()) for line in lines] == [3] * 4
 
 
 def test_push(stage):
@@ -142,10 +157,13 @@ def test_usage(stage):
                         (("update", "--cut", "1", "--path", "x"), "--path"),
                         (("update", "--cut", "1", "--samples", "4"), "--samples 4"),
                         (("register", "--pieces", "2000000"), "1000000 pieces"),
-                        (("shapes",), "--model"), (("push",), "--directory"), (("none",), "none"), ((), "subcommand")):
+                        (("shapes",), "--model"), (("push",), "--directory"),
+                        (("copy", "--least", "1M", "--most", "4K"), "--least"),
+                        (("copy", "--row", "8K"), "--row"), (("none",), "none"),
+                        ((), "subcommand")):
         result = stage.run("strew-bench", *argv)
         assert result.returncode == 2 and names in result.stderr, (argv, result)
-    for argv in ((), ("update",), ("push",), ("register",), ("shapes",)):
+    for argv in ((), ("update",), ("copy",), ("push",), ("register",), ("shapes",)):
         result = stage.run("strew-bench", *argv, "--help")
         assert result.returncode == 0 and result.stdout.startswith("Usage: strew-bench"), argv
     result = stage.run("strew-bench", "shapes", "--model", stage.dir / "none.json")

@@ -1,0 +1,225 @@
+/* An owner of memory in strew-bench copy: exports it with the agents' own code. */
+#include "bench/copy.h"
+#include "bench/driver.h"
+#include "bench/values.h"
+#include "gpu/export.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK_BYTES (8u << 20)
+
+struct owner {
+	const struct copy_owner *part;
+	bool on_gpu;
+	struct gpu *gpu;
+	struct gpu_device *device;
+	unsigned char *data;
+	uint64_t bytes;
+	unsigned char *block; /* of the host's */
+	struct export_set *set;
+};
+
+static void must(int rc, const char *what, const struct error *err)
+{
+	bench_must(rc, what, err);
+}
+
+static void prepare(struct owner *owner)
+{
+	uint8_t uuid[GPU_UUID_BYTES];
+	struct error err = {0};
+	cuda_ptr address;
+	void *data;
+
+	owner->bytes = 2 * owner->part->len_bytes;
+	owner->on_gpu = owner->part->kind == GPU_CUDA && !owner->part->on_host;
+	owner->block = malloc(BLOCK_BYTES);
+	if (!owner->block) {
+		bench_fail(EXIT_RUNTIME, "out of memory");
+	}
+	if (!owner->on_gpu) {
+		must(host_memory_alloc(owner->bytes, &data), "host memory", NULL);
+		owner->data = data;
+	} else {
+		must(gpu_open(GPU_CUDA, &owner->gpu, &err), "the backend", &err);
+		must(gpu_find(owner->gpu, owner->part->device, uuid, &err), "the device", &err);
+		must(gpu_device(owner->gpu, uuid, &owner->device, &err), "the device", &err);
+		must(gpu_device_enter(owner->device, &err), "the device", &err);
+		must(bench_driver_load(&err), "the driver", &err);
+		must(CUDA(&err, cuMemAlloc, &address, owner->bytes), "memory", &err);
+		owner->data = (unsigned char *)(uintptr_t)address;
+	}
+	must(export_set_create(&owner->set), "exports", NULL);
+	must(export_add(owner->set, owner->data, owner->bytes, &err), "an export", &err);
+	must(export_settle(owner->set, &err), "an export", &err);
+}
+
+static void finish(struct owner *owner)
+{
+	export_set_destroy(owner->set);
+	if (owner->on_gpu) {
+		CUDA(NULL, cuMemFree, (uintptr_t)owner->data);
+		gpu_close(owner->gpu);
+	} else {
+		host_memory_free(owner->data);
+	}
+	free(owner->block);
+}
+
+static void export_memory(struct owner *owner, struct letter *letter)
+{
+	struct copy_handle flat = {0};
+	struct handle handle;
+	struct error err = {0};
+	uint32_t index;
+
+	must(export_locate(owner->set, owner->data, &index, &flat.offset, &err), "an export", &err);
+	must(export_handle(owner->set, index, &handle, &err), "an export", &err);
+	if (handle.nchunks > CHILD_FDS) {
+		bench_fail(EXIT_RUNTIME, "an allocation of %u chunks", handle.nchunks);
+	}
+	flat.kind = handle.kind;
+	flat.nchunks = handle.nchunks;
+	flat.size_bytes = handle.size_bytes;
+	flat.buffer_id = handle.buffer_id;
+	memcpy(flat.uuid, handle.uuid, sizeof(flat.uuid));
+	memcpy(flat.ipc, handle.ipc, sizeof(flat.ipc));
+	letter->nfds = handle.nchunks;
+	for (uint32_t i = 0; i < handle.nchunks; i++) {
+		flat.chunk_bytes[i] = handle.chunk_bytes ? handle.chunk_bytes[i] : 0;
+		letter->fds[i] = handle.fds[i];
+		handle.fds[i] = -1; /* the letter's now */
+	}
+	handle_finish(&handle);
+	letter->len_bytes = sizeof(flat);
+	memcpy(letter->bytes, &flat, sizeof(flat));
+}
+
+static void to_memory(struct owner *owner, uint64_t at, size_t n)
+{
+	struct error err = {0};
+
+	if (owner->on_gpu) {
+		must(CUDA(&err, cuMemcpyHtoD, (uintptr_t)owner->data + at, owner->block, n),
+			"a copy", &err);
+	} else {
+		memcpy(owner->data + at, owner->block, n);
+	}
+}
+
+static void from_memory(struct owner *owner, uint64_t at, size_t n)
+{
+	struct error err = {0};
+
+	if (owner->on_gpu) {
+		must(BENCH_CUDA(&err, cuMemcpyDtoH, owner->block, (uintptr_t)owner->data + at, n),
+			"a copy", &err);
+	} else {
+		memcpy(owner->block, owner->data + at, n);
+	}
+}
+
+static void fill(struct owner *owner, uint64_t seed)
+{
+	for (uint64_t at = 0; at < owner->bytes; at += BLOCK_BYTES) {
+		size_t n = MIN(owner->bytes - at, BLOCK_BYTES);
+
+		values_make(seed, 0, at, owner->block, n);
+		to_memory(owner, at, n);
+	}
+}
+
+static void wipe(struct owner *owner)
+{
+	memset(owner->block, COPY_POISON, BLOCK_BYTES);
+	for (uint64_t at = 0; at < owner->bytes; at += BLOCK_BYTES) {
+		to_memory(owner, at, MIN(owner->bytes - at, BLOCK_BYTES));
+	}
+}
+
+/* Is byte `at` of the target one that was to be written? */
+static bool is_wanted(const struct copy_check *check, uint64_t at)
+{
+	if (!check->row_bytes) {
+		return at < check->len_bytes;
+	}
+	return at < check->len_bytes / check->row_bytes * check->row_bytes * 2 &&
+	       at / check->row_bytes % 2 == 0;
+}
+
+/* All of it, so that what must not be written is looked at as well. */
+static uint64_t count_wrong(struct owner *owner, const struct copy_check *check)
+{
+	unsigned char *want = malloc(BLOCK_BYTES);
+	uint64_t wrong = 0;
+
+	if (!want) {
+		bench_fail(EXIT_RUNTIME, "out of memory");
+	}
+	for (uint64_t at = 0; at < owner->bytes; at += BLOCK_BYTES) {
+		size_t n = MIN(owner->bytes - at, BLOCK_BYTES);
+
+		values_make(check->seed, 0, at, want, n);
+		from_memory(owner, at, n);
+		for (size_t i = 0; i < n; i++) {
+			unsigned char byte = is_wanted(check, at + i) ? want[i] : COPY_POISON;
+
+			wrong += owner->block[i] != byte;
+		}
+	}
+	free(want);
+	return wrong;
+}
+
+static void answer(struct owner *owner, struct letter *letter)
+{
+	struct copy_check check;
+	uint64_t number;
+
+	memcpy(&number, letter->bytes, sizeof(number));
+	memcpy(&check, letter->bytes, sizeof(check));
+	letter->len_bytes = 0;
+	letter->nfds = 0;
+	switch (letter->what) {
+	case COPY_EXPORT:
+		export_memory(owner, letter);
+		break;
+	case COPY_FILL:
+		fill(owner, number);
+		break;
+	case COPY_WIPE:
+		wipe(owner);
+		break;
+	case COPY_CHECK:
+		number = count_wrong(owner, &check);
+		letter->len_bytes = sizeof(number);
+		memcpy(letter->bytes, &number, sizeof(number));
+		break;
+	default:
+		letter->rc = -EINVAL;
+	}
+}
+
+int part_copy_owner(int fd, void *arg)
+{
+	struct owner owner = {.part = arg};
+	struct letter *letter = calloc(1, sizeof(*letter));
+
+	if (!letter) {
+		return EXIT_RUNTIME;
+	}
+	prepare(&owner);
+	while (letter_read(fd, letter) == 1) {
+		answer(&owner, letter);
+		if (letter_write(fd, letter) < 0) {
+			break;
+		}
+		for (uint32_t i = 0; i < letter->nfds; i++) {
+			fd_close(&letter->fds[i]);
+		}
+	}
+	finish(&owner);
+	free(letter);
+	return EXIT_OK;
+}
