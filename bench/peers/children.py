@@ -49,7 +49,9 @@ class Child:
         except subprocess.TimeoutExpired:
             pass
         said = self.log.read_text(errors="replace").strip().splitlines()
-        return f"{self.name} died ({how})" + (f": {said[-1].strip()[:300]}" if said else "")
+        # A crash ends with a list of frames; what it was stands above that.
+        telling = [line for line in said if "what():" in line or "rror" in line] or said
+        return f"{self.name} died ({how})" + (f": {telling[-1].strip()[:300]}" if telling else "")
 
     def line(self):
         """A message that is already here, else None."""
