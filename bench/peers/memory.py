@@ -17,6 +17,7 @@ DTYPES = {"f64": torch.float64, "i64": torch.int64, "f32": torch.float32, "i32":
           "u8": torch.uint8}
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 POISON = 0xA5
+STORAGE_DEVICE = 6  # among the arguments of torch's rebuild_cuda_tensor
 COMPARE_ELEMENTS = 1 << 24  # at a time: two tables of indices of 128 MiB
 
 
@@ -40,7 +41,10 @@ def map_exported(text, device):
         path, nbytes = text.rsplit(" ", 1)
         return torch.from_file(path, shared=True, size=int(nbytes), dtype=torch.uint8)
     rebuild, args = pickle.loads(base64.b64decode(text))
-    return rebuild(*args)
+    # Mapped for this process's GPU, wherever it lies: a kernel of one GPU cannot write to what was
+    # mapped for another.
+    assert isinstance(args[STORAGE_DEVICE], int), args
+    return rebuild(*args[:STORAGE_DEVICE], device.index, *args[STORAGE_DEVICE + 1:])
 
 
 def views(flat, tensors):
