@@ -33,6 +33,8 @@
 #define LIMIT_SLOT_TYPES 2048u	      /* runs of tensors with one dtype in slots, in one message */
 #define LIMIT_SHARDS 4096u	      /* files of one checkpoint */
 
+#define LIMIT_ALIVE_MS 3000	/* between two words of a broker to another */
+#define LIMIT_SILENT_MS 15000	/* without one: it is given up */
 #define LIMIT_HELLO_MS 5000	/* connect to hello */
 #define LIMIT_REGISTER_MS 60000 /* register to seal */
 #define LIMIT_CALL_MS 30000	/* default of the agents' calls */

@@ -138,10 +138,7 @@ static uint64_t write_header(int fd, const struct shapes *shapes, const struct s
 	}
 	fputc('}', file);
 	fflush(file);
-	for (size_t padded = align_up(len, 8); len < padded;) {
-		fputc(' ', file);
-		fflush(file);
-	}
+	fprintf(file, "%*s", (int)(align_up(len, 8) - len), "");
 	fclose(file);
 	for (int i = 0; i < HEADER_LENGTH_BYTES; i++) {
 		length[i] = (unsigned char)((uint64_t)len >> 8 * i);

@@ -13,9 +13,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "broker/alive.h"
 #include "broker/server.h"
 #include "wire/handshake.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -357,15 +359,31 @@ static void epoch_start(struct server *server)
 	}
 }
 
+static void member_tick(struct member *member, uint64_t now)
+{
+	struct message alive;
+	char text[64];
+
+	if (member->state == MEMBER_CONNECTED) {
+		if (now >= member->deadline) {
+			member_drop(member, "join did not come in time");
+		}
+	} else if (alive_is_silent(member->conn, now)) {
+		snprintf(text, sizeof(text), "it was not heard for %u s", LIMIT_SILENT_MS / 1000);
+		member_drop(member, text);
+	} else if (alive_is_to_speak(member->conn, now)) {
+		message_init(&alive, MSG_ALIVE, 0);
+		member_send(member, &alive);
+	}
+}
+
 void epoch_tick(struct server *server, uint64_t now)
 {
 	struct epoch *epoch = &server->epoch;
 
 	for (struct member *member = server->members, *next; member; member = next) {
 		next = member->next;
-		if (member->state == MEMBER_CONNECTED && now >= member->deadline) {
-			member_drop(member, "join did not come in time");
-		}
+		member_tick(member, now);
 	}
 	if (epoch->state == EPOCH_GATHERING && now >= epoch->deadline && !lead_busy(server) &&
 		server->node.stage == NODE_IDLE && !epoch->job_running) {
@@ -386,9 +404,8 @@ uint64_t epoch_due(const struct server *server)
 		due = epoch->deadline;
 	}
 	for (const struct member *member = server->members; member; member = member->next) {
-		if (member->state == MEMBER_CONNECTED) {
-			due = MIN(due, member->deadline);
-		}
+		due = MIN(due, member->state == MEMBER_CONNECTED ? member->deadline
+								 : alive_due(member->conn));
 	}
 	return due;
 }
@@ -492,6 +509,8 @@ static int member_message(struct member *member, const struct message *message, 
 		return member_publish(member, message, err);
 	case MSG_RANK_DONE:
 		return member_done(member, &message->u.rank_done, err);
+	case MSG_ALIVE:
+		return 0;
 	case MSG_BYE:
 		return error_set(err, -ECONNRESET, "it left");
 	default:

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "broker/alive.h"
 #include "broker/server.h"
 #include "wire/handshake.h"
 #include <errno.h>
@@ -359,6 +360,8 @@ static int lead_message(struct server *server, struct message *message, struct e
 	case MSG_ABORT:
 		node_abort(server, message->u.decision.update, message->u.decision.text);
 		return 0;
+	case MSG_ALIVE:
+		return 0;
 	case MSG_BYE:
 		return error_set(err, -ECONNRESET, "it stopped in order");
 	case MSG_ERROR:
@@ -475,12 +478,20 @@ void join_start(struct server *server)
 void join_tick(struct server *server, uint64_t now)
 {
 	struct lead_link *link = &server->lead;
+	struct message alive;
+	char text[64];
 
 	if (!server->options.join || server->stop) {
 		return;
 	}
 	if (now >= link->deadline) {
 		link_down(server, "it does not answer");
+	} else if (link->joined && alive_is_silent(link->conn, now)) {
+		snprintf(text, sizeof(text), "it was not heard for %u s", LIMIT_SILENT_MS / 1000);
+		link_down(server, text);
+	} else if (link->joined && alive_is_to_speak(link->conn, now)) {
+		message_init(&alive, MSG_ALIVE, 0);
+		join_send(server, &alive);
 	} else if (!link->conn && link->connecting < 0 && now >= link->retry_at) {
 		try_connect(server);
 	}
@@ -493,7 +504,10 @@ uint64_t join_due(const struct server *server)
 	if (!server->options.join) {
 		return UINT64_MAX;
 	}
-	return !link->conn && link->connecting < 0 ? link->retry_at : link->deadline;
+	if (!link->conn && link->connecting < 0) {
+		return link->retry_at;
+	}
+	return link->joined ? MIN(link->deadline, alive_due(link->conn)) : link->deadline;
 }
 
 void join_stop(struct server *server)

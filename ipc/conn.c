@@ -35,6 +35,7 @@ struct conn {
 	/* out */
 	struct out *first, **last;
 	size_t queued;
+	uint64_t said_ns, heard_ns;
 };
 
 int conn_create(int fd, bool with_fds, struct conn **ret_conn)
@@ -60,6 +61,7 @@ int conn_create(int fd, bool with_fds, struct conn **ret_conn)
 	conn->fd = fd;
 	conn->with_fds = with_fds;
 	conn->last = &conn->first;
+	conn->said_ns = conn->heard_ns = clock_ns();
 	*ret_conn = conn;
 	return 0;
 }
@@ -98,6 +100,16 @@ void conn_destroy(struct conn *conn)
 int conn_fd(const struct conn *conn)
 {
 	return conn->fd;
+}
+
+uint64_t conn_said_ns(const struct conn *conn)
+{
+	return conn->said_ns;
+}
+
+uint64_t conn_heard_ns(const struct conn *conn)
+{
+	return conn->heard_ns;
 }
 
 bool conn_wants_write(const struct conn *conn)
@@ -185,6 +197,7 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 	struct out *out = calloc(1, sizeof(*out));
 	int rc = conn->failed;
 
+	conn->said_ns = clock_ns();
 	if (!out) {
 		rc = -ENOMEM;
 		error_set(err, rc, "out of memory");
@@ -280,6 +293,7 @@ static ssize_t read_some(struct conn *conn, uint8_t *to, size_t want, struct err
 		return error_set(err, -ECONNRESET, "the peer closed the connection%s",
 			conn->at || conn->payload ? " in the middle of a frame" : "");
 	}
+	conn->heard_ns = clock_ns();
 	return n;
 }
 

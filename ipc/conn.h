@@ -31,6 +31,11 @@ int conn_send(struct conn *conn, struct message *message, struct error *err);
 int conn_flush(struct conn *conn);
 bool conn_wants_write(const struct conn *conn);
 
+/* When a message was last given to conn_send(), and a byte last received; at first, when the
+ * connection was made. */
+uint64_t conn_said_ns(const struct conn *conn);
+uint64_t conn_heard_ns(const struct conn *conn);
+
 /*
  * Reads at most one message. 1: *ret_message is filled and must be finished by
  * the caller; 0: nothing whole is there yet; -ECONNRESET: end of file (err says whether in the

@@ -440,6 +440,7 @@ static const struct known {
 	{MSG_ABORT, "abort", &decision},
 	{MSG_APPLIED, "applied", &groups},
 	{MSG_BYE, "bye", &status},
+	{MSG_ALIVE, "alive", &status},
 	{MSG_DATA, "data", &data},
 	{MSG_DECLARE, "declare", &declare},
 	{MSG_UNDECLARE, "undeclare", &undeclare},

@@ -59,6 +59,7 @@ enum message_type {
 	MSG_ABORT = 91,
 	MSG_APPLIED = 92,
 	MSG_BYE = 95,	     /* either way: leaves in order */
+	MSG_ALIVE = 96,	     /* either way: nothing else was to be said for a while */
 	MSG_DATA = 100,	     /* m→lead on a connection of its own: carries buckets from now on */
 	MSG_DECLARE = 110,   /* m→lead: the parts before it are what a trainer rank there holds;
 			      * answered by MSG_DECLARED or MSG_ERROR */

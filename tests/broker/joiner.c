@@ -40,7 +40,8 @@ void joiner_expect(struct joiner *joiner, enum message_type type, struct message
 			print_error("%s was expected: %s\n", message_name(type), err.text);
 		}
 		assert_int_equal(rc, 1);
-		if (ret_message->type != MSG_PART && ret_message->type != MSG_MANIFEST) {
+		if (ret_message->type != MSG_PART && ret_message->type != MSG_MANIFEST &&
+			ret_message->type != MSG_ALIVE) {
 			break;
 		}
 		message_finish(ret_message);

@@ -62,6 +62,7 @@ static const struct {
 	{MSG_ABORT, "abort", "epoch update replicas wire slot_types text"},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
+	{MSG_ALIVE, "alive", ""},
 	{MSG_DATA, "data", "epoch rank token"},
 	{MSG_DECLARE, "declare", "model rank ranks parts bytes hash"},
 	{MSG_UNDECLARE, "undeclare", "model rank released"},
@@ -436,6 +437,7 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_RESUME:
 	case MSG_STATUS:
 	case MSG_BYE:
+	case MSG_ALIVE:
 		break; /* an empty map */
 	case MSG_OK:
 	case MSG_READY:
