@@ -223,6 +223,8 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 		send_done(team, client, action->outcome);
 		break;
 	case GA_GRANT:
+		/* A ready word that is not reached yet would speak of a gate that is open again. */
+		mover_unwatch(server->mover, &client->watch);
 		client_ok(client, client->resume_serial, team->group.version);
 		break;
 	case GA_DENY:

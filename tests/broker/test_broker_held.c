@@ -156,6 +156,66 @@ static void test_a_worker_leaves_at_the_gate(void **state)
 	}
 }
 
+static void send_ready(struct raw *raw, uint64_t word)
+{
+	struct message message;
+
+	message_init(&message, MSG_READY, 0);
+	message.u.ready.word = word;
+	raw_send(raw, &message);
+}
+
+/*
+ * The stream gets to its ready word only after the gate was opened again: that is no readiness
+ * any more, and the next update waits for the next word.
+ */
+static void test_a_word_that_comes_after_the_resume(void **state)
+{
+	(void)state;
+	for (int apply = STREW_APPLY_DIRECT; apply <= STREW_APPLY_STAGED; apply++) {
+		const char *model = apply == STREW_APPLY_DIRECT ? "word direct" : "word staged";
+		struct strew_report report;
+		struct trainer trainer;
+		struct message message;
+		struct draft draft;
+		struct raw raw;
+
+		draft_worker(&draft, model, whole, 1);
+		draft.reg.gate = STREW_GATE_HELD;
+		draft.reg.apply = (uint32_t)apply;
+		raw_open(&raw, &broker, ROLE_WORKER);
+		draft_register(&raw, &draft);
+		start_trainer(&trainer, model, whole, 1, 1);
+		send_ready(&raw, 1);
+		message_init(&message, MSG_RESUME, 70);
+		raw_send(&raw, &message);
+		raw_expect(&raw, MSG_OK, &message);
+		assert_int_equal(message.serial, 70);
+		message_finish(&message);
+		page_store(&raw.page, WORD_READY, 1);
+		publish(&trainer, 1, PATIENCE_MS);
+		raw_expect(&raw, MSG_CHECK, &message);
+		message.type = MSG_CHECKED;
+		memset(message.u.checked.text, 0, sizeof(message.u.checked.text));
+		message.u.checked.code = WIRE_OK;
+		raw_send(&raw, &message);
+		message_finish(&message);
+		raw_expect(&raw, MSG_HOLD, &message);
+		message_finish(&message);
+		raw_expect_silence(&raw, 300);
+		send_ready(&raw, 2);
+		page_store(&raw.page, WORD_READY, 2);
+		raw_expect(&raw, MSG_DONE, &message);
+		assert_int_equal(message.u.done.outcome, STREW_OUTCOME_COMMITTED);
+		message_finish(&message);
+		trainer_reports(&trainer, STREW_OUTCOME_COMMITTED, "", &report);
+		strew_report_finish(&report);
+		raw_close(&raw);
+		trainer_stop(&trainer);
+		draft_finish(&draft);
+	}
+}
+
 /* Gone while the gate of a direct group is awaited: its memory is still to be read. */
 static void test_a_trainer_is_gone_before_the_move(void **state)
 {
@@ -244,6 +304,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_gates_that_are_not_held),
 		CASE(test_a_worker_leaves_at_the_gate),
+		CASE(test_a_word_that_comes_after_the_resume),
 		CASE(test_a_trainer_is_gone_before_the_move),
 		CASE(test_a_trainer_is_gone_after_the_move),
 	};
