@@ -56,7 +56,9 @@ static void ask(struct child *child, uint32_t what, const void *question, size_t
 	struct letter letter;
 
 	child_ask(child, what, question, len_bytes, &letter, ANSWER_S);
-	memcpy(ret_answer, letter.bytes, answer_bytes);
+	if (answer_bytes) {
+		memcpy(ret_answer, letter.bytes, answer_bytes);
+	}
 }
 
 static void start(struct copy_bench *bench, const struct path *path, struct play *play)

@@ -489,6 +489,11 @@ static int member_message(struct member *member, const struct message *message, 
 			return error_set(err, -EIO, "it could not make its communicator: %.180s",
 				message->u.epoch_ready.text);
 		}
+		if (!server->epoch.own_submitted) {
+			return error_set(err, -EPROTO,
+				"epoch_ready without a data connection: nothing can be ready "
+				"before the lead's own part has begun");
+		}
 		member->ready = true;
 		check_ready(server);
 		return 0;

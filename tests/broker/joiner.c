@@ -1,8 +1,10 @@
 #include "broker/joiner.h"
 #include "base/clock.h"
 #include "base/util.h"
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 struct msg_join joiner_join(void)
 {
@@ -85,6 +87,19 @@ void joiner_data(
 	raw_send(data, &message);
 }
 
+/* What the carrier says first: epoch, sequence 0, length 0. */
+static void joiner_warms(const struct joiner *joiner, struct raw *data)
+{
+	struct pollfd pollfd = {.fd = conn_fd(data->conn), .events = POLLIN};
+	uint64_t header[3];
+
+	assert_int_equal(poll(&pollfd, 1, PATIENCE_MS), 1);
+	assert_int_equal(recv(pollfd.fd, header, sizeof(header), MSG_WAITALL), sizeof(header));
+	assert_int_equal(header[0], joiner->epoch.epoch);
+	assert_int_equal(header[1], 0);
+	assert_int_equal(header[2], 0);
+}
+
 void joiner_ready(struct joiner *joiner, uint64_t epoch)
 {
 	struct message message;
@@ -101,6 +116,7 @@ void joiner_stands(struct joiner *joiner, struct raw *data, const char *address)
 	joiner_joins(joiner, address, &join);
 	joiner_epoch(joiner);
 	joiner_data(data, address, &joiner->epoch, 0);
+	joiner_warms(joiner, data);
 	joiner_ready(joiner, joiner->epoch.epoch);
 }
 

@@ -168,6 +168,21 @@ static void test_before_join(void **state)
 	}
 }
 
+/* It says that it is ready, and never made its data connection: it is dropped at once. */
+static void test_ready_without_data(void **state)
+{
+	struct msg_join join = joiner_join();
+	struct joiner joiner;
+
+	(void)state;
+	joiner_joins(&joiner, address, &join);
+	joiner_epoch(&joiner);
+	joiner_ready(&joiner, joiner.epoch.epoch);
+	raw_expect_end(&joiner.raw);
+	assert_true(broker_said(&lead, "without a data connection"));
+	raw_close(&joiner.raw);
+}
+
 /* It joins, is given an epoch, and is gone: what was published meanwhile commits. */
 static void test_gone_before_the_epoch_stands(void **state)
 {
@@ -332,6 +347,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_refused),
 		CASE(test_before_join),
+		CASE(test_ready_without_data),
 		CASE(test_gone_before_the_epoch_stands),
 		CASE(test_data_connections_of_strangers),
 		CASE(test_an_update_by_hand),

@@ -199,7 +199,6 @@ static void test_a_root_by_hand(void **state)
 	(void)state;
 	joiner_stands(&joiner, &data, address);
 	broker_wait_brokers(&lead, 2);
-	expect_header(&data, joiner.epoch.epoch, 0, 0);
 	declare_both(&joiner, &trainer);
 	assert_int_equal(
 		worker_start(&worker, &lead, (struct strew_agent_options){.model = "m"}, whole, 1),

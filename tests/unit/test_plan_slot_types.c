@@ -30,7 +30,8 @@ static struct slot_types pack(const uint8_t *v, uint32_t n)
 static void random_types(uint8_t *v, uint32_t n, uint32_t longest)
 {
 	for (uint32_t i = 0; i < n;) {
-		uint32_t end = MIN(n, i + 1 + (uint32_t)test_random_below(longest));
+		uint32_t far = i + 1 + (uint32_t)test_random_below(longest); /* MIN calls twice */
+		uint32_t end = MIN(n, far);
 		uint8_t type = (uint8_t)test_random_below(4);
 
 		while (i < end) {
