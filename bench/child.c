@@ -42,6 +42,14 @@ void bench_must(int rc, const char *what, const struct error *err)
 	}
 }
 
+void *bench_need(void *ptr)
+{
+	if (!ptr) {
+		bench_fail(1, "out of memory");
+	}
+	return ptr;
+}
+
 static void remember(struct child *child)
 {
 	for (size_t i = 0; i < CHILDREN; i++) {
@@ -183,6 +191,38 @@ int letter_read(int fd, struct letter *ret_letter)
 		memcpy(ret_letter->fds, CMSG_DATA(header), sizeof(int) * ret_letter->nfds);
 	}
 	return 1;
+}
+
+void letter_put(struct letter *letter, const void *bytes, size_t len_bytes)
+{
+	memcpy(letter->bytes, bytes, len_bytes);
+	letter->len_bytes = (uint32_t)len_bytes;
+}
+
+bool letter_turn(int fd, struct letter *letter, void (*answer)(void *data, struct letter *letter),
+	void *data)
+{
+	int rc;
+
+	if (letter_read(fd, letter) != 1) {
+		return false;
+	}
+	letter->len_bytes = 0;
+	answer(data, letter);
+	rc = letter_write(fd, letter);
+	for (uint32_t i = 0; i < letter->nfds; i++) {
+		fd_close(&letter->fds[i]);
+	}
+	return rc == 0;
+}
+
+void letter_serve(int fd, void (*answer)(void *data, struct letter *letter), void *data)
+{
+	struct letter *letter = bench_need(calloc(1, sizeof(*letter)));
+
+	while (letter_turn(fd, letter, answer, data)) {
+	}
+	free(letter);
 }
 
 void child_send(struct child *child, const struct letter *letter)

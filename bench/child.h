@@ -64,11 +64,24 @@ void children_kill(void);
 /* In a child: 1 and a letter, 0 when the parent is done. */
 int letter_read(int fd, struct letter *ret_letter);
 int letter_write(int fd, const struct letter *letter);
+/* Makes these bytes the answer. */
+void letter_put(struct letter *letter, const void *bytes, size_t len_bytes);
+/*
+ * Reads a letter, lets `answer` make it the answer, and sends that; false when the parent is done.
+ * The answer is empty unless something is put in it. Descriptors of the question are for `answer`
+ * to close (nfds 0 then), those of the answer are closed behind it.
+ */
+bool letter_turn(int fd, struct letter *letter, void (*answer)(void *data, struct letter *letter),
+	void *data);
+/* Turns until the parent is done. */
+void letter_serve(int fd, void (*answer)(void *data, struct letter *letter), void *data);
 
 /* Ends the program, and its children, with a sentence on stderr. */
 __attribute__((noreturn, format(printf, 2, 3))) void bench_fail(
 	int exit_code, const char *format, ...);
 /* The same if rc is negative; the sentence is the error's. */
 void bench_must(int rc, const char *what, const struct error *err);
+/* The same if ptr is NULL, for want of memory; else ptr. */
+void *bench_need(void *ptr);
 
 #endif

@@ -135,6 +135,7 @@ static void take(struct mover *mover, struct letter *letter)
 	for (uint32_t i = 0; i < letter->nfds; i++) {
 		fd_close(&letter->fds[i]);
 	}
+	letter->nfds = 0;
 }
 
 /* The list of a method that strew's executor runs. */
@@ -267,36 +268,29 @@ static double answer_run(struct mover *mover, const struct copy_run *run, bool r
 	return time_copies(mover, issuer, run, raw ? plain_once : copy_once, how_many(run));
 }
 
+static void answer(void *data, struct letter *letter)
+{
+	struct mover *mover = data;
+	struct copy_run run;
+	double seconds;
+
+	if (letter->what == COPY_TAKE && mover->taken < 2) {
+		take(mover, letter);
+	} else if (letter->what == COPY_RUN || letter->what == COPY_RAW) {
+		memcpy(&run, letter->bytes, sizeof(run));
+		seconds = answer_run(mover, &run, letter->what == COPY_RAW);
+		letter_put(letter, &seconds, sizeof(seconds));
+	} else {
+		letter->rc = -EINVAL;
+	}
+}
+
 int part_copy_mover(int fd, void *arg)
 {
 	struct mover mover = {.part = arg};
-	struct letter *letter = calloc(1, sizeof(*letter));
 
-	if (!letter) {
-		return EXIT_RUNTIME;
-	}
 	prepare(&mover);
-	while (letter_read(fd, letter) == 1) {
-		struct copy_run run;
-		double seconds;
-
-		letter->len_bytes = 0;
-		if (letter->what == COPY_TAKE && mover.taken < 2) {
-			take(&mover, letter);
-		} else if (letter->what == COPY_RUN || letter->what == COPY_RAW) {
-			memcpy(&run, letter->bytes, sizeof(run));
-			seconds = answer_run(&mover, &run, letter->what == COPY_RAW);
-			letter->len_bytes = sizeof(seconds);
-			memcpy(letter->bytes, &seconds, sizeof(seconds));
-		} else {
-			letter->rc = -EINVAL;
-		}
-		letter->nfds = 0;
-		if (letter_write(fd, letter) < 0) {
-			break;
-		}
-	}
+	letter_serve(fd, answer, &mover);
 	finish(&mover);
-	free(letter);
 	return EXIT_OK;
 }

@@ -34,10 +34,7 @@ static void prepare(struct owner *owner)
 
 	owner->bytes = 2 * owner->part->len_bytes;
 	owner->on_gpu = owner->part->kind == GPU_CUDA && !owner->part->on_host;
-	owner->block = malloc(BLOCK_BYTES);
-	if (!owner->block) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
+	owner->block = bench_need(malloc(BLOCK_BYTES));
 	if (!owner->on_gpu) {
 		must(host_memory_alloc(owner->bytes, &data), "host memory", NULL);
 		owner->data = data;
@@ -92,8 +89,7 @@ static void export_memory(struct owner *owner, struct letter *letter)
 		handle.fds[i] = -1; /* the letter's now */
 	}
 	handle_finish(&handle);
-	letter->len_bytes = sizeof(flat);
-	memcpy(letter->bytes, &flat, sizeof(flat));
+	letter_put(letter, &flat, sizeof(flat));
 }
 
 static void to_memory(struct owner *owner, uint64_t at, size_t n)
@@ -162,12 +158,9 @@ static void make_expected(
 /* All of it, so that what must not be written is looked at as well. */
 static uint64_t count_wrong(struct owner *owner, const struct copy_check *check)
 {
-	unsigned char *expected = malloc(BLOCK_BYTES);
+	unsigned char *expected = bench_need(malloc(BLOCK_BYTES));
 	uint64_t wrong = 0;
 
-	if (!expected) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	for (uint64_t at = 0; at < owner->bytes; at += BLOCK_BYTES) {
 		size_t n = MIN(owner->bytes - at, BLOCK_BYTES);
 
@@ -184,15 +177,14 @@ static uint64_t count_wrong(struct owner *owner, const struct copy_check *check)
 	return wrong;
 }
 
-static void answer(struct owner *owner, struct letter *letter)
+static void answer(void *data, struct letter *letter)
 {
+	struct owner *owner = data;
 	struct copy_check check;
 	uint64_t number;
 
 	memcpy(&number, letter->bytes, sizeof(number));
 	memcpy(&check, letter->bytes, sizeof(check));
-	letter->len_bytes = 0;
-	letter->nfds = 0;
 	switch (letter->what) {
 	case COPY_EXPORT:
 		export_memory(owner, letter);
@@ -205,8 +197,7 @@ static void answer(struct owner *owner, struct letter *letter)
 		break;
 	case COPY_CHECK:
 		number = count_wrong(owner, &check);
-		letter->len_bytes = sizeof(number);
-		memcpy(letter->bytes, &number, sizeof(number));
+		letter_put(letter, &number, sizeof(number));
 		break;
 	default:
 		letter->rc = -EINVAL;
@@ -216,22 +207,9 @@ static void answer(struct owner *owner, struct letter *letter)
 int part_copy_owner(int fd, void *arg)
 {
 	struct owner owner = {.part = arg};
-	struct letter *letter = calloc(1, sizeof(*letter));
 
-	if (!letter) {
-		return EXIT_RUNTIME;
-	}
 	prepare(&owner);
-	while (letter_read(fd, letter) == 1) {
-		answer(&owner, letter);
-		if (letter_write(fd, letter) < 0) {
-			break;
-		}
-		for (uint32_t i = 0; i < letter->nfds; i++) {
-			fd_close(&letter->fds[i]);
-		}
-	}
+	letter_serve(fd, answer, &owner);
 	finish(&owner);
-	free(letter);
 	return EXIT_OK;
 }

@@ -17,7 +17,6 @@
 
 #define BLOCK_BYTES (16u << 20)
 #define ALIGN 4096u
-#define THREADS 8
 #define HEADER_LENGTH_BYTES 8
 
 /* Tensors [first, first + count) in one shard. */
@@ -48,7 +47,7 @@ static void *buffer(void)
 
 static void run_crowd(struct crowd *crowd, void *(*run)(void *), unsigned nthreads)
 {
-	pthread_t threads[THREADS];
+	pthread_t threads[DISK_THREADS - 1];
 	unsigned n = 0;
 
 	atomic_store(&crowd->next, 0);
@@ -121,12 +120,9 @@ static uint64_t write_header(int fd, const struct shapes *shapes, const struct s
 	unsigned char length[HEADER_LENGTH_BYTES];
 	char *text = NULL;
 	size_t len = 0;
-	FILE *file = open_memstream(&text, &len);
+	FILE *file = bench_need(open_memstream(&text, &len));
 	uint64_t at = 0;
 
-	if (!file) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	for (size_t i = 0; i < shard->count; i++) {
 		const struct shape_tensor *tensor = &shapes->tensors[shard->first + i];
 
@@ -160,7 +156,7 @@ static void write_shard(struct disk_file *file, const struct shapes *shapes,
 	}
 	crowd.data_offset = write_header(fd, shapes, shard);
 	file->bytes = crowd.data_offset + shard->data_bytes;
-	run_crowd(&crowd, write_blocks, THREADS);
+	run_crowd(&crowd, write_blocks, DISK_THREADS);
 	if (fsync(fd) < 0 || close(fd) < 0) {
 		bench_fail(EXIT_RUNTIME, "%s: %s", file->path, strerror(errno));
 	}
@@ -200,12 +196,9 @@ static void write_index(
 /* Tensors in order, each shard as long as it may be. */
 static struct shard *cut_shards(const struct shapes *shapes, uint64_t shard_bytes, size_t *ret_n)
 {
-	struct shard *shards = calloc(shapes->ntensors + 1, sizeof(*shards));
+	struct shard *shards = bench_need(calloc(shapes->ntensors + 1, sizeof(*shards)));
 	size_t n = 0;
 
-	if (!shards) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	for (size_t i = 0; i < shapes->ntensors; i++) {
 		uint64_t bytes = shape_bytes(&shapes->tensors[i]);
 
@@ -240,10 +233,7 @@ void disk_make(struct disk *ret_disk, const char *directory, const struct shapes
 		sizeof(disk.directory)) {
 		bench_fail(EXIT_RUNTIME, "%.64s…: too long a name", directory);
 	}
-	disk.files = calloc(disk.nfiles, sizeof(*disk.files));
-	if (!disk.files) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
+	disk.files = bench_need(calloc(disk.nfiles, sizeof(*disk.files)));
 	make_directory(&disk);
 	for (size_t i = 0; i < disk.nfiles; i++) {
 		struct disk_file *file = &disk.files[i];
@@ -374,13 +364,10 @@ static void *read_blocks(void *arg)
 
 double disk_read(const struct disk *disk, unsigned nthreads)
 {
-	struct crowd crowd = {.disk = disk, .fds = calloc(disk->nfiles, sizeof(int))};
+	struct crowd crowd = {.disk = disk, .fds = bench_need(calloc(disk->nfiles, sizeof(int)))};
 	uint64_t start;
 	double seconds;
 
-	if (!crowd.fds) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	start = clock_ns();
 	for (size_t i = 0; i < disk->nfiles; i++) {
 		crowd.fds[i] = open(disk->files[i].path, O_RDONLY | O_DIRECT | O_CLOEXEC);

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 
 #define DISK_PATH_BYTES 512
+#define DISK_THREADS 8 /* at most, of a reading */
 
 struct disk_file {
 	char path[DISK_PATH_BYTES];

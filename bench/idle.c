@@ -100,15 +100,12 @@ static void measure_updates(struct idle *idle, struct scene *scene, enum state s
 /* strew comes, is measured, and leaves. */
 static void attach(struct idle *idle, enum state state)
 {
-	struct scene *scene = calloc(1, sizeof(*scene));
+	struct scene *scene = bench_need(calloc(1, sizeof(*scene)));
 	struct brokers brokers;
 	struct joined workers, trainer;
 	struct published published;
 	struct compared compared;
 
-	if (!scene) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	brokers_prepare(&brokers, false);
 	*scene = (struct scene){.kind = idle->kind,
 		.device = idle->trainer_device ? idle->trainer_device : idle->options.device,

@@ -186,30 +186,24 @@ static void run(struct load *load, const struct load_run *run, struct load_resul
 	ret_result->p99_s = samples_at(&load->steps, 0.99);
 }
 
-int part_load(int fd, void *arg)
+static void answer(void *data, struct letter *letter)
 {
-	struct load load = {.part = arg};
-	struct letter *letter = calloc(1, sizeof(*letter));
 	struct load_result result;
 	struct load_run wanted;
 
-	if (!letter) {
-		return EXIT_RUNTIME;
-	}
+	memcpy(&wanted, letter->bytes, sizeof(wanted));
+	run(data, &wanted, &result);
+	letter_put(letter, &result, sizeof(result));
+}
+
+int part_load(int fd, void *arg)
+{
+	struct load load = {.part = arg};
+
 	prepare(&load);
-	while (letter_read(fd, letter) == 1) {
-		memcpy(&wanted, letter->bytes, sizeof(wanted));
-		run(&load, &wanted, &result);
-		letter->nfds = 0;
-		letter->len_bytes = sizeof(result);
-		memcpy(letter->bytes, &result, sizeof(result));
-		if (letter_write(fd, letter) < 0) {
-			break;
-		}
-	}
+	letter_serve(fd, answer, &load);
 	samples_finish(&load.steps);
 	gpu_stream_destroy(load.stream);
 	memory_destroy(load.memory);
-	free(letter);
 	return EXIT_OK;
 }

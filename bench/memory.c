@@ -24,13 +24,10 @@ struct memory {
 
 struct memory *memory_create(enum gpu_kind kind, const char *device, bool on_host)
 {
-	struct memory *memory = calloc(1, sizeof(*memory));
+	struct memory *memory = bench_need(calloc(1, sizeof(*memory)));
 	uint8_t uuid[GPU_UUID_BYTES];
 	struct error err = {0};
 
-	if (!memory) {
-		bench_fail(1, "out of memory");
-	}
 	bench_must(gpu_open(kind, &memory->gpu, &err), "the backend", &err);
 	bench_must(gpu_find(memory->gpu, device, uuid, &err), "the device", &err);
 	bench_must(gpu_device(memory->gpu, uuid, &memory->device, &err), "the device", &err);
@@ -164,10 +161,7 @@ void *memory_buffer(struct memory *memory, size_t len_bytes)
 	void *buffer;
 
 	if (memory->on_host) {
-		buffer = malloc(len_bytes);
-		if (!buffer) {
-			bench_fail(1, "out of memory");
-		}
+		buffer = bench_need(malloc(len_bytes));
 		return buffer;
 	}
 	enter(memory);

@@ -26,7 +26,6 @@ static const char help[] =
 	"all)\n" BENCH_OPTIONS_HELP "\n"
 	"Exit code 3 too where the directory's file system keeps everything in memory.\n";
 
-#define READERS 8
 #define PUSH_S 900
 
 struct push {
@@ -120,7 +119,7 @@ static void measure(bool warm)
 	disk_drop(&push.disk);
 	one = disk_read(&push.disk, 1);
 	disk_drop(&push.disk);
-	several = disk_read(&push.disk, READERS);
+	several = disk_read(&push.disk, DISK_THREADS);
 	disk_drop(&push.disk);
 	scene_ask_workers(&push.scene, PART_POISON, 0, NULL, NULL);
 	whole = run_push(&reading, &update);

@@ -34,12 +34,9 @@ static void must(int rc, const char *what, const struct error *err)
 struct raw *raw_create(struct memory *memory, const struct shapes *shapes,
 	unsigned char *const *data, const struct part *part)
 {
-	struct raw *raw = calloc(1, sizeof(*raw));
+	struct raw *raw = bench_need(calloc(1, sizeof(*raw)));
 	struct error err = {0};
 
-	if (!raw) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	raw->memory = memory;
 	raw->shapes = shapes;
 	raw->data = data;
@@ -71,11 +68,8 @@ static void prepare(struct raw *raw, uint64_t len_bytes)
 	}
 	raw->chunk_bytes = MIN(len_bytes, CHUNK_BYTES);
 	if (memory_kind(raw->memory) == GPU_HOST) {
-		raw->src = malloc(raw->chunk_bytes);
-		raw->dst = malloc(raw->chunk_bytes);
-		if (!raw->src || !raw->dst) {
-			bench_fail(EXIT_RUNTIME, "out of memory");
-		}
+		raw->src = bench_need(malloc(raw->chunk_bytes));
+		raw->dst = bench_need(malloc(raw->chunk_bytes));
 		memset(raw->src, 1, raw->chunk_bytes);
 		memset(raw->dst, 2, raw->chunk_bytes);
 		return;
@@ -221,10 +215,7 @@ static bool compile(struct raw *raw)
 		uint64_t *places;
 
 		bench_shapes(&raw->part->model, rank, &shapes);
-		places = calloc(shapes.nparameters, sizeof(*places));
-		if (!places) {
-			bench_fail(EXIT_RUNTIME, "out of memory");
-		}
+		places = bench_need(calloc(shapes.nparameters, sizeof(*places)));
 		for (size_t i = 0; i < shapes.nparameters; i++) {
 			places[i] = at;
 			at = align_up(at + shape_bytes(&shapes.parameters[i]), 256);

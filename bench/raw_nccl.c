@@ -64,48 +64,43 @@ static struct broadcast_times run(struct ring *ring, const struct broadcast *bro
 	return times;
 }
 
+static void answer(void *data, struct letter *letter)
+{
+	struct ring *ring = data;
+	struct broadcast broadcast;
+	struct broadcast_times times;
+	struct error err = {0};
+	nccl_id id;
+
+	switch (letter->what) {
+	case PART_ID:
+		bench_must(NCCL(&err, ncclGetUniqueId, &id), "raw NCCL", &err);
+		letter_put(letter, id.bytes, sizeof(id.bytes));
+		break;
+	case PART_INIT:
+		init(ring, letter->bytes);
+		break;
+	case PART_BROADCAST:
+		memcpy(&broadcast, letter->bytes, sizeof(broadcast));
+		times = run(ring, &broadcast);
+		letter_put(letter, &times, sizeof(times));
+		break;
+	default:
+		letter->rc = -EINVAL;
+	}
+}
+
 int part_nccl(int fd, void *arg)
 {
 	struct ring ring = {.part = arg};
-	struct letter *letter = calloc(1, sizeof(*letter));
-	struct broadcast broadcast;
 	struct error err = {0};
-	nccl_id id;
-	struct broadcast_times times;
 
-	if (!letter) {
-		return EXIT_RUNTIME;
-	}
 	if (ring.part->one_gpu) {
 		setenv("NCCL_HOSTID", ring.part->rank ? "strew-raw-1" : "strew-raw-0", 1);
 	}
 	ring.memory = memory_create(GPU_CUDA, ring.part->device, false);
 	bench_must(nccl_open(&err), "raw NCCL", &err);
-	while (letter_read(fd, letter) == 1) {
-		letter->nfds = 0;
-		letter->len_bytes = 0;
-		switch (letter->what) {
-		case PART_ID:
-			bench_must(NCCL(&err, ncclGetUniqueId, &id), "raw NCCL", &err);
-			memcpy(letter->bytes, id.bytes, sizeof(id.bytes));
-			letter->len_bytes = sizeof(id.bytes);
-			break;
-		case PART_INIT:
-			init(&ring, letter->bytes);
-			break;
-		case PART_BROADCAST:
-			memcpy(&broadcast, letter->bytes, sizeof(broadcast));
-			times = run(&ring, &broadcast);
-			memcpy(letter->bytes, &times, sizeof(times));
-			letter->len_bytes = sizeof(times);
-			break;
-		default:
-			letter->rc = -EINVAL;
-		}
-		if (letter_write(fd, letter) < 0) {
-			break;
-		}
-	}
+	letter_serve(fd, answer, &ring);
 	/* The communicator ends with the process: the other rank may be gone already. */
 	return EXIT_OK;
 }

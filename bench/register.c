@@ -35,16 +35,13 @@ struct bench {
 /* One sample: processes come, register, are updated, and leave. */
 static void sample(struct bench *bench, uint64_t pieces, uint64_t tp, struct figures *figures)
 {
-	struct scene *scene = calloc(1, sizeof(*scene));
+	struct scene *scene = bench_need(calloc(1, sizeof(*scene)));
 	struct joined workers, trainer;
 	struct samples later = {0};
 	struct published published;
 	struct compared compared;
 	double plan;
 
-	if (!scene) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	*scene = (struct scene){.kind = bench->kind,
 		.device = bench->options.device,
 		.model = {.cut = pieces, .bytes = pieces * tp * PIECE_BYTES, .tp = tp},

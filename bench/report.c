@@ -1,5 +1,6 @@
 #include "bench/report.h"
 #include "base/util.h"
+#include "bench/child.h"
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -10,25 +11,16 @@ struct report {
 	json_t *object, *machine, *figures;
 };
 
-static void *need(void *ptr)
-{
-	if (!ptr) {
-		fputs("strew-bench: out of memory\n", stderr);
-		exit(1);
-	}
-	return ptr;
-}
-
 struct report *report_create(const char *what, bool json)
 {
-	struct report *report = need(calloc(1, sizeof(*report)));
+	struct report *report = bench_need(calloc(1, sizeof(*report)));
 
 	report->json = json;
-	report->object = need(json_object());
-	report->machine = need(json_object());
-	report->figures = need(json_array());
-	json_object_set_new(report->object, "bench", need(json_string(what)));
-	json_object_set_new(report->object, "strew", need(json_string(STREW_VERSION)));
+	report->object = bench_need(json_object());
+	report->machine = bench_need(json_object());
+	report->figures = bench_need(json_array());
+	json_object_set_new(report->object, "bench", bench_need(json_string(what)));
+	json_object_set_new(report->object, "strew", bench_need(json_string(STREW_VERSION)));
 	if (!json) {
 		printf("strew-bench %s\n", what);
 	}
@@ -54,7 +46,7 @@ void report_text(struct report *report, const char *key, const char *format, ...
 	va_start(args, format);
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
-	json_object_set_new(report->machine, key, need(json_string(text)));
+	json_object_set_new(report->machine, key, bench_need(json_string(text)));
 	if (!report->json) {
 		printf("  %-16s %s\n", key, text);
 		fflush(stdout);
@@ -63,14 +55,14 @@ void report_text(struct report *report, const char *key, const char *format, ...
 
 static json_t *of_samples(const struct samples *samples, const char *unit)
 {
-	json_t *object = need(json_object()), *all = need(json_array());
+	json_t *object = bench_need(json_object()), *all = bench_need(json_array());
 
-	json_object_set_new(object, "unit", need(json_string(unit)));
-	json_object_set_new(object, "median", need(json_real(samples_median(samples))));
-	json_object_set_new(object, "min", need(json_real(samples_at(samples, 0))));
-	json_object_set_new(object, "max", need(json_real(samples_at(samples, 1))));
+	json_object_set_new(object, "unit", bench_need(json_string(unit)));
+	json_object_set_new(object, "median", bench_need(json_real(samples_median(samples))));
+	json_object_set_new(object, "min", bench_need(json_real(samples_at(samples, 0))));
+	json_object_set_new(object, "max", bench_need(json_real(samples_at(samples, 1))));
 	for (size_t i = 0; i < samples->n; i++) {
-		json_array_append_new(all, need(json_real(samples->v[i])));
+		json_array_append_new(all, bench_need(json_real(samples->v[i])));
 	}
 	json_object_set_new(object, "samples", all);
 	return object;
@@ -123,22 +115,22 @@ static void print_times(const char *name, uint64_t bytes, const struct samples *
 void report_times(struct report *report, const char *name, uint64_t bytes,
 	const struct samples *seconds, const char *raw_name, const struct samples *raw_seconds)
 {
-	json_t *figure = need(json_object());
+	json_t *figure = bench_need(json_object());
 	double own = samples_median(seconds), ratio = 0;
 
 	heading(report);
-	json_object_set_new(figure, "name", need(json_string(name)));
+	json_object_set_new(figure, "name", bench_need(json_string(name)));
 	json_object_set_new(figure, "time", of_samples(seconds, "s"));
 	if (bytes) {
-		json_object_set_new(figure, "bytes", need(json_integer((json_int_t)bytes)));
+		json_object_set_new(figure, "bytes", bench_need(json_integer((json_int_t)bytes)));
 		json_object_set_new(figure, "gb_per_s",
-			need(json_real(own > 0 ? (double)bytes / own / 1e9 : 0)));
+			bench_need(json_real(own > 0 ? (double)bytes / own / 1e9 : 0)));
 	}
 	if (raw_seconds && raw_seconds->n) {
 		ratio = own > 0 ? samples_median(raw_seconds) / own : 0;
-		json_object_set_new(figure, "raw_name", need(json_string(raw_name)));
+		json_object_set_new(figure, "raw_name", bench_need(json_string(raw_name)));
 		json_object_set_new(figure, "raw", of_samples(raw_seconds, "s"));
-		json_object_set_new(figure, "ratio", need(json_real(ratio)));
+		json_object_set_new(figure, "ratio", bench_need(json_real(ratio)));
 	}
 	json_array_append_new(report->figures, figure);
 	if (!report->json) {
@@ -149,17 +141,17 @@ void report_times(struct report *report, const char *name, uint64_t bytes,
 void report_values(struct report *report, const char *name, const char *unit,
 	const struct samples *values, const char *raw_name, const struct samples *raw_values)
 {
-	json_t *figure = need(json_object());
+	json_t *figure = bench_need(json_object());
 	double own = samples_median(values), ratio = 0;
 
 	heading(report);
-	json_object_set_new(figure, "name", need(json_string(name)));
+	json_object_set_new(figure, "name", bench_need(json_string(name)));
 	json_object_set_new(figure, "value", of_samples(values, unit));
 	if (raw_values && raw_values->n) {
 		ratio = samples_median(raw_values) > 0 ? own / samples_median(raw_values) : 0;
-		json_object_set_new(figure, "raw_name", need(json_string(raw_name)));
+		json_object_set_new(figure, "raw_name", bench_need(json_string(raw_name)));
 		json_object_set_new(figure, "raw", of_samples(raw_values, unit));
-		json_object_set_new(figure, "ratio", need(json_real(ratio)));
+		json_object_set_new(figure, "ratio", bench_need(json_real(ratio)));
 	}
 	json_array_append_new(report->figures, figure);
 	if (report->json) {
@@ -176,12 +168,12 @@ void report_values(struct report *report, const char *name, const char *unit,
 
 void report_number(struct report *report, const char *name, const char *unit, double value)
 {
-	json_t *figure = need(json_object());
+	json_t *figure = bench_need(json_object());
 
 	heading(report);
-	json_object_set_new(figure, "name", need(json_string(name)));
-	json_object_set_new(figure, "unit", need(json_string(unit)));
-	json_object_set_new(figure, "number", need(json_real(value)));
+	json_object_set_new(figure, "name", bench_need(json_string(name)));
+	json_object_set_new(figure, "unit", bench_need(json_string(unit)));
+	json_object_set_new(figure, "number", bench_need(json_real(value)));
 	json_array_append_new(report->figures, figure);
 	if (!report->json) {
 		printf("%-44s %10.6g %s\n", name, value, unit);

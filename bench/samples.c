@@ -1,23 +1,15 @@
 #include "bench/samples.h"
 #include "base/util.h"
+#include "bench/child.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void *need(void *ptr)
-{
-	if (!ptr) {
-		fputs("strew-bench: out of memory\n", stderr);
-		exit(1);
-	}
-	return ptr;
-}
 
 void samples_add(struct samples *samples, double value)
 {
 	if (samples->n == samples->cap) {
 		samples->cap = MAX(samples->cap * 2, 16u);
-		samples->v = need(realloc(samples->v, samples->cap * sizeof(*samples->v)));
+		samples->v = bench_need(realloc(samples->v, samples->cap * sizeof(*samples->v)));
 	}
 	samples->v[samples->n++] = value;
 }
@@ -43,7 +35,7 @@ double samples_at(const struct samples *samples, double share)
 	if (!samples->n) {
 		return 0;
 	}
-	sorted = need(malloc(samples->n * sizeof(*sorted)));
+	sorted = bench_need(malloc(samples->n * sizeof(*sorted)));
 	memcpy(sorted, samples->v, samples->n * sizeof(*sorted));
 	qsort(sorted, samples->n, sizeof(*sorted), by_value);
 	at = share * (double)(samples->n - 1);

@@ -57,11 +57,8 @@ void scene_stop(struct scene *scene)
 void scene_ask_workers(struct scene *scene, uint32_t what, uint64_t number,
 	void (*each)(void *data, uint32_t rank, const struct letter *answer), void *data)
 {
-	struct letter *letter = calloc(1, sizeof(*letter));
+	struct letter *letter = bench_need(calloc(1, sizeof(*letter)));
 
-	if (!letter) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
 	letter->what = what;
 	letter->len_bytes = sizeof(number);
 	memcpy(letter->bytes, &number, sizeof(number));

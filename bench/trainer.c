@@ -93,14 +93,9 @@ static void repeat(struct trainer *trainer, struct repeated *repeated)
 	repeated->seconds = (double)(clock_ns() - start) * 1e-9;
 }
 
-static void put(struct letter *letter, const void *bytes, size_t len_bytes)
+static void answer(void *data, struct letter *letter)
 {
-	memcpy(letter->bytes, bytes, len_bytes);
-	letter->len_bytes = (uint32_t)len_bytes;
-}
-
-static void answer(struct trainer *trainer, struct letter *letter)
-{
+	struct trainer *trainer = data;
 	struct published published = {0};
 	struct joined joined = {0};
 	struct repeated repeated;
@@ -108,39 +103,38 @@ static void answer(struct trainer *trainer, struct letter *letter)
 	double seconds;
 
 	memcpy(&number, letter->bytes, sizeof(number));
-	letter->len_bytes = 0;
 	switch (letter->what) {
 	case PART_JOIN:
 		join(trainer, &joined);
-		put(letter, &joined, sizeof(joined));
+		letter_put(letter, &joined, sizeof(joined));
 		break;
 	case PART_FILL:
 		values_fill(trainer->memory, &trainer->shapes, trainer->data, number);
 		break;
 	case PART_PUBLISH:
 		publish(trainer, number, &published);
-		put(letter, &published, sizeof(published));
+		letter_put(letter, &published, sizeof(published));
 		break;
 	case PART_REPEAT:
 		memcpy(&repeated, letter->bytes, sizeof(repeated));
 		repeat(trainer, &repeated);
-		put(letter, &repeated, sizeof(repeated));
+		letter_put(letter, &repeated, sizeof(repeated));
 		break;
 	case PART_RAW_COPY:
 		seconds = raw_copy(trainer->raw, number);
-		put(letter, &seconds, sizeof(seconds));
+		letter_put(letter, &seconds, sizeof(seconds));
 		break;
 	case PART_RAW_PEER:
 		seconds = raw_peer(trainer->raw, number);
-		put(letter, &seconds, sizeof(seconds));
+		letter_put(letter, &seconds, sizeof(seconds));
 		break;
 	case PART_RAW_PIECES:
 		seconds = raw_pieces(trainer->raw);
-		put(letter, &seconds, sizeof(seconds));
+		letter_put(letter, &seconds, sizeof(seconds));
 		break;
 	case PART_FREE:
 		number = memory_free(trainer->memory);
-		put(letter, &number, sizeof(number));
+		letter_put(letter, &number, sizeof(number));
 		break;
 	default:
 		letter->rc = -EINVAL;
@@ -150,13 +144,9 @@ static void answer(struct trainer *trainer, struct letter *letter)
 int part_trainer(int fd, void *arg)
 {
 	struct trainer trainer = {.part = arg};
-	struct letter *letter = calloc(1, sizeof(*letter));
 	struct error err = {0};
 	size_t n;
 
-	if (!letter) {
-		return EXIT_RUNTIME;
-	}
 	bench_shapes(&trainer.part->model, 0, &trainer.shapes);
 	n = trainer.shapes.ntensors;
 	trainer.memory =
@@ -173,19 +163,12 @@ int part_trainer(int fd, void *arg)
 	bench_must(gpu_stream_create(memory_device(trainer.memory), &trainer.stream, &err),
 		"a stream", &err);
 	trainer.raw = raw_create(trainer.memory, &trainer.shapes, trainer.data, trainer.part);
-	while (letter_read(fd, letter) == 1) {
-		letter->nfds = 0;
-		answer(&trainer, letter);
-		if (letter_write(fd, letter) < 0) {
-			break;
-		}
-	}
+	letter_serve(fd, answer, &trainer);
 	strew_trainer_close(trainer.trainer);
 	raw_destroy(trainer.raw);
 	gpu_stream_destroy(trainer.stream);
 	memory_destroy(trainer.memory);
 	free(trainer.data);
 	shapes_finish(&trainer.shapes);
-	free(letter);
 	return EXIT_OK;
 }

@@ -109,12 +109,9 @@ static void *work(void *arg)
 {
 	struct crowd *crowd = arg;
 	unsigned char *buffer = memory_buffer(crowd->memory, TASK_BYTES);
-	unsigned char *row = malloc(TASK_BYTES);
+	unsigned char *row = bench_need(malloc(TASK_BYTES));
 	size_t i;
 
-	if (!row) {
-		bench_fail(1, "out of memory");
-	}
 	while ((i = atomic_fetch_add(&crowd->next, 1)) < crowd->ntasks) {
 		if (crowd->compare) {
 			compare_one(crowd, &crowd->tasks[i], buffer, row);

@@ -86,17 +86,16 @@ static void join(struct worker *worker, struct letter *letter)
 	start = clock_ns();
 	must(strew_agent_register(worker->agent), "worker");
 	joined.register_s = (double)(clock_ns() - start) * 1e-9;
-	letter->len_bytes = sizeof(joined);
-	memcpy(letter->bytes, &joined, sizeof(joined));
+	letter_put(letter, &joined, sizeof(joined));
 }
 
-static void answer(struct worker *worker, struct letter *letter)
+static void answer(void *data, struct letter *letter)
 {
+	struct worker *worker = data;
 	struct compared compared;
 	uint64_t seed;
 
 	memcpy(&seed, letter->bytes, sizeof(seed));
-	letter->len_bytes = 0;
 	switch (letter->what) {
 	case PART_JOIN:
 		join(worker, letter);
@@ -107,12 +106,10 @@ static void answer(struct worker *worker, struct letter *letter)
 	case PART_COMPARE:
 		compared.wrong = values_compare(
 			worker->memory, &worker->shapes, worker->data, seed, &compared.bytes);
-		letter->len_bytes = sizeof(compared);
-		memcpy(letter->bytes, &compared, sizeof(compared));
+		letter_put(letter, &compared, sizeof(compared));
 		break;
 	case PART_PAUSE:
-		letter->len_bytes = sizeof(worker->pause_s);
-		memcpy(letter->bytes, &worker->pause_s, sizeof(worker->pause_s));
+		letter_put(letter, &worker->pause_s, sizeof(worker->pause_s));
 		break;
 	default:
 		letter->rc = -EINVAL;
@@ -149,10 +146,7 @@ static void prepare(struct worker *worker)
 	worker->memory = memory_create(part->kind, part->device, false);
 	memory_reserve(worker->memory,
 		MIN(worker->shapes.worker_bytes + 256 * worker->shapes.nparameters, 1ull << 30));
-	worker->data = calloc(worker->shapes.nparameters, sizeof(*worker->data));
-	if (!worker->data) {
-		bench_fail(EXIT_RUNTIME, "out of memory");
-	}
+	worker->data = bench_need(calloc(worker->shapes.nparameters, sizeof(*worker->data)));
 	for (size_t i = 0; i < worker->shapes.nparameters; i++) {
 		worker->data[i] =
 			memory_take(worker->memory, shape_bytes(&worker->shapes.parameters[i]));
@@ -163,12 +157,9 @@ static void prepare(struct worker *worker)
 int part_worker(int fd, void *arg)
 {
 	struct worker worker = {.part = arg};
-	struct letter *letter = calloc(1, sizeof(*letter));
+	struct letter *letter = bench_need(calloc(1, sizeof(*letter)));
 	struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, {.fd = -1, .events = POLLIN}};
 
-	if (!letter) {
-		return EXIT_RUNTIME;
-	}
 	prepare(&worker);
 	for (;;) {
 		if (worker.agent && worker.part->gate == STREW_GATE_HELD) {
@@ -180,15 +171,7 @@ int part_worker(int fd, void *arg)
 		if (polled[1].revents) {
 			dispatch(&worker);
 		}
-		if (!polled[0].revents) {
-			continue;
-		}
-		if (letter_read(fd, letter) != 1) {
-			break;
-		}
-		letter->nfds = 0;
-		answer(&worker, letter);
-		if (letter_write(fd, letter) < 0) {
+		if (polled[0].revents && !letter_turn(fd, letter, answer, &worker)) {
 			break;
 		}
 	}

@@ -223,12 +223,15 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 		return rc;
 	}
 	rc = choose_direct(publication, base, home, &copies, err);
+	if (rc) {
+		goto free_copies;
+	}
 	/* The slot is space 0 of the destinations and the sources' are counted from 0 too, so
 	 * the slot moves behind them. */
 	bases = calloc(publication->nspaces + 1, sizeof(*bases));
-	if (rc || !bases) {
-		rc = rc ? rc : error_set(err, -ENOMEM, "out of memory");
-		goto free_all;
+	if (!bases) {
+		rc = error_set(err, -ENOMEM, "out of memory");
+		goto free_copies;
 	}
 	for (size_t i = 0; i < copies.n; i++) {
 		copies.v[i].dst_space = publication->nspaces;
@@ -246,8 +249,8 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 
 		stretch->src += stretch->space == STRETCH_PACKED ? 0 : bases[stretch->space];
 	}
-free_all:
 	free(bases);
+free_copies:
 	copies_finish(&copies);
 	return rc;
 }

@@ -77,10 +77,11 @@ int carrier_broadcast(struct carrier *carrier, const struct carrier_part *parts,
 	if (carrier->kind == CARRIER_NCCL) {
 		rc = carrier_nccl_broadcast(
 			carrier, parts, nparts, root, stream, deadline, cancel, err);
-	}
-	for (size_t i = 0; i < nparts && rc == 0 && carrier->kind == CARRIER_TCP; i++) {
-		rc = carrier_tcp_broadcast(
-			carrier, parts[i].address, parts[i].len_bytes, root, deadline, cancel, err);
+	} else if (carrier->kind == CARRIER_TCP) {
+		for (size_t i = 0; i < nparts && rc == 0; i++) {
+			rc = carrier_tcp_broadcast(carrier, parts[i].address, parts[i].len_bytes,
+				root, deadline, cancel, err);
+		}
 	}
 	/* Half a bucket may be on its way: what follows it would be read as its rest. */
 	carrier->broken = rc != 0;

@@ -116,6 +116,21 @@ static void test_gates_that_are_not_held(void **state)
 	}
 }
 
+/* A played worker finds nothing changed, and is asked to hold its gate. */
+static void raw_holds(struct raw *raw)
+{
+	struct message message;
+
+	raw_expect(raw, MSG_CHECK, &message);
+	message.type = MSG_CHECKED;
+	memset(message.u.checked.text, 0, sizeof(message.u.checked.text));
+	message.u.checked.code = WIRE_OK;
+	raw_send(raw, &message);
+	message_finish(&message);
+	raw_expect(raw, MSG_HOLD, &message);
+	message_finish(&message);
+}
+
 /* While a group waits for its gate: its worker dies, and the next one takes its place. */
 static void test_a_worker_leaves_at_the_gate(void **state)
 {
@@ -124,7 +139,6 @@ static void test_a_worker_leaves_at_the_gate(void **state)
 		const char *model = apply == STREW_APPLY_DIRECT ? "gone direct" : "gone staged";
 		struct strew_report report;
 		struct trainer trainer;
-		struct message message;
 		struct worker worker;
 		struct draft draft;
 		struct raw raw;
@@ -136,14 +150,7 @@ static void test_a_worker_leaves_at_the_gate(void **state)
 		draft_register(&raw, &draft);
 		start_trainer(&trainer, model, whole, 1, 1);
 		publish(&trainer, 1, PATIENCE_MS);
-		raw_expect(&raw, MSG_CHECK, &message);
-		message.type = MSG_CHECKED;
-		memset(message.u.checked.text, 0, sizeof(message.u.checked.text));
-		message.u.checked.code = WIRE_OK;
-		raw_send(&raw, &message);
-		message_finish(&message);
-		raw_expect(&raw, MSG_HOLD, &message);
-		message_finish(&message);
+		raw_holds(&raw);
 		raw_close(&raw);
 		trainer_reports(&trainer, STREW_OUTCOME_ABORTED, "is gone", &report);
 		report_group(&report, 0, STREW_OUTCOME_LOST, "is gone");
@@ -194,14 +201,7 @@ static void test_a_word_that_comes_after_the_resume(void **state)
 		message_finish(&message);
 		page_store(&raw.page, WORD_READY, 1);
 		publish(&trainer, 1, PATIENCE_MS);
-		raw_expect(&raw, MSG_CHECK, &message);
-		message.type = MSG_CHECKED;
-		memset(message.u.checked.text, 0, sizeof(message.u.checked.text));
-		message.u.checked.code = WIRE_OK;
-		raw_send(&raw, &message);
-		message_finish(&message);
-		raw_expect(&raw, MSG_HOLD, &message);
-		message_finish(&message);
+		raw_holds(&raw);
 		raw_expect_silence(&raw, 300);
 		send_ready(&raw, 2);
 		page_store(&raw.page, WORD_READY, 2);
