@@ -71,11 +71,11 @@ def test_run_passes_signals_on(stage):
     text = ("import signal, sys, time\n"
             "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
             "    signal.signal(number, lambda n, _: (print('got', n, flush=True), sys.exit(n)))\n"
-            "print('up', flush=True)\n"
+            "print('up!', flush=True)\n"
             "time.sleep(60)")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         launcher = stage.start(f"run-{number}", *RUN, "--", *script(text))
-        launcher.says("up").popen.send_signal(number)
+        launcher.says("up!").popen.send_signal(number)
         assert f"got {int(number)}" in launcher.end(int(number)), launcher.log
 
 
@@ -84,12 +84,12 @@ def test_run_interrupted_on_a_terminal(stage):
     text = ("import signal, time\n"
             "count = []\n"
             "signal.signal(signal.SIGINT, lambda *_: count.append(1))\n"
-            "print('up', flush=True)\n"
+            "print('up!', flush=True)\n"
             "end = time.monotonic() + 1\n"
             "while time.monotonic() < end:\n"
             "    time.sleep(0.1)\n"
             "print('count', len(count), flush=True)")
-    code, output = on_terminal(stage, [*RUN, "--", *script(text)], "up", b"\x03")
+    code, output = on_terminal(stage, [*RUN, "--", *script(text)], "up!", b"\x03")
     assert code == 0, output
     assert "count 1" in output and "the broker ended" not in output, output
 
