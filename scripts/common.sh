@@ -13,7 +13,7 @@ die() {
 	exit 1
 }
 
-# What is looked for ("command" or "header.h") and the Debian or Ubuntu package that has it;
+# What is looked for ("command", "header.h" or "libFuzzer") and the Debian or Ubuntu package that has it;
 # where a package was renamed, the first name that the archive knows is taken.
 # shellcheck disable=SC2034
 build_needs=(
@@ -38,6 +38,7 @@ has() {
 	case $1 in
 	*.h) command -v cc >/dev/null && printf '#include <stdarg.h>\n#include <stddef.h>\n#include <setjmp.h>\n#include <stdint.h>\n#include <%s>\n' "$1" |
 		cc -E - >/dev/null 2>&1 ;;
+	libFuzzer) [[ -e $(clang -print-file-name="libclang_rt.fuzzer-$(uname -m).a") ]] ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
 }
@@ -104,4 +105,42 @@ build() {
 	fi
 	cmake -S "$root" -B "$directory" "${generator[@]}" "$@" >&2
 	cmake --build "$directory" --parallel "$(nproc)" >&2
+}
+
+fuzz_targets() {
+	find "$root/tests/fuzz" -name 'fuzz_*.c' -printf '%f\n' | sed 's/^fuzz_\(.*\)\.c$/\1/' | sort
+}
+
+# libFuzzer belongs to clang, in a package of its own or in one of clang's, by the version.
+install_fuzzer() {
+	local major
+
+	major=$(clang -dumpversion)
+	major=${major%%.*}
+	install_needs "libFuzzer libclang-rt-$major-dev libclang-common-$major-dev"
+}
+
+# build_fuzz DIRECTORY: the fuzzers alone.
+build_fuzz() {
+	install_fuzzer
+	CC=clang build "$1" -DSTREW_WERROR=ON -DSTREW_FUZZ=ON "-DCMAKE_C_FLAGS_RELWITHDEBINFO=-O1 -g"
+}
+
+# fuzz_run DIRECTORY TARGET LIBFUZZER-OPTIONS…: inputs worth keeping go to DIRECTORY/corpus/TARGET.
+fuzz_run() {
+	local directory=$1 target=$2 log code=0
+
+	shift 2
+	log=$directory/fuzz/$target.log
+	mkdir -p "$directory/corpus/$target"
+	say "fuzz $target $*"
+	"$directory/fuzz/fuzz_$target" "$@" -timeout=5 -rss_limit_mb=2048 -max_len=4096 \
+		-print_final_stats=1 -artifact_prefix="$directory/fuzz/$target-" \
+		"$directory/corpus/$target" "$root/tests/fuzz/corpus/$target" >"$log" 2>&1 || code=$?
+	if ((code)); then
+		grep -v -e '^#' "$log" | tail -n 80 >&2
+		say "fuzz $target: a finding; see $log"
+		return 1
+	fi
+	sed -n 's/^stat::\(number_of_executed_units\|average_exec_per_sec\):\s*/  \1 /p' "$log" >&2
 }

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the fuzzers' corpora: valid things, for mutations to start from.
+
+usage: seeds.py [TARGET …]    (all; into corpus/TARGET/seed-*)
+"""
+import json
+import pathlib
+import struct
+import sys
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+
+
+def pack(value):
+    """msgpack of ints, strs, bytes, lists and dicts, as strew writes them."""
+    if isinstance(value, int):
+        if value < 0x80:
+            return bytes([value])
+        for code, form, limit in ((0xCC, ">B", 8), (0xCD, ">H", 16), (0xCE, ">I", 32)):
+            if value < 1 << limit:
+                return bytes([code]) + struct.pack(form, value)
+        return b"\xcf" + struct.pack(">Q", value)
+    if isinstance(value, str):
+        raw = value.encode()
+        return (bytes([0xA0 + len(raw)]) if len(raw) < 32 else b"\xd9" + bytes([len(raw)])) + raw
+    if isinstance(value, bytes):
+        return b"\xc5" + struct.pack(">H", len(value)) + value
+    if isinstance(value, list):
+        head = bytes([0x90 + len(value)]) if len(value) < 16 else b"\xdc" + struct.pack(">H", len(value))
+        return head + b"".join(pack(item) for item in value)
+    items = b"".join(pack(key) + pack(item) for key, item in value.items())
+    return (bytes([0x80 + len(value)]) if len(value) < 16 else b"\xde" + struct.pack(">H", len(value))) + items
+
+
+def frame(kind, fields, serial=1, fds=0):
+    payload = pack(fields)
+    return b"STRW" + struct.pack("<HHIIQ", 1, kind, len(payload), fds, serial) + payload
+
+
+HELLO = {"protocol": 1, "role": 1, "pid": 4123, "pid_namespace": 4026531836, "library": "0.1.0"}
+GROUP = {"node": 0, "replica": 1, "part": 0, "outcome": 2, "state": 6, "text": "late"}
+REPORT = {"version": 7, "outcome": 1, "text": ""} | {
+    key: 9 for key in ("tensors", "unwanted", "bytes", "wire_bytes", "wait_ns", "accept_ns", "move_ns",
+                       "commit_ns", "total_ns", "gather_ns", "local_ns", "wire_ns", "scatter_ns")
+} | {"groups": [GROUP, GROUP]}
+ALLOCATION = {"index": 0, "kind": 1, "base": 4096, "size": 65536, "buffer_id": 0, "uuid": bytes(16),
+              "ipc": bytes(64), "first_chunk": 0, "chunks": 1, "chunk_bytes": [65536]}
+
+
+def frames():
+    hello = frame(1, HELLO, fds=1)
+    yield "hello", b"\x00" + b"\x06" + hello[:1] + b"\x00" + hello[1:2] + b"\x01" + hello[2:]
+    yield "stream", b"\x01\x01" + frame(60, {}) + frame(44, REPORT, 0) + frame(3, {"code": 7, "text": "busy"})
+    yield "decode-report", b"\x02\x2c" + pack(REPORT)
+    yield "decode-allocation", b"\x02\x0b" + pack(ALLOCATION)
+    yield "decode-part", b"\x02\x0c" + pack({"of": 1, "number": 0, "bytes": b"abc", "unknown": [{"a": 1}]})
+    for number in range(43):
+        yield f"made-{number}", bytes([3, number, 3, 0, 170, 1, 5, 2, 4, 1, 2, 3, 4, 20, 0, 0xC0])
+
+
+def layout(tensors, parameters, pieces):
+    return b"".join(map(pack, [["strew-layout", 1, len(tensors), len(parameters), len(pieces)],
+                               *tensors, *parameters, *pieces]))
+
+
+def boxes(kind, tensors, held):
+    return b"".join(map(pack, [[kind, 1, len(tensors), len(held)], *tensors, *held]))
+
+
+W = ["w", 1, [8, 4]]
+ROTARY = layout([["q_proj", 3, [32, 16]]], [["qkv", 0, 4096, 3, [32, 16], [16, 1]]],
+                [[0, 0, 0, [4, 4, 2, 16], [0, 0, 0, 0], [4, 4, 2, 16], [128, 16, 64, 1], 0]])
+CAST = layout([W], [["p", 0, 0, 3, [4, 4], [4, 1]]], [[0, 0, 0, [8, 4], [2, 0], [4, 4], [4, 1], 1]])
+HALVES = boxes("strew-manifest", [W], [[0, 0, [0, 0], [5, 4]], [0, 1, [3, 0], [5, 4]]])
+
+
+def blobs():
+    yield "layout", b"\x80" + ROTARY
+    yield "layout-cast", b"\x00" + CAST
+    yield "declaration", b"\x01" + boxes("strew-declaration", [W], [[0, 0, [0, 0], [8, 4], 0, 64, [4, 1]]])
+    yield "share", b"\x07" + boxes("strew-manifest", [W], [[0, 1, [4, 0], [4, 4]]])
+    yield "manifest", b"\x03" + HALVES
+    scalar = boxes("strew-manifest", [["s", 3, []], ["e", 1, [0, 3]]], [[0, 0, [], []]])
+    yield "manifest-scalar", b"\x03" + scalar
+    big = boxes("strew-manifest", [["w", 1, [700, 100]]], [[0, 0, [0, 0], [700, 100]]])
+    part = layout([["w", 1, [700, 100]]], [["p", 0, 0, 1, [10, 50], [50, 1]]],
+                  [[0, 0, 0, [700, 100], [200, 50], [10, 50], [50, 1], 0]])
+    for name, manifest, wanted in (("planned", HALVES, CAST), ("planned-big", big, part)):
+        yield name, b"\x04" + struct.pack("<H", len(manifest)) + manifest + wanted
+
+
+def shard(tensors, metadata=True):
+    header, at = {"__metadata__": {"format": "pt"}} if metadata else {}, 0
+    for name, dtype, shape, size in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    return json.dumps(header).encode(), at
+
+
+def checkpoint():
+    one, data = shard([("a", "F32", [2, 3], 24), ("b", "BF16", [], 2), ("empty", "U8", [0, 7], 0)])
+    yield "raw", b"\x00" + struct.pack("<Q", len(one)) + one + bytes(data)
+    yield "header", b"\x01" + struct.pack("<H", data) + one
+    plain, more = shard([("x.weight", "F8_E4M3", [4], 4), ("y", "I64", [1], 8)], False)
+    yield "header-plain", b"\x01" + struct.pack("<H", more) + plain
+    index = json.dumps({"metadata": {"total_size": 38}, "weight_map": {
+        "a": "a", "b": "a", "empty": "a", "x.weight": "b", "y": "b"}}).encode()
+    both = b"".join(struct.pack("<HH", size, len(text)) + text for text, size in ((one, data), (plain, more)))
+    yield "index", b"\x02" + struct.pack("<H", len(index)) + index + both
+    yield "index-missing", b"\x02" + struct.pack("<H", len(index)) + index + both[:len(one) + 4]
+
+
+TARGETS = {"frames": frames, "blobs": blobs, "checkpoint": checkpoint}
+
+
+def main():
+    for target in sys.argv[1:] or TARGETS:
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("seed-*"):
+            old.unlink()
+        for name, data in TARGETS[target]():
+            (folder / f"seed-{name}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
