@@ -167,9 +167,11 @@ void epoch_made(struct job *job)
 	struct epoch *epoch = &server->epoch;
 
 	epoch->job_running = false;
-	/* On success the carrier has taken the descriptors, never the array. */
-	for (uint32_t i = 0; job->rc && work->carrier.data_fds && i < work->carrier.ranks; i++) {
-		fd_close(&work->carrier.data_fds[i]);
+	/* If there is a carrier for them, it has taken the descriptors, never the array. */
+	for (uint32_t i = 0; work->carrier.data_fds && i < work->carrier.ranks; i++) {
+		if (job->rc || work->carrier.kind != CARRIER_TCP) {
+			fd_close(&work->carrier.data_fds[i]);
+		}
 	}
 	free(work->carrier.data_fds);
 	if (work->hung) {
