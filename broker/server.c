@@ -294,29 +294,38 @@ static bool drained(const struct server *server)
 	return server->draining && server->node.stage == NODE_IDLE && !server->active;
 }
 
-int server_run(struct server *server)
+void server_start(struct server *server)
 {
 	if (server->options.join) {
 		join_start(server);
 	} else {
 		server_ready(server);
 	}
-	while (!server->stop && !drained(server)) {
-		uint64_t now;
-		int rc = loop_round(server->loop, next_due(server));
+}
 
-		if (rc) {
-			server_fatal(server, strerror(-rc));
-		}
-		now = clock_ns();
-		accept_tick(server, now);
-		clients_tick(server, now);
-		node_tick(server, now);
-		if (server_is_lead(server)) {
-			lead_tick(server, now);
-			epoch_tick(server, now);
-		}
-		join_tick(server, now);
+void server_round(struct server *server)
+{
+	int rc = loop_round(server->loop, next_due(server));
+	uint64_t now = clock_ns();
+
+	if (rc) {
+		server_fatal(server, strerror(-rc));
+	}
+	accept_tick(server, now);
+	clients_tick(server, now);
+	node_tick(server, now);
+	if (server_is_lead(server)) {
+		lead_tick(server, now);
+		epoch_tick(server, now);
+	}
+	join_tick(server, now);
+}
+
+int server_run(struct server *server)
+{
+	server_start(server);
+	while (!server->stop && !drained(server)) {
+		server_round(server);
 	}
 	notify_systemd("STOPPING=1");
 	log_info("stopping");

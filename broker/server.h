@@ -244,6 +244,9 @@ struct server {
 int server_create(
 	const struct server_options *options, struct server **ret_server, struct error *err);
 int server_run(struct server *server); /* until it is told to stop; returns the exit code */
+/* What it does: once, then again and again. A round waits until something is due. */
+void server_start(struct server *server);
+void server_round(struct server *server);
 void server_destroy(struct server *server);
 bool server_is_lead(const struct server *server);
 /* accept has failed: with -EAGAIN because nobody waits, else for want of something. */

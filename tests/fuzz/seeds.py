@@ -110,7 +110,71 @@ def checkpoint():
     yield "index-missing", b"\x02" + struct.pack("<H", len(index)) + index + both[:len(one) + 4]
 
 
-TARGETS = {"frames": frames, "blobs": blobs, "checkpoint": checkpoint}
+# Ops of play_ops.c, by their numbers in fuzz_session.c, fuzz_lead.c and fuzz_join.c.
+TURN, TIME, MOVER, CLOSE, RAW, CUT, MODE, SAY, CLIENT, REGISTER, DECLARE, PUBLISH, WORD = range(13)
+MEMBER, SAY_MEMBER, SHARE, LEAD_BUCKET = range(13, 17)
+SAY_LEAD, MANIFEST, EPOCH, JOIN_BUCKET, REFUSE = range(13, 18)
+HELD, STAGED, REPLICA, PART, SECOND, PAIR = 1, 2, 4, 8, 16, 32
+WORKER, TRAINER, OBSERVER, AUTO = 1, 2, 3, 4
+turns = [TURN, 5]
+
+
+def peers(flags, layout=0):
+    """A worker (end 0) and the only trainer rank (end 1), which answer by themselves."""
+    return [CLIENT, WORKER | AUTO, CLIENT, TRAINER | AUTO, REGISTER, 0, flags, layout, 0, DECLARE, 1, 0, 0, *turns]
+
+
+def session():
+    for flags in range(4):
+        yield f"update-{flags}", peers(flags) + [PUBLISH, 1, 1, *turns, PUBLISH, 1, 2, *turns]
+    yield "update-cast", peers(STAGED, 1) + [PUBLISH, 1, 9, *turns]
+    yield "late-gate", [MODE, 0, 0, *peers(HELD), MODE, 0, 0, PUBLISH, 1, 1, *turns, TIME, 5, TIME, 5, *turns]
+    yield "trainer-lost", peers(0) + [MOVER, 1, PUBLISH, 1, 1, *turns, MOVER, 3, CLOSE, 1, *turns, MOVER, 0, *turns]
+    yield "worker-lost", peers(HELD | STAGED) + [MODE, 0, 0, PUBLISH, 1, 1, *turns, CLOSE, 0, *turns]
+    yield "withdraw", peers(0) + [SAY, 0, 5, 0, 0, *turns, REGISTER, 0, 0, 2, 0, *turns, SAY, 0, 5, 0, 0, *turns]
+    pair = [CLIENT, 5, CLIENT, 5, REGISTER, 0, PAIR, 0, 0, REGISTER, 1, PAIR | SECOND, 1, 0]
+    ranks = [CLIENT, 6, CLIENT, 6, DECLARE, 2, 1, 0, DECLARE, 3, 2, 0]
+    yield "pair", pair + ranks + [*turns, PUBLISH, 2, 1, PUBLISH, 3, 1, *turns, TIME, 7, *turns]
+    yield "messages", [CLIENT, 1, TURN, 0] + [x for k in range(12) for x in (SAY, 0, k, 1, 1, k, 3)] + turns
+    yield "cut", [CLIENT, 0, CUT, 0, 10, SAY, 0, 0, 0x15, 0, TURN, 1, CUT, 0, 30, SAY, 0, 11, 0, 0, *turns]
+    yield "spoilt", [CLIENT, 1, REGISTER, 0, 0, 0, 1, 30, 0, 9, *turns, RAW, 0, 4, 1, 2, 3, 4, *turns]
+    yield "words", peers(HELD) + [WORD, 0, 0, 3, SAY, 0, 7, 0, 1, 0, 3, PUBLISH, 1, 1, *turns, SAY, 0, 8, 0, 0]
+
+
+def lead():
+    two = [MEMBER, 1, *turns, TIME, 2, *turns, *turns]
+    yield "epoch", two + peers(0) + [PUBLISH, 1, 1, *turns, *turns]
+    yield "three", [MEMBER, 1, *two, *peers(HELD | STAGED), PUBLISH, 1, 1, *turns, *turns, CLOSE, 0, *turns, TIME, 2, *turns]
+    share = [SHARE, 0, 0, 0, 0, *turns]
+    buckets = [LEAD_BUCKET, 0, 1, 0, LEAD_BUCKET, 0, 2, 1]
+    yield "rank-elsewhere", two + share + [CLIENT, 5, REGISTER, 0, 0, 0, 0, *turns, *buckets, SAY_MEMBER, 0, 8, 0, 1, 2, 1,
+                                           SAY_MEMBER, 0, 9, 0, 1, 2, 1, *turns, *turns, TIME, 5, *turns]
+    yield "half-elsewhere", two + [SHARE, 0, 2, 0, 0, CLIENT, 6, DECLARE, 0, 1, 0, CLIENT, 5, REGISTER, 1, 2, 0, 0, *turns,
+                                   PUBLISH, 0, 1, SAY_MEMBER, 0, 8, 0, 2, 1, 1, 2, 1, SAY_MEMBER, 0, 9, 0, 2, 1, 1, 2, 1,
+                                   *turns, *turns, TIME, 7, *turns]
+    yield "undeclare", two + share + [SAY_MEMBER, 0, 7, 0, 0, *turns]
+    yield "silent", two + [MODE, 0, 0, *peers(0), PUBLISH, 1, 1, *turns, TIME, 5, *turns, TIME, 5, *turns]
+    yield "messages", two + [x for k in range(12) for x in (SAY_MEMBER, 0, k, 0, 1, k, 3, MEMBER, 1, TURN, 2)] + turns
+    groups = [SAY_MEMBER, 0, 2, 0, 1, 2, 2, 2, 1, 1, 3, 1, 0]
+    yield "groups", two + [MODE, 0, 0, *peers(0), PUBLISH, 1, 1, *turns, *groups, *turns, SAY_MEMBER, 0, 3, 0, 0, *turns]
+
+
+def join():
+    stands = [*turns, *turns]
+    yield "epoch", stands + peers(0) + [*turns, PUBLISH, 1, 1, *turns, *turns, PUBLISH, 1, 2, *turns, *turns]
+    yield "staged", stands + peers(HELD | STAGED) + [*turns, PUBLISH, 1, 1, *turns, *turns]
+    announced = stands + [CLIENT, 5, REGISTER, 0, 0, 0, 0, MANIFEST, 0, 0, 0, 0, *turns]
+    begin = [SAY_LEAD, 0, 4, 0, 3, 4, 165, 9, 1, 0, 3, 1, 5, 168]
+    yield "receives", announced + begin + [*turns, JOIN_BUCKET, 0, 1, 0, JOIN_BUCKET, 0, 2, 1, *turns, *turns]
+    yield "abort", announced + begin + [*turns, SAY_LEAD, 0, 7, 0, 0, *turns]
+    yield "lead-lost", stands + peers(0) + [*turns, MODE, 0, 0, PUBLISH, 2, 1, *turns, CLOSE, 0, *turns, TIME, 2, *turns, *turns]
+    yield "alone", stands + [EPOCH, 0, 1, *turns, EPOCH, 0, 2, *turns, EPOCH, 0, 0, *turns]
+    yield "refused", [REFUSE, 1, *turns, TIME, 7, *turns]
+    yield "messages", stands + [x for k in range(13) for x in (SAY_LEAD, 0, k, 0, 1, k, 3, TURN, 2, TIME, 3)] + turns
+
+
+TARGETS = {"frames": frames, "blobs": blobs, "checkpoint": checkpoint, "session": session, "lead": lead,
+           "join": join}
 
 
 def main():
@@ -120,7 +184,7 @@ def main():
         for old in folder.glob("seed-*"):
             old.unlink()
         for name, data in TARGETS[target]():
-            (folder / f"seed-{name}").write_bytes(data)
+            (folder / f"seed-{name}").write_bytes(bytes(data))
 
 
 if __name__ == "__main__":
