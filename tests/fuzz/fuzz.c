@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define FDS_LOOKED_AT 160
+#define FDS_LOOKED_AT 96
 
 uint8_t input_byte(struct input *input)
 {

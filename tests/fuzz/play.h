@@ -45,19 +45,22 @@ struct play {
 	struct server *server;
 	struct end ends[ENDS];
 	bool held; /* the mover does nothing */
-	unsigned fds;
-	long mappings;
 };
 
 extern struct play play;
 
+typedef void play_op(struct input *input);
+
 /* play.c */
 enum play_role { PLAY_ALONE, PLAY_LEADS, PLAY_JOINS };
-void play_start(enum play_role role);
 void play_turn(unsigned n);
-/* All claims at the end: a good process is answered, nothing waits for ever, nobody who left is
- * remembered, an update goes through (unless a lead is missing), and nothing has leaked. */
-void play_stop(void);
+/*
+ * One input: the script in it, and the claims behind it: a good process is answered, nothing
+ * waits for ever, nobody who left is remembered, a good update goes through (looked at now
+ * and then, and not without a lead), and nothing has leaked.
+ */
+void play_input(
+	enum play_role role, const uint8_t *data, size_t size, play_op *const *ops, size_t nops);
 struct end *play_end(enum end_kind kind, int fd); /* takes fd; closed if there is no place */
 void end_close(struct end *end);
 void end_send_bytes(struct end *end, const uint8_t *bytes, size_t n, const int *fds, unsigned nfds);
@@ -101,8 +104,7 @@ void lead_heard(struct end *end, const struct message *message);
 void lead_epoch_named(struct end *end, uint32_t ranks);
 void blob_tell(struct end *end, const struct blob *blob, enum part_of of);
 
-/* play_ops.c: what an input can do; the ones for all, then those for targets. */
-typedef void play_op(struct input *input);
+/* play_ops.c: what an input can do */
 void play_script(struct input *input, play_op *const *ops, size_t nops);
 play_op op_turn, op_time, op_mover, op_close, op_raw, op_cut, op_mode, op_say_client, op_client,
 	op_register, op_declare, op_publish, op_word, op_member, op_say_member, op_share,
