@@ -143,10 +143,9 @@ static int take_welcome(struct agent_session *session, struct message *message, 
 	return 0;
 }
 
-static int greet(
-	struct agent_session *session, const char *option, uint32_t role, struct error *err)
+static int greet(struct agent_session *session, const char *option, uint32_t role,
+	uint64_t deadline, struct error *err)
 {
-	uint64_t deadline = deadline_in_ms(session->timeout_ms);
 	struct agent_request request = {0};
 	char path[108];
 	int fd, rc;
@@ -244,7 +243,7 @@ int agent_session_open(struct agent_session *session, const char *socket, uint32
 	}
 	rc = page_create(&session->page, err);
 	if (rc == 0) {
-		rc = greet(session, socket, role, err);
+		rc = greet(session, socket, role, deadline_in_ms(session->timeout_ms), err);
 	}
 	if (rc == 0) {
 		session->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -259,14 +258,18 @@ int agent_session_open(struct agent_session *session, const char *socket, uint32
 	return rc;
 }
 
-static void stop_thread(struct agent_session *session)
+void agent_session_join(struct agent_session *session)
 {
-	pthread_mutex_lock(&session->lock);
+	if (!session->running) {
+		return;
+	}
 	session->stopping = true;
 	pthread_mutex_unlock(&session->lock);
 	eventfd_write(session->wake_fd, 1);
 	pthread_join(session->thread, NULL);
-	session->threaded = false;
+	pthread_mutex_lock(&session->lock);
+	session->running = session->stopping = false;
+	fd_close(&session->wake_fd);
 }
 
 void agent_session_part(struct agent_session *session, uint64_t deadline)
@@ -296,9 +299,9 @@ void agent_session_finish(struct agent_session *session)
 		}
 	}
 	if (!forked) {
-		if (session->threaded) {
-			stop_thread(session);
-		}
+		pthread_mutex_lock(&session->lock);
+		agent_session_join(session);
+		pthread_mutex_unlock(&session->lock);
 		/* The broker must see the end even if a forked child still has the socket. */
 		if (session->conn) {
 			shutdown(conn_fd(session->conn), SHUT_RDWR);
@@ -316,15 +319,15 @@ void agent_session_finish(struct agent_session *session)
 	fd_close(&session->wake_fd);
 }
 
-int agent_broker_ended(const struct agent_session *session, uint64_t deadline, struct error *err)
+static int process_ended(int pidfd, pid_t pid, uint64_t deadline, struct error *err)
 {
-	struct pollfd end = {.fd = session->pidfd, .events = POLLIN};
+	struct pollfd end = {.fd = pidfd, .events = POLLIN};
 
 	for (;;) {
 		int left_ms = deadline_left_ms(deadline);
 
-		if (session->pidfd < 0 && session->broker_pid > 0) {
-			if (kill(session->broker_pid, 0) < 0 && errno == ESRCH) {
+		if (pidfd < 0 && pid > 0) {
+			if (kill(pid, 0) < 0 && errno == ESRCH) {
 				return 0;
 			}
 			left_ms = left_ms < 0 ? ENDED_POLL_MS : MIN(left_ms, ENDED_POLL_MS);
@@ -335,8 +338,89 @@ int agent_broker_ended(const struct agent_session *session, uint64_t deadline, s
 		if (deadline_passed(deadline)) {
 			return error_set(err, -ETIMEDOUT,
 				"the connection is lost, but the broker's process has not ended, "
-				"and may "
-				"still use this memory");
+				"and may still use this memory");
 		}
 	}
+}
+
+int agent_broker_ended(const struct agent_session *session, uint64_t deadline, struct error *err)
+{
+	return process_ended(session->pidfd, session->broker_pid, deadline, err);
+}
+
+/* All that belongs to one connection. */
+struct link {
+	struct conn *conn;
+	struct page broker_page;
+	int pidfd;
+	pid_t broker_pid;
+	struct error lost;
+};
+
+static struct link take_link(struct agent_session *session)
+{
+	struct link link = {session->conn, session->broker_page, session->pidfd,
+		session->broker_pid, session->lost};
+
+	session->conn = NULL;
+	session->broker_page = (struct page){.fd = -1};
+	session->pidfd = -1;
+	session->broker_pid = 0;
+	error_clear(&session->lost);
+	error_clear(&session->said);
+	return link;
+}
+
+static void link_finish(struct link *link)
+{
+	conn_destroy(link->conn);
+	page_finish(&link->broker_page);
+	fd_close(&link->pidfd);
+}
+
+static int follow(
+	struct agent_session *session, const struct link *old, uint64_t deadline, struct error *err)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	bool same = old->broker_pid > 0 && old->broker_pid == session->broker_pid;
+
+	if (!same) {
+		/* It may live on behind its socket's end. */
+		int rc = process_ended(old->pidfd, old->broker_pid, deadline, err);
+
+		if (rc) {
+			return rc;
+		}
+	}
+	if (session->poll_fd >= 0 && !session->lost.code &&
+		epoll_ctl(session->poll_fd, EPOLL_CTL_ADD, conn_fd(session->conn), &event) < 0) {
+		return error_set(err, -errno, "no memory to watch the connection");
+	}
+	return 0;
+}
+
+int agent_session_reopen(struct agent_session *session, const char *socket, uint32_t role,
+	uint64_t deadline, struct error *err)
+{
+	struct link old = take_link(session), failed;
+	int rc;
+
+	session->welcomed = false;
+	rc = greet(session, socket, role, deadline, err);
+	if (rc == 0) {
+		rc = follow(session, &old, deadline, err);
+	}
+	if (rc == 0) {
+		link_finish(&old);
+		return 0;
+	}
+	failed = take_link(session);
+	link_finish(&failed);
+	session->conn = old.conn;
+	session->broker_page = old.broker_page;
+	session->pidfd = old.pidfd;
+	session->broker_pid = old.broker_pid;
+	session->lost = old.lost;
+	session->welcomed = true;
+	return rc;
 }

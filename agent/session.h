@@ -55,7 +55,8 @@ struct agent_session {
 	bool signalled;
 	bool receiving; /* a handler is running */
 	/* the thread's */
-	bool threaded, stopping;
+	bool threaded; /* reading is its business; also while none runs, between two connections */
+	bool running, stopping;
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -69,8 +70,19 @@ struct agent_session {
 int agent_session_open(struct agent_session *session, const char *socket, uint32_t role,
 	int timeout_ms, agent_handler *handler, void *data, struct error *err);
 
+/*
+ * After the connection was lost: the same to the broker that serves the socket now. 0 only when
+ * nothing that the old connection's broker began touches this process's memory any more, or it is
+ * the same process, which then must be asked. The session's thread has ended; start it again.
+ */
+int agent_session_reopen(struct agent_session *session, const char *socket, uint32_t role,
+	uint64_t deadline, struct error *err);
+
 /* Starts the library's own thread, in which no signal is delivered. */
 int agent_session_start(struct agent_session *session, struct error *err);
+
+/* With the lock held, after the connection was lost: waits for the thread's end. */
+void agent_session_join(struct agent_session *session);
 
 /* Stops the thread, leaves the broker and frees. In a forked child: closes and frees only. */
 void agent_session_finish(struct agent_session *session);

@@ -304,11 +304,12 @@ int agent_session_start(struct agent_session *session, struct error *err)
 	sigfillset(&all);
 	pthread_mutex_lock(&session->lock);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	session->threaded = true;
+	session->threaded = session->running = true;
 	rc = pthread_create(&session->thread, NULL, serve, session);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (rc) {
-		session->threaded = false;
+		session->threaded = session->running = false;
+		fd_close(&session->wake_fd);
 	} else {
 		pthread_setname_np(session->thread, "strew");
 		fd_close(&session->poll_fd);

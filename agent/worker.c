@@ -49,6 +49,7 @@ static int check_options(
 
 static void agent_free(struct strew_agent *agent)
 {
+	free(agent->socket);
 	agent_request_clear(&agent->session, &agent->request);
 	agent_request_clear(&agent->session, &agent->resume);
 	layout_finish(&agent->layout);
@@ -69,6 +70,13 @@ static int agent_open(const struct strew_agent_options *options, struct strew_ag
 	rc = check_options(options, &agent->reg, err);
 	if (rc) {
 		goto free_agent;
+	}
+	if (options->socket) {
+		agent->socket = strdup(options->socket);
+		if (!agent->socket) {
+			rc = error_set(err, -ENOMEM, "no memory for an agent");
+			goto free_agent;
+		}
 	}
 	rc = export_set_create(&agent->set);
 	if (rc) {
@@ -223,6 +231,45 @@ int strew_agent_register(struct strew_agent *agent)
 	if (rc == 0) {
 		rc = worker_register(agent, deadline_in_ms(agent->session.timeout_ms), &err);
 		agent_session_leave(&agent->session);
+	}
+	return public_return(rc, &err);
+}
+
+static int agent_reconnect(struct strew_agent *agent, int timeout_ms, struct error *err)
+{
+	struct agent_session *session = &agent->session;
+	bool threaded = session->threaded;
+	int rc;
+
+	if (!agent_session_lost(session, NULL)) {
+		return error_set(err, -EISCONN, "reconnect: the broker is not gone");
+	}
+	agent_session_join(session);
+	session->threaded = false;
+	rc = worker_reconnect(agent, deadline_in_ms(timeout_ms), err);
+	session->threaded = threaded;
+	return rc;
+}
+
+int strew_agent_reconnect(struct strew_agent *agent, int timeout_ms)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!agent) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&agent->session, &err);
+	if (rc == 0) {
+		rc = agent_reconnect(agent, timeout_ms, &err);
+		agent_session_leave(&agent->session);
+	}
+	if (rc == 0 && agent->session.threaded) {
+		rc = agent_session_start(&agent->session, &err);
+		if (rc) {
+			agent_session_lose(&agent->session, rc, err.text);
+			agent->session.threaded = true;
+		}
 	}
 	return public_return(rc, &err);
 }

@@ -23,8 +23,11 @@ enum worker_stage {
 
 struct strew_agent {
 	struct agent_session session;
-	struct msg_register reg; /* who we are; `allocations` is filled in when registering */
+	char *socket;		 /* as in the options, may be NULL */
+	struct msg_register reg; /* who we are; the last two are filled in when registering */
 	enum worker_stage stage;
+	bool accepted; /* registered at some broker, and not withdrawn since */
+	uint64_t held; /* the version in this worker's own memory, or VERSION_MIXED */
 	struct layout layout;
 	const void **data; /* of each parameter; NULL where there are no bytes */
 	size_t cap_data;
@@ -53,9 +56,17 @@ bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event)
 /* What is known of the group's memory now: see LOST in strew/agent.h. */
 enum strew_group_state worker_state(const struct strew_agent *agent);
 uint64_t worker_version(const struct strew_agent *agent);
+/* What this worker's memory holds, in the word that registrations have for it. */
+uint64_t worker_held(const struct strew_agent *agent);
 
 /* Sends everything and awaits the answer; called again after -ETIMEDOUT it only awaits. */
 int worker_register(struct strew_agent *agent, uint64_t deadline, struct error *err);
+
+/*
+ * Once the broker is gone: registers the same at the broker that serves the socket now, and says
+ * what the memory holds. On failure it may be called again.
+ */
+int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error *err);
 
 /*
  * Until nothing writes to the memory any more: waits for the broker's answer, or for its end if

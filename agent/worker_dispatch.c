@@ -77,6 +77,17 @@ uint64_t worker_version(const struct strew_agent *agent)
 						  : agent->version;
 }
 
+/* Between check and done, may the broker have written? */
+static bool doubted(const struct strew_agent *agent)
+{
+	return agent->pending && !(agent->reg.gate == STREW_GATE_HELD && !is_ready(agent));
+}
+
+uint64_t worker_held(const struct strew_agent *agent)
+{
+	return doubted(agent) ? VERSION_MIXED : agent->held;
+}
+
 enum strew_group_state worker_state(const struct strew_agent *agent)
 {
 	enum strew_group_state paged = (enum strew_group_state)page_word(agent, WORD_GROUP_STATE);
@@ -90,7 +101,7 @@ enum strew_group_state worker_state(const struct strew_agent *agent)
 	if (!agent->session.lost.code) {
 		return STREW_GROUP_PENDING;
 	}
-	if (agent->reg.gate == STREW_GATE_HELD && !is_ready(agent)) {
+	if (!doubted(agent)) {
 		return heard;
 	}
 	return agent->reg.apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
@@ -146,6 +157,12 @@ static int on_done(struct strew_agent *agent, const struct msg_done *done, struc
 			done->state);
 	}
 	agent->pending = false;
+	if (done->outcome == STREW_OUTCOME_COMMITTED) {
+		agent->held = done->version;
+	} else if (done->outcome == STREW_OUTCOME_DIRTY || done->outcome == STREW_OUTCOME_LOST) {
+		/* LOST: a sibling went, perhaps in the middle of the commit's copy. */
+		agent->held = VERSION_MIXED;
+	}
 	agent->state = (enum strew_group_state)done->state;
 	agent->version = done->version;
 	page_store(&agent->session.page, WORD_STATE, done->state);

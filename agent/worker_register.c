@@ -99,7 +99,47 @@ int worker_register(struct strew_agent *agent, uint64_t deadline, struct error *
 	}
 	if (answered) {
 		agent->stage = rc ? WORKER_OVER : WORKER_REGISTERED;
+		agent->accepted = agent->accepted || rc == 0;
 		agent_request_clear(&agent->session, &agent->request);
+	}
+	return rc;
+}
+
+/* The new broker was told what the memory holds, whoever of the group else registers. */
+static void begin_again(struct strew_agent *agent)
+{
+	agent->held = agent->reg.version;
+	agent->state = 0;
+	agent->version = 0;
+	agent->pending = agent->ready = agent->lost_told = false;
+	agent->nevents = 0;
+	agent_session_signal(&agent->session, false);
+	agent_request_clear(&agent->session, &agent->request);
+	agent_request_clear(&agent->session, &agent->resume);
+	agent->stage = WORKER_DECLARING;
+}
+
+int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error *err)
+{
+	enum strew_group_state state = worker_state(agent);
+	uint64_t version = agent->version;
+	int rc;
+
+	if (!agent->accepted) {
+		return error_set(err, -EINVAL, "reconnect: this worker is not registered");
+	}
+	agent->reg.version = worker_held(agent);
+	rc = agent_session_reopen(&agent->session, agent->socket, ROLE_WORKER, deadline, err);
+	if (rc) {
+		return rc;
+	}
+	begin_again(agent);
+	rc = worker_register(agent, deadline, err);
+	if (rc) {
+		agent_session_lose(&agent->session, rc, err->text);
+		agent->state = state;
+		agent->version = version;
+		agent->lost_told = true;
 	}
 	return rc;
 }
@@ -151,6 +191,7 @@ int worker_withdraw(struct strew_agent *agent, uint64_t deadline, struct error *
 {
 	int rc;
 
+	agent->accepted = false;
 	if (agent->stage == WORKER_DECLARING || agent->stage == WORKER_OVER) {
 		return 0;
 	}

@@ -244,7 +244,7 @@ static void on_join(
 		if (group->members[i].version == GROUP_VERSION_MIXED) {
 			group->state = STREW_GROUP_DIRTY;
 			group->version = 0;
-			set_text(group, "a worker was lost while its group was written");
+			set_text(group, "the memory of its workers was written in part");
 			return;
 		}
 		if (group->members[i].version != group->version) {

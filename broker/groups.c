@@ -137,10 +137,13 @@ static void say_registered(struct client *client)
 	client_send(client, &message);
 }
 
+_Static_assert(VERSION_MIXED == GROUP_VERSION_MIXED, "one word for memory written in part");
+
 void team_join(struct client *client)
 {
 	struct team *team = client->team;
-	struct group_event event = {.type = GE_JOIN, .member = client->member};
+	struct group_event event = {
+		.type = GE_JOIN, .member = client->member, .version = client->session.reg.version};
 
 	if (team->group.npresent == 0 && team->group.phase == PHASE_IDLE) {
 		team->group.state = STREW_GROUP_FORMING;

@@ -1,7 +1,8 @@
 /*
  * strew run: the launcher. It starts the broker in a process group of its own
  * (so that Ctrl-C on a terminal reaches the command alone), waits until the
- * broker serves, runs the command with STREW_SOCKET set, and ends with it.
+ * broker serves, runs the command with STREW_SOCKET set, and ends with it. A broker that dies
+ * before the command is started again, some times; its workers register again by themselves.
  *
  * All signals come in through one signalfd, children's ends included, so there
  * is a single place that waits: wait_event(). The broker outlives the command
@@ -24,6 +25,9 @@
 
 #define READY_MS 120000 /* a broker that joins retries for a while */
 #define STOP_MS 15000	/* from SIGTERM to SIGKILL */
+#define RESTARTS 5	/* of a broker that never lives for long */
+#define LONG_MS 60000	/* so long, and what it died of before is forgotten */
+#define DELAY_MS 500	/* more before each restart after the first */
 #define BROKER "strewd"
 
 static const char help[] =
@@ -31,7 +35,8 @@ static const char help[] =
 	"\n"
 	"Starts this node's broker, waits until it serves, and runs the command with\n"
 	"$STREW_SOCKET set. Passes SIGTERM, SIGINT and SIGHUP on to the command, ends with its\n"
-	"exit code (128+n if signal n ended it), and then stops the broker.\n"
+	"exit code (128+n if signal n ended it), and then stops the broker. A broker that ends\n"
+	"before the command is started again; after five short lives it is left.\n"
 	"\n"
 	"  --socket PATH  the broker's socket (default: a private one, removed at the end)\n"
 	"  --help         this text; strewd --help has the options that are passed on\n"
@@ -52,6 +57,11 @@ struct launch {
 	sigset_t old_mask;
 	pid_t broker, child; /* 0: not running */
 	int broker_status, child_status;
+	int ready; /* where the broker says that it serves; -1: it has, or none runs */
+	/* the broker's lives */
+	uint64_t started_at, restart_at;
+	unsigned restarts;
+	bool left;	 /* no more of them */
 	int interrupted; /* signal that came before the command ran, or after it ended */
 };
 
@@ -140,13 +150,34 @@ static void exec_broker(char **argv)
 	_exit(EXIT_RUNTIME);
 }
 
-static int start_broker(struct launch *launch, int ready_fd)
+/* A pipe whose writing end is no standard descriptor, whatever is open. */
+static int open_ready(int ready[2])
 {
-	pid_t parent = getpid();
-	pid_t pid = fork();
+	int fd;
 
+	if (pipe2(ready, O_CLOEXEC) < 0) {
+		ready[0] = ready[1] = -1;
+		return -1;
+	}
+	fd = fcntl(ready[1], F_DUPFD_CLOEXEC, 3);
+	fd_close(&ready[1]);
+	ready[1] = fd;
+	return fd < 0 ? -1 : 0;
+}
+
+static int start_broker(struct launch *launch)
+{
+	pid_t parent = getpid(), pid = -1;
+	int ready[2];
+
+	if (open_ready(ready) == 0) {
+		snprintf(launch->ready_text, sizeof(launch->ready_text), "%d", ready[1]);
+		pid = fork();
+	}
 	if (pid < 0) {
-		fprintf(stderr, "strew run: fork: %s\n", strerror(errno));
+		fprintf(stderr, "strew run: the broker cannot be started: %s\n", strerror(errno));
+		fd_close(&ready[0]);
+		fd_close(&ready[1]);
 		return -1;
 	}
 	if (pid == 0) {
@@ -156,33 +187,40 @@ static int start_broker(struct launch *launch, int ready_fd)
 			_exit(EXIT_RUNTIME); /* it ended before the line above */
 		}
 		sigprocmask(SIG_SETMASK, &launch->old_mask, NULL);
-		fcntl(ready_fd, F_SETFD, 0); /* the broker inherits it */
+		fcntl(ready[1], F_SETFD, 0); /* the broker inherits it */
 		exec_broker(launch->broker_argv);
 	}
+	fd_close(&ready[1]);
+	launch->ready = ready[0];
 	launch->broker = pid;
+	launch->started_at = clock_ns();
 	return 0;
 }
 
+/* The broker has said something, or nothing and closed. */
+static bool read_ready(struct launch *launch)
+{
+	char line[16] = "";
+	ssize_t n = read(launch->ready, line, sizeof(line) - 1);
+
+	fd_close(&launch->ready);
+	return n > 0 && strncmp(line, "READY=1\n", 8) == 0;
+}
+
 /* 0: it serves. Else an exit code, with the reason said. */
-static int wait_ready(struct launch *launch, int ready_fd)
+static int wait_ready(struct launch *launch)
 {
 	uint64_t deadline = deadline_in_ms(READY_MS);
-	char line[16] = "";
-	ssize_t n = -1;
 
-	while (launch->broker && !launch->interrupted && n != 0) {
-		int rc = wait_event(launch, ready_fd, deadline);
+	while (launch->broker && !launch->interrupted && launch->ready >= 0) {
+		int rc = wait_event(launch, launch->ready, deadline);
 
 		if (rc < 0) {
 			fprintf(stderr, "strew run: the broker did not serve within %d s\n",
 				READY_MS / 1000);
 			return EXIT_RUNTIME;
 		}
-		if (rc == 0) {
-			continue;
-		}
-		n = read(ready_fd, line, sizeof(line) - 1);
-		if (n > 0 && strncmp(line, "READY=1\n", 8) == 0) {
+		if (rc == 1 && read_ready(launch)) {
 			return 0;
 		}
 	}
@@ -222,25 +260,56 @@ static int start_command(struct launch *launch)
 	return 0;
 }
 
+/* It has ended before the command. */
+static void broker_ended(struct launch *launch)
+{
+	launch->restart_at = DEADLINE_NEVER;
+	if (clock_ns() - launch->started_at > LONG_MS * 1000000ull) {
+		launch->restarts = 0;
+	}
+	if (launch->restarts == RESTARTS) {
+		launch->left = true;
+		fputs("strew run: the command goes on without it; its weights stay as they are\n",
+			stderr);
+		return;
+	}
+	launch->restart_at = deadline_in_ms((int)launch->restarts * DELAY_MS);
+	launch->restarts++;
+}
+
+static void keep_broker(struct launch *launch)
+{
+	if (launch->broker || launch->left) {
+		return;
+	}
+	if (launch->restart_at == DEADLINE_NEVER) {
+		fd_close(&launch->ready);
+		say_status("the broker", launch->broker_status);
+		broker_ended(launch);
+	}
+	if (!launch->left && deadline_passed(launch->restart_at)) {
+		launch->restart_at = DEADLINE_NEVER;
+		if (start_broker(launch) < 0) {
+			broker_ended(launch);
+		}
+	}
+}
+
 static int follow_command(struct launch *launch)
 {
-	bool said = false;
-
 	if (launch->interrupted) {
 		return 128 + launch->interrupted;
 	}
 	if (start_command(launch) < 0) {
 		return EXIT_RUNTIME;
 	}
+	launch->restart_at = DEADLINE_NEVER;
 	while (launch->child) {
-		wait_event(launch, -1, DEADLINE_NEVER);
-		if (!launch->broker && !said) {
-			say_status("the broker", launch->broker_status);
-			fputs("strew run: the command goes on without it; its weights stay as they "
-			      "are\n",
-				stderr);
-			said = true;
+		if (wait_event(launch, launch->ready, launch->restart_at) == 1 &&
+			read_ready(launch)) {
+			fputs("strew run: the broker serves again\n", stderr);
 		}
+		keep_broker(launch);
 	}
 	return exit_code_of(launch->child_status);
 }
@@ -312,38 +381,16 @@ static int make_socket(struct launch *launch)
 	return 0;
 }
 
-/* A pipe whose writing end is no standard descriptor, whatever is open. */
-static int open_ready(int ready[2])
-{
-	int fd;
-
-	if (pipe2(ready, O_CLOEXEC) < 0) {
-		return -1;
-	}
-	fd = fcntl(ready[1], F_DUPFD_CLOEXEC, 3);
-	fd_close(&ready[1]);
-	ready[1] = fd;
-	return fd < 0 ? -1 : 0;
-}
-
 static int launch_all(struct launch *launch)
 {
-	int ready[2] = {-1, -1}, code = EXIT_RUNTIME;
+	int code = EXIT_RUNTIME;
 
-	if (open_ready(ready) < 0) {
-		fprintf(stderr, "strew run: pipe: %s\n", strerror(errno));
-		fd_close(&ready[0]);
-		return EXIT_RUNTIME;
-	}
-	snprintf(launch->ready_text, sizeof(launch->ready_text), "%d", ready[1]);
-	if (open_signals(launch) == 0 && start_broker(launch, ready[1]) == 0) {
-		fd_close(&ready[1]);
-		code = wait_ready(launch, ready[0]);
+	if (open_signals(launch) == 0 && start_broker(launch) == 0) {
+		code = wait_ready(launch);
 		code = code ? code : follow_command(launch);
 		stop_broker(launch);
 	}
-	fd_close(&ready[0]);
-	fd_close(&ready[1]);
+	fd_close(&launch->ready);
 	fd_close(&launch->signals);
 	return code;
 }
@@ -391,6 +438,7 @@ static int parse(int argc, char **argv, struct launch *launch, bool *ret_help)
 int cmd_run(int argc, char **argv)
 {
 	struct launch launch = {.signals = -1,
+		.ready = -1,
 		.name = BROKER,
 		.socket_option = "--socket",
 		.ready_option = "--ready-fd"};

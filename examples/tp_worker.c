@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <strew/strew.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NONE UINT64_MAX
@@ -28,6 +29,7 @@ struct worker {
 	uint64_t device;   /* NONE: host memory */
 	uint64_t versions; /* NONE: until SIGTERM */
 	uint64_t seed;	   /* NONE: values are not checked */
+	uint64_t patience; /* seconds to wait for another broker when this one is gone */
 	bool live, direct, partial;
 	/* what follows from it */
 	struct model model;
@@ -141,23 +143,33 @@ static void check(struct worker *worker, const char *what)
 	printf("\n");
 }
 
-/* An update has ended: take the memory back, then look at it. */
-static void done(struct worker *worker, const struct strew_event *event)
+/* Takes the memory back for the next step; false: it stays paused. */
+static bool resume(struct worker *worker, const char *why)
 {
-	int rc = 0;
-
 	while (worker->held && !stopped) {
-		rc = strew_agent_resume(worker->agent, 1000);
+		int rc = strew_agent_resume(worker->agent, 1000);
+
 		if (rc == -ETIMEDOUT || rc == -EINTR) {
 			continue; /* the next update is being written already */
 		}
 		if (rc == -EUCLEAN) {
 			/* Written in part: no step may use it. A whole update heals it. */
-			printf("worker %" PRIu64 ": dirty: %s\n", worker->rank, event->text);
-			return;
+			printf("worker %" PRIu64 ": dirty: %s\n", worker->rank, why);
+			return false;
+		}
+		if (rc < 0) {
+			return false; /* the broker is gone: the next event says so */
 		}
 		worker->held = false;
-		worker->lost = rc < 0;
+	}
+	return true;
+}
+
+/* An update has ended: take the memory back, then look at it. */
+static void done(struct worker *worker, const struct strew_event *event)
+{
+	if (!resume(worker, event->text)) {
+		return;
 	}
 	worker->version = event->version;
 	if (!worker->live) {
@@ -174,6 +186,30 @@ static void done(struct worker *worker, const struct strew_event *event)
 		if (event->state != STREW_GROUP_DIRTY) {
 			check(worker, "kept");
 		}
+	}
+}
+
+/* The broker is gone. Whoever starts another finds this worker where it was left. */
+static void join_again(struct worker *worker)
+{
+	time_t last = time(NULL) + (time_t)worker->patience;
+	enum strew_group_state state;
+
+	worker->lost = true;
+	while (!stopped && worker->lost && time(NULL) < last) {
+		usleep(100000);
+		worker->lost = strew_agent_reconnect(worker->agent, 1000) < 0;
+	}
+	if (worker->lost) {
+		fprintf(stderr, "worker %" PRIu64 ": %s\n", worker->rank, strew_error());
+		return;
+	}
+	strew_agent_state(worker->agent, &state, NULL);
+	printf("worker %" PRIu64 ": registered again with version %" PRIu64 ", %s\n", worker->rank,
+		worker->version, strew_group_state_name(state));
+	/* The new broker does not know that this engine is paused, if it is. */
+	if (worker->held && strew_agent_ready(worker->agent, NULL) == 0) {
+		resume(worker, "the broker went in the middle of an update");
 	}
 }
 
@@ -197,7 +233,7 @@ static void serve(struct worker *worker)
 		if (rc < 0 || event.type == STREW_EVENT_LOST) {
 			fprintf(stderr, "worker %" PRIu64 ": the broker is gone: %s\n",
 				worker->rank, rc < 0 ? strew_error() : event.text);
-			worker->lost = true;
+			join_again(worker);
 		} else if (event.type == STREW_EVENT_HOLD) {
 			/*
 			 * The step is finished, and nothing of this process reads the
@@ -224,6 +260,7 @@ static const char usage[] =
 	"  --partial       accept versions that leave parameters uncovered\n"
 	"  --device INDEX  keep the parameters on that GPU (else in host memory)\n"
 	"  --versions N    end after N versions (else at SIGTERM)\n"
+	"  --reconnect S   when the broker is gone, wait S seconds for another one (0)\n"
 	"  --check SEED    compare each version with what `trainer --seed SEED` sends\n"
 	"  --dump FILE     at the end, write all parameters to FILE, their places to FILE.json\n"
 	"\n"
@@ -246,6 +283,7 @@ static void parse(int argc, char **argv, struct worker *worker)
 		{.name = "device", .number = &worker->device},
 		{.name = "versions", .number = &worker->versions},
 		{.name = "check", .number = &worker->seed},
+		{.name = "reconnect", .number = &worker->patience},
 		{.name = NULL},
 	};
 

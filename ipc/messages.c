@@ -89,6 +89,7 @@ static const struct field register__fields[] = {
 	RANGE("apply", msg_register, apply, STREW_APPLY_DIRECT, STREW_APPLY_STAGED),
 	U32("partial", msg_register, partial),
 	U32("allocations", msg_register, allocations),
+	U64("version", msg_register, version),
 };
 TABLE(register_);
 

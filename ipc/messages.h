@@ -109,7 +109,11 @@ struct msg_register {
 	uint32_t replica, part, member, members;
 	uint32_t gate, apply, partial;
 	uint32_t allocations; /* how many MSG_ALLOCATION indices follow */
+	uint64_t version;     /* what its memory holds; 0: what it began with */
 };
+
+/* The version of memory that was written in part. */
+#define VERSION_MIXED UINT64_MAX
 
 struct msg_allocation {
 	uint32_t index;

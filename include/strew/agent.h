@@ -85,7 +85,7 @@ enum strew_event_type {
 	STREW_EVENT_HOLD = 1, /* held gate: reach a step's end, call ready, then resume */
 	STREW_EVENT_DONE = 2, /* an update ended; outcome and version say how */
 	STREW_EVENT_LOST =
-		3, /* the broker is gone: only close is valid; state says what is in memory */
+		3, /* the broker is gone: close or reconnect; state says what is in memory */
 };
 
 struct strew_event {
@@ -121,6 +121,17 @@ STREW_API int strew_agent_piece(struct strew_agent *agent, const struct strew_pi
  * Blocks for at most the timeout.
  */
 STREW_API int strew_agent_register(struct strew_agent *agent);
+
+/*
+ * After STREW_EVENT_LOST: registers the same parameters and pieces with the broker that serves
+ * the socket now, which is told what the memory holds: a group whose workers hold one version is
+ * CURRENT again, one that was being written is DIRTY until a whole update. Waits for the end of
+ * the old broker's process too, at most timeout_ms in all; on failure (-ENOENT, -ECONNREFUSED:
+ * nobody serves the socket yet; -ETIMEDOUT; -EEXIST: the broker has not noticed yet that the old
+ * connection is over) the memory is as it was: call it again. Events that were not taken are
+ * dropped, and an engine that is paused calls ready again. -EISCONN: the broker is not gone.
+ */
+STREW_API int strew_agent_reconnect(struct strew_agent *agent, int timeout_ms);
 
 /* A descriptor that polls readable when strew_agent_dispatch() has work. The agent's own. */
 STREW_API int strew_agent_fd(struct strew_agent *agent);

@@ -94,16 +94,47 @@ def test_run_interrupted_on_a_terminal(stage):
     assert "count 1" in output and "the broker ended" not in output, output
 
 
-def test_run_says_that_the_broker_died(stage):
+def test_run_starts_a_dead_broker_again(stage):
+    """Killed as often as it comes back; at last the command goes on without it."""
     text = (f"import json, os, signal, subprocess, sys, time\n"
-            f"status = subprocess.run(['{stage.bin}/strew', 'status', '--json'], check=True,\n"
-            f"                        capture_output=True)\n"
-            f"os.kill(json.loads(status.stdout)['pid'], signal.SIGKILL)\n"
-            f"time.sleep(0.5)\n"
+            f"for life in range(6):\n"
+            f"    end = time.monotonic() + 30\n"
+            f"    while True:\n"
+            f"        status = subprocess.run(['{stage.bin}/strew', 'status', '--json'],\n"
+            f"                                capture_output=True)\n"
+            f"        if status.returncode == 0: break\n"
+            f"        assert time.monotonic() < end\n"
+            f"        time.sleep(0.02)\n"
+            f"    os.kill(json.loads(status.stdout)['pid'], signal.SIGKILL)\n"
+            f"print('killed', flush=True)\n"
+            f"sys.stdin.readline()\n"
             f"sys.exit(9)")
-    result = stage.run(*RUN, "--", *script(text))
-    assert result.returncode == 9, result.stderr
-    assert "the broker was ended by signal 9" in result.stderr, result.stderr
+    launcher = stage.start("run", *RUN, "--", *script(text), stdin=subprocess.PIPE)
+    launcher.says("goes on without it")
+    launcher.line()
+    launcher.end(9)
+    assert launcher.log.count("the broker was ended by signal 9") == 6, launcher.log
+    assert launcher.log.count("the broker serves again") == 5, launcher.log
+
+
+def test_run_workers_outlive_brokers(stage):
+    """Its broker killed between and in updates, a worker's memory is never taken for another's."""
+    launcher = stage.start("run", "strew", "run", "--backend", "host", "--slot", "256K", "--socket",
+                           stage.socket(), "--", "sleep", "600")
+    scene.wait_until("a broker", lambda: stage.run(
+        "strew", "status", "--socket", stage.socket()).returncode == 0)
+    workers = stage.workers(2, "--reconnect", 60, "--check", 5)
+    for version in (3, 8):
+        trainer = stage.trainer("--seed", 5, "--first", version)
+        scene.publish([trainer], workers, version)
+        os.kill(stage.status()["pid"], signal.SIGKILL)
+        for worker in workers:
+            worker.says(f"registered again with version {version}, ")
+        trainer.popen.wait(scene.DEADLINE_S)
+        group, = stage.status()["groups"]
+        assert (group["state"], group["version"]) == ("CURRENT", version), group
+    scene.untouched(workers, 8)
+    launcher.stop(128 + signal.SIGTERM)
 
 
 def test_run_stops_the_broker_when_it_is_killed(stage):
