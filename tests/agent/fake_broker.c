@@ -236,9 +236,13 @@ void fake_start(struct fake *fake)
 	for (size_t i = 0; i < FAKE_ALLOCATIONS; i++) {
 		fake->fds[i] = -1;
 	}
-	strcpy(fake->directory, "/tmp/strew-agent-XXXXXX");
-	EXPECT(mkdtemp(fake->directory));
-	snprintf(fake->path, sizeof(fake->path), "%s/socket", fake->directory);
+	if (fake->at) {
+		string_copy(fake->path, sizeof(fake->path), fake->at);
+	} else {
+		strcpy(fake->directory, "/tmp/strew-agent-XXXXXX");
+		EXPECT(mkdtemp(fake->directory));
+		snprintf(fake->path, sizeof(fake->path), "%s/socket", fake->directory);
+	}
 	if (socket_listen_unix(fake->path, &fake->listener, &err)) {
 		fprintf(stderr, "%s\n", err.text);
 		abort();
@@ -272,6 +276,8 @@ void fake_stop(struct fake *fake)
 	unlink(fake->path);
 	snprintf(lock, sizeof(lock), "%s.lock", fake->path);
 	unlink(lock);
-	rmdir(fake->directory);
+	if (!fake->at) {
+		rmdir(fake->directory);
+	}
 	memset(fake, 0, sizeof(*fake));
 }

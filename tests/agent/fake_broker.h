@@ -29,7 +29,8 @@ struct fake {
 	const char *backend;					    /* NULL: "host" */
 	uint64_t pid_namespace;					    /* 0: the true one */
 	bool mortal;						    /* its process is a child */
-	int step;						    /* for the script's own use */
+	const char *at; /* where it serves; NULL: in a directory of its own */
+	int step;	/* for the script's own use */
 	/* the fake's */
 	char directory[64], path[108];
 	int listener;

@@ -24,7 +24,7 @@ static const struct {
 	{MSG_ERROR, "error", "code text"},
 	{MSG_OK, "ok", "value"},
 	{MSG_REGISTER, "register",
-		"model replica part member members gate apply partial allocations"},
+		"model replica part member members gate apply partial allocations version"},
 	{MSG_ALLOCATION, "allocation",
 		"index kind base size buffer_id uuid ipc first_chunk chunks chunk_bytes"},
 	{MSG_PART, "part", "of number bytes"},
@@ -151,6 +151,7 @@ static void fill_registering(struct message *message)
 		reg->apply = between(STREW_APPLY_DIRECT, STREW_APPLY_STAGED);
 		reg->partial = any32();
 		reg->allocations = any32();
+		reg->version = any64();
 		return;
 	}
 	allocation->index = any32();

@@ -1,0 +1,279 @@
+/* A worker whose broker is gone, and the brokers that come in its place: what it tells them. */
+#include "base/clock.h"
+#include "fake_broker.h"
+#include "support/test_main.h"
+#include <errno.h>
+#include <strew/strew.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PATIENCE_MS 10000
+#define SHORT_MS 200
+
+/* What had been heard of update 5, to version 2, when the first broker went. */
+enum last_heard {
+	NOTHING,
+	CHECKED,
+	READY, /* and the engine had let go of its memory */
+	COMMITTED,
+	SAT_OUT,
+	WRITTEN_IN_PART,
+	SIBLING_LOST,
+	LAST_HEARD_COUNT
+};
+
+static char *memory, path[128], directory[64];
+
+static void first_script(struct fake *fake)
+{
+	struct message message;
+
+	fake_take_share(fake, MSG_REGISTER);
+	EXPECT(fake->reg.version == 0);
+	fake_registered(fake, STREW_GROUP_CURRENT, 0);
+	if (fake->step >= CHECKED) {
+		fake_check(fake, 5, 2, WIRE_OK);
+	}
+	if (fake->step >= READY && fake->reg.gate == STREW_GATE_HELD) {
+		fake_hold(fake, 5, 2);
+		fake_expect(fake, MSG_READY, &message);
+	}
+	switch (fake->step) {
+	case COMMITTED:
+		fake_done(fake, 5, 2, STREW_OUTCOME_COMMITTED, STREW_GROUP_CURRENT);
+		break;
+	case SAT_OUT:
+		fake_done(fake, 5, 0, STREW_OUTCOME_SAT_OUT, STREW_GROUP_STALE);
+		break;
+	case WRITTEN_IN_PART:
+		fake_done(fake, 5, 0, STREW_OUTCOME_DIRTY, STREW_GROUP_DIRTY);
+		break;
+	case SIBLING_LOST:
+		fake_done(fake, 5, 0, STREW_OUTCOME_LOST, STREW_GROUP_LOST);
+		break;
+	default:
+		break;
+	}
+	fake_drop(fake);
+}
+
+/* `step` of the brokers that follow: what they must be told. */
+static void next_script(struct fake *fake)
+{
+	struct message message;
+
+	fake_take_share(fake, MSG_REGISTER);
+	EXPECT(fake->reg.version == (fake->step < 0 ? VERSION_MIXED : (uint64_t)fake->step));
+	EXPECT(fake->nallocations == 1);
+	EXPECT(fake->allocations[0].base == (uint64_t)(uintptr_t)memory);
+	fake_registered(fake, fake->step < 0 ? STREW_GROUP_DIRTY : STREW_GROUP_CURRENT,
+		fake->step < 0 ? 0 : (uint64_t)fake->step);
+	/* Not ready any more: the hold is heard. */
+	fake_check(fake, 1, 9, WIRE_OK);
+	if (fake->reg.gate == STREW_GATE_HELD) {
+		fake_hold(fake, 1, 9);
+		fake_expect(fake, MSG_READY, &message);
+	}
+	fake_done(fake, 1, 9, STREW_OUTCOME_COMMITTED, STREW_GROUP_CURRENT);
+	fake_expect(fake, MSG_WITHDRAW, &message);
+	fake_ok(fake, message.serial);
+	fake_expect_end(fake);
+}
+
+static void refusing_script(struct fake *fake)
+{
+	fake_take_share(fake, MSG_REGISTER);
+	fake_error(fake, fake->seal_serial, -EEXIST, "worker 0 is here already");
+	fake_expect_end(fake);
+}
+
+static struct strew_agent *open_registered(enum strew_gate gate, int serve_thread)
+{
+	struct strew_agent_options options = {.socket = path,
+		.model = "m",
+		.gate = gate,
+		.serve_thread = serve_thread,
+		.timeout_ms = PATIENCE_MS};
+	struct strew_parameter parameter = {
+		.name = "p", .data = memory, .dtype = STREW_BF16, .ndim = 1, .shape = {64}};
+	struct strew_piece piece = {.tensor = "t", .dtype = STREW_BF16, .ndim = 1, .shape = {64}};
+	struct strew_agent *agent;
+
+	assert_int_equal(strew_agent_open(&options, &agent), 0);
+	assert_int_equal(strew_agent_declare(agent, &parameter, &piece.parameter), 0);
+	assert_int_equal(strew_agent_piece(agent, &piece), 0);
+	assert_int_equal(strew_agent_reconnect(agent, 0), -EISCONN);
+	assert_int_equal(strew_agent_register(agent), 0);
+	return agent;
+}
+
+static void expect_event(struct strew_agent *agent, enum strew_event_type type)
+{
+	struct strew_event event = {0};
+
+	if (strew_agent_wait(agent, PATIENCE_MS, &event) != 1) {
+		fail_msg("%s", strew_error());
+	}
+	assert_int_equal(event.type, type);
+}
+
+static void lose(struct strew_agent *agent, enum strew_gate gate, enum last_heard heard)
+{
+	if (heard >= READY && gate == STREW_GATE_HELD) {
+		expect_event(agent, STREW_EVENT_HOLD);
+		assert_int_equal(strew_agent_ready(agent, NULL), 0);
+	}
+	if (heard >= COMMITTED) {
+		expect_event(agent, STREW_EVENT_DONE);
+	}
+	expect_event(agent, STREW_EVENT_LOST);
+}
+
+static void serve_again(struct strew_agent *agent, enum strew_gate gate, int expected)
+{
+	struct fake fake = {.script = next_script, .at = path, .mortal = true, .step = expected};
+	enum strew_group_state state;
+	uint64_t version;
+
+	fake_start(&fake);
+	if (strew_agent_reconnect(agent, PATIENCE_MS)) {
+		fail_msg("%s", strew_error());
+	}
+	if (gate == STREW_GATE_HELD) {
+		assert_int_equal(strew_agent_state(agent, &state, &version), 0);
+		assert_int_equal(
+			state == STREW_GROUP_PENDING ||
+				state == (expected < 0 ? STREW_GROUP_DIRTY : STREW_GROUP_CURRENT),
+			1);
+		assert_int_equal(version, expected < 0 ? 0 : expected);
+		expect_event(agent, STREW_EVENT_HOLD);
+		assert_int_equal(strew_agent_ready(agent, NULL), 0);
+	}
+	expect_event(agent, STREW_EVENT_DONE);
+	assert_int_equal(strew_agent_state(agent, &state, &version), 0);
+	assert_int_equal(state, STREW_GROUP_CURRENT);
+	assert_int_equal(version, 9);
+	strew_agent_close(agent);
+	fake_stop(&fake);
+}
+
+static void test_what_is_told(void **arg)
+{
+	/* -1: written in part, or that cannot be excluded */
+	static const int held[LAST_HEARD_COUNT] = {0, 0, -1, 2, 0, -1, -1};
+	static const int live[LAST_HEARD_COUNT] = {0, -1, -1, 2, 0, -1, -1};
+
+	(void)arg;
+	for (int i = 0; i < 4 * LAST_HEARD_COUNT; i++) {
+		enum strew_gate gate = i & 1 ? STREW_GATE_LIVE : STREW_GATE_HELD;
+		enum last_heard heard = (enum last_heard)(i / 4);
+		struct fake fake = {
+			.script = first_script, .at = path, .mortal = true, .step = (int)heard};
+		struct strew_agent *agent;
+
+		fake_start(&fake);
+		agent = open_registered(gate, i & 2);
+		lose(agent, gate, heard);
+		fake_stop(&fake);
+		serve_again(agent, gate, (gate == STREW_GATE_LIVE ? live : held)[heard]);
+	}
+}
+
+/* Each failure leaves the worker as it was, and what it holds is told to the one that comes. */
+static void run_failures(int serve_thread)
+{
+	struct fake first = {.script = first_script, .at = path, .mortal = true, .step = COMMITTED};
+	struct fake early = {.script = fake_expect_end, .at = path, .mortal = true};
+	struct fake refusing = {.script = refusing_script, .at = path, .mortal = true};
+	enum strew_group_state state;
+	struct strew_agent *agent;
+	struct strew_event event;
+	uint64_t version;
+
+	fake_start(&first);
+	agent = open_registered(STREW_GATE_HELD, serve_thread);
+	lose(agent, STREW_GATE_HELD, COMMITTED);
+	pthread_join(first.thread, NULL);
+	unlink(path);
+	assert_int_equal(strew_agent_reconnect(agent, SHORT_MS), -ENOENT);
+	/* Another broker is there, but the first one's process is not gone: it may still write. */
+	fake_start(&early);
+	assert_int_equal(strew_agent_reconnect(agent, SHORT_MS), -ETIMEDOUT);
+	fake_stop(&early);
+	fake_kill(&first);
+	fake_start(&refusing);
+	assert_int_equal(strew_agent_reconnect(agent, PATIENCE_MS), -EEXIST);
+	assert_string_equal(strew_error(), "worker 0 is here already");
+	fake_stop(&refusing);
+	/* Said once, and not of the brokers that did not take it. */
+	assert_int_equal(strew_agent_dispatch(agent, &event), -ECONNRESET);
+	assert_int_equal(strew_agent_state(agent, &state, &version), 0);
+	assert_int_equal(state, STREW_GROUP_CURRENT);
+	assert_int_equal(version, 2);
+	serve_again(agent, STREW_GATE_HELD, 2);
+	conn_destroy(first.conn);
+	first.conn = NULL;
+	page_finish(&first.theirs);
+	page_finish(&first.ours);
+	blob_finish(&first.blob);
+	close(first.fds[0]);
+	close(first.listener);
+}
+
+static void test_failures(void **arg)
+{
+	(void)arg;
+	run_failures(0);
+	run_failures(1);
+}
+
+/* Memory that was taken back is not given away again. */
+static void test_withdrawn(void **arg)
+{
+	struct fake fake = {.script = first_script, .at = path, .mortal = true};
+	struct strew_agent *agent;
+
+	(void)arg;
+	fake_start(&fake);
+	agent = open_registered(STREW_GATE_HELD, 0);
+	lose(agent, STREW_GATE_HELD, NOTHING);
+	fake_stop(&fake);
+	assert_int_equal(strew_agent_withdraw(agent), 0);
+	assert_int_equal(strew_agent_reconnect(agent, SHORT_MS), -EINVAL);
+	strew_agent_close(agent);
+}
+
+static int set_up(void **arg)
+{
+	(void)arg;
+	strcpy(directory, "/tmp/strew-agent-XXXXXX");
+	if (!mkdtemp(directory)) {
+		return -1;
+	}
+	snprintf(path, sizeof(path), "%s/socket", directory);
+	return strew_host_alloc(4096, (void **)&memory);
+}
+
+static int tear_down(void **arg)
+{
+	char lock[160];
+
+	(void)arg;
+	strew_host_free(memory);
+	snprintf(lock, sizeof(lock), "%s.lock", path);
+	unlink(lock);
+	return rmdir(directory);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_what_is_told),
+		TEST(test_failures),
+		TEST(test_withdrawn),
+	};
+
+	return TEST_RUN(tests);
+}
