@@ -63,18 +63,21 @@ static bool is_ready(const struct strew_agent *agent)
 	return agent->ready && !granted;
 }
 
-/* The broker's page is ahead of its messages: a group that stands is seen without one. */
-static uint64_t page_word(const struct strew_agent *agent, enum broker_word word)
+/* The broker's page is ahead of its messages: a group that stands is seen without one. False: it
+ * says nothing now. */
+static bool paged(const struct strew_agent *agent, uint64_t *ret_state, uint64_t *ret_version)
 {
 	const struct page *page = &agent->session.broker_page;
 
-	return page->words && !agent->session.lost.code ? page_load(page, word) : 0;
+	return page->words && !agent->session.lost.code &&
+	       page_read_group(page, ret_state, ret_version) == 0 && *ret_state;
 }
 
 uint64_t worker_version(const struct strew_agent *agent)
 {
-	return page_word(agent, WORD_GROUP_STATE) ? page_word(agent, WORD_GROUP_VERSION)
-						  : agent->version;
+	uint64_t state, version;
+
+	return paged(agent, &state, &version) ? version : agent->version;
 }
 
 /* Between check and done, may the broker have written? */
@@ -90,11 +93,12 @@ uint64_t worker_held(const struct strew_agent *agent)
 
 enum strew_group_state worker_state(const struct strew_agent *agent)
 {
-	enum strew_group_state paged = (enum strew_group_state)page_word(agent, WORD_GROUP_STATE);
-	enum strew_group_state heard = paged	      ? paged
-				       : agent->state ? agent->state
-						      : STREW_GROUP_FORMING;
+	enum strew_group_state heard = agent->state ? agent->state : STREW_GROUP_FORMING;
+	uint64_t state, version;
 
+	if (paged(agent, &state, &version)) {
+		heard = (enum strew_group_state)state;
+	}
 	if (!agent->pending) {
 		return heard;
 	}

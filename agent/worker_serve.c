@@ -1,7 +1,10 @@
 /* The worker's public functions of daily life: events, the gate, the state. */
 #include "agent/public.h"
 #include "agent/worker.h"
+#include "base/util.h"
 #include <errno.h>
+
+#define LOOK_MS 20 /* between looks at the page: a group that stands is told there alone */
 
 static int missing(struct error *err)
 {
@@ -196,6 +199,62 @@ int strew_agent_resume(struct strew_agent *agent, int timeout_ms)
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
 		rc = agent_resume(agent, deadline_in_ms(timeout_ms), &err);
+		agent_session_leave(&agent->session);
+	}
+	return public_return(rc, &err);
+}
+
+int strew_agent_peek(
+	const struct strew_agent *agent, enum strew_group_state *ret_state, uint64_t *ret_version)
+{
+	uint64_t state, version;
+
+	if (!agent) {
+		return -EINVAL;
+	}
+	if (page_read_group(&agent->session.broker_page, &state, &version) || !state) {
+		return -EAGAIN;
+	}
+	if (ret_state) {
+		*ret_state = (enum strew_group_state)state;
+	}
+	if (ret_version) {
+		*ret_version = version;
+	}
+	return 0;
+}
+
+static int agent_wait_current(struct strew_agent *agent, uint64_t deadline, struct error *err)
+{
+	if (agent->stage != WORKER_REGISTERED) {
+		return error_set(err, -EINVAL, "wait_current: this worker is not registered");
+	}
+	while (worker_state(agent) != STREW_GROUP_CURRENT) {
+		uint64_t look = deadline_in_ms(LOOK_MS);
+		int rc = agent_session_step(&agent->session, MIN(look, deadline), err);
+
+		if (rc && rc != -ETIMEDOUT) {
+			return rc;
+		}
+		if (rc && deadline_passed(deadline)) {
+			return error_set(err, -ETIMEDOUT, "the group is %s",
+				strew_group_state_name(worker_state(agent)));
+		}
+	}
+	return 0;
+}
+
+int strew_agent_wait_current(struct strew_agent *agent, int timeout_ms)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!agent) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&agent->session, &err);
+	if (rc == 0) {
+		rc = agent_wait_current(agent, deadline_in_ms(timeout_ms), &err);
 		agent_session_leave(&agent->session);
 	}
 	return public_return(rc, &err);

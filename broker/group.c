@@ -252,6 +252,11 @@ static void on_join(
 			set_text(group, "its workers hold different versions");
 		}
 	}
+	if (group->state == STREW_GROUP_CURRENT && group->version < event->newest) {
+		group->state = STREW_GROUP_STALE;
+		snprintf(group->text, sizeof(group->text), "it has missed version %llu",
+			(unsigned long long)event->newest);
+	}
 }
 
 /* A member is gone. What was written stays written, so its siblings may be in trouble. */

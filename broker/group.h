@@ -27,7 +27,7 @@ enum group_phase {
 };
 
 enum group_event_type {
-	GE_JOIN,    /* member registered; version: what its memory holds */
+	GE_JOIN,    /* member registered; version: in its memory; newest: that was committed here */
 	GE_LEAVE,   /* member withdrew */
 	GE_LOSE,    /* member died or broke the protocol */
 	GE_READY,   /* member holds the gate (its stream was seen done) */
@@ -50,7 +50,7 @@ enum group_event_type {
 struct group_event {
 	enum group_event_type type;
 	uint32_t member;
-	uint64_t update, version;
+	uint64_t update, version, newest;
 	bool touched; /* live memory may have been written */
 	const char *text;
 };

@@ -142,8 +142,11 @@ _Static_assert(VERSION_MIXED == GROUP_VERSION_MIXED, "one word for memory writte
 void team_join(struct client *client)
 {
 	struct team *team = client->team;
-	struct group_event event = {
-		.type = GE_JOIN, .member = client->member, .version = client->session.reg.version};
+	const struct model *model = model_find(client->server, team->group.model, false);
+	struct group_event event = {.type = GE_JOIN,
+		.member = client->member,
+		.version = client->session.reg.version,
+		.newest = model ? model->committed : 0};
 
 	if (team->group.npresent == 0 && team->group.phase == PHASE_IDLE) {
 		team->group.state = STREW_GROUP_FORMING;
@@ -246,16 +249,15 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 	}
 }
 
-/* Members read their group's state without a system call. The version goes first: a reader that
- * sees CURRENT sees its version too. */
+/* Members read their group's state without a system call. */
 static void update_pages(struct team *team)
 {
 	for (uint32_t i = 0; i < team->group.nmembers; i++) {
 		struct client *client = team->clients[i];
 
 		if (client && team->group.members[i].present && client->ours.words) {
-			page_store(&client->ours, WORD_GROUP_VERSION, team->group.version);
-			page_store(&client->ours, WORD_GROUP_STATE, group_state(&team->group));
+			page_tell_group(
+				&client->ours, group_state(&team->group), team->group.version);
 		}
 	}
 }

@@ -12,6 +12,7 @@
 #endif
 
 #define PAGE_BYTES (PAGE_WORDS * sizeof(uint64_t))
+#define READ_TRIES 1000 /* some 10 us; a write takes less than one */
 #define PAGE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
 
 int page_create(struct page *ret_page, struct error *err)
@@ -84,4 +85,34 @@ uint64_t page_load(const struct page *page, unsigned word)
 void page_store(struct page *page, unsigned word, uint64_t value)
 {
 	__atomic_store_n(&page->words[word], value, __ATOMIC_RELEASE);
+}
+
+/* A sequence lock with one writer. The fences keep the two words between the two sequences. */
+void page_tell_group(struct page *page, uint64_t state, uint64_t version)
+{
+	uint64_t sequence = page->words[WORD_GROUP_SEQUENCE];
+
+	__atomic_store_n(&page->words[WORD_GROUP_SEQUENCE], sequence + 1, __ATOMIC_RELAXED);
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	__atomic_store_n(&page->words[WORD_GROUP_STATE], state, __ATOMIC_RELAXED);
+	__atomic_store_n(&page->words[WORD_GROUP_VERSION], version, __ATOMIC_RELAXED);
+	__atomic_store_n(&page->words[WORD_GROUP_SEQUENCE], sequence + 2, __ATOMIC_RELEASE);
+}
+
+int page_read_group(const struct page *page, uint64_t *ret_state, uint64_t *ret_version)
+{
+	for (int i = 0; i < READ_TRIES; i++) {
+		uint64_t before = page_load(page, WORD_GROUP_SEQUENCE), state, version;
+
+		state = __atomic_load_n(&page->words[WORD_GROUP_STATE], __ATOMIC_RELAXED);
+		version = __atomic_load_n(&page->words[WORD_GROUP_VERSION], __ATOMIC_RELAXED);
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		if (!(before & 1) && before == __atomic_load_n(&page->words[WORD_GROUP_SEQUENCE],
+						       __ATOMIC_RELAXED)) {
+			*ret_state = state;
+			*ret_version = version;
+			return 0;
+		}
+	}
+	return -EAGAIN;
 }

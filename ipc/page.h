@@ -23,8 +23,9 @@ enum process_word {
 
 /* Words of the page of the broker (one a session, written by the broker). */
 enum broker_word {
-	WORD_GROUP_STATE = 0,
-	WORD_GROUP_VERSION = 1,
+	WORD_GROUP_STATE = 0,	 /* 0: not registered */
+	WORD_GROUP_VERSION = 1,	 /* committed */
+	WORD_GROUP_SEQUENCE = 2, /* odd while the two above are being written */
 };
 
 struct page {
@@ -40,5 +41,10 @@ void page_finish(struct page *page); /* unmaps, closes its fd */
 
 uint64_t page_load(const struct page *page, unsigned word);
 void page_store(struct page *page, unsigned word, uint64_t value);
+
+/* State and version of a group, as of one moment. */
+void page_tell_group(struct page *page, uint64_t state, uint64_t version);
+/* -EAGAIN: at each of some tries they were being written; their writer may have died there. */
+int page_read_group(const struct page *page, uint64_t *ret_state, uint64_t *ret_version);
 
 #endif

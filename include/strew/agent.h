@@ -166,6 +166,21 @@ STREW_API int strew_agent_resume(struct strew_agent *agent, int timeout_ms);
 STREW_API int strew_agent_state(
 	struct strew_agent *agent, enum strew_group_state *ret_state, uint64_t *ret_version);
 
+/*
+ * The same from the broker's page: no lock, no system call, from any thread while the agent is
+ * neither closed nor reconnected. Read before and after a step, two equal answers of CURRENT say
+ * which version it ran on. -EAGAIN: the page says nothing yet, or its writer died in the middle.
+ */
+STREW_API int strew_agent_peek(
+	const struct strew_agent *agent, enum strew_group_state *ret_state, uint64_t *ret_version);
+
+/*
+ * For an engine that was just started: waits until its group is CURRENT, which takes all its
+ * members, and a whole update if versions were committed without it. With a held gate say ready
+ * first, or no update gets in. Events are kept. -ETIMEDOUT: not yet; -ECONNRESET.
+ */
+STREW_API int strew_agent_wait_current(struct strew_agent *agent, int timeout_ms);
+
 /* Takes the memory back: on return nothing writes to it. Waits for at most the timeout. */
 STREW_API int strew_agent_withdraw(struct strew_agent *agent);
 

@@ -227,6 +227,45 @@ static void test_failures(void **arg)
 	run_failures(1);
 }
 
+static void current_script(struct fake *fake)
+{
+	fake_take_share(fake, MSG_REGISTER);
+	fake_registered(fake, STREW_GROUP_FORMING, 0);
+	usleep(100000);
+	/* Its siblings have come, without a message: only the page says it. */
+	page_tell_group(&fake->ours, STREW_GROUP_STALE, 3);
+	usleep(100000);
+	page_tell_group(&fake->ours, STREW_GROUP_CURRENT, 4);
+	usleep(100000);
+	fake_drop(fake);
+}
+
+static void test_wait_current(void **arg)
+{
+	(void)arg;
+	for (int thread = 0; thread < 2; thread++) {
+		struct fake fake = {.script = current_script, .at = path, .mortal = true};
+		enum strew_group_state state;
+		struct strew_agent *agent;
+		uint64_t version;
+
+		fake_start(&fake);
+		agent = open_registered(STREW_GATE_HELD, thread);
+		assert_int_equal(strew_agent_peek(agent, &state, &version), -EAGAIN);
+		assert_int_equal(strew_agent_wait_current(agent, 10), -ETIMEDOUT);
+		assert_string_equal(strew_error(), "the group is FORMING");
+		assert_int_equal(strew_agent_wait_current(agent, PATIENCE_MS), 0);
+		assert_int_equal(strew_agent_peek(agent, &state, &version), 0);
+		assert_int_equal(state, STREW_GROUP_CURRENT);
+		assert_int_equal(version, 4);
+		expect_event(agent, STREW_EVENT_LOST);
+		fake_kill(&fake);
+		assert_int_equal(strew_agent_wait_current(agent, PATIENCE_MS), -ECONNRESET);
+		strew_agent_close(agent);
+		fake_stop(&fake);
+	}
+}
+
 /* Memory that was taken back is not given away again. */
 static void test_withdrawn(void **arg)
 {
@@ -273,6 +312,7 @@ int main(void)
 		TEST(test_what_is_told),
 		TEST(test_failures),
 		TEST(test_withdrawn),
+		TEST(test_wait_current),
 	};
 
 	return TEST_RUN(tests);

@@ -223,6 +223,48 @@ static void test_lost(void **state)
 	assert_int_equal(group_state(&group), STREW_GROUP_STALE);
 }
 
+static void join_with(uint32_t member, uint64_t version, uint64_t newest)
+{
+	struct group_event event = {
+		.type = GE_JOIN, .member = member, .version = version, .newest = newest};
+
+	group_step(&group, &event, &acts);
+}
+
+/* What workers say that their memory holds, and what was committed here. */
+static void test_versions_at_joining(void **state)
+{
+	static const struct {
+		uint64_t versions[2], newest;
+		enum strew_group_state expected;
+		uint64_t version;
+	} cases[] = {
+		{{0, 0}, 0, STREW_GROUP_CURRENT, 0},
+		{{5, 5}, 5, STREW_GROUP_CURRENT, 5},
+		{{5, 5}, 0, STREW_GROUP_CURRENT, 5}, /* the broker is new */
+		{{5, 5}, 6, STREW_GROUP_STALE, 5},
+		{{0, 0}, 6, STREW_GROUP_STALE, 0},
+		{{5, 6}, 6, STREW_GROUP_STALE, 5},
+		{{GROUP_VERSION_MIXED, 6}, 6, STREW_GROUP_DIRTY, 0},
+		{{6, GROUP_VERSION_MIXED}, 6, STREW_GROUP_DIRTY, 0},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		fresh(STREW_GATE_HELD, STREW_APPLY_STAGED, 2);
+		join_with(0, cases[i].versions[0], cases[i].newest);
+		assert_int_equal(group_state(&group), STREW_GROUP_FORMING);
+		join_with(1, cases[i].versions[1], cases[i].newest);
+		assert_int_equal(group_state(&group), cases[i].expected);
+		assert_int_equal(group.version, cases[i].version);
+		assert_int_equal(group.text[0] == '\0', cases[i].expected == STREW_GROUP_CURRENT);
+		/* Whoever was written in part gets its memory back behind a whole update only. */
+		step(GE_RESUME, 1);
+		assert_int_equal(count(GA_GRANT), cases[i].expected != STREW_GROUP_DIRTY);
+		assert_int_equal(count(GA_DENY), cases[i].expected == STREW_GROUP_DIRTY);
+	}
+}
+
 static void test_doubt(void **state)
 {
 	(void)state;
@@ -351,6 +393,7 @@ int main(void)
 		cmocka_unit_test(test_abort),
 		cmocka_unit_test(test_sits_out),
 		cmocka_unit_test(test_lost),
+		cmocka_unit_test(test_versions_at_joining),
 		cmocka_unit_test(test_doubt),
 		cmocka_unit_test(test_commit_copy_fails),
 		cmocka_unit_test(test_random_walks),

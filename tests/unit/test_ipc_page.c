@@ -148,6 +148,68 @@ static void test_between_processes(void **state)
 	page_finish(&ours);
 }
 
+#define TOLD 200000u
+#define MARK 0x5354524557000000u
+
+/* Each pair that a reader gets is one that was told, and no older than the last one. */
+static void test_group_is_not_torn(void **state)
+{
+	struct page ours, theirs;
+	struct error err;
+	uint64_t seen = 0, reads = 0;
+	pid_t writer;
+	int status;
+
+	(void)state;
+	assert_int_equal(page_create(&ours, &err), 0);
+	assert_int_equal(page_map(ours.fd, &theirs, &err), 0);
+	writer = fork();
+	assert_true(writer >= 0);
+	if (writer == 0) {
+		for (uint64_t i = 1; i <= TOLD; i++) {
+			page_tell_group(&ours, i, MARK - i);
+		}
+		_exit(0);
+	}
+	while (seen < TOLD) {
+		uint64_t group, version;
+
+		if (page_read_group(&theirs, &group, &version)) {
+			continue; /* the writer was put to sleep in the middle */
+		}
+		assert_true(group >= seen && group <= TOLD);
+		assert_true(group == 0 ? version == 0 : version == MARK - group);
+		reads += group != seen;
+		seen = group;
+	}
+	assert_true(reads > 0);
+	assert_int_equal(waitpid(writer, &status, 0), writer);
+	assert_int_equal(status, 0);
+	page_finish(&theirs);
+	page_finish(&ours);
+}
+
+/* A reader does not wait for a writer that died in the middle. */
+static void test_group_of_a_dead_writer(void **state)
+{
+	struct page ours, theirs;
+	struct error err;
+	uint64_t group = 77, version = 78;
+
+	(void)state;
+	assert_int_equal(page_create(&ours, &err), 0);
+	assert_int_equal(page_map(ours.fd, &theirs, &err), 0);
+	page_tell_group(&ours, 2, 9);
+	page_store(&ours, WORD_GROUP_SEQUENCE, 3);
+	assert_int_equal(page_read_group(&theirs, &group, &version), -EAGAIN);
+	assert_true(group == 77 && version == 78);
+	page_store(&ours, WORD_GROUP_SEQUENCE, 4);
+	assert_int_equal(page_read_group(&theirs, &group, &version), 0);
+	assert_true(group == 2 && version == 9);
+	page_finish(&theirs);
+	page_finish(&ours);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -155,6 +217,8 @@ int main(void)
 		cmocka_unit_test(test_reader_cannot_harm),
 		cmocka_unit_test(test_wrong_descriptors),
 		cmocka_unit_test(test_between_processes),
+		cmocka_unit_test(test_group_is_not_torn),
+		cmocka_unit_test(test_group_of_a_dead_writer),
 	};
 
 	return TEST_RUN(tests);
