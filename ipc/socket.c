@@ -93,30 +93,42 @@ static int check_directory(const char *path, struct error *err)
 	return 0;
 }
 
-/* A socket that is still open although its process was killed closes within this time. */
+/* A process that was sent SIGKILL is expected to end within this time. */
 #define DYING_MS 500
 
 /*
- * Connects to see whether somebody serves the path. A process that is being killed may hold its
- * listener for some milliseconds more, as io_uring ends after it: that hangs up.
+ * Connects to see whether somebody serves the path. The listener of a process that was killed is
+ * open for a while more, as io_uring ends after it, so what counts is the process that made it:
+ * -ECONNREFUSED if it has ended. Its number may belong to another namespace; then what counts is
+ * that the connection is hung up.
  */
 static int probe(const char *path, struct error *why)
 {
 	uint64_t deadline = deadline_in_ms(DYING_MS);
-	bool gone;
-	int fd, rc;
+	struct peer peer = {0};
+	int fd, pidfd, rc;
 
 	do {
-		struct pollfd polled = {.events = POLLIN};
+		struct pollfd polled[2] = {{.events = POLLIN}, {.events = POLLIN}};
+		bool ended;
 
 		rc = socket_connect_unix(path, deadline_in_ms(1000), &fd, why);
 		if (rc) {
 			return rc;
 		}
-		polled.fd = fd;
-		gone = poll(&polled, 1, deadline_left_ms(deadline)) == 1;
+		pidfd = socket_peer(fd, &peer) == 0 && peer.pid > 0 ? socket_pidfd(peer.pid) : -1;
+		polled[0].fd = fd;
+		polled[1].fd = pidfd;
+		ended = pidfd == -ESRCH;
+		rc = ended ? 1 : poll(polled, 2, deadline_left_ms(deadline));
+		ended = ended || polled[1].revents;
 		fd_close(&fd);
-	} while (gone && !deadline_passed(deadline));
+		fd_close(&pidfd);
+		if (ended) {
+			return error_set(why, -ECONNREFUSED, "%s: the process %d has ended", path,
+				(int)peer.pid);
+		}
+	} while (rc > 0 && !deadline_passed(deadline));
 	return 0;
 }
 

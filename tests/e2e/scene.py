@@ -115,7 +115,9 @@ class Scene:
                              pass_fds=(write,))
         os.close(write)
         with os.fdopen(read) as pipe:
-            assert pipe.read() == "READY=1\n", f"{name} was not ready: {process.log}"
+            if pipe.read() != "READY=1\n":
+                raise AssertionError(f"{name} was not ready and ended with "
+                                     f"{process.popen.wait(DEADLINE_S)}: {process.log}")
         return process
 
     def two_nodes(self):

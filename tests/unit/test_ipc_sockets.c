@@ -265,6 +265,47 @@ static void test_live_and_dead(void **state)
 	place_remove(&place);
 }
 
+/* What is left of a killed broker may hold its listener for long: its process is what counts. */
+static void test_dead_with_an_open_listener(void **state)
+{
+	struct place place;
+	struct error err = {0};
+	int gone[2], listener, client;
+	uint64_t start;
+	pid_t broker;
+
+	(void)state;
+	place_make(&place);
+	assert_int_equal(pipe2(gone, O_CLOEXEC), 0);
+	broker = fork();
+	assert_true(broker >= 0);
+	if (broker == 0) {
+		char byte;
+
+		if (socket_listen_unix(place.path, &listener, &err)) {
+			_exit(1);
+		}
+		if (fork() == 0) {
+			close(gone[1]);
+			(void)!read(gone[0], &byte, 1);
+		}
+		_exit(0);
+	}
+	assert_int_equal(waitpid(broker, NULL, 0), broker);
+	/* Somebody listens, and never will accept. */
+	assert_int_equal(socket_connect_unix(place.path, 0, &client, &err), 0);
+	start = clock_ns();
+	if (socket_listen_unix(place.path, &listener, &err)) {
+		fail_msg("%s", err.text);
+	}
+	assert_in_range(clock_ns() - start, 0, 400000000);
+	fd_close(&client);
+	fd_close(&listener);
+	fd_close(&gone[0]);
+	fd_close(&gone[1]);
+	place_remove(&place);
+}
+
 /* A broker that does not accept at the moment is no dead one, and clients wait until a deadline. */
 static void test_full_backlog(void **state)
 {
@@ -527,6 +568,7 @@ int main(void)
 		cmocka_unit_test(test_path),
 		cmocka_unit_test(test_listen_unix),
 		cmocka_unit_test(test_live_and_dead),
+		cmocka_unit_test(test_dead_with_an_open_listener),
 		cmocka_unit_test(test_full_backlog),
 		cmocka_unit_test(test_start_at_once),
 		cmocka_unit_test(test_places_refused),
