@@ -9,12 +9,14 @@ usage() {
 usage: scripts/test.sh [--full] [--no-build] [--build DIR]
 
 Checks the format, builds with gcc and clang (warnings are errors), runs the unit and end-to-end
-tests, and runs them again under AddressSanitizer and UndefinedBehaviorSanitizer. The last thing
-printed is ctest's summary. Installs what is missing where it may.
+tests, gives each fuzzer some inputs (scripts/fuzz.sh: many), and runs the tests again under
+AddressSanitizer and UndefinedBehaviorSanitizer. The last thing printed is ctest's summary. Installs
+what is missing where it may.
 
-  --full       unoptimised sanitizers, clang's suite too, the random tests several times
+  --full       unoptimised sanitizers, clang's suite too, the random tests several times, and
+               100,000 inputs for each fuzzer instead of 3,000
   --no-build   only run the tests, with the programs that are in the build folder
-  --build DIR  the build folder (build); those of clang and the sanitizers are DIR-clang, DIR-asan
+  --build DIR  the build folder (build); beside it DIR-clang, DIR-asan and DIR-fuzz
 EOF
 }
 
@@ -132,6 +134,16 @@ if ((full)); then
 	done
 	asan_flags=-O0
 fi
+
+step "fuzzers"
+runs=3000
+if ((full)); then
+	runs=100000
+fi
+build_fuzz "$build-fuzz"
+for target in $(fuzz_targets); do
+	fuzz_run "$build-fuzz" "$target" -runs=$runs -seed=$RANDOM
+done
 
 step "sanitizers"
 build "$build-asan" -DSTREW_WERROR=ON -DSTREW_TESTS=ON -DSTREW_SANITIZE=ON \

@@ -18,6 +18,9 @@ void stand_ins_reset(void);
  * time that they are given instead of waiting. A poll without a deadline in which nothing comes is
  * a hang, and ends the process. */
 void time_pass(uint64_t ms);
+/* Called by a poll in which nothing has come; true: look again, something was done. NULL: nobody.
+ */
+extern bool (*world_turn)(void);
 
 /*
  * stand_in_sockets.c for ipc/socket.c and ipc/address.c. A listener accepts what was queued for
