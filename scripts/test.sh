@@ -13,8 +13,8 @@ tests, gives each fuzzer some inputs (scripts/fuzz.sh: many), and runs the tests
 AddressSanitizer and UndefinedBehaviorSanitizer. The last thing printed is ctest's summary. Installs
 what is missing where it may.
 
-  --full       unoptimised sanitizers, clang's suite too, the random tests several times, and
-               100,000 inputs for each fuzzer instead of 3,000
+  --full       unoptimised sanitizers, clang's suite too, the random tests several times, end to
+               end under ThreadSanitizer too, and 100,000 inputs for each fuzzer instead of 3,000
   --no-build   only run the tests, with the programs that are in the build folder
   --build DIR  the build folder (build); beside it DIR-clang, DIR-asan and DIR-fuzz
 EOF
@@ -144,6 +144,12 @@ build_fuzz "$build-fuzz"
 for target in $(fuzz_targets); do
 	fuzz_run "$build-fuzz" "$target" -runs=$runs -seed=$RANDOM
 done
+
+if ((full)); then
+	step "end-to-end tests and faults under ThreadSanitizer"
+	build "$build-tsan" -DSTREW_WERROR=ON -DSTREW_TESTS=ON -DSTREW_TSAN=ON
+	suite "$build-tsan" -L "e2e|faults"
+fi
 
 step "sanitizers"
 build "$build-asan" -DSTREW_WERROR=ON -DSTREW_TESTS=ON -DSTREW_SANITIZE=ON \
