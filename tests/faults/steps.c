@@ -1,0 +1,349 @@
+/*
+ * An engine's steps while thousands of updates run: each step reads all of its weights, every
+ * element of which is the number of its version, beside what strew_agent_peek() says before and
+ * after. A step that sees two versions, or another one than the page names, is torn. The trainer's
+ * reports give the updates' times, and the broker must have as many descriptors, and about as much
+ * memory, at the end as near the beginning.
+ *
+ *     steps STREWD [--updates N] [--apply staged|direct] [--device INDEX]
+ */
+#include "examples/memory.h"
+#include "examples/options.h"
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <strew/strew.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MODEL "stamps"
+#define TENSORS 16
+#define STAMPS 512 /* in each */
+#define WAIT_MS 60000
+#define GROWTH_KIB 1024
+
+struct usage {
+	unsigned fds;
+	uint64_t kib;
+};
+
+struct engine {
+	struct strew_agent *agent;
+	struct memory *memory;
+	uint64_t *weights;
+	uint64_t seen[TENSORS * STAMPS];
+	uint64_t version, steps, committed, torn;
+	bool paused;
+};
+
+static char directory[] = "/tmp/strew-steps-XXXXXX";
+static char socket_path[64];
+static pid_t broker, trainer;
+static int engine_side[2]; /* a byte: it is there; the end: it has seen all */
+
+static void end_children(void)
+{
+	char lock[80];
+
+	if (trainer > 0) {
+		kill(trainer, SIGKILL);
+		waitpid(trainer, NULL, 0);
+	}
+	if (broker > 0) {
+		kill(broker, SIGTERM);
+		waitpid(broker, NULL, 0);
+	}
+	unlink(socket_path);
+	snprintf(lock, sizeof(lock), "%s.lock", socket_path);
+	unlink(lock);
+	rmdir(directory);
+}
+
+__attribute__((noreturn)) static void fail(const char *what)
+{
+	fprintf(stderr, "steps: %s: %s\n", what, strew_error());
+	exit(1);
+}
+
+static void start_broker(const char *program, bool cuda)
+{
+	char text[16], byte;
+	int ready[2];
+
+	if (pipe(ready) < 0) {
+		fail("pipe");
+	}
+	broker = fork();
+	if (broker == 0) {
+		close(ready[0]);
+		snprintf(text, sizeof(text), "%d", ready[1]);
+		execl(program, program, "--socket", socket_path, "--backend",
+			cuda ? "cuda" : "host", "--ready-fd", text, (char *)NULL);
+		_exit(127);
+	}
+	close(ready[1]);
+	if (read(ready[0], &byte, 1) != 1) {
+		fail("the broker is not ready");
+	}
+	close(ready[0]);
+}
+
+static struct usage broker_usage(void)
+{
+	struct usage usage = {0};
+	char path[64], line[256];
+	FILE *status;
+	DIR *fds;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)broker);
+	fds = opendir(path);
+	while (fds && readdir(fds)) {
+		usage.fds++;
+	}
+	if (fds) {
+		closedir(fds);
+	}
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)broker);
+	status = fopen(path, "re");
+	while (status && fgets(line, sizeof(line), status)) {
+		(void)sscanf(line, "VmRSS: %" SCNu64, &usage.kib);
+	}
+	if (status) {
+		fclose(status);
+	}
+	return usage;
+}
+
+static void tensor_name(char name[16], unsigned i)
+{
+	snprintf(name, 16, "t%u", i);
+}
+
+static int by_time(const void *a, const void *b)
+{
+	double left = *(const double *)a, right = *(const double *)b;
+
+	return (left > right) - (left < right);
+}
+
+/* A process of its own: fork() is before anything of CUDA. */
+static int run_trainer(int device, uint64_t updates)
+{
+	struct strew_trainer_options options = {.socket = socket_path, .model = MODEL};
+	struct memory *memory = memory_create(device, 0);
+	uint64_t *weights = memory_take(memory, TENSORS * STAMPS * sizeof(*weights));
+	double *times = calloc(updates, sizeof(*times));
+	struct strew_trainer *strew;
+	static uint64_t values[TENSORS * STAMPS];
+	char name[16];
+
+	if (!times || strew_trainer_open(&options, &strew)) {
+		fail("trainer");
+	}
+	for (unsigned i = 0; i < TENSORS; i++) {
+		struct strew_tensor tensor = {.name = name,
+			.dtype = STREW_U64,
+			.ndim = 1,
+			.shape = {STAMPS},
+			.data = weights + i * STAMPS};
+
+		tensor_name(name, i);
+		if (strew_trainer_declare(strew, &tensor)) {
+			fail("declare");
+		}
+	}
+	if (strew_trainer_seal(strew)) {
+		fail("seal");
+	}
+	close(engine_side[1]);
+	if (read(engine_side[0], name, 1) != 1) {
+		return 1;
+	}
+	for (uint64_t version = 1; version <= updates; version++) {
+		struct strew_report report;
+
+		for (unsigned i = 0; i < TENSORS * STAMPS; i++) {
+			values[i] = version;
+		}
+		memory_write(memory, weights, values, sizeof(values));
+		if (strew_trainer_publish(strew, version, NULL, 0, WAIT_MS) ||
+			strew_trainer_wait_released(strew, WAIT_MS) ||
+			strew_trainer_wait_report(strew, WAIT_MS, &report)) {
+			fail("publish");
+		}
+		if (report.outcome != STREW_OUTCOME_COMMITTED || report.ngroups != 1) {
+			fprintf(stderr, "steps: version %" PRIu64 ": %s\n", version, report.text);
+			return 1;
+		}
+		times[version - 1] = report.total_s * 1e3;
+		strew_report_finish(&report);
+	}
+	qsort(times, updates, sizeof(*times), by_time);
+	printf("steps: updates of %u KiB: p50 %.3f ms, p99 %.3f ms, worst %.3f ms\n",
+		(unsigned)(sizeof(values) >> 10), times[updates / 2], times[updates * 99 / 100],
+		times[updates - 1]);
+	fflush(stdout);
+	(void)!read(engine_side[0], name, 1);
+	strew_trainer_close(strew);
+	memory_destroy(memory);
+	free(times);
+	return 0;
+}
+
+static void join(struct engine *engine, bool direct, int device)
+{
+	struct strew_agent_options options = {.socket = socket_path,
+		.model = MODEL,
+		.apply = direct ? STREW_APPLY_DIRECT : STREW_APPLY_STAGED};
+	char name[16];
+
+	memset(engine->seen, 0, sizeof(engine->seen));
+	engine->memory = memory_create(device, 0xa5);
+	engine->weights = memory_take(engine->memory, sizeof(engine->seen));
+	memory_write(engine->memory, engine->weights, engine->seen, sizeof(engine->seen));
+	if (strew_agent_open(&options, &engine->agent)) {
+		fail("agent");
+	}
+	/* The last tensor first, so that what lies together did not so at the trainer. */
+	for (unsigned i = 0; i < TENSORS; i++) {
+		struct strew_parameter parameter = {.name = name,
+			.data = engine->weights + i * STAMPS,
+			.dtype = STREW_U64,
+			.ndim = 1,
+			.shape = {STAMPS}};
+		struct strew_piece piece = {
+			.tensor = name, .dtype = STREW_U64, .ndim = 1, .shape = {STAMPS}};
+
+		tensor_name(name, TENSORS - 1 - i);
+		if (strew_agent_declare(engine->agent, &parameter, &piece.parameter) ||
+			strew_agent_piece(engine->agent, &piece)) {
+			fail("declare");
+		}
+	}
+	if (strew_agent_register(engine->agent) ||
+		strew_agent_wait_current(engine->agent, WAIT_MS)) {
+		fail("register");
+	}
+}
+
+/* Reads all weights, as a step does. */
+static void step(struct engine *engine)
+{
+	enum strew_group_state before, after;
+	uint64_t first, last, mixed = 0;
+	int rc = strew_agent_peek(engine->agent, &before, &first);
+
+	memory_read(engine->memory, engine->seen, engine->weights, sizeof(engine->seen));
+	rc = rc ? rc : strew_agent_peek(engine->agent, &after, &last);
+	for (unsigned i = 1; i < TENSORS * STAMPS; i++) {
+		mixed += engine->seen[i] != engine->seen[0];
+	}
+	engine->torn += mixed || engine->seen[0] < engine->version;
+	if (rc == 0 && before == STREW_GROUP_CURRENT && after == STREW_GROUP_CURRENT &&
+		first == last) {
+		engine->torn += engine->seen[0] != first;
+		engine->steps++;
+	}
+	engine->version = engine->seen[0];
+}
+
+static void serve(struct engine *engine, uint64_t updates)
+{
+	struct strew_event event;
+
+	while (engine->committed < updates) {
+		int rc;
+
+		if (!engine->paused) {
+			step(engine);
+			rc = strew_agent_dispatch(engine->agent, &event);
+		} else {
+			rc = strew_agent_wait(engine->agent, WAIT_MS, &event);
+		}
+		if (rc < 0 || (rc == 1 && event.type == STREW_EVENT_LOST)) {
+			fail("events");
+		}
+		if (rc == 1 && event.type == STREW_EVENT_HOLD) {
+			engine->paused = strew_agent_ready(engine->agent, NULL) == 0;
+		} else if (rc == 1 && event.type == STREW_EVENT_DONE) {
+			engine->committed += event.outcome == STREW_OUTCOME_COMMITTED;
+			if (engine->paused && strew_agent_resume(engine->agent, WAIT_MS)) {
+				fail("resume");
+			}
+			engine->paused = false;
+		}
+		if (waitpid(trainer, &rc, WNOHANG) == trainer) {
+			trainer = 0;
+			fail("the trainer has ended");
+		}
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static struct engine engine;
+	uint64_t updates = 500, device = UINT64_MAX;
+	const char *apply = "staged";
+	const struct option_spec specs[] = {
+		{.name = "updates", .number = &updates},
+		{.name = "device", .number = &device},
+		{.name = "apply", .text = &apply},
+		{.name = NULL},
+	};
+	struct usage early, late;
+	int status;
+
+	if (argc < 2) {
+		options_refuse("steps: which strewd?");
+	}
+	options_parse(argc - 1, argv + 1, specs, "usage: steps STREWD [--updates N] ...\n");
+	if (!mkdtemp(directory)) {
+		return 1;
+	}
+	snprintf(socket_path, sizeof(socket_path), "%s/socket", directory);
+	start_broker(argv[1], device != UINT64_MAX);
+	if (pipe(engine_side) < 0) {
+		return 1;
+	}
+	trainer = fork();
+	if (trainer == 0) {
+		broker = 0;
+		_exit(run_trainer((int)device, updates));
+	}
+	atexit(end_children);
+	close(engine_side[0]);
+	join(&engine, strcmp(apply, "direct") == 0, (int)device);
+	if (write(engine_side[1], "!", 1) != 1) {
+		return 1;
+	}
+	serve(&engine, updates / 4);
+	early = broker_usage();
+	serve(&engine, updates);
+	late = broker_usage();
+	close(engine_side[1]);
+	if (waitpid(trainer, &status, 0) != trainer || status) {
+		return 1;
+	}
+	trainer = 0;
+	strew_agent_close(engine.agent);
+	memory_destroy(engine.memory);
+	printf("steps: updates=%" PRIu64 " apply=%s steps=%" PRIu64 " torn=%" PRIu64
+	       " descriptors %u -> %u, resident %" PRIu64 " -> %" PRIu64 " KiB\n",
+		engine.committed, apply, engine.steps, engine.torn, early.fds, late.fds, early.kib,
+		late.kib);
+	if (engine.torn || engine.steps == 0 || early.fds != late.fds) {
+		return 1;
+	}
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+	/* The sanitizers keep what was freed for a while. */
+	if (late.kib > early.kib + GROWTH_KIB) {
+		return 1;
+	}
+#endif
+	return 0;
+}
