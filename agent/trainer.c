@@ -42,6 +42,7 @@ static void trainer_free(struct strew_trainer *trainer)
 	if (trainer->reported) {
 		message_finish(&trainer->report);
 	}
+	free(trainer->socket);
 	manifest_finish(&trainer->manifest);
 	free(trainer->sources);
 	free(trainer->memory);
@@ -61,6 +62,13 @@ static int trainer_open(const struct strew_trainer_options *options,
 	rc = check_options(options, &trainer->who, err);
 	if (rc) {
 		goto free_trainer;
+	}
+	if (options->socket) {
+		trainer->socket = strdup(options->socket);
+		if (!trainer->socket) {
+			rc = error_set(err, -ENOMEM, "no memory for a trainer");
+			goto free_trainer;
+		}
 	}
 	rc = export_set_create(&trainer->set);
 	if (rc) {
@@ -248,6 +256,7 @@ static int trainer_seal(struct strew_trainer *trainer, uint64_t deadline, struct
 	/* After a timeout (other ranks are late) the next call waits for the same answer. */
 	if (trainer->request.answered) {
 		trainer->stage = rc ? TRAINER_REFUSED : TRAINER_SEALED;
+		trainer->accepted = trainer->accepted || rc == 0;
 		agent_request_clear(&trainer->session, &trainer->request);
 	}
 	return rc;
@@ -264,6 +273,51 @@ int strew_trainer_seal(struct strew_trainer *trainer)
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
 		rc = trainer_seal(trainer, deadline_in_ms(trainer->session.timeout_ms), &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
+{
+	bool lost = agent_session_lost(&trainer->session, NULL) != 0;
+	int rc;
+
+	if (!trainer->accepted) {
+		return error_set(err, -EINVAL, "reconnect: nothing was sealed");
+	}
+	/* A call before this one has got so far, and other ranks were late. */
+	if (!lost && trainer->stage == TRAINER_SEALING) {
+		return trainer_seal(trainer, deadline, err);
+	}
+	if (!lost) {
+		return error_set(err, -EISCONN, "reconnect: the broker is not gone");
+	}
+	rc = agent_session_reopen(&trainer->session, trainer->socket, ROLE_TRAINER, deadline, err);
+	if (rc) {
+		return rc;
+	}
+	agent_request_clear(&trainer->session, &trainer->request);
+	trainer_forget(trainer);
+	trainer->stage = TRAINER_DECLARING;
+	rc = trainer_seal(trainer, deadline, err);
+	if (rc && trainer->stage != TRAINER_SEALING) {
+		agent_session_lose(&trainer->session, rc, err->text);
+	}
+	return rc;
+}
+
+int strew_trainer_reconnect(struct strew_trainer *trainer, int timeout_ms)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = trainer_reconnect(trainer, deadline_in_ms(timeout_ms), &err);
 		agent_session_leave(&trainer->session);
 	}
 	return public_return(rc, &err);

@@ -25,8 +25,10 @@ struct held_memory {
 
 struct strew_trainer {
 	struct agent_session session;
+	char *socket; /* as in the options, may be NULL */
 	struct msg_trainer who;
 	enum trainer_stage stage;
+	bool accepted;		  /* some broker has sealed it */
 	struct manifest manifest; /* never sealed: this rank may hold only a part */
 	struct source *sources;	  /* one a box */
 	struct held_memory *memory;
@@ -48,6 +50,9 @@ struct strew_trainer {
 
 /* agent_handler of trainers. */
 int trainer_handle(void *data, struct message *message, struct error *err);
+
+/* Forgets the update that was published last; nothing reads the memory any more. */
+void trainer_forget(struct strew_trainer *trainer);
 
 /* 0: the memory is free; -ETIMEDOUT: still lent; any other error: free, and the update failed so.
  */

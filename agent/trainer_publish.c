@@ -41,6 +41,17 @@ static void look_at_answer(struct strew_trainer *trainer)
 	agent_request_clear(&trainer->session, &trainer->publish);
 }
 
+void trainer_forget(struct strew_trainer *trainer)
+{
+	agent_request_clear(&trainer->session, &trainer->publish);
+	if (trainer->reported) {
+		message_finish(&trainer->report);
+	}
+	trainer->publishing = trainer->lent = trainer->released = trainer->reported = false;
+	error_clear(&trainer->refused);
+	signal_news(trainer);
+}
+
 static bool is_ours(struct strew_trainer *trainer, uint64_t version)
 {
 	look_at_answer(trainer);

@@ -11,11 +11,13 @@
 #include "examples/model.h"
 #include "examples/options.h"
 #include "examples/values.h"
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strew/strew.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STAGING_BYTES ((size_t)16 << 20) /* values are computed here, then copied */
@@ -26,6 +28,7 @@ struct trainer {
 	uint64_t versions, first, seed, interval_ms;
 	uint64_t device; /* UINT64_MAX: host memory */
 	int timeout_ms;
+	uint64_t patience; /* seconds to wait for another broker when this one is gone */
 	bool by_line, partial;
 	struct model model;
 	struct memory *memory;
@@ -173,6 +176,7 @@ static const char usage[] =
 	"  --seed S           what the values depend on (1); `tp_worker --check S` knows\n"
 	"  --device INDEX     hold the model on that GPU (else in host memory)\n"
 	"  --interval-ms MS   pause between versions (0)\n"
+	"  --reconnect S      when the broker is gone, wait S seconds for another one (0)\n"
 	"  --by-line          publish when a line comes on standard input\n"
 	"  --partial          parameters that no tensor covers are not an error\n"
 	"  --timeout SECONDS  deadline of each update (60)\n"
@@ -196,6 +200,7 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 		{.name = "device", .number = &trainer->device},
 		{.name = "interval-ms", .number = &trainer->interval_ms},
 		{.name = "timeout", .number = &timeout_s},
+		{.name = "reconnect", .number = &trainer->patience},
 		{.name = NULL},
 	};
 
@@ -206,6 +211,21 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 			       "--timeout of 1 to 3600");
 	}
 	trainer->timeout_ms = (int)timeout_s * 1000;
+}
+
+/* The broker is gone, and the version with it. Whoever starts another gets the same tensors again.
+ */
+static int join_again(struct trainer *trainer, uint64_t version)
+{
+	time_t last = time(NULL) + (time_t)trainer->patience;
+	int rc = -ECONNRESET;
+
+	printf("trainer: version %" PRIu64 " lost: %s\n", version, strew_error());
+	while (rc < 0 && time(NULL) < last) {
+		usleep(100000);
+		rc = strew_trainer_reconnect(trainer->strew, 5000);
+	}
+	return rc;
 }
 
 /* True if there is another version to publish; waits for its time. */
@@ -253,6 +273,9 @@ int main(int argc, char **argv)
 	for (version = trainer.first; rc >= 0 && next(&trainer, version); version++) {
 		rc = step(&trainer, version);
 		failed |= rc;
+		if (rc == -ECONNRESET && trainer.patience) {
+			rc = join_again(&trainer, version);
+		}
 	}
 	if (rc < 0) {
 		fprintf(stderr, "trainer: %s\n", strew_error());

@@ -103,10 +103,13 @@ static int bound_port(int fd, uint16_t *ret_port)
 	return 0;
 }
 
-/* A listener of a process that was killed a moment ago may live for some milliseconds more. */
+/* The listener of a process that was killed lives until the kernel has ended its io_uring, which
+ * took more than half a second under load. */
+#define DYING_MS 3000
+
 static int bind_soon(int fd, const struct addrinfo *address)
 {
-	uint64_t deadline = deadline_in_ms(500);
+	uint64_t deadline = deadline_in_ms(DYING_MS);
 
 	while (bind(fd, address->ai_addr, address->ai_addrlen) < 0) {
 		if (errno != EADDRINUSE || deadline_passed(deadline)) {

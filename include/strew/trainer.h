@@ -95,6 +95,15 @@ STREW_API int strew_trainer_declare(
 STREW_API int strew_trainer_seal(struct strew_trainer *trainer);
 
 /*
+ * After a call has failed with -ECONNRESET: declares the same again to the broker that serves the
+ * socket now. Waits for the end of the old broker's process too, and until all ranks have done so,
+ * at most timeout_ms in all. An update that was under way is forgotten (its report will not come),
+ * and the memory is not lent any more. On failure (errors as strew_agent_reconnect()) call it
+ * again.
+ */
+STREW_API int strew_trainer_reconnect(struct strew_trainer *trainer, int timeout_ms);
+
+/*
  * Publishes `version` of everything declared, as it is after what `stream` (a
  * CUstream; ignored for host memory) has queued by now. Returns at once; the memory is
  * lent until strew_trainer_wait_released() returns 0. timeout_ms is the update's

@@ -276,6 +276,65 @@ static void test_lost(void **arg)
 	}
 }
 
+static void again_script(struct fake *fake)
+{
+	struct message message;
+
+	serve_seal(fake);
+	EXPECT(fake->trainer.rank == 0 && fake->nallocations == 1);
+	fake_expect(fake, MSG_PUBLISH, &message);
+	fake_ok(fake, message.serial);
+	released(fake, 6);
+	message_init(&message, MSG_REPORT, 0);
+	message.u.report.version = 6;
+	message.u.report.outcome = STREW_OUTCOME_COMMITTED;
+	fake_send(fake, &message);
+	fake_expect_end(fake);
+}
+
+/* The next broker is told the same, and knows nothing of the version that was under way. */
+static void test_reconnect(void **arg)
+{
+	struct fake fake = {.script = lost_script, .mortal = true}, next = {.script = again_script};
+	struct strew_trainer *trainer;
+	struct strew_report got;
+	char path[108];
+
+	(void)arg;
+	fake_start(&fake);
+	strcpy(path, fake.path);
+	trainer = open_sealed(&fake, PATIENCE_MS);
+	assert_int_equal(strew_trainer_reconnect(trainer, 0), -EISCONN);
+	assert_int_equal(strew_trainer_publish(trainer, 5, NULL, 0, 0), 0);
+	assert_int_equal(strew_trainer_wait_released(trainer, 100), -ETIMEDOUT);
+	/* Somebody else serves the path, but the old process lives, and may still read. */
+	pthread_join(fake.thread, NULL);
+	conn_destroy(fake.conn);
+	fake.conn = NULL;
+	close(fake.listener);
+	assert_int_equal(strew_trainer_reconnect(trainer, 100), -ECONNREFUSED);
+	next.at = path;
+	next.mortal = true;
+	fake_kill(&fake);
+	fake_start(&next);
+	if (strew_trainer_reconnect(trainer, PATIENCE_MS)) {
+		fail_msg("%s", strew_error());
+	}
+	assert_int_equal(strew_trainer_wait_report(trainer, PATIENCE_MS, &got), -EINVAL);
+	assert_int_equal(strew_trainer_publish(trainer, 6, NULL, 0, 0), 0);
+	assert_int_equal(strew_trainer_wait_released(trainer, PATIENCE_MS), 0);
+	assert_int_equal(strew_trainer_wait_report(trainer, PATIENCE_MS, &got), 0);
+	assert_int_equal(got.version, 6);
+	strew_report_finish(&got);
+	strew_trainer_close(trainer);
+	fake_stop(&next);
+	page_finish(&fake.theirs);
+	page_finish(&fake.ours);
+	blob_finish(&fake.blob);
+	fd_close(&fake.fds[0]);
+	assert_int_equal(rmdir(fake.directory), 0);
+}
+
 static bool was_released; /* read after the script's thread was joined */
 
 static void late_script(struct fake *fake)
@@ -373,6 +432,7 @@ int main(void)
 		TEST(test_updates),
 		TEST(test_refused),
 		TEST(test_lost),
+		TEST(test_reconnect),
 		TEST(test_late),
 		TEST(test_declare_errors),
 	};

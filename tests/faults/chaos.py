@@ -6,7 +6,7 @@ byte after each fault.
 
 A round: some versions are published one behind the other; somewhere among them a victim gets SIGKILL,
 or SIGSTOP and later SIGCONT. Who died is started again, brokers at the same place, workers with the
-weights they were made with. Workers outlive brokers (strew_agent_reconnect). Then one version more must be
+weights they were made with. Workers and the trainer outlive brokers (their reconnect calls). Then one version more must be
 committed in every group, and each worker compares all of its bytes with what that version's should be;
 what the others say of versions in between is compared too.
 
@@ -80,7 +80,8 @@ class Job:
         self.trainer = self.stage.start(
             f"trainer-{self.starts}", "trainer", "--config", self.config, "--model", "m",
             "--socket", self.stage.socket("lead"), "--by-line", "--first", self.version + 1,
-            "--versions", 1000, "--seed", SEED, "--timeout", PATIENCE // 2, *self.device(),
+            "--versions", 1000, "--seed", SEED, "--timeout", PATIENCE // 2,
+            "--reconnect", 2 * PATIENCE, *self.device(),
             stdin=subprocess.PIPE)
 
     def whole(self):
@@ -121,7 +122,7 @@ class Job:
         def look():
             log = self.trainer.log
             if word in log:
-                return log.split(word)[1].split()[0]
+                return log.split(word)[1].split()[0].rstrip(":")
             return "ended" if self.trainer.popen.poll() is not None and word not in \
                 self.trainer.log else None
         return scene.wait_until(f"the outcome of version {version}", look, 2 * PATIENCE)
@@ -130,8 +131,8 @@ class Job:
         """One version that must get everywhere."""
         self.publish(1)
         said = self.outcome(self.version)
-        if said == "ended":
-            return False  # it had died of the fault, and was not told yet
+        if said in ("ended", "lost"):
+            return False  # the trainer or its broker had died, and was not told yet
         assert said == "committed", f"version {self.version}: {said}"
         for worker in self.workers.values():
             worker.says(f"version {self.version} ok", PATIENCE)
