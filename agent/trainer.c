@@ -280,9 +280,12 @@ int strew_trainer_seal(struct strew_trainer *trainer)
 
 static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
 {
-	bool lost = agent_session_lost(&trainer->session, NULL) != 0;
+	bool lost;
 	int rc;
 
+	/* Its end may have come, and nobody has read it yet. */
+	(void)agent_session_step(&trainer->session, deadline_in_ms(0), err);
+	lost = agent_session_lost(&trainer->session, NULL) != 0;
 	if (!trainer->accepted) {
 		return error_set(err, -EINVAL, "reconnect: nothing was sealed");
 	}

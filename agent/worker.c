@@ -241,6 +241,10 @@ static int agent_reconnect(struct strew_agent *agent, int timeout_ms, struct err
 	bool threaded = session->threaded;
 	int rc;
 
+	if (!threaded) {
+		/* Its end may have come, and nobody has read it yet. */
+		(void)agent_session_step(session, deadline_in_ms(0), err);
+	}
 	if (!agent_session_lost(session, NULL)) {
 		return error_set(err, -EISCONN, "reconnect: the broker is not gone");
 	}

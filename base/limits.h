@@ -19,7 +19,9 @@
 #define LIMIT_MEMBERS 64u		      /* workers of a group on a node */
 #define LIMIT_GROUPS 64u		      /* groups on a node */
 #define LIMIT_MODELS 16u
-#define LIMIT_RANKS 256u	      /* trainer ranks of a model */
+#define LIMIT_RANKS 256u /* trainer ranks of a model */
+/* Communicators that a broker makes before it starts itself anew: NCCL keeps memory of each. */
+#define LIMIT_EPOCHS 100u
 #define LIMIT_BROKERS 64u	      /* brokers of an epoch */
 #define LIMIT_ALLOCATIONS 16384u      /* of one session */
 #define LIMIT_CHUNKS 16384u	      /* physical chunks (fds) of one session */

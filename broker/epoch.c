@@ -174,6 +174,9 @@ void epoch_made(struct job *job)
 		}
 	}
 	free(work->carrier.data_fds);
+	if (work->carrier.ranks > 1) {
+		server_count_epoch(server);
+	}
 	if (work->hung) {
 		server_fatal(server, job->err.text);
 		return;

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char help[] =
 	"Usage: strewd [options]\n"
@@ -189,6 +190,22 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 	}
 }
 
+/* The same process image from its beginning; whoever waited for readiness has had his answer. */
+static int start_again(char **argv, int ready_fd)
+{
+	if (ready_fd >= 0) {
+		int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+		if (null < 0 || dup2(null, ready_fd) < 0) {
+			log_error("cannot start anew: %s", strerror(errno));
+			return 1;
+		}
+	}
+	execv("/proc/self/exe", argv);
+	log_error("cannot start anew: %s", strerror(errno));
+	return 1;
+}
+
 int main(int argc, char **argv)
 {
 	struct server_options options = {.slot_bytes = DEFAULT_SLOT_BYTES,
@@ -197,6 +214,7 @@ int main(int argc, char **argv)
 		.join_timeout_s = 60};
 	struct server *server;
 	struct error err = {0};
+	bool again;
 	int rc;
 
 	log_init("strewd", LOG_LEVEL_INFO);
@@ -207,6 +225,7 @@ int main(int argc, char **argv)
 		return rc == -ENODEV ? 3 : 1;
 	}
 	rc = server_run(server);
+	again = server_starts_again(server);
 	server_destroy(server);
-	return rc;
+	return again ? start_again(argv, options.ready_fd) : rc;
 }

@@ -294,6 +294,22 @@ static bool drained(const struct server *server)
 	return server->draining && server->node.stage == NODE_IDLE && !server->active;
 }
 
+void server_count_epoch(struct server *server)
+{
+	if (++server->epochs == LIMIT_EPOCHS && !server->draining) {
+		log_info("%u epochs were made here: this broker ends behind the update under way "
+			 "and "
+			 "starts anew",
+			server->epochs);
+		server->draining = server->again = true;
+	}
+}
+
+bool server_starts_again(const struct server *server)
+{
+	return server->again && !server->stop && server->exit_code == 0;
+}
+
 void server_start(struct server *server)
 {
 	if (server->options.join) {

@@ -236,7 +236,8 @@ struct server {
 	bool wire_used;	      /* by the active update */
 	struct model *active; /* lead: its update is between begin and report */
 	uint64_t updates, aborted;
-	bool ready, draining, stop;
+	uint32_t epochs; /* communicators that were made, or tried */
+	bool ready, draining, stop, again;
 	int exit_code;
 };
 
@@ -244,6 +245,9 @@ struct server {
 int server_create(
 	const struct server_options *options, struct server **ret_server, struct error *err);
 int server_run(struct server *server); /* until it is told to stop; returns the exit code */
+/* It has stopped for the next of its kind to begin with nothing: see LIMIT_EPOCHS. */
+bool server_starts_again(const struct server *server);
+void server_count_epoch(struct server *server);
 /* What it does: once, then again and again. A round waits until something is due. */
 void server_start(struct server *server);
 void server_round(struct server *server);

@@ -342,6 +342,45 @@ static void test_gone_in_an_update(void **state)
 
 #define CASE(name) cmocka_unit_test_teardown(name, check)
 
+/* NCCL keeps something of every communicator: behind many the broker is a new one, and those
+ * who were connected find their way back with what they have. */
+static void test_many_epochs(void **state)
+{
+	enum strew_group_state group;
+	struct strew_event event;
+	uint64_t deadline, held;
+	int rc;
+
+	(void)state;
+	for (unsigned i = 0; !broker_said(&lead, "starts anew"); i++) {
+		struct joiner joiner;
+		struct raw data;
+
+		assert_in_range(i, 0, LIMIT_EPOCHS);
+		joiner_stands(&joiner, &data, address);
+		raw_close(&data);
+		raw_close(&joiner.raw);
+		sleep_ms(1);
+	}
+	/* First what it has to say of the updates before. */
+	do {
+		rc = strew_agent_wait(worker.agent, PATIENCE_MS, &event);
+		assert_int_equal(rc, 1);
+	} while (event.type == STREW_EVENT_DONE);
+	assert_int_equal(event.type, STREW_EVENT_LOST);
+	rc = -1;
+	for (deadline = deadline_in_ms(PATIENCE_MS); rc && !deadline_passed(deadline);) {
+		rc = strew_agent_reconnect(worker.agent, PATIENCE_MS);
+		sleep_ms(rc ? 10 : 0);
+	}
+	assert_int_equal(rc, 0);
+	assert_int_equal(strew_agent_state(worker.agent, &group, &held), 0);
+	assert_int_equal(group, STREW_GROUP_CURRENT);
+	assert_true(held == version);
+	assert_int_equal(strew_trainer_reconnect(trainer.trainer, PATIENCE_MS), 0);
+	broker_count_fds(&lead);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -352,6 +391,7 @@ int main(void)
 		CASE(test_data_connections_of_strangers),
 		CASE(test_an_update_by_hand),
 		CASE(test_gone_in_an_update),
+		CASE(test_many_epochs),
 	};
 
 	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
