@@ -27,7 +27,6 @@ struct strew_agent {
 	struct msg_register reg; /* who we are; the last two are filled in when registering */
 	enum worker_stage stage;
 	bool accepted; /* registered at some broker, and not withdrawn since */
-	uint64_t held; /* the version in this worker's own memory, or VERSION_MIXED */
 	struct layout layout;
 	const void **data; /* of each parameter; NULL where there are no bytes */
 	size_t cap_data;
@@ -56,8 +55,9 @@ bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event)
 /* What is known of the group's memory now: see LOST in strew/agent.h. */
 enum strew_group_state worker_state(const struct strew_agent *agent);
 uint64_t worker_version(const struct strew_agent *agent);
-/* What this worker's memory holds, in the word that registrations have for it. */
-uint64_t worker_held(const struct strew_agent *agent);
+/* The same for a registration that follows: STALE if others may have committed without it, and what
+ * was passed on to this one if it has heard nothing itself. */
+void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version);
 
 /* Sends everything and awaits the answer; called again after -ETIMEDOUT it only awaits. */
 int worker_register(struct strew_agent *agent, uint64_t deadline, struct error *err);

@@ -86,11 +86,6 @@ static bool doubted(const struct strew_agent *agent)
 	return agent->pending && !(agent->reg.gate == STREW_GATE_HELD && !is_ready(agent));
 }
 
-uint64_t worker_held(const struct strew_agent *agent)
-{
-	return doubted(agent) ? VERSION_MIXED : agent->held;
-}
-
 enum strew_group_state worker_state(const struct strew_agent *agent)
 {
 	enum strew_group_state heard = agent->state ? agent->state : STREW_GROUP_FORMING;
@@ -109,6 +104,26 @@ enum strew_group_state worker_state(const struct strew_agent *agent)
 		return heard;
 	}
 	return agent->reg.apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
+}
+
+void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version)
+{
+	uint32_t state = worker_state(agent);
+	uint64_t version = worker_version(agent);
+	bool torn = state == STREW_GROUP_PENDING || state == STREW_GROUP_DIRTY ||
+		    state == STREW_GROUP_IN_DOUBT;
+	bool untold = !agent->state || (state == STREW_GROUP_FORMING && version == 0);
+
+	/* That a group is still FORMING says nothing of this worker's memory. */
+	if (untold && !torn) {
+		state = agent->reg.state;
+		version = agent->reg.version;
+	}
+	if (agent->pending && state == STREW_GROUP_CURRENT) {
+		state = STREW_GROUP_STALE;
+	}
+	*ret_state = state;
+	*ret_version = version;
 }
 
 /* The broker may speak of an update before register() has looked at its answer. */
@@ -161,12 +176,6 @@ static int on_done(struct strew_agent *agent, const struct msg_done *done, struc
 			done->state);
 	}
 	agent->pending = false;
-	if (done->outcome == STREW_OUTCOME_COMMITTED) {
-		agent->held = done->version;
-	} else if (done->outcome == STREW_OUTCOME_DIRTY || done->outcome == STREW_OUTCOME_LOST) {
-		/* LOST: a sibling went, perhaps in the middle of the commit's copy. */
-		agent->held = VERSION_MIXED;
-	}
 	agent->state = (enum strew_group_state)done->state;
 	agent->version = done->version;
 	page_store(&agent->session.page, WORD_STATE, done->state);

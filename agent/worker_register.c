@@ -108,7 +108,6 @@ int worker_register(struct strew_agent *agent, uint64_t deadline, struct error *
 /* The new broker was told what the memory holds, whoever of the group else registers. */
 static void begin_again(struct strew_agent *agent)
 {
-	agent->held = agent->reg.version;
 	agent->state = 0;
 	agent->version = 0;
 	agent->pending = agent->ready = agent->lost_told = false;
@@ -122,13 +121,12 @@ static void begin_again(struct strew_agent *agent)
 int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error *err)
 {
 	enum strew_group_state state = worker_state(agent);
-	uint64_t version = agent->version;
 	int rc;
 
 	if (!agent->accepted) {
 		return error_set(err, -EINVAL, "reconnect: this worker is not registered");
 	}
-	agent->reg.version = worker_held(agent);
+	worker_left(agent, &agent->reg.state, &agent->reg.version);
 	rc = agent_session_reopen(&agent->session, agent->socket, ROLE_WORKER, deadline, err);
 	if (rc) {
 		return rc;
@@ -137,8 +135,8 @@ int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error 
 	rc = worker_register(agent, deadline, err);
 	if (rc) {
 		agent_session_lose(&agent->session, rc, err->text);
-		agent->state = state;
-		agent->version = version;
+		agent->state = agent->reg.state ? (enum strew_group_state)agent->reg.state : state;
+		agent->version = agent->reg.version;
 		agent->lost_told = true;
 	}
 	return rc;

@@ -342,6 +342,11 @@ static void epoch_start(struct server *server)
 		if (member->state == MEMBER_CONNECTED) {
 			continue;
 		}
+		/* Not before: an update that runs meanwhile would be missed unsaid. */
+		for (struct model *model = server->models; model && member->state == MEMBER_JOINED;
+			model = model->next) {
+			lead_send_manifest(model, member);
+		}
 		member->state = MEMBER_IN_EPOCH;
 		member->rank = epoch->ranks++;
 		member->ready = false;
@@ -439,9 +444,6 @@ static int take_join(struct member *member, const struct message *message, struc
 	message_init(&reply, MSG_JOINED, message->serial);
 	reply.u.joined.broker_id = server->broker_id;
 	member_send(member, &reply);
-	for (struct model *model = server->models; model; model = model->next) {
-		lead_send_manifest(model, member);
-	}
 	epoch_changed(server);
 	return 0;
 }

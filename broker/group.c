@@ -55,7 +55,22 @@ enum strew_group_state group_state(const struct group *group)
 		group->state != STREW_GROUP_LOST) {
 		return STREW_GROUP_PENDING;
 	}
+	/* Out, it may be the last one before others commit, or after. */
+	if (group->phase == PHASE_OUT && group->state == STREW_GROUP_CURRENT) {
+		return STREW_GROUP_PENDING;
+	}
 	return group->state;
+}
+
+enum strew_group_state group_member_state(const struct group *group, uint32_t member)
+{
+	const struct group_member *of = &group->members[member];
+	bool apart = group->state == STREW_GROUP_FORMING || group->state == STREW_GROUP_LOST;
+
+	if (of->version == GROUP_VERSION_MIXED) {
+		return STREW_GROUP_DIRTY;
+	}
+	return of->stale && apart ? STREW_GROUP_STALE : group->state;
 }
 
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES])
@@ -146,6 +161,17 @@ static void finish(struct group *group, struct group_actions *actions, enum stre
 	answer_resumes(group, actions);
 }
 
+/* Written in part, every member: it stays so when siblings come and go. */
+static void make_dirty(struct group *group)
+{
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		group->members[i].version = GROUP_VERSION_MIXED;
+	}
+	if (group->state != STREW_GROUP_LOST) {
+		group->state = STREW_GROUP_DIRTY;
+	}
+}
+
 /* Tells the lead that the group is out, with the message that the lead waits for. */
 static void go_out(struct group *group, struct group_actions *actions, const char *text)
 {
@@ -205,6 +231,7 @@ static void committed(struct group *group, struct group_actions *actions)
 	group->version = group->update_version;
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		group->members[i].version = group->version;
+		group->members[i].stale = false;
 	}
 	set_text(group, "");
 	act(actions, GA_APPLIED, 0, STREW_OUTCOME_COMMITTED);
@@ -233,6 +260,7 @@ static void on_join(
 	memset(member, 0, sizeof(*member));
 	member->present = true;
 	member->version = event->version;
+	member->stale = event->stale;
 	group->npresent++;
 	if (group->npresent < group->nmembers) {
 		return;
@@ -250,12 +278,10 @@ static void on_join(
 		if (group->members[i].version != group->version) {
 			group->state = STREW_GROUP_STALE;
 			set_text(group, "its workers hold different versions");
+		} else if (group->members[i].stale && group->state == STREW_GROUP_CURRENT) {
+			group->state = STREW_GROUP_STALE;
+			set_text(group, "a version was committed without it");
 		}
-	}
-	if (group->state == STREW_GROUP_CURRENT && group->version < event->newest) {
-		group->state = STREW_GROUP_STALE;
-		snprintf(group->text, sizeof(group->text), "it has missed version %llu",
-			(unsigned long long)event->newest);
 	}
 }
 
@@ -274,9 +300,7 @@ static void on_gone(
 	group->npresent--;
 	if (writing) {
 		/* The mover still runs; its end, or the lead's decision, is awaited in OUT. */
-		for (uint32_t i = 0; i < group->nmembers; i++) {
-			group->members[i].version = GROUP_VERSION_MIXED;
-		}
+		make_dirty(group);
 	}
 	group->state = lost ? STREW_GROUP_LOST : STREW_GROUP_FORMING;
 	snprintf(text, sizeof(text), "worker %u %s", event->member,
@@ -294,8 +318,8 @@ static void on_failed(
 	bool touched = event->touched &&
 		       (group->apply == STREW_APPLY_DIRECT || group->phase == PHASE_COMMITTING);
 
-	if (touched && group->state != STREW_GROUP_LOST) {
-		group->state = STREW_GROUP_DIRTY;
+	if (touched) {
+		make_dirty(group);
 	}
 	go_out(group, actions, event->text);
 }
@@ -307,8 +331,8 @@ static void on_abort(
 	enum strew_outcome outcome = STREW_OUTCOME_ABORTED;
 
 	if (event->touched && group->apply == STREW_APPLY_DIRECT && group->phase >= PHASE_MOVING &&
-		group->phase <= PHASE_PREPARED && group->state != STREW_GROUP_LOST) {
-		group->state = STREW_GROUP_DIRTY;
+		group->phase <= PHASE_PREPARED) {
+		make_dirty(group);
 	}
 	if (group->state == STREW_GROUP_DIRTY) {
 		outcome = STREW_OUTCOME_DIRTY;
@@ -340,6 +364,9 @@ static void on_out_commit(struct group *group, struct group_actions *actions)
 
 static void on_doubt(struct group *group, struct group_actions *actions)
 {
+	if (group->phase == PHASE_OUT && group->state == STREW_GROUP_CURRENT) {
+		group->state = STREW_GROUP_STALE;
+	}
 	set_text(group, "the lead is gone and its decision is not known");
 	if (group->phase != PHASE_PREPARED) {
 		struct group_event abort = {.type = GE_ABORT, .touched = true, .text = group->text};
@@ -347,10 +374,22 @@ static void on_doubt(struct group *group, struct group_actions *actions)
 		on_abort(group, &abort, actions);
 		return;
 	}
-	group->state =
-		group->apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
+	if (group->apply == STREW_APPLY_DIRECT) {
+		make_dirty(group);
+	} else {
+		group->state = STREW_GROUP_IN_DOUBT;
+	}
 	finish(group, actions,
 		group->apply == STREW_APPLY_DIRECT ? STREW_OUTCOME_DIRTY : STREW_OUTCOME_NONE);
+}
+
+static void on_missed(struct group *group, const struct group_event *event)
+{
+	if ((group->state == STREW_GROUP_CURRENT || group->state == STREW_GROUP_IN_DOUBT) &&
+		group->version < event->version) {
+		group->state = STREW_GROUP_STALE;
+		set_text(group, "a version was committed without it");
+	}
 }
 
 #define P(phase) (1u << PHASE_##phase)
@@ -375,6 +414,7 @@ static const unsigned allowed[GE_COUNT] = {
 	[GE_COPIED] = P(COMMITTING),
 	[GE_ABORT] = IN_UPDATE | P(OUT),
 	[GE_DOUBT] = IN_UPDATE | P(OUT),
+	[GE_MISSED] = P(IDLE),
 };
 
 static void step_member(
@@ -432,7 +472,7 @@ static void step_update(
 		/* The lead knows; nothing is said, and what was prepared is dropped. */
 		if (event->touched && group->apply == STREW_APPLY_DIRECT &&
 			group->phase >= PHASE_MOVING) {
-			group->state = STREW_GROUP_DIRTY;
+			make_dirty(group);
 		}
 		set_text(group, event->text);
 		group->phase = PHASE_OUT;
@@ -462,6 +502,9 @@ static void step_update(
 		break;
 	case GE_DOUBT:
 		on_doubt(group, actions);
+		break;
+	case GE_MISSED:
+		on_missed(group, event);
 		break;
 	default:
 		break;

@@ -27,7 +27,7 @@ enum group_phase {
 };
 
 enum group_event_type {
-	GE_JOIN,    /* member registered; version: in its memory; newest: that was committed here */
+	GE_JOIN,    /* member registered; version: what its memory holds; stale: not the last one */
 	GE_LEAVE,   /* member withdrew */
 	GE_LOSE,    /* member died or broke the protocol */
 	GE_READY,   /* member holds the gate (its stream was seen done) */
@@ -44,14 +44,16 @@ enum group_event_type {
 	GE_COPIED, /* staged: shadow → live is done */
 	GE_ABORT,  /* text, touched: given up by the lead before its commit */
 	GE_DOUBT,  /* the lead is gone after prepared; gate lets go of staged groups */
+	GE_MISSED, /* version was committed; a group that holds less has missed it */
 	GE_COUNT,
 };
 
 struct group_event {
 	enum group_event_type type;
 	uint32_t member;
-	uint64_t update, version, newest;
+	uint64_t update, version;
 	bool touched; /* live memory may have been written */
+	bool stale;   /* others may have committed a later version */
 	const char *text;
 };
 
@@ -88,6 +90,7 @@ struct group_member {
 	bool checked;
 	bool ready;  /* the gate is held by this member */
 	bool asking; /* its resume waits for an answer */
+	bool stale;  /* it came with less than others may have committed */
 	uint64_t version;
 };
 
@@ -112,8 +115,12 @@ void group_init(struct group *group, const char *model, uint32_t replica, uint32
 void group_step(
 	struct group *group, const struct group_event *event, struct group_actions *ret_actions);
 
-/* PENDING while an update is under way for it, else its state. */
+/* PENDING while an update is under way whose end can change its state, else its state. */
 enum strew_group_state group_state(const struct group *group);
+
+/* As one member is told it, who keeps it: of a group that does not stand, what its own memory is.
+ */
+enum strew_group_state group_member_state(const struct group *group, uint32_t member);
 
 /* Can it take part in an update that begins now? Else why not, into text. */
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES]);

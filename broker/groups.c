@@ -130,29 +130,109 @@ static void say_registered(struct client *client)
 	struct message message;
 
 	message_init(&message, MSG_REGISTERED, client->session.seal_serial);
-	message.u.registered.state = group_state(&team->group);
+	message.u.registered.state = team->group.phase == PHASE_IDLE
+					     ? group_member_state(&team->group, client->member)
+					     : group_state(&team->group);
 	message.u.registered.version = team->group.version;
 	message.u.registered.bytes = layout_bytes(&client->session.worker->layout);
 	message.u.registered.shadow = client->session.worker->shadow_bytes;
 	client_send(client, &message);
 }
 
-_Static_assert(VERSION_MIXED == GROUP_VERSION_MIXED, "one word for memory written in part");
+uint64_t teams_version(struct server *server, const char *name)
+{
+	uint64_t version = 0;
+
+	for (struct team *team = team_next(server, NULL, name); team;
+		team = team_next(server, team, name)) {
+		if (team->group.state == STREW_GROUP_CURRENT) {
+			version = MAX(version, team->group.version);
+		}
+	}
+	return version;
+}
+
+void teams_missed(struct server *server, const char *name)
+{
+	struct model *model = model_find(server, name, false);
+	struct group_event event = {.type = GE_MISSED,
+		.version = model ? model->committed : teams_version(server, name)};
+
+	for (struct team *team = team_next(server, NULL, name); team;
+		team = team_next(server, team, name)) {
+		team_step(server, team, &event);
+	}
+}
+
+/*
+ * What a worker says that its memory holds. Only a version that it took for CURRENT is believed
+ * to be whole and the last one; what it doubts may be written in part. Who has nothing to say has
+ * missed all that was committed.
+ */
+static void read_held(struct client *client, struct group_event *event)
+{
+	const struct msg_register *reg = &client->session.reg;
+	const struct node *node = &client->server->node;
+	struct model *model = model_find(client->server, reg->model, false);
+
+	switch (reg->state) {
+	case STREW_GROUP_CURRENT:
+		/* The greatest one is GROUP_VERSION_MIXED, and cannot be published. */
+		event->version = reg->version;
+		break;
+	case STREW_GROUP_PENDING:
+	case STREW_GROUP_IN_DOUBT:
+	case STREW_GROUP_DIRTY:
+		event->version = GROUP_VERSION_MIXED;
+		return;
+	default:
+		event->stale = reg->version || reg->state == STREW_GROUP_STALE;
+		break;
+	}
+	if (!model) {
+		event->stale =
+			event->stale || event->version < teams_version(client->server, reg->model);
+	} else if (model->decided) {
+		event->stale = event->stale || event->version != model->committed ||
+			       event->version < model->doubted;
+	} else {
+		event->stale =
+			event->stale || event->version < MAX(model->committed, model->doubted);
+	}
+	/* The update under way began without it. */
+	if (node->stage != NODE_IDLE && node->publication &&
+		strcmp(node->publication->model, reg->model) == 0) {
+		event->stale = true;
+	}
+}
+
+/* All its members hold a version that this broker knows nothing of: one before it has committed it.
+ */
+static void learn_version(struct server *server, const struct team *team)
+{
+	struct model *model = model_find(server, team->group.model, false);
+
+	if (team->group.state != STREW_GROUP_CURRENT) {
+		return;
+	}
+	if (model && !model->decided && team->group.version > model->committed) {
+		model->committed = team->group.version;
+	}
+	teams_missed(server, team->group.model);
+}
 
 void team_join(struct client *client)
 {
 	struct team *team = client->team;
-	const struct model *model = model_find(client->server, team->group.model, false);
-	struct group_event event = {.type = GE_JOIN,
-		.member = client->member,
-		.version = client->session.reg.version,
-		.newest = model ? model->committed : 0};
+	struct group_event event = {.type = GE_JOIN, .member = client->member};
 
+	read_held(client, &event);
 	if (team->group.npresent == 0 && team->group.phase == PHASE_IDLE) {
 		team->group.state = STREW_GROUP_FORMING;
 	}
 	team->key = ++client->server->next_key;
 	team_step(client->server, team, &event);
+	learn_version(client->server, team);
 	say_registered(client);
 	if (team->group.npresent == team->group.nmembers) {
 		log_info("model %s replica %u part %u stands: %u workers, %s gate, %s apply",
@@ -200,7 +280,8 @@ static void send_hold(struct team *team, struct client *client)
 	client_send(client, &message);
 }
 
-static void send_done(struct team *team, struct client *client, enum strew_outcome outcome)
+static void send_done(
+	struct team *team, uint32_t member, struct client *client, enum strew_outcome outcome)
 {
 	struct message message;
 
@@ -208,7 +289,7 @@ static void send_done(struct team *team, struct client *client, enum strew_outco
 	message.u.done.update = team->group.update;
 	message.u.done.version = team->group.version;
 	message.u.done.outcome = outcome;
-	message.u.done.state = team->group.state;
+	message.u.done.state = group_member_state(&team->group, member);
 	string_copy(message.u.done.text, sizeof(message.u.done.text), team->group.text);
 	client_send(client, &message);
 }
@@ -226,7 +307,7 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 		send_hold(team, client);
 		break;
 	case GA_SEND_DONE:
-		send_done(team, client, action->outcome);
+		send_done(team, action->member, client, action->outcome);
 		break;
 	case GA_GRANT:
 		/* A ready word that is not reached yet would speak of a gate that is open again. */

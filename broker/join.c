@@ -298,6 +298,8 @@ static int take_manifest(struct server *server, const struct msg_manifest *said,
 		return rc;
 	}
 	model_set(server, model, publication);
+	model->committed = MAX(model->committed, said->committed);
+	teams_missed(server, model->name);
 	log_info("model %s is announced: %zu tensors", model->name, publication->manifest.ntensors);
 	return 0;
 }

@@ -193,6 +193,7 @@ static void send_decision(struct server *server, struct model *model, enum messa
 		node_go(server, &message.u.decision);
 	} else if (type == MSG_COMMIT) {
 		model->committed = update->version;
+		model->decided = true;
 		node_commit(server, &message.u.decision);
 	} else {
 		node_abort(server, update->serial, update->text);

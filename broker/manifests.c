@@ -242,7 +242,8 @@ void model_try_seal(struct server *server, struct model *model)
 		format_bytes(text, sizeof(text), manifest_bytes(&publication->manifest)),
 		model->ranks);
 	for (struct member *member = server->members; member; member = member->next) {
-		if (member->state != MEMBER_CONNECTED) {
+		/* Who has just joined hears of it with its first epoch. */
+		if (member->state == MEMBER_IN_EPOCH) {
 			lead_send_manifest(model, member);
 		}
 	}
@@ -271,5 +272,6 @@ void lead_send_manifest(struct model *model, struct member *member)
 	message.u.manifest.hash = publication->hash;
 	message.u.manifest.roots = publication->brokers;
 	message.u.manifest.nroots = publication->nroots;
+	message.u.manifest.committed = model->committed;
 	member_send(member, &message);
 }

@@ -111,6 +111,7 @@ struct model *model_find(struct server *server, const char *name, bool add)
 	model = calloc(1, sizeof(*model));
 	if (model) {
 		string_copy(model->name, sizeof(model->name), name);
+		model->committed = teams_version(server, name);
 		model->last_use = ++server->next_key;
 		model->next = server->models;
 		server->models = model;

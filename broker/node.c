@@ -107,6 +107,10 @@ static void go_idle(struct server *server)
 	forget_crews(node);
 	node->nteams = node->nabsent = 0;
 	node->stage = NODE_IDLE;
+	if (publication) {
+		/* A lead that we have joined meanwhile may have told of others' commits. */
+		teams_missed(server, publication->model);
+	}
 	if (!server_is_lead(server)) {
 		ranks_node_idle(server);
 	}
@@ -391,7 +395,9 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 	}
 	model = model_find(server, node->publication->model, false);
 	if (model && commit->nreplicas) {
-		model->committed = MAX(model->committed, node->version);
+		model->committed = node->version;
+		model->doubted = 0;
+		model->decided = true;
 	}
 	node_gather(node, PHASE_COMMITTING);
 	if (node->ngoing == 0) {
@@ -442,6 +448,13 @@ void node_doubt(struct server *server)
 
 	if (node->stage == NODE_IDLE || node->stage == NODE_COMMITTING) {
 		return;
+	}
+	if (node->stage == NODE_PREPARED) {
+		struct model *model = model_find(server, node->publication->model, false);
+
+		if (model) {
+			model->doubted = MAX(model->doubted, node->version);
+		}
 	}
 	if (node->job_running) {
 		node->stage = NODE_STOPPING;

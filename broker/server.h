@@ -100,6 +100,7 @@ struct model {
 	char name[LIMIT_MODEL_BYTES];
 	struct model *next;
 	uint64_t committed; /* version */
+	bool decided;	    /* by a lead whom this broker has heard, not learnt from workers */
 	uint64_t last_use;
 	struct publication *publication; /* NULL: none is sealed */
 	uint32_t ranks;			 /* 0: all seats are empty */
@@ -108,6 +109,7 @@ struct model {
 	struct blob blob; /* the sealed manifest, for brokers that join */
 	struct update update;
 	/* others: */
+	uint64_t doubted;	 /* version that may be committed: the lead was gone then */
 	uint64_t leaving_serial; /* of the last undeclare that the lead has not answered, 0: none */
 };
 
@@ -276,6 +278,10 @@ int team_place(struct client *client, struct error *err); /* before mapping: is 
 void team_join(struct client *client);			  /* after mapping */
 void team_leave(struct client *client, bool lost);
 void team_step(struct server *server, struct team *team, const struct group_event *event);
+/* The last version that a CURRENT group of the model here holds; 0: none. */
+uint64_t teams_version(struct server *server, const char *model);
+/* The model's committed version has grown: groups that hold less are STALE. */
+void teams_missed(struct server *server, const char *model);
 struct team *team_next(struct server *server, struct team *after, const char *model);
 void teams_free(struct server *server);
 

@@ -12,7 +12,7 @@
  * next update does not meet the last one's copies. In COMMITTING nothing is
  * taken back: a node that is lost then is named in the report.
  * Every state but IDLE has a deadline. ABORTING has one too: a node that does not
- * answer it is taken for lost.
+ * answer it is taken for lost; but for our own the end waits while it reads the trainer's memory.
  */
 #include "broker/update.h"
 #include "base/clock.h"
@@ -467,6 +467,26 @@ static unsigned nodes_late(struct update *update, uint64_t now)
 	return abort_update(update, now, text);
 }
 
+/* Takes those that have not answered for lost, and ends. */
+static unsigned answers_late(struct update *update, uint64_t now)
+{
+	/* Time alone gives no trainer its memory back: our own mover may still read it. */
+	bool reads = update->state == UPDATE_ABORTING && !update->released &&
+		     !update->answered[0] && !update->lost[0];
+
+	for (uint32_t i = reads; i < update->nnodes; i++) {
+		if (!update->answered[i]) {
+			update->lost[i] = true;
+			lose_groups(update, i, "its node did not answer before the deadline");
+		}
+	}
+	if (reads) {
+		update->deadline_ns = now + LIMIT_ABORT_MS * 1000000ull;
+		return 0;
+	}
+	return report(update, now);
+}
+
 unsigned update_tick(struct update *update, uint64_t now)
 {
 	if (update->state == UPDATE_IDLE || now < update->deadline_ns) {
@@ -481,14 +501,7 @@ unsigned update_tick(struct update *update, uint64_t now)
 	case UPDATE_MOVING:
 		return nodes_late(update, now);
 	default:
-		for (uint32_t i = 0; i < update->nnodes; i++) {
-			if (!update->answered[i]) {
-				update->lost[i] = true;
-				lose_groups(
-					update, i, "its node did not answer before the deadline");
-			}
-		}
-		return report(update, now);
+		return answers_late(update, now);
 	}
 }
 

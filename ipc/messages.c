@@ -89,6 +89,7 @@ static const struct field register__fields[] = {
 	RANGE("apply", msg_register, apply, STREW_APPLY_DIRECT, STREW_APPLY_STAGED),
 	U32("partial", msg_register, partial),
 	U32("allocations", msg_register, allocations),
+	RANGE("state", msg_register, state, 0, STREW_GROUP_LOST),
 	U64("version", msg_register, version),
 };
 TABLE(register_);
@@ -317,6 +318,7 @@ static const struct field manifest_fields[] = {
 	U64("bytes", msg_manifest, bytes),
 	U64("hash", msg_manifest, hash),
 	LIST("roots", FIELD_U64_LIST, msg_manifest, roots, nroots, LIMIT_RANKS),
+	U64("committed", msg_manifest, committed),
 };
 TABLE(manifest);
 

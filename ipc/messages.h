@@ -109,11 +109,10 @@ struct msg_register {
 	uint32_t replica, part, member, members;
 	uint32_t gate, apply, partial;
 	uint32_t allocations; /* how many MSG_ALLOCATION indices follow */
-	uint64_t version;     /* what its memory holds; 0: what it began with */
+	/* What an agent before this one has last heard of the same memory; 0: it is new. */
+	uint32_t state;
+	uint64_t version;
 };
-
-/* The version of memory that was written in part. */
-#define VERSION_MIXED UINT64_MAX
 
 struct msg_allocation {
 	uint32_t index;
@@ -293,6 +292,7 @@ struct msg_manifest {
 	uint64_t bytes, hash;
 	uint64_t *roots; /* broker_id of each trainer rank's broker */
 	size_t nroots;
+	uint64_t committed; /* version, 0: none yet */
 };
 
 struct msg_begin {

@@ -219,6 +219,43 @@ static void test_gone_before_the_epoch_stands(void **state)
 	}
 }
 
+/*
+ * Who joins while an update runs has no part in it. What it hears of the model says what was
+ * committed when its first epoch begins, or its groups would be taken for the last version's.
+ */
+static void test_joined_in_the_middle(void **state)
+{
+	struct msg_join join = joiner_join();
+	struct strew_report report;
+	struct message message;
+	struct joiner joiner;
+	struct draft draft;
+	struct raw raw;
+
+	(void)state;
+	draft_worker(&draft, "m", whole, 1);
+	draft.reg.replica = 1;
+	raw_open(&raw, &lead, ROLE_WORKER);
+	draft_register(&raw, &draft);
+	trainer_write(&trainer, ++version);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, version, NULL, 0, PATIENCE_MS), 0);
+	raw_expect(&raw, MSG_CHECK, &message);
+	message_finish(&message);
+	joiner_joins(&joiner, address, &join);
+	raw_expect_silence(&joiner.raw, 100);
+	raw_close(&raw);
+	trainer_reports(&trainer, STREW_OUTCOME_SAT_OUT, "is gone", &report);
+	strew_report_finish(&report);
+	raw_expect(&joiner.raw, MSG_PART, &message);
+	message_finish(&message);
+	raw_expect(&joiner.raw, MSG_MANIFEST, &message);
+	assert_int_equal(message.u.manifest.committed, version);
+	message_finish(&message);
+	joiner_epoch(&joiner);
+	raw_close(&joiner.raw);
+	draft_finish(&draft);
+}
+
 static void test_data_connections_of_strangers(void **state)
 {
 	struct msg_join join = joiner_join();
@@ -388,6 +425,7 @@ int main(void)
 		CASE(test_before_join),
 		CASE(test_ready_without_data),
 		CASE(test_gone_before_the_epoch_stands),
+		CASE(test_joined_in_the_middle),
 		CASE(test_data_connections_of_strangers),
 		CASE(test_an_update_by_hand),
 		CASE(test_gone_in_an_update),

@@ -223,10 +223,10 @@ static void test_lost(void **state)
 	assert_int_equal(group_state(&group), STREW_GROUP_STALE);
 }
 
-static void join_with(uint32_t member, uint64_t version, uint64_t newest)
+static void join_with(uint32_t member, uint64_t version, bool stale)
 {
 	struct group_event event = {
-		.type = GE_JOIN, .member = member, .version = version, .newest = newest};
+		.type = GE_JOIN, .member = member, .version = version, .stale = stale};
 
 	group_step(&group, &event, &acts);
 }
@@ -235,26 +235,26 @@ static void join_with(uint32_t member, uint64_t version, uint64_t newest)
 static void test_versions_at_joining(void **state)
 {
 	static const struct {
-		uint64_t versions[2], newest;
+		uint64_t versions[2];
+		bool stale[2];
 		enum strew_group_state expected;
 		uint64_t version;
 	} cases[] = {
-		{{0, 0}, 0, STREW_GROUP_CURRENT, 0},
-		{{5, 5}, 5, STREW_GROUP_CURRENT, 5},
-		{{5, 5}, 0, STREW_GROUP_CURRENT, 5}, /* the broker is new */
-		{{5, 5}, 6, STREW_GROUP_STALE, 5},
-		{{0, 0}, 6, STREW_GROUP_STALE, 0},
-		{{5, 6}, 6, STREW_GROUP_STALE, 5},
-		{{GROUP_VERSION_MIXED, 6}, 6, STREW_GROUP_DIRTY, 0},
-		{{6, GROUP_VERSION_MIXED}, 6, STREW_GROUP_DIRTY, 0},
+		{{0, 0}, {false, false}, STREW_GROUP_CURRENT, 0},
+		{{5, 5}, {false, false}, STREW_GROUP_CURRENT, 5},
+		{{5, 5}, {true, true}, STREW_GROUP_STALE, 5},
+		{{5, 5}, {false, true}, STREW_GROUP_STALE, 5},
+		{{5, 6}, {false, false}, STREW_GROUP_STALE, 5},
+		{{GROUP_VERSION_MIXED, 6}, {false, false}, STREW_GROUP_DIRTY, 0},
+		{{6, GROUP_VERSION_MIXED}, {true, false}, STREW_GROUP_DIRTY, 0},
 	};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		fresh(STREW_GATE_HELD, STREW_APPLY_STAGED, 2);
-		join_with(0, cases[i].versions[0], cases[i].newest);
+		join_with(0, cases[i].versions[0], cases[i].stale[0]);
 		assert_int_equal(group_state(&group), STREW_GROUP_FORMING);
-		join_with(1, cases[i].versions[1], cases[i].newest);
+		join_with(1, cases[i].versions[1], cases[i].stale[1]);
 		assert_int_equal(group_state(&group), cases[i].expected);
 		assert_int_equal(group.version, cases[i].version);
 		assert_int_equal(group.text[0] == '\0', cases[i].expected == STREW_GROUP_CURRENT);
@@ -298,6 +298,114 @@ static void test_commit_copy_fails(void **state)
 	step_touched(GE_FAILED);
 	assert_int_equal(outcome(GA_APPLIED), STREW_OUTCOME_DIRTY);
 	assert_int_equal(group_state(&group), STREW_GROUP_DIRTY);
+}
+
+static void join(uint32_t member, uint64_t version, bool stale)
+{
+	struct group_event event = {
+		.type = GE_JOIN, .member = member, .version = version, .stale = stale};
+
+	group_step(&group, &event, &acts);
+}
+
+/* What members say that they hold decides what the group is. */
+static void test_joins(void **state)
+{
+	static const struct {
+		uint64_t version[2];
+		bool stale[2];
+		enum strew_group_state expected;
+	} cases[] = {
+		{{0, 0}, {false, false}, STREW_GROUP_CURRENT},
+		{{4, 4}, {false, false}, STREW_GROUP_CURRENT},
+		{{4, 5}, {false, false}, STREW_GROUP_STALE},
+		{{4, 4}, {false, true}, STREW_GROUP_STALE},
+		{{0, 0}, {true, true}, STREW_GROUP_STALE},
+		{{GROUP_VERSION_MIXED, 4}, {false, false}, STREW_GROUP_DIRTY},
+		{{4, GROUP_VERSION_MIXED}, {true, false}, STREW_GROUP_DIRTY},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		fresh(STREW_GATE_HELD, STREW_APPLY_DIRECT, 2);
+		join(0, cases[i].version[0], cases[i].stale[0]);
+		assert_int_equal(group_member_state(&group, 0),
+			cases[i].version[0] == GROUP_VERSION_MIXED ? STREW_GROUP_DIRTY
+			: cases[i].stale[0]			   ? STREW_GROUP_STALE
+								   : STREW_GROUP_FORMING);
+		join(1, cases[i].version[1], cases[i].stale[1]);
+		assert_int_equal(group_state(&group), cases[i].expected);
+		step(GE_RESUME, 0);
+		assert_int_equal(count(GA_DENY), cases[i].expected == STREW_GROUP_DIRTY);
+	}
+}
+
+/* Written in part, and then a member goes and another comes: it is still written in part. */
+static void test_dirty_outlives_members(void **state)
+{
+	(void)state;
+	for (int how = 0; how < 4; how++) {
+		stand(STREW_GATE_HELD, STREW_APPLY_DIRECT);
+		begin_checked();
+		step(GE_READY, 0);
+		step(GE_READY, 1);
+		step(GE_GO, 0);
+		if (how >= 2) {
+			step(GE_MOVED, 0);
+		}
+		step_touched(how == 0	? GE_FAILED
+			     : how == 1 ? GE_ABORT
+			     : how == 2 ? GE_SKIP
+					: GE_DOUBT);
+		step(GE_ABORT, 0);
+		assert_int_equal(group_state(&group), STREW_GROUP_DIRTY);
+		step(how % 2 ? GE_LOSE : GE_LEAVE, 1);
+		step(GE_RESUME, 0);
+		assert_int_equal(count(GA_DENY), 1);
+		assert_int_equal(group_member_state(&group, 0), STREW_GROUP_DIRTY);
+		step(GE_JOIN, 1);
+		assert_int_equal(group_state(&group), STREW_GROUP_DIRTY);
+		/* A whole update heals it. */
+		begin_checked();
+		step(GE_READY, 1);
+		step(GE_GO, 0);
+		step(GE_MOVED, 0);
+		step(GE_COMMIT, 0);
+		assert_int_equal(group_state(&group), STREW_GROUP_CURRENT);
+		step(GE_RESUME, 0);
+		assert_int_equal(count(GA_GRANT), 1);
+	}
+}
+
+/* Out of an update of which it does not know how it ends. */
+static void test_out_is_not_current(void **state)
+{
+	(void)state;
+	stand(STREW_GATE_LIVE, STREW_APPLY_STAGED);
+	step(GE_BEGIN, 0);
+	step(GE_REFUSE, 0);
+	assert_int_equal(group_state(&group), STREW_GROUP_PENDING);
+	step(GE_ABORT, 0);
+	assert_int_equal(group_state(&group), STREW_GROUP_CURRENT);
+	step(GE_BEGIN, 0);
+	step(GE_REFUSE, 0);
+	step(GE_DOUBT, 0);
+	assert_int_equal(group_state(&group), STREW_GROUP_STALE);
+}
+
+static void test_missed(void **state)
+{
+	struct group_event event = {.type = GE_MISSED, .version = 4};
+
+	(void)state;
+	fresh(STREW_GATE_LIVE, STREW_APPLY_STAGED, 1);
+	join(0, 4, false);
+	group_step(&group, &event, &acts);
+	assert_int_equal(group_state(&group), STREW_GROUP_CURRENT);
+	event.version = 5;
+	group_step(&group, &event, &acts);
+	assert_int_equal(group_state(&group), STREW_GROUP_STALE);
+	assert_int_equal(group.version, 4);
 }
 
 /* May the engine of a group in this phase use its memory? Written apart from group.c. */
@@ -396,6 +504,10 @@ int main(void)
 		cmocka_unit_test(test_versions_at_joining),
 		cmocka_unit_test(test_doubt),
 		cmocka_unit_test(test_commit_copy_fails),
+		cmocka_unit_test(test_joins),
+		cmocka_unit_test(test_dirty_outlives_members),
+		cmocka_unit_test(test_out_is_not_current),
+		cmocka_unit_test(test_missed),
 		cmocka_unit_test(test_random_walks),
 	};
 

@@ -20,7 +20,7 @@ static const struct {
 	{MSG_PART, "..*...", VERDICT_NONE},
 	{MSG_SEAL, "..*...", VERDICT_NONE /* by role */},
 	{MSG_WITHDRAW, "....w.", VERDICT_WITHDRAW},
-	{MSG_CHECKED, "....ww", VERDICT_CHECKED},
+	{MSG_CHECKED, ".w..ww", VERDICT_CHECKED},
 	{MSG_READY, "....ww", VERDICT_READY},
 	{MSG_RESUME, "....w.", VERDICT_RESUME},
 	{MSG_PUBLISH, "....t.", VERDICT_PUBLISH},

@@ -294,6 +294,34 @@ static void test_a_rank_elsewhere_is_lost(void **state)
 	assert_int_equal(update.outcome, STREW_OUTCOME_COMMITTED);
 }
 
+/* An abort whose own node still reads: no passing of time gives the trainer its memory back. */
+static void test_time_does_not_release(void **state)
+{
+	(void)state;
+	begin(2, 0);
+	accept(0, on);
+	accept(1, on);
+	assert_int_equal(update_node_lost(&update, 1, "b", 4500), UPDATE_DO_ABORT);
+	for (int i = 0; i < 5; i++) {
+		uint64_t due = update_due(&update);
+
+		assert_int_equal(update_tick(&update, due), 0);
+		assert_int_equal(update.state, UPDATE_ABORTING);
+		assert_false(update.released);
+		assert_true(update_due(&update) > due);
+		assert_true(update_due(&update) != UINT64_MAX);
+	}
+	assert_int_equal(applied(0, on), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	/* Others are not waited for, and what was released before can be reported. */
+	begin(2, 0);
+	accept(0, on);
+	accept(1, on);
+	assert_int_equal(update_released(&update), UPDATE_DO_RELEASE);
+	assert_int_equal(update_tick(&update, update.deadline_ns), UPDATE_DO_ABORT);
+	assert_int_equal(update_tick(&update, update.deadline_ns), UPDATE_DO_REPORT);
+	assert_true(update.lost[0] && update.lost[1]);
+}
+
 static void test_aborted_version_again(void **state)
 {
 	(void)state;
@@ -317,6 +345,7 @@ int main(void)
 		cmocka_unit_test(test_deadlines),
 		cmocka_unit_test(test_losses),
 		cmocka_unit_test(test_a_rank_elsewhere_is_lost),
+		cmocka_unit_test(test_time_does_not_release),
 		cmocka_unit_test(test_aborted_version_again),
 	};
 

@@ -24,7 +24,8 @@ static const struct {
 	{MSG_ERROR, "error", "code text"},
 	{MSG_OK, "ok", "value"},
 	{MSG_REGISTER, "register",
-		"model replica part member members gate apply partial allocations version"},
+		"model replica part member members gate apply partial allocations state "
+		"version"},
 	{MSG_ALLOCATION, "allocation",
 		"index kind base size buffer_id uuid ipc first_chunk chunks chunk_bytes"},
 	{MSG_PART, "part", "of number bytes"},
@@ -52,7 +53,7 @@ static const struct {
 	{MSG_JOINED, "joined", "broker_id"},
 	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
 	{MSG_EPOCH_READY, "epoch_ready", "epoch code text"},
-	{MSG_MANIFEST, "manifest", "model parts bytes hash roots"},
+	{MSG_MANIFEST, "manifest", "model parts bytes hash roots committed"},
 	{MSG_BEGIN, "begin",
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
@@ -151,6 +152,7 @@ static void fill_registering(struct message *message)
 		reg->apply = between(STREW_APPLY_DIRECT, STREW_APPLY_STAGED);
 		reg->partial = any32();
 		reg->allocations = any32();
+		reg->state = between(0, STREW_GROUP_LOST);
 		reg->version = any64();
 		return;
 	}
@@ -483,6 +485,7 @@ static void fill_message(struct message *message, enum message_type type)
 		message->u.manifest.bytes = any64();
 		message->u.manifest.hash = any64();
 		any_u64_list(&message->u.manifest.roots, &message->u.manifest.nroots, LIMIT_RANKS);
+		message->u.manifest.committed = any64();
 		break;
 	case MSG_BEGIN:
 	case MSG_ACCEPT:

@@ -1,0 +1,134 @@
+/* Workers that register memory which an agent before them had registered, and new ones. */
+#include "broker/peers.h"
+#include <errno.h>
+#include <string.h>
+
+static struct broker broker;
+static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
+
+static int start(void **state)
+{
+	(void)state;
+	broker_start(&broker, NULL);
+	return 0;
+}
+
+static int finish(void **state)
+{
+	(void)state;
+	broker_finish(&broker);
+	return 0;
+}
+
+static void start_trainer(struct trainer *trainer, const char *model)
+{
+	assert_int_equal(trainer_start(trainer, &broker,
+				 (struct strew_trainer_options){.model = model}, whole, 1),
+		0);
+}
+
+static void start_worker(struct worker *worker, struct strew_agent_options options)
+{
+	assert_int_equal(worker_start(worker, &broker, options, whole, 1), 0);
+}
+
+static void register_as(struct raw *raw, const char *model, uint32_t replica,
+	enum strew_group_state state, uint64_t version)
+{
+	struct draft draft;
+
+	draft_worker(&draft, model, whole, 1);
+	draft.reg.replica = replica;
+	draft.reg.state = state;
+	draft.reg.version = version;
+	raw_open(raw, &broker, ROLE_WORKER);
+	draft_register(raw, &draft);
+	draft_finish(&draft);
+}
+
+static void test_what_was_said(void **state)
+{
+	static const struct {
+		const char *model;
+		enum strew_group_state said;
+		uint64_t version;
+		enum strew_group_state expected;
+	} cases[] = {
+		{"new", (enum strew_group_state)0, 0, STREW_GROUP_CURRENT},
+		{"forming", STREW_GROUP_FORMING, 0, STREW_GROUP_CURRENT},
+		{"current", STREW_GROUP_CURRENT, 5, STREW_GROUP_CURRENT},
+		{"stale", STREW_GROUP_STALE, 5, STREW_GROUP_STALE},
+		{"lost", STREW_GROUP_LOST, 5, STREW_GROUP_STALE},
+		{"pending", STREW_GROUP_PENDING, 5, STREW_GROUP_DIRTY},
+		{"doubt", STREW_GROUP_IN_DOUBT, 5, STREW_GROUP_DIRTY},
+		{"dirty", STREW_GROUP_DIRTY, 5, STREW_GROUP_DIRTY},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct raw raw;
+
+		register_as(&raw, cases[i].model, 0, cases[i].said, cases[i].version);
+		assert_int_equal(broker_group_state(&broker, cases[i].model), cases[i].expected);
+		raw_close(&raw);
+	}
+}
+
+/* A version that a worker has brought was committed: it is not published again. */
+static void test_versions_are_learnt(void **state)
+{
+	struct strew_report report;
+	struct trainer trainer;
+	struct raw raw;
+
+	(void)state;
+	for (int before = 0; before < 2; before++) {
+		const char *model = before ? "before" : "after";
+		struct raw other;
+
+		if (before) {
+			start_trainer(&trainer, model);
+		}
+		register_as(&other, model, 1, STREW_GROUP_CURRENT, 4);
+		assert_int_equal(broker_group_state(&broker, model), STREW_GROUP_CURRENT);
+		raw_close(&other);
+		register_as(&raw, model, 0, STREW_GROUP_CURRENT, 5);
+		if (!before) {
+			start_trainer(&trainer, model);
+		}
+		assert_int_equal(trainer_publish(&trainer, 5, 0, PATIENCE_MS, &report), -ESTALE);
+		trainer_stop(&trainer);
+		raw_close(&raw);
+	}
+}
+
+/* What has missed a commit is STALE, whether new or not, and the next one heals it. */
+static void test_missed(void **state)
+{
+	struct worker first, second;
+	struct trainer trainer;
+
+	(void)state;
+	start_trainer(&trainer, "missed");
+	start_worker(&first, (struct strew_agent_options){.model = "missed"});
+	trainer_commits(&trainer, 1);
+	worker_stop(&first);
+	start_worker(&second, (struct strew_agent_options){.model = "missed"});
+	assert_int_equal(broker_group_state(&broker, "missed"), STREW_GROUP_STALE);
+	trainer_commits(&trainer, 2);
+	assert_int_equal(broker_group_state(&broker, "missed"), STREW_GROUP_CURRENT);
+	worker_holds(&second, 2);
+	worker_stop(&second);
+	trainer_stop(&trainer);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_what_was_said),
+		cmocka_unit_test(test_versions_are_learnt),
+		cmocka_unit_test(test_missed),
+	};
+
+	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+}

@@ -1,0 +1,306 @@
+/* Which acts may come next. */
+#include "tests/explore/world.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct list {
+	struct act *v;
+	unsigned n;
+};
+
+static void add(struct list *list, enum act_kind kind, unsigned a, unsigned b)
+{
+	if (list->n == ACTS) {
+		fprintf(stderr, "explore: the model's room for acts is too small\n");
+		abort();
+	}
+	list->v[list->n++] = (struct act){(uint8_t)kind, (uint8_t)a, (uint8_t)b};
+}
+
+static void add_job(const struct world *world, unsigned n, struct list *list)
+{
+	const struct w_job *job = &world->node[n].jobs[0];
+
+	switch (job->kind) {
+	case JOB_NONE:
+		break;
+	case JOB_MOVE:
+		if (job->progress == JOB_QUEUED) {
+			add(list, ACT_JOB_BEGIN, n, 0);
+		} else if (n == 0 && job->progress == JOB_BEGUN) {
+			add(list, ACT_JOB_READ, n, 0);
+		} else if (n == 0 || world->sent_serial == job->serial) {
+			add(list, ACT_JOB_DONE, n, 0);
+		}
+		if (job->note_due) {
+			add(list, ACT_JOB_NOTED, n, 0);
+		}
+		if (world->node[n].cancel) {
+			add(list, ACT_JOB_FAIL, n, 0);
+		}
+		break;
+	case JOB_COMMIT:
+		add(list, job->progress == JOB_QUEUED ? ACT_JOB_BEGIN : ACT_JOB_DONE, n, 0);
+		break;
+	default:
+		add(list, ACT_JOB_DONE, n, 0);
+		break;
+	}
+}
+
+static void add_worker(const struct world *world, unsigned g, unsigned m, struct list *list)
+{
+	const struct w_worker *worker = &world->worker[g][m];
+	bool served = world->node[config.node_of[g]].alive;
+
+	if (served && worker->words[0].kind) {
+		add(list, ACT_WORD, g, m);
+	}
+	if (served && worker->watched) {
+		add(list, ACT_READY_HIT, g, m);
+	}
+	if (worker->stage == W_DEAD && !worker->words[0].kind && !worker->session) {
+		add(list, ACT_WORKER_START, g, m);
+	}
+	if (served && worker->stage == W_NEW && !worker->words[0].kind) {
+		add(list, ACT_REGISTER, g, m);
+	}
+	if (worker->stage == W_LIVE && worker->hold && !worker->said_ready) {
+		add(list, ACT_READY, g, m);
+	}
+	if (worker->stage == W_LIVE && !worker->running && !worker->asked && !worker->denied &&
+		!worker->pending) {
+		add(list, ACT_RESUME, g, m);
+	}
+}
+
+static void add_brokers(const struct world *world, struct list *list)
+{
+	const struct w_node *lead = &world->node[0];
+
+	if (lead->alive && lead->epoch_state == EPOCH_GATHERING && !world->update.active &&
+		lead->stage == NODE_IDLE) {
+		add(list, ACT_EPOCH, 0, 0);
+	}
+	if (lead->alive && (!world->trainer.alive || !world->trainer.seated)) {
+		add(list, ACT_TRAINER_START, 0, 0);
+	}
+	if (lead->alive && world->trainer.streaming) {
+		add(list, ACT_STREAM_DONE, 0, 0);
+	}
+	if (config.nodes > 1) {
+		bool quiet = !world->to_node[0].kind && !world->to_lead[0].kind;
+
+		if (world->node[1].alive && world->to_node[0].kind) {
+			add(list, ACT_LETTER_TO_NODE, 0, 0);
+		}
+		if (lead->alive && world->to_lead[0].kind) {
+			add(list, ACT_LETTER_TO_LEAD, 0, 0);
+		}
+		if (lead->alive && world->node[1].alive && !world->linked && !world->member_there &&
+			quiet) {
+			add(list, ACT_CONNECT, 0, 0);
+		}
+	}
+	for (unsigned n = 0; n < config.nodes; n++) {
+		if (!world->node[n].alive) {
+			add(list, ACT_BROKER_START, n, 0);
+		} else {
+			add_job(world, n, list);
+		}
+	}
+}
+
+static bool lead_waits(const struct world *world)
+{
+	return world->node[0].alive && world->update.state != UPDATE_IDLE;
+}
+
+static bool node_waits(const struct w_node *node)
+{
+	return node->alive && (node->stage == NODE_PLANNING || node->stage == NODE_MOVING) &&
+	       !node->job_running && node->deadline != 3;
+}
+
+static void add_timers(const struct world *world, bool late, struct list *list)
+{
+	if (lead_waits(world)) {
+		add(list, late ? ACT_LEAD_LATE : ACT_LEAD_TIMER, 0, 0);
+	}
+	for (unsigned n = 0; n < config.nodes; n++) {
+		if (node_waits(&world->node[n])) {
+			add(list, late ? ACT_NODE_LATE : ACT_NODE_TIMER, n, 0);
+		}
+	}
+}
+
+static void add_worker_faults(const struct world *world, unsigned g, unsigned m, struct list *list)
+{
+	const struct w_worker *worker = &world->worker[g][m];
+
+	if (worker->stage != W_DEAD) {
+		add(list, ACT_WORKER_DIES, g, m);
+	}
+	if (worker->stage == W_LIVE) {
+		add(list, ACT_WITHDRAW, g, m);
+	}
+	if (worker->words[0].kind == WORD_CHECKED) {
+		add(list, ACT_UNFIT, g, m);
+	}
+	if (worker->stage == W_LIVE && worker->said_ready && worker->pending && !worker->asked) {
+		add(list, ACT_EARLY_RESUME, g, m);
+	}
+}
+
+static void add_connection_faults(const struct world *world, struct list *list)
+{
+	if (world->linked && world->member_there && world->to_node[0].kind != LETTER_EOF) {
+		add(list, ACT_CUT, 0, 0);
+	}
+	if (world->member_there && world->node[0].alive) {
+		add(list, ACT_LEAD_DROPS, 0, 0);
+	}
+	if (world->linked && world->node[1].alive && world->joined) {
+		add(list, ACT_NODE_DROPS, 0, 0);
+	}
+}
+
+static void add_faults(const struct world *world, struct list *list)
+{
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		for (unsigned m = 0; m < config.members[g]; m++) {
+			add_worker_faults(world, g, m, list);
+		}
+	}
+	for (unsigned n = 0; n < config.nodes; n++) {
+		const struct w_job *job = &world->node[n].jobs[0];
+
+		if (!world->node[n].alive) {
+			continue;
+		}
+		add(list, ACT_BROKER_DIES, n, 0);
+		if (job->kind == JOB_PLAN || job->kind == JOB_MOVE || job->kind == JOB_COMMIT) {
+			add(list, ACT_JOB_BREAKS, n, 0);
+		}
+		for (unsigned g = 0; g < config.ngroups && job->kind == JOB_PLAN; g++) {
+			if (world->node[n].teams & (1u << g)) {
+				add(list, ACT_PLAN_UNFIT, n, g);
+			}
+		}
+	}
+	if (world->trainer.seated && world->node[0].alive) {
+		add(list, ACT_TRAINER_DIES, 0, 0);
+	}
+	add_connection_faults(world, list);
+	add_timers(world, true, list);
+}
+
+unsigned world_acts(const struct world *world, struct act ret_acts[ACTS])
+{
+	struct list list = {.v = ret_acts};
+	bool busy;
+
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		for (unsigned m = 0; m < config.members[g]; m++) {
+			add_worker(world, g, m, &list);
+		}
+	}
+	add_brokers(world, &list);
+	busy = list.n > 0;
+	/* A deadline passes when nothing else happens any more; before that it is a fault. */
+	if (!busy) {
+		add_timers(world, false, &list);
+	}
+	if (world->updates && world->trainer.seated && !world->trainer.publishing &&
+		world->node[0].alive && world->node[0].announced) {
+		add(&list, ACT_PUBLISH, 0, 0);
+	}
+	if (world->faults) {
+		unsigned before = list.n;
+
+		add_faults(world, &list);
+		if (!busy) {
+			/* Those deadlines are there already. */
+			unsigned n = before;
+
+			for (unsigned i = before; i < list.n; i++) {
+				if (ret_acts[i].kind != ACT_LEAD_LATE &&
+					ret_acts[i].kind != ACT_NODE_LATE) {
+					ret_acts[n++] = ret_acts[i];
+				}
+			}
+			list.n = n;
+		}
+	}
+	return list.n;
+}
+
+void act_say(struct act act, const struct world *before, char *buf, size_t size)
+{
+	static const char *const names[ACT_KINDS] = {[ACT_LETTER_TO_NODE] = "node 1 hears",
+		[ACT_LETTER_TO_LEAD] = "the lead hears",
+		[ACT_WORD] = "its broker hears worker",
+		[ACT_READY_HIT] = "the ready word is seen of worker",
+		[ACT_STREAM_DONE] = "the trainer's stream is done",
+		[ACT_JOB_BEGIN] = "the mover begins on node",
+		[ACT_JOB_READ] = "the trainer's memory was read on node",
+		[ACT_JOB_NOTED] = "that is noted on node",
+		[ACT_JOB_DONE] = "the mover is done on node",
+		[ACT_JOB_FAIL] = "the mover gives up on node",
+		[ACT_EPOCH] = "the lead makes an epoch",
+		[ACT_CONNECT] = "node 1 connects to the lead",
+		[ACT_WORKER_START] = "a new process is worker",
+		[ACT_REGISTER] = "registers: worker",
+		[ACT_READY] = "holds its gate: worker",
+		[ACT_RESUME] = "asks to resume: worker",
+		[ACT_TRAINER_START] = "a trainer declares",
+		[ACT_PUBLISH] = "the trainer publishes",
+		[ACT_BROKER_START] = "a new broker on node",
+		[ACT_LEAD_TIMER] = "the update's deadline passes",
+		[ACT_NODE_TIMER] = "the gate's deadline passes on node",
+		[ACT_WORKER_DIES] = "FAULT dies: worker",
+		[ACT_WITHDRAW] = "FAULT withdraws: worker",
+		[ACT_UNFIT] = "FAULT is not as registered: worker",
+		[ACT_EARLY_RESUME] = "FAULT asks to resume early: worker",
+		[ACT_TRAINER_DIES] = "FAULT the trainer dies",
+		[ACT_BROKER_DIES] = "FAULT the broker dies on node",
+		[ACT_CUT] = "FAULT the connection is cut",
+		[ACT_LEAD_DROPS] = "FAULT the lead gives node 1 up",
+		[ACT_NODE_DROPS] = "FAULT node 1 gives the lead up",
+		[ACT_LEAD_LATE] = "FAULT the update's deadline passes early",
+		[ACT_NODE_LATE] = "FAULT the gate's deadline passes early on node",
+		[ACT_JOB_BREAKS] = "FAULT the mover fails on node",
+		[ACT_PLAN_UNFIT] = "FAULT no plan can be made on node"};
+	static const char *const letters[] = {"", "join", "joined", "manifest", "epoch",
+		"epoch_ready", "begin", "go", "commit", "abort", "accept", "prepared", "applied",
+		"end of file"};
+	static const char *const words[] = {
+		"", "checked", "unfit", "ready", "resume", "withdraw", "end of file"};
+	static const char *const jobs[] = {
+		"", "import", "plan", "move", "commit", "release", "epoch"};
+	bool of_worker = (act.kind >= ACT_WORD && act.kind <= ACT_READY_HIT) ||
+			 (act.kind >= ACT_WORKER_START && act.kind <= ACT_RESUME) ||
+			 (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_EARLY_RESUME);
+	bool of_job = (act.kind >= ACT_JOB_BEGIN && act.kind <= ACT_JOB_FAIL) ||
+		      act.kind == ACT_JOB_BREAKS || act.kind == ACT_PLAN_UNFIT;
+
+	if (of_worker) {
+		snprintf(buf, size, "%s %u of group %u%s%s", names[act.kind], act.b, act.a,
+			act.kind == ACT_WORD ? ": " : "",
+			act.kind == ACT_WORD ? words[before->worker[act.a][act.b].words[0].kind]
+					     : "");
+	} else if (of_job) {
+		snprintf(buf, size, "%s %u (%s)", names[act.kind], act.a,
+			jobs[before->node[act.a].jobs[0].kind]);
+	} else if (act.kind == ACT_LETTER_TO_NODE || act.kind == ACT_LETTER_TO_LEAD) {
+		snprintf(buf, size, "%s %s", names[act.kind],
+			letters[act.kind == ACT_LETTER_TO_NODE ? before->to_node[0].kind
+							       : before->to_lead[0].kind]);
+	} else if (act.kind == ACT_BROKER_START || act.kind == ACT_BROKER_DIES ||
+		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE) {
+		snprintf(buf, size, "%s %u", names[act.kind], act.a);
+	} else {
+		snprintf(buf, size, "%s", names[act.kind]);
+	}
+}
