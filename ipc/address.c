@@ -104,8 +104,8 @@ static int bound_port(int fd, uint16_t *ret_port)
 }
 
 /* The listener of a process that was killed lives until the kernel has ended its io_uring, which
- * took more than half a second under load. */
-#define DYING_MS 3000
+ * took more than three seconds under load. */
+#define DYING_MS 10000
 
 static int bind_soon(int fd, const struct addrinfo *address)
 {
