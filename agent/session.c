@@ -68,10 +68,9 @@ int agent_session_lost(const struct agent_session *session, struct error *err)
 }
 
 /* A socket under /tmp that somebody else made first would be given our memory. */
-static int check_peer(const struct agent_session *session, const char *option, const char *path,
-	struct error *err)
+static int check_peer(const struct agent_session *session, const char *path, struct error *err)
 {
-	const char *env = getenv("STREW_SOCKET");
+	const char *option = session->socket, *env = getenv("STREW_SOCKET");
 	struct peer peer;
 	int rc;
 
@@ -90,15 +89,15 @@ static int check_peer(const struct agent_session *session, const char *option, c
 	return 0;
 }
 
-static int send_hello(struct agent_session *session, uint32_t role, struct agent_request *request,
-	struct error *err)
+static int send_hello(
+	struct agent_session *session, struct agent_request *request, struct error *err)
 {
 	struct message message;
 
 	agent_request_begin(session, request);
 	message_init(&message, MSG_HELLO, request->serial);
 	message.u.hello.protocol = PROTOCOL_VERSION;
-	message.u.hello.role = role;
+	message.u.hello.role = session->role;
 	message.u.hello.pid = (uint64_t)session->pid;
 	message.u.hello.pid_namespace = socket_pid_namespace();
 	string_copy(message.u.hello.library, sizeof(message.u.hello.library), STREW_VERSION);
@@ -143,14 +142,13 @@ static int take_welcome(struct agent_session *session, struct message *message, 
 	return 0;
 }
 
-static int greet(struct agent_session *session, const char *option, uint32_t role,
-	uint64_t deadline, struct error *err)
+static int greet(struct agent_session *session, uint64_t deadline, struct error *err)
 {
 	struct agent_request request = {0};
 	char path[108];
 	int fd, rc;
 
-	rc = socket_path(option, path, err);
+	rc = socket_path(session->socket, path, err);
 	if (rc) {
 		return rc;
 	}
@@ -163,11 +161,11 @@ static int greet(struct agent_session *session, const char *option, uint32_t rol
 		close(fd);
 		return error_set(err, rc, "no memory for a connection");
 	}
-	rc = check_peer(session, option, path, err);
+	rc = check_peer(session, path, err);
 	if (rc) {
 		return rc;
 	}
-	rc = send_hello(session, role, &request, err);
+	rc = send_hello(session, &request, err);
 	if (rc == 0) {
 		rc = agent_request_wait(session, &request, MSG_WELCOME, deadline, err);
 	}
@@ -237,13 +235,18 @@ int agent_session_open(struct agent_session *session, const char *socket, uint32
 	session->timeout_ms = timeout_ms ? timeout_ms : LIMIT_CALL_MS;
 	session->handler = handler;
 	session->data = data;
+	session->role = role;
 	rc = init_lock(session);
 	if (rc) {
 		return error_set(err, rc, "a lock could not be made");
 	}
 	rc = page_create(&session->page, err);
+	if (rc == 0 && socket) {
+		session->socket = strdup(socket);
+		rc = session->socket ? 0 : error_set(err, -ENOMEM, "no memory for a session");
+	}
 	if (rc == 0) {
-		rc = greet(session, socket, role, deadline_in_ms(session->timeout_ms), err);
+		rc = greet(session, deadline_in_ms(session->timeout_ms), err);
 	}
 	if (rc == 0) {
 		session->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -309,6 +312,8 @@ void agent_session_finish(struct agent_session *session)
 		pthread_cond_destroy(&session->changed);
 		pthread_mutex_destroy(&session->lock);
 	}
+	free(session->socket);
+	session->socket = NULL;
 	conn_destroy(session->conn);
 	session->conn = NULL;
 	page_finish(&session->broker_page);
@@ -399,14 +404,13 @@ static int follow(
 	return 0;
 }
 
-int agent_session_reopen(struct agent_session *session, const char *socket, uint32_t role,
-	uint64_t deadline, struct error *err)
+int agent_session_reopen(struct agent_session *session, uint64_t deadline, struct error *err)
 {
 	struct link old = take_link(session), failed;
 	int rc;
 
 	session->welcomed = false;
-	rc = greet(session, socket, role, deadline, err);
+	rc = greet(session, deadline, err);
 	if (rc == 0) {
 		rc = follow(session, &old, deadline, err);
 	}

@@ -35,7 +35,9 @@ struct agent_request {
 typedef int agent_handler(void *data, struct message *message, struct error *err);
 
 struct agent_session {
-	pid_t pid; /* that opened it; in any other process the session is inert */
+	pid_t pid;    /* that opened it; in any other process the session is inert */
+	char *socket; /* as in the options, may be NULL */
+	uint32_t role;
 	struct conn *conn;
 	struct page page;	 /* ours, which the broker reads */
 	struct page broker_page; /* the broker's */
@@ -75,8 +77,7 @@ int agent_session_open(struct agent_session *session, const char *socket, uint32
  * nothing that the old connection's broker began touches this process's memory any more, or it is
  * the same process, which then must be asked. The session's thread has ended; start it again.
  */
-int agent_session_reopen(struct agent_session *session, const char *socket, uint32_t role,
-	uint64_t deadline, struct error *err);
+int agent_session_reopen(struct agent_session *session, uint64_t deadline, struct error *err);
 
 /* Starts the library's own thread, in which no signal is delivered. */
 int agent_session_start(struct agent_session *session, struct error *err);
@@ -109,6 +110,8 @@ void agent_session_lose(struct agent_session *session, int code, const char *tex
 void agent_session_ended(struct agent_session *session, int code, const struct error *err);
 /* The negative errno and sentence of a connection that is over; 0 if it is not. */
 int agent_session_lost(const struct agent_session *session, struct error *err);
+/* Is it over, now that what has come is read? */
+bool agent_session_gone(struct agent_session *session);
 
 /*
  * Queues; what the socket does not take at once goes out with later calls (or the thread). From a

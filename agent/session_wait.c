@@ -185,6 +185,15 @@ int agent_session_step(struct agent_session *session, uint64_t deadline, struct 
 	return rc ? error_set(err, rc, "waiting for the broker failed") : 0;
 }
 
+bool agent_session_gone(struct agent_session *session)
+{
+	if (!session->threaded) {
+		/* Its end may have come, and nobody has read it yet. */
+		(void)agent_session_step(session, deadline_in_ms(0), NULL);
+	}
+	return agent_session_lost(session, NULL) != 0;
+}
+
 void agent_session_signal(struct agent_session *session, bool on)
 {
 	eventfd_t count;

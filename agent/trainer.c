@@ -42,7 +42,6 @@ static void trainer_free(struct strew_trainer *trainer)
 	if (trainer->reported) {
 		message_finish(&trainer->report);
 	}
-	free(trainer->socket);
 	manifest_finish(&trainer->manifest);
 	free(trainer->sources);
 	free(trainer->memory);
@@ -62,13 +61,6 @@ static int trainer_open(const struct strew_trainer_options *options,
 	rc = check_options(options, &trainer->who, err);
 	if (rc) {
 		goto free_trainer;
-	}
-	if (options->socket) {
-		trainer->socket = strdup(options->socket);
-		if (!trainer->socket) {
-			rc = error_set(err, -ENOMEM, "no memory for a trainer");
-			goto free_trainer;
-		}
 	}
 	rc = export_set_create(&trainer->set);
 	if (rc) {
@@ -280,23 +272,20 @@ int strew_trainer_seal(struct strew_trainer *trainer)
 
 static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
 {
-	bool lost;
+	bool gone = agent_session_gone(&trainer->session);
 	int rc;
 
-	/* Its end may have come, and nobody has read it yet. */
-	(void)agent_session_step(&trainer->session, deadline_in_ms(0), err);
-	lost = agent_session_lost(&trainer->session, NULL) != 0;
 	if (!trainer->accepted) {
 		return error_set(err, -EINVAL, "reconnect: nothing was sealed");
 	}
 	/* A call before this one has got so far, and other ranks were late. */
-	if (!lost && trainer->stage == TRAINER_SEALING) {
+	if (!gone && trainer->stage == TRAINER_SEALING) {
 		return trainer_seal(trainer, deadline, err);
 	}
-	if (!lost) {
+	if (!gone) {
 		return error_set(err, -EISCONN, "reconnect: the broker is not gone");
 	}
-	rc = agent_session_reopen(&trainer->session, trainer->socket, ROLE_TRAINER, deadline, err);
+	rc = agent_session_reopen(&trainer->session, deadline, err);
 	if (rc) {
 		return rc;
 	}

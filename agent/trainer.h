@@ -25,7 +25,6 @@ struct held_memory {
 
 struct strew_trainer {
 	struct agent_session session;
-	char *socket; /* as in the options, may be NULL */
 	struct msg_trainer who;
 	enum trainer_stage stage;
 	bool accepted;		  /* some broker has sealed it */

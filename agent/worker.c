@@ -49,7 +49,6 @@ static int check_options(
 
 static void agent_free(struct strew_agent *agent)
 {
-	free(agent->socket);
 	agent_request_clear(&agent->session, &agent->request);
 	agent_request_clear(&agent->session, &agent->resume);
 	layout_finish(&agent->layout);
@@ -70,13 +69,6 @@ static int agent_open(const struct strew_agent_options *options, struct strew_ag
 	rc = check_options(options, &agent->reg, err);
 	if (rc) {
 		goto free_agent;
-	}
-	if (options->socket) {
-		agent->socket = strdup(options->socket);
-		if (!agent->socket) {
-			rc = error_set(err, -ENOMEM, "no memory for an agent");
-			goto free_agent;
-		}
 	}
 	rc = export_set_create(&agent->set);
 	if (rc) {
@@ -241,11 +233,7 @@ static int agent_reconnect(struct strew_agent *agent, int timeout_ms, struct err
 	bool threaded = session->threaded;
 	int rc;
 
-	if (!threaded) {
-		/* Its end may have come, and nobody has read it yet. */
-		(void)agent_session_step(session, deadline_in_ms(0), err);
-	}
-	if (!agent_session_lost(session, NULL)) {
+	if (!agent_session_gone(session)) {
 		return error_set(err, -EISCONN, "reconnect: the broker is not gone");
 	}
 	agent_session_join(session);

@@ -23,7 +23,6 @@ enum worker_stage {
 
 struct strew_agent {
 	struct agent_session session;
-	char *socket;		 /* as in the options, may be NULL */
 	struct msg_register reg; /* who we are; the last two are filled in when registering */
 	enum worker_stage stage;
 	bool accepted; /* registered at some broker, and not withdrawn since */
@@ -52,9 +51,8 @@ int worker_handle(void *data, struct message *message, struct error *err);
 /* Takes the oldest event, or LOST once when the broker is gone; false if there is none. */
 bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event);
 
-/* What is known of the group's memory now: see LOST in strew/agent.h. */
-enum strew_group_state worker_state(const struct strew_agent *agent);
-uint64_t worker_version(const struct strew_agent *agent);
+/* What is known of the group's memory now, both of one moment: see LOST in strew/agent.h. */
+enum strew_group_state worker_state(const struct strew_agent *agent, uint64_t *ret_version);
 /* The same for a registration that follows: STALE if others may have committed without it, and what
  * was passed on to this one if it has heard nothing itself. */
 void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version);

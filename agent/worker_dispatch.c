@@ -44,8 +44,7 @@ bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event)
 	} else if (lost->code && !agent->lost_told) {
 		memset(ret_event, 0, sizeof(*ret_event));
 		ret_event->type = STREW_EVENT_LOST;
-		ret_event->version = agent->version;
-		ret_event->state = worker_state(agent);
+		ret_event->state = worker_state(agent, &ret_event->version);
 		string_copy(ret_event->text, sizeof(ret_event->text), lost->text);
 		agent->lost_told = true;
 	} else {
@@ -63,36 +62,24 @@ static bool is_ready(const struct strew_agent *agent)
 	return agent->ready && !granted;
 }
 
-/* The broker's page is ahead of its messages: a group that stands is seen without one. False: it
- * says nothing now. */
-static bool paged(const struct strew_agent *agent, uint64_t *ret_state, uint64_t *ret_version)
-{
-	const struct page *page = &agent->session.broker_page;
-
-	return page->words && !agent->session.lost.code &&
-	       page_read_group(page, ret_state, ret_version) == 0 && *ret_state;
-}
-
-uint64_t worker_version(const struct strew_agent *agent)
-{
-	uint64_t state, version;
-
-	return paged(agent, &state, &version) ? version : agent->version;
-}
-
 /* Between check and done, may the broker have written? */
 static bool doubted(const struct strew_agent *agent)
 {
 	return agent->pending && !(agent->reg.gate == STREW_GATE_HELD && !is_ready(agent));
 }
 
-enum strew_group_state worker_state(const struct strew_agent *agent)
+enum strew_group_state worker_state(const struct strew_agent *agent, uint64_t *ret_version)
 {
+	const struct page *page = &agent->session.broker_page;
 	enum strew_group_state heard = agent->state ? agent->state : STREW_GROUP_FORMING;
 	uint64_t state, version;
 
-	if (paged(agent, &state, &version)) {
+	*ret_version = agent->version;
+	/* The page is ahead of its broker's messages: a group that stands is seen without one. */
+	if (page->words && !agent->session.lost.code &&
+		page_read_group(page, &state, &version) == 0 && state) {
 		heard = (enum strew_group_state)state;
+		*ret_version = version;
 	}
 	if (!agent->pending) {
 		return heard;
@@ -108,8 +95,8 @@ enum strew_group_state worker_state(const struct strew_agent *agent)
 
 void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version)
 {
-	uint32_t state = worker_state(agent);
-	uint64_t version = worker_version(agent);
+	uint64_t version;
+	uint32_t state = worker_state(agent, &version);
 	bool torn = state == STREW_GROUP_PENDING || state == STREW_GROUP_DIRTY ||
 		    state == STREW_GROUP_IN_DOUBT;
 	bool untold = !agent->state || (state == STREW_GROUP_FORMING && version == 0);

@@ -120,14 +120,15 @@ static void begin_again(struct strew_agent *agent)
 
 int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error *err)
 {
-	enum strew_group_state state = worker_state(agent);
+	uint64_t version;
+	enum strew_group_state state = worker_state(agent, &version);
 	int rc;
 
 	if (!agent->accepted) {
 		return error_set(err, -EINVAL, "reconnect: this worker is not registered");
 	}
 	worker_left(agent, &agent->reg.state, &agent->reg.version);
-	rc = agent_session_reopen(&agent->session, agent->socket, ROLE_WORKER, deadline, err);
+	rc = agent_session_reopen(&agent->session, deadline, err);
 	if (rc) {
 		return rc;
 	}

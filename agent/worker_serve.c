@@ -226,10 +226,13 @@ int strew_agent_peek(
 
 static int agent_wait_current(struct strew_agent *agent, uint64_t deadline, struct error *err)
 {
+	enum strew_group_state state;
+	uint64_t version;
+
 	if (agent->stage != WORKER_REGISTERED) {
 		return error_set(err, -EINVAL, "wait_current: this worker is not registered");
 	}
-	while (worker_state(agent) != STREW_GROUP_CURRENT) {
+	while ((state = worker_state(agent, &version)) != STREW_GROUP_CURRENT) {
 		uint64_t look = deadline_in_ms(LOOK_MS);
 		int rc = agent_session_step(&agent->session, MIN(look, deadline), err);
 
@@ -237,8 +240,8 @@ static int agent_wait_current(struct strew_agent *agent, uint64_t deadline, stru
 			return rc;
 		}
 		if (rc && deadline_passed(deadline)) {
-			return error_set(err, -ETIMEDOUT, "the group is %s",
-				strew_group_state_name(worker_state(agent)));
+			return error_set(
+				err, -ETIMEDOUT, "the group is %s", strew_group_state_name(state));
 		}
 	}
 	return 0;
@@ -263,7 +266,9 @@ int strew_agent_wait_current(struct strew_agent *agent, int timeout_ms)
 int strew_agent_state(
 	struct strew_agent *agent, enum strew_group_state *ret_state, uint64_t *ret_version)
 {
+	enum strew_group_state state;
 	struct error err = {0};
+	uint64_t version;
 	int rc;
 
 	if (!agent) {
@@ -271,11 +276,12 @@ int strew_agent_state(
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
+		state = worker_state(agent, &version);
 		if (ret_state) {
-			*ret_state = worker_state(agent);
+			*ret_state = state;
 		}
 		if (ret_version) {
-			*ret_version = worker_version(agent);
+			*ret_version = version;
 		}
 		agent_session_leave(&agent->session);
 	}

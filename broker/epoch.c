@@ -329,6 +329,13 @@ static void make_id(struct server *server)
 	mover_submit(server->mover, &work->job);
 }
 
+static void send_manifests(struct member *member)
+{
+	for (struct model *model = member->server->models; model; model = model->next) {
+		lead_send_manifest(model, member);
+	}
+}
+
 static void epoch_start(struct server *server)
 {
 	struct epoch *epoch = &server->epoch;
@@ -342,10 +349,9 @@ static void epoch_start(struct server *server)
 		if (member->state == MEMBER_CONNECTED) {
 			continue;
 		}
-		/* Not before: an update that runs meanwhile would be missed unsaid. */
-		for (struct model *model = server->models; model && member->state == MEMBER_JOINED;
-			model = model->next) {
-			lead_send_manifest(model, member);
+		if (member->state == MEMBER_JOINED) {
+			/* Not before: an update that runs meanwhile would be missed unsaid. */
+			send_manifests(member);
 		}
 		member->state = MEMBER_IN_EPOCH;
 		member->rank = epoch->ranks++;

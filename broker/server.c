@@ -297,9 +297,7 @@ static bool drained(const struct server *server)
 void server_count_epoch(struct server *server)
 {
 	if (++server->epochs == LIMIT_EPOCHS && !server->draining) {
-		log_info("%u epochs were made here: this broker ends behind the update under way "
-			 "and "
-			 "starts anew",
+		log_info("%u epochs were made here: this broker starts anew behind the update",
 			server->epochs);
 		server->draining = server->again = true;
 	}

@@ -1,5 +1,4 @@
 /* A worker whose broker is gone, and the brokers that come in its place: what it tells them. */
-#include "base/clock.h"
 #include "fake_broker.h"
 #include "support/test_main.h"
 #include <errno.h>

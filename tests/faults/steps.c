@@ -10,9 +10,7 @@
 #include "examples/memory.h"
 #include "examples/options.h"
 #include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>

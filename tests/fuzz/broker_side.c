@@ -24,6 +24,8 @@ static struct {
 	enum message_type due;
 	uint64_t due_serial, version;
 	bool publishing;
+	unsigned fds; /* open before all of it */
+	long mappings;
 	uint8_t *rest; /* of a frame that was sent in two pieces */
 	size_t nrest;
 } side;
@@ -48,30 +50,6 @@ static void die(void)
 	}
 }
 
-static void send_bytes(const uint8_t *bytes, size_t n, const int *fds, unsigned nfds)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(LIMIT_FRAME_FDS * sizeof(int))];
-	} control;
-	struct iovec iov = {(void *)(uintptr_t)bytes, n};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (nfds) {
-		struct cmsghdr *cmsg;
-
-		memset(&control, 0, sizeof(control));
-		msg.msg_control = control.bytes;
-		msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(nfds * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, nfds * sizeof(int));
-	}
-	(void)sendmsg(conn_fd(side.conn), &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
 /* `first`: bytes of the frame that go now; the rest goes at the next turn. 0: all. */
 static void say(struct message *message, size_t first)
 {
@@ -79,13 +57,13 @@ static void say(struct message *message, size_t first)
 	uint8_t *frame = says_encode(message, &len);
 
 	if (frame && first && first < len) {
-		send_bytes(frame, first, message->fds, message->nfds);
+		says_send(conn_fd(side.conn), frame, first, message->fds, message->nfds);
 		side.nrest = len - first;
 		side.rest = malloc(side.nrest);
 		CLAIM(side.rest);
 		memcpy(side.rest, frame + first, side.nrest);
 	} else if (frame) {
-		send_bytes(frame, len, message->fds, message->nfds);
+		says_send(conn_fd(side.conn), frame, len, message->fds, message->nfds);
 	}
 	free(frame);
 	message_close_fds(message);
@@ -257,7 +235,7 @@ static bool turn(void)
 		return false;
 	}
 	if (side.rest) {
-		send_bytes(side.rest, side.nrest, NULL, 0);
+		says_send(conn_fd(side.conn), side.rest, side.nrest, NULL, 0);
 		free(side.rest);
 		side.rest = NULL;
 		return true;
@@ -270,7 +248,7 @@ static bool turn(void)
 		return false; /* silence */
 	case 1:
 		bytes = input_bytes(side.input, 64, &n);
-		send_bytes(bytes, n, NULL, 0);
+		says_send(conn_fd(side.conn), bytes, n, NULL, 0);
 		return true;
 	case 2:
 		hang_up();
@@ -307,12 +285,21 @@ void broker_side_offer(void)
 	sockets_dial_next(pair[1]);
 }
 
-void broker_side_start(struct input *input)
+unsigned char *broker_side_start(struct input *input)
 {
+	static unsigned char *memory;
+
+	stand_ins_reset();
+	if (!memory) {
+		CLAIM(strew_host_alloc(SIDE_MEMORY, (void **)&memory) == 0);
+	}
 	memset(&side, 0, sizeof(side));
 	side.input = input;
 	side.page.fd = side.life = -1;
+	side.fds = fuzz_open_fds();
+	side.mappings = fuzz_mappings();
 	world_turn = turn;
+	return memory;
 }
 
 void broker_side_stop(void)
@@ -321,6 +308,8 @@ void broker_side_stop(void)
 	fd_close(&side.life);
 	sockets_drop();
 	world_turn = NULL;
+	CLAIM(fuzz_open_fds() == side.fds);
+	CLAIM(fuzz_mappings() == side.mappings);
 }
 
 void broker_side_returned(int rc, uint64_t start_ns, uint64_t timeout_ms)

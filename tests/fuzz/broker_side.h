@@ -8,9 +8,13 @@
 
 #include "fuzz/fuzz.h"
 
-void broker_side_start(struct input *input); /* borrowed until stop */
+#define SIDE_MEMORY 8192
+
+/* Sets the world back. The input is borrowed until stop; returns memory to be declared. */
+unsigned char *broker_side_start(struct input *input);
 /* The next connection finds a broker. Whoever was connected before has lost it. */
 void broker_side_offer(void);
+/* Behind the agent's close. Claims that no descriptor and no mapping is left. */
 void broker_side_stop(void);
 
 /* Claims that rc is a success or has a sentence, and that the call, which began at the virtual

@@ -3,12 +3,10 @@
 #include "base/util.h"
 #include "fuzz/broker_side.h"
 #include "fuzz/says.h"
-#include "fuzz/stand_ins.h"
 #include <strew/strew.h>
 #include <string.h>
 
 #define CALL_MS 5000
-#define MEMORY 8192
 
 static unsigned char *memory;
 static struct strew_trainer *trainer;
@@ -81,18 +79,10 @@ static int call(struct input *input)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct input input = {data, size};
-	unsigned fds;
-	long mappings;
 	uint8_t how;
 	uint64_t start;
 
-	stand_ins_reset();
-	if (!memory) {
-		CLAIM(strew_host_alloc(MEMORY, (void **)&memory) == 0);
-	}
-	fds = fuzz_open_fds();
-	mappings = fuzz_mappings();
-	broker_side_start(&input);
+	memory = broker_side_start(&input);
 	how = input_byte(&input);
 	start = clock_ns();
 	trainer = NULL;
@@ -113,7 +103,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	strew_trainer_close(trainer);
 	broker_side_returned(0, start, 3 * CALL_MS);
 	broker_side_stop();
-	CLAIM(fuzz_open_fds() == fds);
-	CLAIM(fuzz_mappings() == mappings);
 	return 0;
 }

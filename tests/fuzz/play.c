@@ -81,31 +81,6 @@ void end_close(struct end *end)
 	}
 }
 
-static void send_piece(int fd, const uint8_t *bytes, size_t n, const int *fds, unsigned nfds)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(LIMIT_FRAME_FDS * sizeof(int))];
-	} control;
-	struct iovec iov = {(void *)(uintptr_t)bytes, n};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (nfds) {
-		struct cmsghdr *cmsg;
-
-		memset(&control, 0, sizeof(control));
-		msg.msg_control = control.bytes;
-		msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
-		cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(nfds * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, nfds * sizeof(int));
-	}
-	/* A full socket loses the rest: a peer may do that too. */
-	(void)sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
 void end_send_bytes(struct end *end, const uint8_t *bytes, size_t n, const int *fds, unsigned nfds)
 {
 	size_t first = MIN(end->cut, n);
@@ -116,14 +91,14 @@ void end_send_bytes(struct end *end, const uint8_t *bytes, size_t n, const int *
 	}
 	end->cut = 0;
 	if (first == 0) {
-		send_piece(conn_fd(end->conn), bytes, n, fds, nfds);
+		says_send(conn_fd(end->conn), bytes, n, fds, nfds);
 		return;
 	}
-	send_piece(conn_fd(end->conn), bytes, first, fds, nfds);
+	says_send(conn_fd(end->conn), bytes, first, fds, nfds);
 	play_turn(1);
 	/* It may have been closed, or be another one by now. */
 	if (end->kind == kind && first < n) {
-		send_piece(conn_fd(end->conn), bytes + first, n - first, NULL, 0);
+		says_send(conn_fd(end->conn), bytes + first, n - first, NULL, 0);
 	}
 }
 

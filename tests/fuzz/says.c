@@ -1,6 +1,7 @@
 /* The tables are private to their file, and are wanted here: so that file is part of this one. */
 #include "fuzz/says.h"
 #include "ipc/messages.c"
+#include <sys/socket.h>
 
 #define CHANGES 4u  /* fewer than this at once */
 #define ELEMENTS 9u /* fewer in a list */
@@ -128,4 +129,29 @@ void says_finish(struct message *message)
 	if (entry && entry->table) {
 		schema_finish(entry->table, &message->u);
 	}
+}
+
+void says_send(int fd, const uint8_t *bytes, size_t n, const int *fds, unsigned nfds)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(LIMIT_FRAME_FDS * sizeof(int))];
+	} control;
+	struct iovec iov = {(void *)(uintptr_t)bytes, n};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (nfds) {
+		struct cmsghdr *cmsg;
+
+		memset(&control, 0, sizeof(control));
+		msg.msg_control = control.bytes;
+		msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
+		cmsg = CMSG_FIRSTHDR(&msg);
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+		memcpy(CMSG_DATA(cmsg), fds, nfds * sizeof(int));
+	}
+	/* A full socket loses the rest: a peer may do that too. */
+	(void)sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }

@@ -19,6 +19,8 @@ void says_change(struct input *input, struct message *message);
 uint64_t says_number(struct input *input);
 /* The whole frame, malloc'd; NULL where it does not fit one. fds are only counted. */
 uint8_t *says_encode(const struct message *message, size_t *ret_len);
+/* Bytes and the fds that belong to them, in one go; what the socket does not take is lost. */
+void says_send(int fd, const uint8_t *bytes, size_t n, const int *fds, unsigned nfds);
 /* Frees lists; fds stay. Blobs are borrowed. */
 void says_finish(struct message *message);
 

@@ -223,7 +223,7 @@ static void test_lost(void **state)
 	assert_int_equal(group_state(&group), STREW_GROUP_STALE);
 }
 
-static void join_with(uint32_t member, uint64_t version, bool stale)
+static void join(uint32_t member, uint64_t version, bool stale)
 {
 	struct group_event event = {
 		.type = GE_JOIN, .member = member, .version = version, .stale = stale};
@@ -244,24 +244,35 @@ static void test_versions_at_joining(void **state)
 		{{5, 5}, {false, false}, STREW_GROUP_CURRENT, 5},
 		{{5, 5}, {true, true}, STREW_GROUP_STALE, 5},
 		{{5, 5}, {false, true}, STREW_GROUP_STALE, 5},
+		{{0, 0}, {true, true}, STREW_GROUP_STALE, 0},
 		{{5, 6}, {false, false}, STREW_GROUP_STALE, 5},
 		{{GROUP_VERSION_MIXED, 6}, {false, false}, STREW_GROUP_DIRTY, 0},
 		{{6, GROUP_VERSION_MIXED}, {true, false}, STREW_GROUP_DIRTY, 0},
 	};
 
 	(void)state;
-	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		fresh(STREW_GATE_HELD, STREW_APPLY_STAGED, 2);
-		join_with(0, cases[i].versions[0], cases[i].stale[0]);
+	for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+		bool direct = i & 1, dirty;
+		size_t n = i / 2;
+
+		dirty = cases[n].expected == STREW_GROUP_DIRTY;
+		fresh(STREW_GATE_HELD, direct ? STREW_APPLY_DIRECT : STREW_APPLY_STAGED, 2);
+		join(0, cases[n].versions[0], cases[n].stale[0]);
 		assert_int_equal(group_state(&group), STREW_GROUP_FORMING);
-		join_with(1, cases[i].versions[1], cases[i].stale[1]);
-		assert_int_equal(group_state(&group), cases[i].expected);
-		assert_int_equal(group.version, cases[i].version);
-		assert_int_equal(group.text[0] == '\0', cases[i].expected == STREW_GROUP_CURRENT);
+		assert_int_equal(group_member_state(&group, 0),
+			cases[n].versions[0] == GROUP_VERSION_MIXED ? STREW_GROUP_DIRTY
+			: cases[n].stale[0]			    ? STREW_GROUP_STALE
+								    : STREW_GROUP_FORMING);
+		join(1, cases[n].versions[1], cases[n].stale[1]);
+		assert_int_equal(group_state(&group), cases[n].expected);
+		assert_int_equal(group.version, cases[n].version);
+		assert_int_equal(group.text[0] == '\0', cases[n].expected == STREW_GROUP_CURRENT);
 		/* Whoever was written in part gets its memory back behind a whole update only. */
-		step(GE_RESUME, 1);
-		assert_int_equal(count(GA_GRANT), cases[i].expected != STREW_GROUP_DIRTY);
-		assert_int_equal(count(GA_DENY), cases[i].expected == STREW_GROUP_DIRTY);
+		for (uint32_t member = 0; member < 2; member++) {
+			step(GE_RESUME, member);
+			assert_int_equal(count(GA_GRANT), !dirty);
+			assert_int_equal(count(GA_DENY), dirty);
+		}
 	}
 }
 
@@ -298,46 +309,6 @@ static void test_commit_copy_fails(void **state)
 	step_touched(GE_FAILED);
 	assert_int_equal(outcome(GA_APPLIED), STREW_OUTCOME_DIRTY);
 	assert_int_equal(group_state(&group), STREW_GROUP_DIRTY);
-}
-
-static void join(uint32_t member, uint64_t version, bool stale)
-{
-	struct group_event event = {
-		.type = GE_JOIN, .member = member, .version = version, .stale = stale};
-
-	group_step(&group, &event, &acts);
-}
-
-/* What members say that they hold decides what the group is. */
-static void test_joins(void **state)
-{
-	static const struct {
-		uint64_t version[2];
-		bool stale[2];
-		enum strew_group_state expected;
-	} cases[] = {
-		{{0, 0}, {false, false}, STREW_GROUP_CURRENT},
-		{{4, 4}, {false, false}, STREW_GROUP_CURRENT},
-		{{4, 5}, {false, false}, STREW_GROUP_STALE},
-		{{4, 4}, {false, true}, STREW_GROUP_STALE},
-		{{0, 0}, {true, true}, STREW_GROUP_STALE},
-		{{GROUP_VERSION_MIXED, 4}, {false, false}, STREW_GROUP_DIRTY},
-		{{4, GROUP_VERSION_MIXED}, {true, false}, STREW_GROUP_DIRTY},
-	};
-
-	(void)state;
-	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		fresh(STREW_GATE_HELD, STREW_APPLY_DIRECT, 2);
-		join(0, cases[i].version[0], cases[i].stale[0]);
-		assert_int_equal(group_member_state(&group, 0),
-			cases[i].version[0] == GROUP_VERSION_MIXED ? STREW_GROUP_DIRTY
-			: cases[i].stale[0]			   ? STREW_GROUP_STALE
-								   : STREW_GROUP_FORMING);
-		join(1, cases[i].version[1], cases[i].stale[1]);
-		assert_int_equal(group_state(&group), cases[i].expected);
-		step(GE_RESUME, 0);
-		assert_int_equal(count(GA_DENY), cases[i].expected == STREW_GROUP_DIRTY);
-	}
 }
 
 /* Written in part, and then a member goes and another comes: it is still written in part. */
@@ -504,7 +475,6 @@ int main(void)
 		cmocka_unit_test(test_versions_at_joining),
 		cmocka_unit_test(test_doubt),
 		cmocka_unit_test(test_commit_copy_fails),
-		cmocka_unit_test(test_joins),
 		cmocka_unit_test(test_dirty_outlives_members),
 		cmocka_unit_test(test_out_is_not_current),
 		cmocka_unit_test(test_missed),
