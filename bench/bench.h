@@ -46,6 +46,9 @@ struct bench_option {
 void bench_parse(int argc, char **argv, const char *help, struct bench_options *options,
 	const struct bench_option *own);
 
+/* A word of an option that takes one of two (c: NULL) or three. */
+bool bench_one_of(const char *text, const char *a, const char *b, const char *c);
+
 /*
  * Asks a process that lives for this alone for the machine (device, driver, memory) and writes
  * it into the report; NCCL's version where it is found. Decides GPU_AUTO: returns the kind.

@@ -7,18 +7,19 @@
 static const char help[] =
 	"Usage: strew-bench idle [options]\n"
 	"\n"
-	"The speed of an engine-like load on a GPU: alone, with strew attached and idle (a broker, "
-	"a\n"
-	"group of workers and a sealed trainer, all on that GPU), and during updates within the\n"
-	"broker, one after another. The load is a loop of bf16 products of 4096 x 4096 matrices "
-	"and\n"
-	"one that is bound by memory, by cuBLAS, in another process. Each round does all of it\n"
-	"once, strew starting anew; a figure is steps a second, and the 99th percentile of the "
-	"times\n"
-	"between events behind single steps.\n"
+	"The speed of an engine-like load on a GPU: alone, with strew attached and idle (a "
+	"broker,\n"
+	"a group of workers and a sealed trainer, all on that GPU), and during updates, one after\n"
+	"another. The load is a loop of bf16 products of 4096 x 4096 matrices and one that is "
+	"bound\n"
+	"by memory, by cuBLAS, in another process. Each round does all of it once, strew starting\n"
+	"anew; a figure is steps a second, and the 99th percentile of the times between events\n"
+	"behind single steps.\n"
 	"\n"
 	"  --seconds S        of load for each figure and round, 0.01 to 3600 (default 1)\n"
 	"  --bytes SIZE       of the model that is updated (default 1G)\n"
+	"  --path PATH        of the updates, as in strew-bench update: node (default), wire, "
+	"host\n"
 	"  --trainer-device GPU   trainer's memory there instead of on --device\n"
 	"  --cublas PATH      libcublas.so, where the linker does not find it\n" BENCH_OPTIONS_HELP;
 
@@ -31,7 +32,7 @@ struct idle {
 	struct bench_options options;
 	struct report *report;
 	enum gpu_kind kind;
-	const char *seconds_text;
+	const char *seconds_text, *path;
 	double seconds;
 	uint64_t bytes;
 	const char *cublas, *trainer_device;
@@ -105,18 +106,23 @@ static void attach(struct idle *idle, enum state state)
 	struct joined workers, trainer;
 	struct published published;
 	struct compared compared;
+	const bool two = strcmp(idle->path, "wire") == 0;
 
-	brokers_prepare(&brokers, false);
+	brokers_prepare(&brokers, two);
 	*scene = (struct scene){.kind = idle->kind,
 		.device = idle->trainer_device ? idle->trainer_device : idle->options.device,
 		.worker_devices = idle->options.device,
 		.model = {.cut = 64, .bytes = idle->bytes, .tp = 2},
 		.gate = STREW_GATE_LIVE,
 		.apply = state == STAGED ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT,
+		.on_host = strcmp(idle->path, "host") == 0,
 		.brokers = &brokers};
 	scene_start(scene);
 	scene_ask_number(&scene->trainer, PART_FILL, idle->options.seed);
-	brokers_start(&brokers, &(struct brokers_options){.kind = idle->kind});
+	brokers_start(&brokers, &(struct brokers_options){.kind = idle->kind,
+					.two = two,
+					.lead_device = two ? scene->device : NULL,
+					.node_device = two ? idle->options.device : NULL});
 	scene_join(scene, &workers, &trainer);
 	scene_publish(scene, &published);
 	if (state == DIRECT) {
@@ -174,9 +180,9 @@ static void finish(struct idle *idle)
 
 int cmd_idle(int argc, char **argv)
 {
-	static struct idle idle = {.seconds_text = "1", .bytes = 1ull << 30};
+	static struct idle idle = {.seconds_text = "1", .path = "node", .bytes = 1ull << 30};
 	const struct bench_option own[] = {{.name = "seconds", .text = &idle.seconds_text},
-		{.name = "bytes", .bytes = &idle.bytes},
+		{.name = "bytes", .bytes = &idle.bytes}, {.name = "path", .text = &idle.path},
 		{.name = "trainer-device", .text = &idle.trainer_device},
 		{.name = "cublas", .text = &idle.cublas}, {0}};
 
@@ -189,8 +195,14 @@ int cmd_idle(int argc, char **argv)
 			argv[0], idle.seconds_text, argv[0]);
 		return EXIT_USAGE;
 	}
+	if (!bench_one_of(idle.path, "node", "wire", "host")) {
+		fprintf(stderr, "%s: --path %s: node, wire or host is wanted; see %s --help\n",
+			argv[0], idle.path, argv[0]);
+		return EXIT_USAGE;
+	}
 	idle.report = report_create("idle", idle.options.json);
 	idle.kind = bench_machine(&idle.options, idle.report);
+	report_text(idle.report, "way", "%s", idle.path);
 	idle.part = (struct load_part){idle.kind, idle.options.device, idle.cublas};
 	child_start(&idle.load, "the load", part_load, &idle.part);
 	for (uint64_t round = 0; round < idle.options.samples; round++) {

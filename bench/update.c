@@ -341,11 +341,6 @@ static void describe(struct update *update)
 		update->gate);
 }
 
-static bool one_of(const char *text, const char *a, const char *b, const char *c)
-{
-	return strcmp(text, a) == 0 || strcmp(text, b) == 0 || (c && strcmp(text, c) == 0);
-}
-
 static void parse(struct update *update, int argc, char **argv)
 {
 	const struct bench_option own[] = {{.name = "model", .text = &update->scene.model.config},
@@ -364,10 +359,10 @@ static void parse(struct update *update, int argc, char **argv)
 	bench_parse(argc, argv, help, &update->options, own);
 	if (!update->scene.model.config == !update->scene.model.cut ||
 		update->scene.model.tp > SCENE_TP_MAX ||
-		!one_of(update->path, "node", "wire", "host") ||
-		!one_of(update->apply, "direct", "staged", NULL) ||
-		!one_of(update->gate, "live", "held", NULL) ||
-		!one_of(update->shadow, "gpu", "host", NULL)) {
+		!bench_one_of(update->path, "node", "wire", "host") ||
+		!bench_one_of(update->apply, "direct", "staged", NULL) ||
+		!bench_one_of(update->gate, "live", "held", NULL) ||
+		!bench_one_of(update->shadow, "gpu", "host", NULL)) {
 		fprintf(stderr,
 			"%s: --model or --cut, at most %d ranks, --path node|wire|host, "
 			"--apply direct|staged, --gate live|held and --shadow gpu|host are wanted; "

@@ -115,14 +115,15 @@ def test_register(stage):
 
 
 def test_idle(stage):
-    _, figures = bench(stage, "idle", "--backend", "host", "--seconds", 0.05, "--bytes", "1M",
-                       "--samples", 5)
-    for load in ("products", "memory"):
-        assert figures[f"{load}, alone"]["value"]["min"] > 0
-        assert figures[f"{load}, attached, idle"]["ratio"] > 0
-        for apply in ("direct", "staged"):
-            assert figures[f"{load}, updates, {apply}"]["ratio"] > 0
-            assert figures[f"{load}, updates, {apply}: bytes updated"]["value"]["min"] > 0
+    for path in ("node", "wire", "host"):
+        _, figures = bench(stage, "idle", "--backend", "host", "--seconds", 0.05, "--bytes", "1M",
+                           "--path", path, "--samples", 5)
+        for load in ("products", "memory"):
+            assert figures[f"{load}, alone"]["value"]["min"] > 0
+            assert figures[f"{load}, attached, idle"]["ratio"] > 0
+            for apply in ("direct", "staged"):
+                assert figures[f"{load}, updates, {apply}"]["ratio"] > 0
+                assert figures[f"{load}, updates, {apply}: bytes updated"]["value"]["min"] > 0
 
 
 def test_shapes(stage):
@@ -155,6 +156,7 @@ def volume(shape):
 def test_usage(stage):
     for argv, names in ((("update",), "--model or --cut"), (("update", "--cut", "0"), "--cut 0"),
                         (("update", "--cut", "1", "--path", "x"), "--path"),
+                        (("idle", "--path", "disk"), "--path disk"),
                         (("update", "--cut", "1", "--samples", "4"), "--samples 4"),
                         (("register", "--pieces", "2000000"), "1000000 pieces"),
                         (("shapes",), "--model"), (("push",), "--directory"),
