@@ -157,7 +157,8 @@ class Handle:
 
     def get(self) -> int:
         """The address, for a call that does not wait; the lock is held by the caller."""
-        self._settle(0.0)
+        if self._running is not None:
+            self._settle(0.0)
         if self.address is None:
             raise make_error(errno.EINVAL, "it is closed already")
         return self.address
@@ -165,7 +166,8 @@ class Handle:
     def call(self, function: Callable[..., int], *arguments: Any) -> int:
         """One call that does not wait."""
         with self.lock:
-            return check(function(self.get(), *arguments))
+            code: int = function(self.get(), *arguments)
+            return code if code >= 0 else check(code)
 
     def wait(self, function: Callable[[int, int], int], timeout: float | None) -> int:
         """A call function(address, timeout_ms), in slices. timeout: seconds, None: for ever."""

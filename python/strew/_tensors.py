@@ -34,6 +34,7 @@ _DLPACK_CUDA = (2, 13)
 _DLPACK_HOST = (1, 3)
 
 _torch_dtypes: dict[Any, int] = {}
+_kinds: dict[Any, tuple[int, int]] = {}
 _plain: set[type] = set()  # tensor types whose memory is what it seems
 
 
@@ -79,6 +80,8 @@ def _torch() -> Any:
 
 def is_torch(value: Any) -> bool:
     """True for a torch tensor of any kind."""
+    if type(value) in _plain:
+        return True
     torch = _torch()
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -94,11 +97,9 @@ def _check_torch(name: str, tensor: Any, torch: Any) -> None:
         _plain.add(kind)
 
 
-def _of_torch(name: str, tensor: Any) -> Described:
-    torch = _torch()
-    if type(tensor) not in _plain:
-        _check_torch(name, tensor, torch)
-    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_quantized:
+def _kind(name: str, tensor: Any, torch: Any) -> tuple[int, int]:
+    """(dtype, GPU or -1) of all tensors of one dtype, device and layout."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: only plain strided tensors are "
                            f"supported, not {tensor.layout}")
     device = tensor.device
@@ -108,8 +109,21 @@ def _of_torch(name: str, tensor: Any) -> Described:
     dtype = _torch_dtypes.get(tensor.dtype)
     if dtype is None:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: dtype {tensor.dtype} is not supported")
-    return Described(tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(),
-                     device.index or 0 if device.type == "cuda" else -1, tensor.untyped_storage())
+    kind = (dtype, (device.index or 0) if device.type == "cuda" else -1)
+    _kinds[(tensor.dtype, device, tensor.layout)] = kind
+    return kind
+
+
+def _of_torch(name: str, tensor: Any) -> Described:
+    kind = _kinds.get((tensor.dtype, tensor.device, tensor.layout))
+    if kind is None or type(tensor) not in _plain:
+        torch = _torch()
+        _check_torch(name, tensor, torch)
+        kind = _kind(name, tensor, torch)
+    if tensor.is_neg():
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: a view that negates its memory")
+    return Described(tensor.data_ptr(), kind[0], tensor.shape, tensor.stride(), kind[1],
+                     tensor.untyped_storage())
 
 
 def _elements(name: str, strides: Any, size: int) -> tuple[int, ...]:
@@ -192,10 +206,8 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
     """
     if is_torch(value):
         described = _of_torch(name, value)
-        if value.is_contiguous():
-            if 0 in described.shape or len(described.shape) > MAX_DIMS:
-                return _check_dims(name, described)
-            return described._replace(stride=_dense(described.shape))
+        if value.is_contiguous() and len(described.shape) <= MAX_DIMS:
+            return described
     elif hasattr(value, "__cuda_array_interface__"):
         described = _of_interface(name, value, value.__cuda_array_interface__, 0)
     elif hasattr(value, "__array_interface__"):

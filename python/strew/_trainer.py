@@ -24,8 +24,8 @@ PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
 _PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
 _ZEROS = (0,) * MAX_DIMS
-_RECORD = struct.Struct("@Pii24QP")  # struct strew_tensor
-assert _RECORD.size == ctypes.sizeof(_lib.Tensor)
+_RECORD = struct.Struct("@ii24QP")  # struct strew_tensor behind its name
+assert _RECORD.size + ctypes.sizeof(ctypes.c_char_p) == ctypes.sizeof(_lib.Tensor)
 
 Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
 
@@ -172,6 +172,8 @@ class Trainer:
         self._names: list[str] = []
         self._others: list[tuple[str, Any, int]] = []
         self._declared: set[str] = set()
+        self._record = _lib.Tensor()
+        self._record_address = ctypes.addressof(self._record)
         self._cuda = False
         self._sealed = False
         address_out = ctypes.c_void_p()
@@ -245,11 +247,11 @@ class Trainer:
             self._declared.add(name)
             return
         pad = _PAD[ndim]
-        encoded = ctypes.c_char_p(name.encode())
-        record = bytearray(_RECORD.size)
-        _RECORD.pack_into(record, 0, ctypes.cast(encoded, ctypes.c_void_p).value, said.dtype, ndim,
-                          *shape, *pad, *begin, *pad, *extent, *pad, *stride, *pad, said.data)
-        self._handle.call(lib.strew_trainer_declare, bytes(record))
+        record = self._record
+        record.name = name.encode()
+        _RECORD.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *begin, *pad, *extent, *pad,
+                          *stride, *pad, said.data)
+        self._handle.call(lib.strew_trainer_declare, self._record_address)
         self._declared.add(name)
         self._keep.append(said.keep)
         self._cuda = self._cuda or said.cuda >= 0

@@ -317,24 +317,24 @@ def test_what_it_costs(broker):
     with strew.Trainer("c", rank=0, size=1, socket=broker.socket) as trainer:
         records = []
         call, trainer._handle.call = trainer._handle.call, lambda f, r: records.append(r)
-        begin = time.perf_counter()
+        begin = time.process_time()
         trainer.declare(tensors)
-        python_s = time.perf_counter() - begin
+        python_s = time.process_time() - begin
         trainer._handle.call = call
     best = 1.0
     with strew.Trainer("m", rank=0, size=1, socket=broker.socket, timeout=120) as trainer, \
             live_agent(broker, next(iter(tensors)), memory[0]):
-        begin = time.perf_counter()
+        begin = time.process_time()  # others may use the machine's cores
         trainer.declare(tensors)
-        declare_s = time.perf_counter() - begin
+        declare_s = time.process_time() - begin
         trainer.seal()
         publish = _lib.lib.strew_trainer_publish
         spent = []
 
         def timed(*arguments):
-            start = time.perf_counter()
+            start = time.process_time()
             code = publish(*arguments)
-            spent.append(time.perf_counter() - start)
+            spent.append(time.process_time() - start)
             return code
 
         class Library:
@@ -344,10 +344,10 @@ def test_what_it_costs(broker):
         from strew import _trainer
         real, _trainer.lib = _trainer.lib, Library()
         try:
-            for version in range(1, 6):
-                begin = time.perf_counter()
+            for version in range(1, 16):
+                begin = time.process_time()
                 running = trainer.publish_async(version)
-                best = min(best, time.perf_counter() - begin - spent[-1])
+                best = min(best, time.process_time() - begin - spent[-1])
                 running.report()
         finally:
             _trainer.lib = real
