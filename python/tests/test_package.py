@@ -344,7 +344,9 @@ def test_what_it_costs(broker):
         from strew import _trainer
         real, _trainer.lib = _trainer.lib, Library()
         try:
-            for version in range(1, 16):
+            for version in range(1, 101):  # the least of many: others may use the machine
+                if version > 10 and best < 1e-3:
+                    break
                 begin = time.process_time()
                 running = trainer.publish_async(version)
                 best = min(best, time.process_time() - begin - spent[-1])
