@@ -9,9 +9,12 @@ understood taints what it touches, by name, and so refuses the parameters that i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -120,6 +123,28 @@ class IndicesStay(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def threads_inline() -> Iterator[None]:
+    """What this thread gives to a thread pool is done at once, and so is followed."""
+    real, here = ThreadPoolExecutor.submit, threading.get_ident()
+
+    def submit(self: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            return real(self, function, *args, **kwargs)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as failure:  # pylint: disable=broad-except
+            future.set_exception(failure)
+        return future
+
+    ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ThreadPoolExecutor.submit = real  # type: ignore[method-assign]
+
+
 class Follower(TorchDispatchMode):
     """While it is on, tensor operations on stand-ins and parameters are followed."""
 
@@ -197,6 +222,9 @@ class Follower(TorchDispatchMode):
         block = self.block(target)
         origin = self.blocks.get(_key(source))
         if target.numel() == 0 or block.taint:
+            return
+        if origin is None and source.is_meta:
+            self._taint(target, f"where its values come from was not seen, near tensor {self.at}")
             return
         if origin is not None and origin.taint:
             self._taint(target, origin.taint)
@@ -317,7 +345,9 @@ class Follower(TorchDispatchMode):
 
     def _made(self, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Memory that holds nothing of a tensor."""
-        return func(_meta(tensor), *args, **self._on_meta(kwargs))
+        out: torch.Tensor = func(_meta(tensor), *args, **self._on_meta(kwargs))
+        self.block(out)
+        return out
 
     def _pinned(self, func: Any, tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return self._same(aten.clone.default, tensor)

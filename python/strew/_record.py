@@ -14,7 +14,7 @@ from . import _affine
 from ._affine import Inexpressible
 from ._checkpoint import open_checkpoint
 from ._errors import Error, InvalidArgument, NotShareable
-from ._follow import Block, Follower, IndicesStay, Source, Write
+from ._follow import Block, Follower, IndicesStay, Source, Write, threads_inline
 from ._layout import Layout, LayoutParameter, Piece
 from ._lib import MAX_DIMS
 from ._tensors import CASTABLE, DTYPES, dtype_number
@@ -104,7 +104,7 @@ def _given(follower: Follower, sources: list[Source]) -> Iterator[tuple[str, tor
 def _run(follower: Follower, load_weights: Callable[[Any], Any], sources: list[Source]) -> Any:
     given = _given(follower, sources)
     try:
-        with torch.no_grad(), IndicesStay(), follower:
+        with torch.no_grad(), threads_inline(), IndicesStay(), follower:
             return load_weights(given)
     except Error:
         raise
