@@ -19,8 +19,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._agent import Agent, Event
-from ._errors import (BrokerLost, BrokerMissing, Busy, Dirty, Error, InvalidArgument, Moved,
-                      NotCommitted, NotShareable, Refused, Timeout)
+from ._errors import (
+    BrokerLost,
+    BrokerMissing,
+    Busy,
+    Dirty,
+    Error,
+    InvalidArgument,
+    Moved,
+    NotCommitted,
+    NotShareable,
+    Refused,
+    Timeout,
+)
 from ._host import host_empty
 from ._layout import Layout, LayoutParameter, Piece
 from ._lib import VERSION as __version__

@@ -215,7 +215,7 @@ class ViewBox:
 
 
 def view_boxes(whole: Region, shape: tuple[int, ...], most_dims: int) -> list[ViewBox]:
-    """Boxes of a dense tensor of that shape. whole: looks at the tensor; the other is the target."""
+    """Boxes of a dense tensor of that shape, at which `whole` looks; the target is beside it."""
     bounds = [math.prod(shape[k + 1:]) for k in range(len(shape))]
     total = math.prod(shape)
     result = []

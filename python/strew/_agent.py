@@ -14,8 +14,8 @@ from typing import Any
 
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
-from ._lib import MAX_DIMS, Handle, lib
 from ._layout import Layout, Piece
+from ._lib import MAX_DIMS, Handle, lib
 from ._tensors import describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 

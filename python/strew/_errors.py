@@ -49,7 +49,7 @@ class BrokerLost(Error, ConnectionError):
 
 
 class Dirty(Error):
-    """The parameters are written in part. No step may use them; the next whole update heals them."""
+    """The parameters are written in part: no step may use them. A whole update heals them."""
 
 
 class Moved(Error):

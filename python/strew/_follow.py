@@ -240,12 +240,12 @@ class Follower(TorchDispatchMode):
                                            and source.dtype != origin.dtype):
             raise Inexpressible("its bits are looked at as another dtype")
         shape = tuple(target.shape)
-        hole = _affine.region(target.storage_offset(), 0, shape, target.stride(), (0,) * len(shape))
+        begin, at = int(source.storage_offset()), int(target.storage_offset())
+        hole = _affine.region(at, 0, shape, target.stride(), (0,) * len(shape))
         fresh: list[Write] = []
         if origin is not None:
             for part in _affine.without_repeats(_affine.region(
-                    source.storage_offset(), target.storage_offset(), shape, source.stride(),
-                    target.stride())):
+                    begin, at, shape, source.stride(), target.stride())):
                 for write in origin.writes:
                     fresh += [Write(one.swapped(), write.source, _through(write.path, block.dtype))
                               for one in _affine.meet(part, write.region)]
@@ -332,7 +332,7 @@ class Follower(TorchDispatchMode):
         shape = tuple(target.shape)
         try:
             if target.numel():
-                self._punch(block, _affine.region(target.storage_offset(), 0, shape,
+                self._punch(block, _affine.region(int(target.storage_offset()), 0, shape,
                                                   target.stride(), (0,) * len(shape)))
         except Inexpressible as reason:
             self._taint(target, f"{reason}, near tensor {self.at}")

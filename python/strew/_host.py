@@ -37,4 +37,6 @@ def host_empty(shape: int | tuple[int, ...], dtype: Any = "float32") -> Any:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(buffer, dtype=dtype, count=count).view(shape)
     import numpy  # pylint: disable=import-outside-toplevel
-    return numpy.frombuffer(buffer, dtype=DTYPE_NAMES[number], count=count).reshape(shape)
+    flat: Any = numpy.frombuffer(buffer, dtype=DTYPE_NAMES[number],  # type: ignore[call-overload]
+                                 count=count)
+    return flat.reshape(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ def _pieces(slot: _Slot, block: Block) -> list[Piece]:
         raise Inexpressible(block.taint)
     if data.dtype != block.dtype:
         raise Inexpressible("its memory is also used as another dtype")
-    first = data.storage_offset()
+    first = int(data.storage_offset())
     end = first + sum((n - 1) * s for n, s in zip(data.shape, data.stride())) + 1
     pieces = []
     for write in block.writes:

@@ -199,12 +199,12 @@ class Trainer:
             tensors = tensors.state_dict(keep_vars=True)
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
-        for name, value in pairs:
-            name = strip_prefixes(name)
+        for given, value in pairs:
+            name: str | None = strip_prefixes(given)
             if mapping is not None:
-                name = mapping.get(name, name)
-            elif rename is not None:
-                name = rename(name)  # type: ignore[operator]
+                name = mapping.get(name, name)  # type: ignore[arg-type]
+            elif callable(rename):
+                name = rename(name)  # type: ignore[arg-type]
             if name is None:
                 continue
             local = local_box(name, value)

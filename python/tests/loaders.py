@@ -4,9 +4,10 @@ import os
 import socket
 import threading
 
-import strew
 import torch
 from torch import nn
+
+import strew
 
 
 def random_values(described, seed=None):

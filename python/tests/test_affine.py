@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+
 from strew import _affine
 from strew._affine import Inexpressible
 

@@ -12,6 +12,7 @@ import time
 
 import numpy
 import pytest
+
 import strew
 from strew import _lib
 from strew._tensors import describe

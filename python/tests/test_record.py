@@ -4,10 +4,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import strew  # noqa: E402
-from loaders import (Fused, assert_filled, poisoned_twin, publish, random_values,  # noqa: E402
-                     same_bits, to_host)
 from torch import nn  # noqa: E402
+
+import strew  # noqa: E402
+from loaders import (  # noqa: E402
+    Fused,
+    assert_filled,
+    poisoned_twin,
+    publish,
+    random_values,
+    same_bits,
+    to_host,
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -43,7 +51,7 @@ def test_a_fused_module(broker, size, dtype):
 
 
 def one(load, shape, described, dtype=torch.float32):
-    """A module with one parameter `p`, loaded before by the same loader if it can, and its layout."""
+    """A module with one parameter `p`, loaded by the same loader if it can, and its layout."""
     module = nn.Module()
     module.p = nn.Parameter(torch.full(shape, 7.0).to(dtype), requires_grad=False)
 

@@ -13,14 +13,14 @@ import pytest
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 vllm = pytest.importorskip("vllm", reason="vllm is not installed")
 
-import strew  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from loaders import (assert_filled, free_port, poisoned_twin, publish,  # noqa: E402
-                     random_values)
 from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config  # noqa: E402
 from vllm.distributed import parallel_state  # noqa: E402
 from vllm.model_executor.models.registry import ModelRegistry  # noqa: E402
+
+import strew  # noqa: E402
+from loaders import assert_filled, free_port, poisoned_twin, publish, random_values  # noqa: E402
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
          "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 151, "head_dim": 8,
