@@ -111,7 +111,7 @@ python_tests() {
 	"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall \
 		"$build-wheel"/strew-*.whl >&2
 	(cd "$root" && "$venv/bin/ruff" check -q python && "$venv/bin/mypy" >&2)
-	"$venv/bin/python" -P -m pytest -q "$root/python/tests"
+	"$venv/bin/python" -m pytest -q "$root/python/tests"
 }
 
 export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1:abort_on_error=0

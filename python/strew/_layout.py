@@ -61,6 +61,9 @@ class Layout:
         refused: names of parameters that cannot be filled rightly from the trainer's tensors, and
             why. They are not in `parameters`.
         unfilled: names of parameters that the loader never wrote: updates leave them as they are.
+        kept: names of buffers and of plain tensors of modules that the loader never wrote. If some
+            are derived from weights, let load_weights run the engine's post-load hook as well:
+            they are filled then, or refused.
         unused: tensors that the loader put nowhere.
         proved: True once prove() has compared it with live memory.
     """
@@ -68,6 +71,7 @@ class Layout:
     parameters: dict[str, LayoutParameter] = dataclasses.field(default_factory=dict)
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
     unfilled: list[str] = dataclasses.field(default_factory=list)
+    kept: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
     proved: bool = False
 

@@ -73,25 +73,30 @@ class _Slot:
         self.owner[self.key] = self.tensor
 
 
-def _slots(module: torch.nn.Module) -> list[_Slot]:
-    """Parameters, then buffers; tied ones once."""
-    found: dict[tuple[Any, ...], _Slot] = {}
-    for part in ("_parameters", "_buffers"):
+def _owners(module: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where modules keep tensors: parameters, then buffers, then plain attributes."""
+    for part in ("_parameters", "_buffers", "__dict__"):
         for prefix, child in module.named_modules(remove_duplicate=False):
-            owner = getattr(child, part)
-            for key, tensor in owner.items():
-                if tensor is None:
-                    continue
-                name = f"{prefix}.{key}" if prefix else key
-                place = (tensor.data.untyped_storage()._cdata, tensor.data.storage_offset(),
-                         tensor.shape, tensor.data.stride())
-                if tensor.is_meta:
-                    raise NotShareable(errno.ENOTSUP, f"parameter {name} has no memory yet (it is "
-                                       "on the meta device)")
-                if place in found and tensor.numel():
-                    found[place].names.append(name)
-                else:
-                    found[place if tensor.numel() else (name,)] = _Slot(name, owner, key)
+            yield prefix, getattr(child, part)
+
+
+def _slots(module: torch.nn.Module) -> list[_Slot]:
+    """All tensors of the module; tied ones once."""
+    found: dict[tuple[Any, ...], _Slot] = {}
+    for prefix, owner in _owners(module):
+        for key, tensor in owner.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
+            place = (tensor.data.untyped_storage()._cdata, tensor.data.storage_offset(),
+                     tensor.shape, tensor.data.stride())
+            if tensor.is_meta:
+                raise NotShareable(errno.ENOTSUP, f"parameter {name} has no memory yet (it is "
+                                   "on the meta device)")
+            if place in found and tensor.numel():
+                found[place].names.append(name)
+            else:
+                found[place if tensor.numel() else (name,)] = _Slot(name, owner, key)
     return list(found.values())
 
 
@@ -145,6 +150,17 @@ def _pieces(slot: _Slot, block: Block) -> list[Piece]:
     return pieces
 
 
+def _remove_new(module: torch.nn.Module, before: list[set[str]], follower: Follower,
+                layout: Layout) -> None:
+    """Takes out the stand-ins that the loader has left where nothing was; they are refused."""
+    for (prefix, owner), keys in zip(_owners(module), before):
+        for key in [k for k in owner if k not in keys]:
+            if isinstance(owner[key], torch.Tensor) and follower.tracked(owner[key].data):
+                name = f"{prefix}.{key}" if prefix else key
+                layout.refused[name] = "the loader makes it anew; the engine had none"
+                del owner[key]
+
+
 def _adopt(follower: Follower, slots: list[_Slot], result: Any, module: torch.nn.Module,
            layout: Layout) -> None:
     """Loaders that put tensors in place instead of copying, or that make a module of their own."""
@@ -195,7 +211,9 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
     for slot in slots:
         follower.parameter(slot.data)
     layout = Layout()
+    keys = [set(owner) for _, owner in _owners(module)]
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_new, module, keys, follower, layout)
         for slot in slots:
             stack.callback(slot.restore)
         result = _run(follower, load_weights, sources)
@@ -212,8 +230,10 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
         if pieces:
             layout.parameters[name] = LayoutParameter(slot.tensor, pieces, tuple(slot.names),
                                                       slot.now, slot.data.data_ptr())
-        elif slot.owner is not None and isinstance(slot.tensor, torch.nn.Parameter):
+        elif isinstance(slot.tensor, torch.nn.Parameter):
             layout.unfilled.append(name)
+        else:
+            layout.kept.append(name)
     used = {piece.tensor for p in layout.parameters.values() for piece in p.pieces}
     layout.unused = [source.name for source in sources if source.name not in used]
     if prove is not None:

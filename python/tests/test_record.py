@@ -202,3 +202,115 @@ def test_an_agent_refuses_a_parameter_that_moved(broker):
             with pytest.raises(strew.NotCommitted):
                 running.report(20)
         assert (module.weight == 1).all()
+
+
+class Latent(nn.Module):
+    """A layer of the shape of DeepSeek's MLA: after loading, kv_b_proj is split and transposed."""
+
+    HEADS, NOPE, VALUE, RANK, HIDDEN = 4, 6, 5, 8, 12
+
+    def __init__(self):
+        super().__init__()
+        n = self.HEADS
+        self.q = nn.Parameter(torch.zeros(n * self.NOPE, self.HIDDEN), requires_grad=False)
+        self.kv_a = nn.Parameter(torch.zeros(self.RANK, self.HIDDEN), requires_grad=False)
+        self.kv_b = nn.Parameter(torch.zeros(n * (self.NOPE + self.VALUE), self.RANK),
+                                 requires_grad=False)
+        self.o = nn.Parameter(torch.zeros(self.HIDDEN, n * self.VALUE), requires_grad=False)
+        self.w_uk_t = nn.Parameter(torch.zeros(n, self.NOPE, self.RANK), requires_grad=False)
+        self.w_uv = nn.Parameter(torch.zeros(n, self.RANK, self.VALUE), requires_grad=False)
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            getattr(self, name).data.copy_(tensor)
+
+    def post_load(self):
+        both = self.kv_b.data.view(self.HEADS, self.NOPE + self.VALUE, self.RANK)
+        self.w_uk_t.data.copy_(both[:, : self.NOPE])
+        self.w_uv.data.copy_(both[:, self.NOPE:].transpose(1, 2))
+
+    def forward(self, x):
+        q = (x @ self.q.T).view(-1, self.HEADS, self.NOPE)
+        latent = x @ self.kv_a.T
+        scores = torch.einsum("shd,hdr,tr->hst", q, self.w_uk_t, latent).softmax(-1)
+        return torch.einsum("hst,tr,hrv->shv", scores, latent, self.w_uv).flatten(1) @ self.o.T
+
+
+def test_derived_tensors_of_a_latent_attention(broker):
+    described = {n: (F32, tuple(getattr(Latent(), n).shape)) for n in ("q", "kv_a", "kv_b", "o")}
+    first, second = random_values(described), random_values(described)
+    got, want = poisoned_twin(Latent), Latent()
+    for module, values in ((got, first), (want, second)):
+        module.load_weights(values.items())
+        module.post_load()
+    # The loader alone does not write what is derived: it is named.
+    plain = strew.record_layout(got, got.load_weights, described, prove=first)
+    assert plain.unfilled == ["w_uk_t", "w_uv"] and not plain.refused
+    # With the post-load hook they are copies of boxes too, here.
+
+    def load_weights(weights):
+        got.load_weights(weights)
+        got.post_load()
+    layout = strew.record_layout(got, load_weights, described, prove=first)
+    assert not layout.refused and not layout.unfilled and layout.proved
+    assert publish(broker, second, [layout]).committed
+    x = torch.randn(7, Latent.HIDDEN)
+    assert torch.equal(got(x), want(x))
+
+
+def test_derived_tensors_that_are_no_copies_are_found():
+    described = {"weight": (F32, (4, 6))}
+    module = nn.Linear(6, 4, bias=False)
+    module.scale = nn.Parameter(torch.ones(4))
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module.weight.data.copy_(tensor)
+            module.scale.data.copy_(tensor.abs().amax(1))
+    layout = strew.record_layout(module, load_weights, described)
+    assert list(layout.refused) == ["scale"] and "abs" in layout.refused["scale"]
+
+
+def test_plain_attributes_that_a_post_load_hook_makes():
+    """As engines keep what they derive: filled if it is a copy, else refused; never unnoticed."""
+    described = {"weight": (F32, (4, 6))}
+    module = nn.Linear(6, 4, bias=False)
+    module.transposed = module.weight.data.t().contiguous()
+    module.norm = module.weight.data.norm()
+
+    def load_weights(weights):
+        module.load_state_dict(dict(weights))
+
+    def with_hook(weights):
+        load_weights(weights)
+        module.transposed = module.weight.data.t().contiguous()
+        module.norm = module.weight.data.norm()
+        module.late = module.weight.data.flatten()
+    kept = module.transposed
+    layout = strew.record_layout(module, load_weights, described)
+    assert layout.kept == ["transposed", "norm"] and list(layout.parameters) == ["weight"]
+    layout = strew.record_layout(module, with_hook, described)
+    assert sorted(layout.parameters) == ["transposed", "weight"] and not layout.kept
+    assert sorted(layout.refused) == ["late", "norm"] and "norm" in layout.refused["norm"]
+    assert module.transposed is kept and not hasattr(module, "late")
+    assert not any(t.is_meta for t in vars(module).values() if isinstance(t, torch.Tensor))
+
+
+def test_threads_of_a_loader_are_not_trusted():
+    """What another thread does is not seen: that refuses the parameter."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Thread
+
+    def pool(p, name, tensor):
+        with ThreadPoolExecutor(2) as threads:
+            p.data.copy_(threads.submit(lambda: tensor.t().contiguous()).result())
+
+    def thread(p, name, tensor):
+        result = []
+        one = Thread(target=lambda: result.append(tensor.t().contiguous()))
+        one.start()
+        one.join()
+        p.data.copy_(result[0])
+    played(pool, (6, 4), {"t": (F32, (4, 6))})
+    _, layout = one(thread, (6, 4), {"t": (F32, (4, 6))})
+    assert not layout.parameters and "not seen" in layout.refused["p"]
