@@ -22,10 +22,11 @@ import sys
 import tempfile
 import time
 
-import strew
 import torch
 import transformers
 from torch import distributed, nn
+
+import strew
 
 CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 8,
           "num_key_value_heads": 4, "intermediate_size": 128, "vocab_size": 256,

@@ -110,7 +110,7 @@ python_tests() {
 	"$venv/bin/pip" wheel -q --disable-pip-version-check --no-deps -w "$build-wheel" "$root" >&2
 	"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall \
 		"$build-wheel"/strew-*.whl >&2
-	(cd "$root" && "$venv/bin/ruff" check -q python && "$venv/bin/mypy" >&2)
+	(cd "$root" && "$venv/bin/ruff" check -q python examples && "$venv/bin/mypy" >&2)
 	"$venv/bin/python" -m pytest -q "$root/python/tests"
 }
 

@@ -356,5 +356,13 @@ def test_what_it_costs(broker):
             _trainer.lib = real
     print(f"declare: {declare_s / n * 1e6:.2f} us a tensor, of which Python "
           f"{python_s / n * 1e6:.2f}; publish: {best * 1e3:.3f} ms of Python")
-    assert declare_s / n < 10e-6
-    assert best < 1e-3
+    # Where cores are shared, everything takes longer: to ask torch for 10,000 addresses is 0.7 ms
+    # on a machine that is not.
+    bare = []
+    for _ in range(10):
+        begin = time.process_time()
+        list(map(torch.Tensor.data_ptr, tensors.values()))
+        bare.append(time.process_time() - begin)
+    slow = max(1.0, min(bare) / 0.7e-3)
+    assert declare_s / n < 10e-6 * slow
+    assert best < 1e-3 * slow
