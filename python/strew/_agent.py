@@ -82,7 +82,7 @@ class Agent:
         self._timeout = timeout
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
-        self._cuda = False
+        self._cuda = -1  # the GPU of the parameters
         self._ready = False
         address = ctypes.c_void_p()
         self._handle.long(lib.strew_agent_open, ctypes.byref(options), ctypes.byref(address))
@@ -103,7 +103,7 @@ class Agent:
                           _PARAMETER.pack(pointer, said.data, said.dtype, ndim, *said.shape, *pad,
                                           *said.stride, *pad), ctypes.byref(number))
         self._keep.append((said.keep, encoded))
-        self._cuda = self._cuda or said.cuda >= 0
+        self._cuda = max(self._cuda, said.cuda)
         return number.value
 
     def piece(self, parameter: int, piece: Piece) -> None:

@@ -167,7 +167,10 @@ class _DLTensor(ctypes.Structure):
 
 
 def _of_dlpack(name: str, value: Any) -> Described:
-    capsule = value.__dlpack__()
+    try:
+        capsule = value.__dlpack__()
+    except (BufferError, RuntimeError, TypeError, ValueError) as reason:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack: {reason}") from reason
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))

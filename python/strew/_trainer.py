@@ -50,16 +50,13 @@ def launcher_rank() -> tuple[int, int]:
     return 0, 1
 
 
-def current_stream(cuda: bool) -> int | None:
-    """The CUstream that torch's work goes to now; None is the default stream."""
-    torch = sys.modules.get("torch") if cuda else None
-    return int(torch.cuda.current_stream().cuda_stream) or None if torch is not None else None
-
-
-def stream_address(stream: Any, cuda: bool) -> int | None:
-    """Of a torch or CuPy stream, an integer, or None: the current one."""
+def stream_address(stream: Any, cuda: int) -> int | None:
+    """Of a stream (torch, CuPy, integer); None: torch's current one of that GPU (-1: none)."""
     if stream is None:
-        return current_stream(cuda)
+        torch = sys.modules.get("torch")
+        if cuda < 0 or torch is None:
+            return None
+        stream = torch.cuda.current_stream(cuda)
     return int(getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))) or None
 
 
@@ -174,7 +171,7 @@ class Trainer:
         self._declared: set[str] = set()
         self._record = _lib.Tensor()
         self._record_address = ctypes.addressof(self._record)
-        self._cuda = False
+        self._cuda = -1  # the GPU of the tensors
         self._sealed = False
         address_out = ctypes.c_void_p()
         self._handle.long(lib.strew_trainer_open, ctypes.byref(options), ctypes.byref(address_out))
@@ -254,7 +251,7 @@ class Trainer:
         self._handle.call(lib.strew_trainer_declare, self._record_address)
         self._declared.add(name)
         self._keep.append(said.keep)
-        self._cuda = self._cuda or said.cuda >= 0
+        self._cuda = max(self._cuda, said.cuda)
         if is_torch(value):
             self._names.append(name)
             self._torch.append(value)

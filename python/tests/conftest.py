@@ -13,6 +13,8 @@ except ImportError:
     os.environ.setdefault("STREW_LIBRARY", str(ROOT / "build" / "lib" / "libstrew.so.0"))
     import sys
     sys.path.insert(0, str(ROOT / "python"))
+    os.environ["PYTHONPATH"] = str(ROOT / "python")  # for processes that the tests start
+    os.environ["PATH"] = f"{ROOT}/build/bin:{os.environ['PATH']}"
     import strew
 
 
