@@ -293,6 +293,8 @@ def test_a_broker_that_dies(broker):
 
 def test_ctrl_c_is_obeyed(broker):
     """In a wait that comes in slices, and in a call that has a deadline of its own."""
+    # A shell's background job starts with SIGINT ignored; Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with strew.Agent("m", socket=broker.socket) as agent, \
             strew.Trainer("m", rank=0, size=2, socket=broker.socket, timeout=6) as trainer:
         trainer.declare({"a": host_copy(numpy.zeros(4, "float32"))})
