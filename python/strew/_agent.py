@@ -1,0 +1,264 @@
+"""The worker's face: parameters that updates write to, and the gate that says when."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import _lib
+from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
+from ._layout import Layout, Piece
+from ._lib import MAX_DIMS, Handle, lib
+from ._tensors import describe, dtype_number
+from ._trainer import OUTCOMES, STATES, stream_address
+
+_GATES = {"live": 1, "held": 2}
+_APPLIES = {"direct": 1, "staged": 2}
+_EVENTS = {1: "hold", 2: "done", 3: "lost"}
+
+_PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
+_PARAMETER = struct.Struct("@PPii12Q")
+_PIECE = struct.Struct("@Pii6Qi18QIQ6Qi4x")
+assert _PARAMETER.size == ctypes.sizeof(_lib.Parameter)
+assert _PIECE.size == ctypes.sizeof(_lib.Piece)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that the broker says.
+
+    kind: "hold" (reach a step's end, call ready(), later resume()), "done" (an update ended:
+        outcome and version say how), "lost" (the broker is gone).
+    """
+
+    kind: str
+    version: int
+    outcome: str
+    state: str
+    text: str
+
+
+def _encode(name: str) -> tuple[bytes, int | None]:
+    encoded = name.encode()
+    return encoded, ctypes.cast(ctypes.c_char_p(encoded), ctypes.c_void_p).value
+
+
+class Agent:
+    """One inference process (a tensor-parallel rank), whose parameters updates write to.
+
+    Args:
+        model: the trainer's name for it.
+        replica, part: which copy of the model its group serves, and which part of that copy.
+        rank, size: of this worker among the group's members on this node.
+        gate: "held" (default: memory is written only between ready() and resume()), or "live"
+            (at any time; a step may then read old and new values).
+        apply: "staged" (default: into shadow memory first, then one short copy), or "direct".
+        partial: accept updates that leave parameters uncovered.
+        socket: of this node's broker; by default $STREW_SOCKET, else the default path.
+        timeout: seconds for each call that waits for the broker.
+
+    Raises BrokerMissing where nobody serves the socket.
+    """
+
+    def __init__(self, model: str, *, replica: int = 0, part: int = 0, rank: int = 0, size: int = 1,
+                 gate: str = "held", apply: str = "staged", partial: bool = False,
+                 socket: str | os.PathLike[str] | None = None, timeout: float = 30.0) -> None:
+        self._handle = Handle(lib.strew_agent_close)
+        if gate not in _GATES or apply not in _APPLIES:
+            raise InvalidArgument(errno.EINVAL, "gate is held or live, apply is staged or direct")
+        self.gate = gate
+        options = _lib.AgentOptions(
+            socket=None if socket is None else os.fsencode(socket), model=model.encode(),
+            replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
+            apply=_APPLIES[apply], partial=int(partial), serve_thread=int(gate == "live"),
+            timeout_ms=max(1, int(timeout * 1000)))
+        self._timeout = timeout
+        self._keep: list[Any] = []
+        self._lookups: list[Callable[[], dict[str, str]]] = []
+        self._cuda = -1  # the GPU of the parameters
+        self._ready = False
+        address = ctypes.c_void_p()
+        self._handle.long(lib.strew_agent_open, ctypes.byref(options), ctypes.byref(address))
+        self._handle.address = address.value
+
+    # Describing
+
+    def declare(self, name: str, tensor: Any) -> int:
+        """Declares memory of this process under a name; returns its number for piece().
+
+        The memory is borrowed from register() to withdraw() or close(), and must keep its address.
+        """
+        said = describe(name, tensor, writable=True)
+        ndim, pad = len(said.shape), _PAD[len(said.shape)]
+        encoded, pointer = _encode(name)
+        number = ctypes.c_uint32()
+        self._handle.call(lib.strew_agent_declare,
+                          _PARAMETER.pack(pointer, said.data, said.dtype, ndim, *said.shape, *pad,
+                                          *said.stride, *pad), ctypes.byref(number))
+        self._keep.append((said.keep, encoded))
+        self._cuda = max(self._cuda, said.cuda)
+        return number.value
+
+    def piece(self, parameter: int, piece: Piece) -> None:
+        """Adds an arrow from a box of a trainer's tensor to a place in a declared parameter."""
+        ndim, nview = len(piece.shape), len(piece.view)
+        if max(ndim, nview) > MAX_DIMS:
+            raise InvalidArgument(errno.EINVAL, f"tensor {piece.tensor}: more than {MAX_DIMS} "
+                                  "dimensions")
+        pad, view_pad = _PAD[ndim], _PAD[nview]
+        _, pointer = encoded = _encode(piece.tensor)
+        record = _PIECE.pack(pointer, dtype_number(piece.dtype), ndim, *piece.shape, *pad, nview,
+                             *piece.view, *view_pad, *piece.start, *view_pad, *piece.extent,
+                             *view_pad, parameter, piece.offset, *piece.stride, *view_pad,
+                             int(piece.cast))
+        self._handle.call(lib.strew_agent_piece, record)
+        del encoded
+
+    def register(self, layout: Layout | None = None, *, skip_refused: bool = False) -> None:
+        """Hands the memory to the broker; from its return on, updates may come.
+
+        Args:
+            layout: from record_layout(), or made by hand; None if declare() and piece() said all.
+            skip_refused: leave out the parameters that the layout refuses (they keep their values)
+                instead of raising Refused.
+        """
+        if layout is not None:
+            if layout.refused and not skip_refused:
+                raise Refused(layout.refused)
+            for name, parameter in layout.parameters.items():
+                if not parameter.pieces:
+                    continue
+                number = self.declare(name, parameter.tensor)
+                for piece in parameter.pieces:
+                    self.piece(number, piece)
+            self._lookups.append(layout.moved)
+        self._handle.long(lib.strew_agent_register, self._handle.get())
+
+    # The gate
+
+    def _event(self, code: int, said: _lib.Event) -> Event | None:
+        if code == 0 or said.type == 0:
+            return None
+        return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
+                     said.text.decode(errors="replace"))
+
+    def poll(self) -> Event | None:
+        """Answers the broker without waiting; returns an event if there is one."""
+        said = _lib.Event()
+        return self._event(self._handle.call(lib.strew_agent_dispatch, ctypes.byref(said)), said)
+
+    def wait(self, timeout: float | None = None) -> Event:
+        """Waits for an event (seconds; None: for ever). Raises Timeout."""
+        said = _lib.Event()
+        code = self._handle.wait(
+            lambda at, ms: lib.strew_agent_wait(at, ms, ctypes.byref(said)), timeout)
+        event = self._event(code, said)
+        return event if event else Event("none", 0, "none", "", "")
+
+    def ready(self, stream: Any = None) -> None:
+        """Says that nothing uses the parameters once the current stream's work is done.
+
+        All members of a group must say it at the same step. Raises Moved, and says nothing, if a
+        parameter of the layout lies at another address than when it was registered.
+        """
+        self._check_addresses()
+        self._handle.call(lib.strew_agent_ready, stream_address(stream, self._cuda))
+        self._ready = True
+
+    def resume(self, timeout: float | None = None) -> None:
+        """Waits until the parameters may be used again: at once if no update is being written.
+
+        Dirty: they are written in part; call again after the next update. BrokerLost: see state.
+        """
+        self._handle.wait(lib.strew_agent_resume, timeout)
+        self._ready = False
+
+    @contextlib.contextmanager
+    def paused(self, stream: Any = None, timeout: float | None = None) -> Iterator[Agent]:
+        """The engine is between two steps: ready() at the start, resume() at the end."""
+        self.ready(stream)
+        try:
+            yield self
+        finally:
+            self.resume(timeout)
+
+    def wait_version(self, version: int, timeout: float | None = 60.0) -> Event:
+        """Inside paused(): waits until an update has brought `version` or a later one."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            event = self.wait(None if end is None else max(0.0, end - time.monotonic()))
+            if event.kind == "lost":
+                raise BrokerLost(errno.ECONNRESET, event.text)
+            if event.kind == "done" and event.version >= version and event.outcome == "committed":
+                return event
+            if end is not None and time.monotonic() > end:
+                raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in time")
+
+    def between_steps(self, stream: Any = None, timeout: float | None = 60.0) -> Event | None:
+        """For an engine's loop: lets an update in if one waits, and returns how it ended.
+
+        Costs one non-blocking read where there is none. All members of a group must call it at
+        the same step once the broker asks; see ready().
+        """
+        event = self.poll()
+        if event is None or event.kind != "hold":
+            return event
+        with self.paused(stream, timeout):
+            while event.kind == "hold":
+                event = self.wait(timeout)
+        return event
+
+    def _check_addresses(self) -> None:
+        for lookup in self._lookups:
+            moved = lookup()
+            if moved:
+                name, why = next(iter(moved.items()))
+                raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); withdraw "
+                            "and register again")
+
+    @property
+    def state(self) -> str:
+        """The group's state as last heard: "CURRENT", "STALE", ..."""
+        return STATES[self._state()[0]]
+
+    @property
+    def version(self) -> int:
+        """The version that the parameters hold; 0: none yet."""
+        return self._state()[1]
+
+    def _state(self) -> tuple[int, int]:
+        state, version = ctypes.c_int(), ctypes.c_uint64()
+        self._handle.call(lib.strew_agent_state, ctypes.byref(state), ctypes.byref(version))
+        return state.value, version.value
+
+    def fileno(self) -> int:
+        """Polls readable when poll() has work."""
+        return self._handle.call(lib.strew_agent_fd)
+
+    # Leaving
+
+    def withdraw(self) -> None:
+        """Takes the memory back: after it nothing writes to it."""
+        self._handle.long(lib.strew_agent_withdraw, self._handle.get())
+
+    def close(self) -> None:
+        """Withdraws if need be and disconnects. A second time is fine."""
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

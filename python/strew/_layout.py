@@ -1,0 +1,112 @@
+"""A worker's layout: which boxes of which tensors make up each of its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ._tensors import address
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """An arrow from a box of a trainer's tensor to a place in a parameter.
+
+    `shape` is the tensor's; `view` refines it (each dimension split into several, outermost
+    first). The box is [start, start + extent) in the view; its element i goes to element
+    offset + sum(i_k * stride[k]) of the parameter, counted from its first. Two indices never share
+    an element. `cast`: convert to the parameter's dtype (between float32, float16 and bfloat16).
+    """
+
+    tensor: str
+    dtype: Any  # torch or NumPy dtype, or its name
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    start: tuple[int, ...]
+    extent: tuple[int, ...]
+    offset: int
+    stride: tuple[int, ...]
+    cast: bool = False
+
+    @property
+    def elements(self) -> int:
+        """How many elements it fills."""
+        return math.prod(self.extent)
+
+
+@dataclasses.dataclass
+class LayoutParameter:
+    """A parameter's memory and the pieces that fill it. names: all that its storage goes by."""
+
+    tensor: Any
+    pieces: list[Piece]
+    names: tuple[str, ...] = ()
+    lookup: Callable[[], Any] | None = None  # the parameter as the module has it now
+    address: int = 0
+
+    @property
+    def uncovered(self) -> int:
+        """Elements that no piece fills, such as padding: updates leave them as they are."""
+        return math.prod(self.tensor.shape) - sum(piece.elements for piece in self.pieces)
+
+
+@dataclasses.dataclass
+class Layout:
+    """What record_layout() found.
+
+    Attributes:
+        parameters: by name; tied names are one parameter, under the first.
+        refused: names of parameters that cannot be filled rightly from the trainer's tensors, and
+            why. They are not in `parameters`.
+        unfilled: names of parameters that the loader never wrote: updates leave them as they are.
+        kept: names of buffers and of plain tensors of modules that the loader never wrote. If some
+            are derived from weights, let load_weights run the engine's post-load hook as well:
+            they are filled then, or refused.
+        unused: tensors that the loader put nowhere.
+        proved: True once prove() has compared it with live memory.
+    """
+
+    parameters: dict[str, LayoutParameter] = dataclasses.field(default_factory=dict)
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
+    unfilled: list[str] = dataclasses.field(default_factory=list)
+    kept: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    proved: bool = False
+
+    def status(self) -> str:
+        """ "raw 271, refused 0, unproved"."""
+        proof = "proved" if self.proved else "unproved"
+        return f"raw {len(self.parameters)}, refused {len(self.refused)}, {proof}"
+
+    def moved(self) -> dict[str, str]:
+        """Parameters that do not lie where they did when the layout was made, and how so."""
+        moved = {}
+        for name, parameter in self.parameters.items():
+            now = parameter.lookup() if parameter.lookup else parameter.tensor
+            if now is None or address(now) != parameter.address:
+                moved[name] = "is gone" if now is None else "has moved since it was registered"
+        return moved
+
+    def prove(self, tensors: Mapping[str, Any]) -> dict[str, str]:
+        """Compares live memory with what an update of these values would write.
+
+        Args:
+            tensors: by name: the checkpoint that the engine has loaded, as torch tensors (see
+                strew.open_checkpoint()).
+
+        A parameter that differs by a bit (the engine repacks, scales or derives it) is moved to
+        `refused`, by name; so is one whose tensors are missing. Returns those.
+        """
+        from ._prove import differs  # pylint: disable=import-outside-toplevel
+        found = {}
+        for name, parameter in self.parameters.items():
+            why = differs(parameter, tensors)
+            if why:
+                found[name] = why
+        for name, why in found.items():
+            del self.parameters[name]
+            self.refused[name] = why
+        self.proved = True
+        return found

@@ -1,0 +1,274 @@
+"""What an array is to strew: address, dtype, shape and strides, whoever made it.
+
+Nothing here copies, and nothing here needs torch or NumPy: an object is asked by the protocols it
+speaks. Whatever cannot be described exactly is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import sys
+from typing import Any, NamedTuple
+
+from ._errors import InvalidArgument, NotShareable
+from ._lib import MAX_DIMS
+
+# enum strew_dtype
+DTYPES: dict[str, int] = {
+    "float32": 1, "float16": 2, "bfloat16": 3, "float8_e4m3fn": 4, "float8_e5m2": 5, "int8": 6,
+    "uint8": 7, "int16": 8, "uint16": 9, "int32": 10, "uint32": 11, "int64": 12, "uint64": 13,
+    "float64": 14, "bool": 15,
+}
+DTYPE_NAMES: dict[int, str] = {number: name for name, number in DTYPES.items()}
+SIZES: dict[int, int] = {1: 4, 2: 2, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 2, 9: 2, 10: 4, 11: 4, 12: 8,
+                         13: 8, 14: 8, 15: 1}
+CASTABLE = frozenset((1, 2, 3))
+
+_TYPESTR = {"f4": 1, "f2": 2, "f8": 14, "i1": 6, "u1": 7, "i2": 8, "u2": 9, "i4": 10, "u4": 11,
+            "i8": 12, "u8": 13, "b1": 15}
+_DLPACK = {(2, 32): 1, (2, 16): 2, (4, 16): 3, (0, 8): 6, (1, 8): 7, (0, 16): 8, (1, 16): 9,
+           (0, 32): 10, (1, 32): 11, (0, 64): 12, (1, 64): 13, (2, 64): 14, (6, 8): 15,
+           (10, 8): 4, (12, 8): 5}
+_DLPACK_CUDA = (2, 13)
+_DLPACK_HOST = (1, 3)
+
+_torch_dtypes: dict[Any, int] = {}
+_kinds: dict[Any, tuple[int, int]] = {}
+_plain: set[type] = set()  # tensor types whose memory is what it seems
+
+
+class Described(NamedTuple):
+    """A strided array. shape and stride count elements; cuda is the GPU's index, -1 on the host.
+
+    keep holds the memory, also when the object that it came from is given other memory.
+    """
+
+    data: int
+    dtype: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    cuda: int
+    keep: Any
+
+
+def dtype_number(dtype: Any) -> int:
+    """enum strew_dtype of a torch or NumPy dtype, or of a name such as "bfloat16"."""
+    known = _torch_dtypes.get(dtype)
+    if known:
+        return known
+    name = getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+    name = {"half": "float16", "float": "float32", "double": "float64"}.get(name, name)
+    number = DTYPES.get(name, 0)
+    if not number and isinstance(dtype, type):
+        number = DTYPES.get(dtype.__name__.rstrip("_"), 0)
+    if not number:
+        raise NotShareable(errno.ENOTSUP, f"dtype {dtype} is not supported")
+    return number
+
+
+def _torch() -> Any:
+    """torch, if somebody has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not _torch_dtypes and hasattr(torch, "uint8"):
+        for name, number in DTYPES.items():
+            if hasattr(torch, name):
+                _torch_dtypes[getattr(torch, name)] = number
+        _plain.update((torch.Tensor, torch.nn.Parameter))
+    return torch
+
+
+def is_torch(value: Any) -> bool:
+    """True for a torch tensor of any kind."""
+    if type(value) in _plain:
+        return True
+    torch = _torch()
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _check_torch(name: str, tensor: Any, torch: Any) -> None:
+    """What a tensor type seen for the first time must be: memory, not a promise of it."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+    kind = type(tensor)
+    if is_traceable_wrapper_subclass(tensor) or "FakeTensor" in kind.__name__:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: a {kind.__name__} has no memory that "
+                           "strew can describe")
+    if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        _plain.add(kind)
+
+
+def _kind(name: str, tensor: Any, torch: Any) -> tuple[int, int]:
+    """(dtype, GPU or -1) of all tensors of one dtype, device and layout."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: only plain strided tensors are "
+                           f"supported, not {tensor.layout}")
+    device = tensor.device
+    if device.type not in ("cpu", "cuda"):
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: it is on {device}, where strew cannot "
+                           "reach it; CPU and CUDA memory are supported")
+    dtype = _torch_dtypes.get(tensor.dtype)
+    if dtype is None:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: dtype {tensor.dtype} is not supported")
+    kind = (dtype, (device.index or 0) if device.type == "cuda" else -1)
+    _kinds[(tensor.dtype, device, tensor.layout)] = kind
+    return kind
+
+
+def _of_torch(name: str, tensor: Any) -> Described:
+    kind = _kinds.get((tensor.dtype, tensor.device, tensor.layout))
+    if kind is None or type(tensor) not in _plain:
+        torch = _torch()
+        _check_torch(name, tensor, torch)
+        kind = _kind(name, tensor, torch)
+    if tensor.is_neg():
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: a view that negates its memory")
+    return Described(tensor.data_ptr(), kind[0], tensor.shape, tensor.stride(), kind[1],
+                     tensor.untyped_storage())
+
+
+def _elements(name: str, strides: Any, size: int) -> tuple[int, ...]:
+    if any(stride % size for stride in strides):
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: strides of {tuple(strides)} bytes are "
+                           f"no multiples of an element's {size}")
+    return tuple(stride // size for stride in strides)
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, n = [], 1
+    for length in reversed(shape):
+        strides.append(n)
+        n *= length
+    return tuple(reversed(strides))
+
+
+def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int) -> Described:
+    """__array_interface__ and __cuda_array_interface__, which differ in their name only."""
+    typestr = said["typestr"]
+    dtype = _TYPESTR.get(typestr[1:], 0)
+    if not dtype and hasattr(value, "dtype"):
+        dtype = DTYPES.get(getattr(value.dtype, "name", ""), 0)  # bfloat16 of ml_dtypes is "V2"
+    big = sys.byteorder == "big"
+    if not dtype or (typestr[0] == ("<" if big else ">") and SIZES[dtype] > 1):
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: dtype {typestr} is not supported")
+    if said.get("mask") is not None or said.get("data") is None:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: a masked or dataless array")
+    shape = tuple(said["shape"])
+    strides = said.get("strides")
+    stride = _dense(shape) if strides is None else _elements(name, strides, SIZES[dtype])
+    return Described(said["data"][0] or 0, dtype, shape, stride, cuda, value)
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32),
+                ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8),
+                ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+                ("shape", ctypes.POINTER(ctypes.c_int64)),
+                ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64)]
+
+
+def _of_dlpack(name: str, value: Any) -> Described:
+    try:
+        capsule = value.__dlpack__()
+    except (BufferError, RuntimeError, TypeError, ValueError) as reason:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack: {reason}") from reason
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    dtype = _DLPACK.get((tensor.code, tensor.bits), 0) if tensor.lanes == 1 else 0
+    if not dtype:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack type code {tensor.code}, "
+                           f"{tensor.bits} bits, {tensor.lanes} lanes is not supported")
+    if tensor.device_type not in _DLPACK_CUDA + _DLPACK_HOST:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack device type "
+                           f"{tensor.device_type} is not supported")
+    shape = tuple(tensor.shape[: tensor.ndim])
+    stride = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _dense(shape)
+    # The capsule, never consumed, keeps the memory.
+    return Described((tensor.data or 0) + tensor.byte_offset, dtype, shape, stride,
+                     tensor.device_id if tensor.device_type in _DLPACK_CUDA else -1,
+                     (value, capsule))
+
+
+def _check_strides(name: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    """No element twice. Returns strides of which those of single-element dimensions are dense."""
+    reach = 1
+    for step, length in sorted((s, n) for s, n in zip(stride, shape) if n != 1):
+        if step < reach and length > 0:
+            what = "runs backwards" if step < 0 else "overlaps itself"
+            raise NotShareable(errno.ENOTSUP, f"tensor {name}: shape {shape} with strides {stride} "
+                               f"{what}")
+        reach += step * (length - 1)
+    return tuple(d if n == 1 else s for s, n, d in zip(stride, shape, _dense(shape)))
+
+
+def describe(name: str, value: Any, *, writable: bool = False) -> Described:
+    """Describes a torch tensor, or what speaks an array interface or DLPack.
+
+    Raises NotShareable where strew could not read (or, if writable, write) exactly its elements:
+    an overlapping view, a negative stride, an unknown dtype, a device out of reach.
+    """
+    if is_torch(value):
+        described = _of_torch(name, value)
+        if value.is_contiguous() and len(described.shape) <= MAX_DIMS:
+            return described
+    elif hasattr(value, "__cuda_array_interface__"):
+        described = _of_interface(name, value, value.__cuda_array_interface__, 0)
+    elif hasattr(value, "__array_interface__"):
+        said = value.__array_interface__
+        if writable and said["data"][1]:
+            raise NotShareable(errno.EROFS, f"tensor {name}: the array is read-only")
+        described = _of_interface(name, value, said, -1)
+    elif hasattr(value, "__dlpack__"):
+        described = _of_dlpack(name, value)
+    else:
+        raise InvalidArgument(errno.EINVAL, f"tensor {name}: a {type(value).__name__} is neither a "
+                              "torch tensor nor an array (DLPack, __cuda_array_interface__, "
+                              "__array_interface__)")
+    if 0 in described.shape:
+        return _check_dims(name, described)
+    stride = _check_strides(name, described.shape, described.stride)
+    return _check_dims(name, described._replace(stride=stride))
+
+
+def _check_dims(name: str, described: Described) -> Described:
+    if len(described.shape) > MAX_DIMS:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: {len(described.shape)} dimensions, at "
+                           f"most {MAX_DIMS} are supported")
+    return described
+
+
+def address(value: Any) -> int:
+    """Where its memory is now."""
+    if is_torch(value):
+        return int(value.data_ptr())
+    return describe("?", value).data
+
+
+_dtensor: Any = None
+
+
+def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]] | None:
+    """(local tensor, its start, global shape) of a DTensor; None for all else.
+
+    A shard of a DTensor is a box of the tensor; nothing is gathered. What holds a sum in parts
+    (Partial) is refused.
+    """
+    global _dtensor  # pylint: disable=global-statement
+    if type(value) in _plain:
+        return None
+    if _dtensor is None:
+        _dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    data = getattr(value, "data", value)  # nn.Parameter around a DTensor is a DTensor itself
+    if _dtensor is None or not isinstance(value, _dtensor):
+        return None
+    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    if any(isinstance(placement, Partial) for placement in data.placements):
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: a DTensor with a Partial placement")
+    shape, start = compute_local_shape_and_global_offset(data.shape, data.device_mesh,
+                                                         data.placements)
+    local = data.to_local()
+    if tuple(local.shape) != tuple(shape):
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: its shard is {tuple(local.shape)}, but "
+                           f"{tuple(shape)} was computed for {data.placements}")
+    return local, tuple(start), tuple(data.shape)

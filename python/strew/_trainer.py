@@ -1,0 +1,344 @@
+"""The trainer's face: declare tensors once, publish versions of them."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from . import _lib
+from ._errors import InvalidArgument, Moved, NotCommitted, make_error
+from ._lib import MAX_DIMS, Handle, lib
+from ._tensors import Described, address, describe, is_torch, local_box
+
+PUBLISH_PARTIAL = 1
+PUBLISH_SCOPE_ALL = 2
+OUTCOMES = ("none", "committed", "sat out", "aborted", "dirty", "lost")
+STATES = ("", "FORMING", "CURRENT", "PENDING", "IN_DOUBT", "DIRTY", "STALE", "LOST")
+PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+
+_PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
+_ZEROS = (0,) * MAX_DIMS
+_RECORD = struct.Struct("@ii24QP")  # struct strew_tensor behind its name
+assert _RECORD.size + ctypes.sizeof(ctypes.c_char_p) == ctypes.sizeof(_lib.Tensor)
+
+Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
+
+
+def strip_prefixes(name: str) -> str:
+    """The name without what wrappers (DDP, torch.compile, activation checkpoints) put into it."""
+    if "module" not in name and "_orig_mod" not in name:
+        return name
+    for prefix in PREFIXES[1:]:
+        name = name.replace(prefix, "")
+    while name.startswith(PREFIXES[0]):
+        name = name[len(PREFIXES[0]):]
+    return name
+
+
+def launcher_rank() -> tuple[int, int]:
+    """(rank, size) as torchrun, Slurm or MPI say; (0, 1) where nobody does."""
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"),
+                       ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def stream_address(stream: Any, cuda: int) -> int | None:
+    """Of a stream (torch, CuPy, integer); None: torch's current one of that GPU (-1: none)."""
+    if stream is None:
+        torch = sys.modules.get("torch")
+        if cuda < 0 or torch is None:
+            return None
+        stream = torch.cuda.current_stream(cuda)
+    return int(getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))) or None
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupReport:
+    """How one group fared in an update."""
+
+    node: int
+    replica: int
+    part: int
+    outcome: str  # "committed", "sat out", "aborted", "dirty", "lost"
+    state: str  # "CURRENT", "STALE", ...
+    text: str  # why, when not committed
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of an update. Bytes are counted once; times are seconds.
+
+    outcome: "committed" (all groups), "sat out" (some), "aborted" (none).
+    """
+
+    version: int
+    outcome: str
+    text: str
+    tensors: int
+    unwanted: int
+    bytes: int
+    wire_bytes: int
+    wait_s: float
+    accept_s: float
+    move_s: float
+    commit_s: float
+    total_s: float
+    gather_s: float
+    local_s: float
+    wire_s: float
+    scatter_s: float
+    groups: tuple[GroupReport, ...]
+
+    @property
+    def committed(self) -> bool:
+        """True if every group has every byte of the version."""
+        return self.outcome == "committed"
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
+
+
+def _make_report(said: _lib.Report) -> Report:
+    groups = tuple(GroupReport(g.node, g.replica, g.part, OUTCOMES[g.outcome], STATES[g.state],
+                               _text(g.text))
+                   for g in (said.groups[i] for i in range(said.ngroups)))
+    values = {field.name: getattr(said, field.name) for field in dataclasses.fields(Report)
+              if field.name not in ("outcome", "text", "groups")}
+    return Report(outcome=OUTCOMES[said.outcome], text=_text(said.text), groups=groups, **values)
+
+
+class Publishing:
+    """An update on its way, from Trainer.publish_async()."""
+
+    def __init__(self, trainer: Trainer, version: int) -> None:
+        self._trainer = trainer
+        self.version = version
+        self._report: Report | None = None
+
+    def wait_released(self, timeout: float | None = 60.0) -> None:
+        """Waits (seconds; None: for ever) until the tensors may change again.
+
+        Timeout: the memory is still lent.
+        """
+        if self._report is None:
+            self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
+
+    def report(self, timeout: float | None = 60.0) -> Report:
+        """Waits for the end of the update. Raises NotCommitted if no group has the version."""
+        if self._report is None:
+            self._report = self._trainer._take_report(timeout)
+        if self._report.outcome == "aborted":
+            raise NotCommitted(self._report, self._report.text)
+        return self._report
+
+
+class Trainer:
+    """A process that has new weights.
+
+    Args:
+        model: the name under which engines ask for it.
+        rank, size: of this process among the model's trainer ranks; by default what torchrun,
+            Slurm or MPI have put into the environment, else 0 of 1.
+        socket: of this node's broker; by default $STREW_SOCKET, else the default path.
+        timeout: seconds for each call that waits for the broker.
+
+    Raises BrokerMissing where nobody serves the socket.
+    """
+
+    def __init__(self, model: str, *, rank: int | None = None, size: int | None = None,
+                 socket: str | os.PathLike[str] | None = None, timeout: float = 30.0) -> None:
+        self._handle = Handle(lib.strew_trainer_close)
+        said_rank, said_size = launcher_rank()
+        options = _lib.TrainerOptions(
+            socket=None if socket is None else os.fsencode(socket), model=model.encode(),
+            rank=said_rank if rank is None else rank, ranks=said_size if size is None else size,
+            timeout_ms=max(1, int(timeout * 1000)))
+        self._timeout = timeout
+        self._keep: list[Any] = []
+        self._torch: list[Any] = []  # torch tensors and their addresses: looked at before each
+        self._addresses: list[int] = []  # update
+        self._names: list[str] = []
+        self._others: list[tuple[str, Any, int]] = []
+        self._declared: set[str] = set()
+        self._record = _lib.Tensor()
+        self._record_address = ctypes.addressof(self._record)
+        self._cuda = -1  # the GPU of the tensors
+        self._sealed = False
+        address_out = ctypes.c_void_p()
+        self._handle.long(lib.strew_trainer_open, ctypes.byref(options), ctypes.byref(address_out))
+        self._handle.address = address_out.value
+
+    def declare(self, tensors: Any, rename: Rename | None = None) -> None:
+        """Declares what will be published; the memory must keep its address from now on.
+
+        Args:
+            tensors: a module, or names and tensors (a state_dict, or pairs): torch tensors, NumPy
+                arrays, whatever speaks DLPack or an array interface; any strides that do not
+                overlap. Of a DTensor (FSDP2, tensor parallel) its local shard is declared as the
+                box that it is. Nothing is gathered or copied.
+            rename: a function or mapping from name to name (None: leave the tensor out); what a
+                mapping lacks keeps its name. Wrapper prefixes are stripped before.
+
+        May be called several times before the first publish. InvalidArgument for a name twice,
+        NotShareable for memory that cannot be shared; the exception names the tensor.
+        """
+        if hasattr(tensors, "state_dict"):
+            # The parameters themselves: a `.data` that is replaced later is seen then.
+            tensors = tensors.state_dict(keep_vars=True)
+        pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
+        mapping = rename if isinstance(rename, Mapping) else None
+        for given, value in pairs:
+            name: str | None = strip_prefixes(given)
+            if mapping is not None:
+                name = mapping.get(name, name)  # type: ignore[arg-type]
+            elif callable(rename):
+                name = rename(name)  # type: ignore[arg-type]
+            if name is None:
+                continue
+            local = local_box(name, value)
+            if local is None:
+                self._declare(name, value, describe(name, value), None, None)
+            else:
+                value, start, shape = local
+                self._declare(name, value, describe(name, value), shape, start)
+
+    def declare_box(self, name: str, tensor: Any, *, shape: tuple[int, ...],
+                    start: tuple[int, ...]) -> None:
+        """Declares `tensor` as the box of tensor `name` that starts at `start`.
+
+        Args:
+            shape: of the whole tensor. It may have more dimensions than the view `tensor`: the
+                first ones are 1 long in the box (an expert of a stack of experts).
+            start: the box's first index, in elements, for each dimension of `shape`.
+
+        Boxes of one name may be declared several times, by one rank or by many.
+        """
+        self._declare(name, tensor, describe(name, tensor), tuple(shape), tuple(start))
+
+    def _declare(self, name: str, value: Any, said: Described, shape: tuple[int, ...] | None,
+                 start: tuple[int, ...] | None) -> None:
+        ndim, extent, stride = len(said.shape), said.shape, said.stride
+        if shape is None or start is None:
+            if name in self._declared:
+                raise InvalidArgument(errno.EEXIST, f"tensor {name} is declared twice")
+            shape, begin = extent, _ZEROS[:ndim]
+        else:
+            extra = len(shape) - ndim
+            if extra < 0 or len(start) != len(shape) or len(shape) > MAX_DIMS:
+                raise InvalidArgument(errno.EINVAL, f"tensor {name}: a box of {ndim} dimensions at "
+                                      f"{start} of shape {shape}")
+            ndim, extent, begin = len(shape), (1,) * extra + extent, start
+            stride = (0,) * extra + stride
+            if not any(stride):
+                stride = (1,) * ndim  # one element: all 0 would mean dense, which it is as well
+        if 0 in extent:
+            self._declared.add(name)
+            return
+        pad = _PAD[ndim]
+        record = self._record
+        record.name = name.encode()
+        _RECORD.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *begin, *pad, *extent, *pad,
+                          *stride, *pad, said.data)
+        self._handle.call(lib.strew_trainer_declare, self._record_address)
+        self._declared.add(name)
+        self._keep.append(said.keep)
+        self._cuda = max(self._cuda, said.cuda)
+        if is_torch(value):
+            self._names.append(name)
+            self._torch.append(value)
+            self._addresses.append(said.data)
+        else:
+            self._others.append((name, value, said.data))
+
+    def seal(self) -> None:
+        """Ends declaring and waits until all ranks have; the first publish() does it by itself."""
+        if not self._sealed:
+            self._handle.long(lib.strew_trainer_seal, self._handle.get())
+            self._sealed = True
+
+    def _check_addresses(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is not None and self._torch:
+            now = list(map(torch.Tensor.data_ptr, self._torch))
+            if now != self._addresses:
+                names = [n for n, a, b in zip(self._names, now, self._addresses) if a != b]
+                raise Moved(errno.ESTALE, f"tensor {names[0]} has moved since it was declared "
+                            f"({len(names)} in all); declare them with a new Trainer")
+        for name, value, before in self._others:
+            if address(value) != before:
+                raise Moved(errno.ESTALE, f"tensor {name} has moved since it was declared")
+
+    def publish_async(self, version: int, *, stream: Any = None, partial: bool = False,
+                      scope_all: bool = False, timeout: float = 60.0) -> Publishing:
+        """Publishes what is declared as it is after the current stream's work; returns at once.
+
+        Args:
+            version: a number above the last committed one, at most 2^64 - 2.
+            stream: a torch stream or the address of a CUstream; None: torch's current one.
+            partial: parameters that no tensor covers are not an error.
+            scope_all: commit every group or none.
+            timeout: seconds, the update's deadline.
+
+        Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
+        broker refuses (a version that goes back) comes in the handle's waits.
+        """
+        self._check_addresses()
+        self.seal()
+        flags = (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0)
+        if not 0 < version < 2**64 - 1:
+            raise InvalidArgument(errno.EINVAL, f"publish: version {version}: 1 to 2^64 - 2 are "
+                                  "allowed")
+        self._handle.call(lib.strew_trainer_publish, version, stream_address(stream, self._cuda),
+                          flags, int(timeout * 1000))
+        return Publishing(self, version)
+
+    def publish(self, version: int, *, stream: Any = None, partial: bool = False,
+                scope_all: bool = False, timeout: float = 60.0) -> Report:
+        """The same, waiting for the report.
+
+        Raises NotCommitted if no group has the version; groups that sat out are in the report.
+        Ctrl-C leaves the update running; its memory is lent until close() has returned.
+        """
+        handle = self.publish_async(version, stream=stream, partial=partial, scope_all=scope_all,
+                                    timeout=timeout)
+        return handle.report(timeout + self._timeout)
+
+    def _take_report(self, timeout: float | None) -> Report:
+        said = _lib.Report()
+        self._handle.wait(
+            lambda at, ms: lib.strew_trainer_wait_report(at, ms, ctypes.byref(said)), timeout)
+        try:
+            return _make_report(said)
+        finally:
+            lib.strew_report_finish(ctypes.byref(said))
+
+    def fileno(self) -> int:
+        """Polls readable when the broker has said something."""
+        return self._handle.call(lib.strew_trainer_fd)
+
+    def close(self) -> None:
+        """Waits for lent memory, then disconnects. A second time is fine."""
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+__all__ = ["GroupReport", "Publishing", "Report", "Trainer", "make_error"]

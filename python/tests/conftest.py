@@ -1,0 +1,48 @@
+"""Brokers for the tests, and the library of the build folder where no wheel is installed."""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+try:
+    import strew
+except ImportError:
+    ROOT = pathlib.Path(__file__).resolve().parents[2]
+    os.environ.setdefault("STREW_LIBRARY", str(ROOT / "build" / "lib" / "libstrew.so.0"))
+    import sys
+    sys.path.insert(0, str(ROOT / "python"))
+    os.environ["PYTHONPATH"] = str(ROOT / "python")  # for processes that the tests start
+    os.environ["PATH"] = f"{ROOT}/build/bin:{os.environ['PATH']}"
+    import strew
+
+
+class Broker:
+    """A strewd on the host backend."""
+
+    def __init__(self, folder, *options):
+        self.socket = folder / "s"
+        self.log = folder / "log"
+        build = pathlib.Path(os.environ.get("STREW_LIBRARY", "")).parents[1] / "bin" / "strewd" \
+            if "STREW_LIBRARY" in os.environ else None
+        program = str(build) if build else strew.program("strewd")
+        read, write = os.pipe()
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+                [program, "--socket", str(self.socket), "--backend", "host", "--slot", "256K",
+                 "--ready-fd", str(write), *options], pass_fds=(write,), stdout=log, stderr=log)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            assert pipe.read() == "READY=1\n", self.log.read_text()
+
+    def stop(self):
+        self.process.terminate()
+        assert self.process.wait(20) == 0, self.log.read_text()
+
+
+@pytest.fixture
+def broker(tmp_path):
+    one = Broker(tmp_path)
+    yield one
+    one.stop()

@@ -1,0 +1,81 @@
+"""Shards of DTensors are declared as the boxes that they are, by two ranks; the engine has all."""
+
+import multiprocessing
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torch.distributed.tensor")
+
+from torch import nn
+
+import strew
+from loaders import free_port, in_threads, poisoned_twin, random_values, same_bits
+
+SHAPES = {"0.weight": (7, 6), "0.bias": (7,), "1.weight": (5, 7)}
+
+
+def make():
+    return nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 5, bias=False))
+
+
+def trainer_rank(rank, port, socket, values, queue):
+    """Shards dimension 0, dimension 1 or nothing of each tensor, and publishes its boxes."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        state, keep = {}, []
+        for (name, value), how in zip(values.items(), (Shard(0), Replicate(), Shard(1))):
+            whole = distribute_tensor(value, mesh, [how])
+            local = whole.to_local()
+            memory = strew.host_empty(tuple(local.shape), local.dtype)
+            memory.copy_(local)
+            keep.append(memory)
+            whole._local_tensor = memory
+            state["module." + name] = whole
+        with strew.Trainer("m", socket=socket) as trainer:  # rank and size from the environment
+            trainer.declare(state)
+            queue.put(trainer.publish(1).outcome)
+    except BaseException as failure:  # pylint: disable=broad-except
+        queue.put(repr(failure))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_shards_of_two_ranks(broker):
+    values = random_values({n: (torch.float32, s) for n, s in SHAPES.items()})
+    module = poisoned_twin(make)
+    layout = strew.record_layout(module, lambda w: module.load_state_dict(dict(w)), values)
+    context = multiprocessing.get_context("spawn")
+    queue, port = context.Queue(), free_port()
+    with strew.Agent("m", gate="live", socket=broker.socket) as agent:
+        agent.register(layout)
+        ranks = [context.Process(target=trainer_rank,
+                                 args=(r, port, broker.socket, values, queue)) for r in range(2)]
+        for one in ranks:
+            one.start()
+        assert [queue.get(timeout=90) for _ in ranks] == ["committed"] * 2
+        for one in ranks:
+            one.join(30)
+    for name, parameter in module.named_parameters():
+        assert same_bits(parameter.data, values[name]), name
+
+
+def test_a_rank_that_never_publishes_is_named(broker):
+    array = strew.host_empty((4,), torch.float32)
+    module = poisoned_twin(lambda: nn.Linear(4, 1, bias=False))
+    layout = strew.record_layout(module, lambda w: module.load_state_dict(dict(w)),
+                                 {"weight": (torch.float32, (1, 4))})
+    with strew.Agent("m", gate="live", socket=broker.socket) as agent:
+        agent.register(layout)
+        trainers = [strew.Trainer("m", rank=r, size=2, socket=broker.socket) for r in range(2)]
+        for trainer in trainers:
+            trainer.declare({"weight": array[None]})
+        in_threads([t.seal for t in trainers])
+        with pytest.raises(strew.Error, match="rank"):
+            trainers[0].publish(1, timeout=1)
+        for trainer in trainers:
+            trainer.close()

@@ -1,0 +1,316 @@
+"""record_layout: what strew fills, through a real broker, is what the loader fills."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import strew  # noqa: E402
+from loaders import (  # noqa: E402
+    Fused,
+    assert_filled,
+    poisoned_twin,
+    publish,
+    random_values,
+    same_bits,
+    to_host,
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_fused_module(broker, size, dtype):
+    described = Fused.checkpoint(dtype)
+    values = random_values(described)
+    want, got, layouts = [], [], []
+    for rank in range(size):
+        want.append(Fused(rank, size))
+        want[-1].load_weights(iter(values.items()))
+        got.append(poisoned_twin(lambda r=rank: Fused(r, size)))
+        before = got[-1].embed.clone()
+        layouts.append(strew.record_layout(got[-1], got[-1].load_weights, described.items()))
+        assert same_bits(got[-1].embed, before)  # recording writes nothing
+    for rank, layout in enumerate(layouts):
+        assert list(layout.refused) == ["derived"] and "mul" in layout.refused["derived"]
+        rows = 64 // size
+        real = max(0, min(rows, Fused.VOCAB - rank * rows))
+        assert layout.unfilled == (["never"] if real else ["embed", "never"])
+        assert layout.unused == ([] if real else ["embed.weight"]) + ["scaled", "extra"]
+        if real:
+            assert layout.parameters["embed"].names == ("embed", "head")
+            assert layout.parameters["embed"].uncovered == (rows - real) * Fused.HIDDEN
+        with pytest.raises(strew.Refused, match="derived"):
+            with strew.Agent("m", socket=broker.socket) as agent:
+                agent.register(layout)
+    report = publish(broker, values, layouts, skip_refused=True)
+    assert report.committed
+    for rank in range(size):
+        assert_filled(got[rank], want[rank], layouts[rank])
+        assert got[rank].head is got[rank].embed
+
+
+def one(load, shape, described, dtype=torch.float32):
+    """A module with one parameter `p`, loaded by the same loader if it can, and its layout."""
+    module = nn.Module()
+    module.p = nn.Parameter(torch.full(shape, 7.0).to(dtype), requires_grad=False)
+
+    def load_weights(weights):
+        for name, tensor in weights:
+            load(module.p, name, tensor)
+    try:
+        load_weights(random_values(described).items())
+    except Exception:  # pylint: disable=broad-except
+        pass
+    before = module.p.clone()
+    layout = strew.record_layout(module, load_weights, described)
+    assert same_bits(module.p, before)
+    return module, layout
+
+
+def played(load, shape, described, dtype=torch.float32):
+    """Fills by the pieces and by the loader; asserts that both are equal."""
+    values = random_values(described)
+    module, layout = one(load, shape, described, dtype)
+    assert not layout.refused, layout.refused
+    want = torch.full(shape, 7.0).to(dtype)
+    with torch.no_grad():
+        for name, tensor in values.items():
+            load(nn.Parameter(want, requires_grad=False), name, tensor)
+    from strew._prove import source_box, target_box
+    for piece in layout.parameters["p"].pieces:
+        target_box(piece, module.p.data).copy_(source_box(piece, values[piece.tensor]))
+    assert same_bits(module.p.data, want)
+    return layout
+
+
+F32 = torch.float32
+
+
+@pytest.mark.parametrize("load, shape, source", [
+    (lambda p, n, t: p.data.copy_(t[::2].T), (5, 4), (8, 5)),
+    (lambda p, n, t: p.data.view(-1).copy_(t.flatten()[3:15]), (3, 4), (4, 5)),
+    (lambda p, n, t: p.data.copy_(t.reshape(6, 2).contiguous().view(3, 4)), (3, 4), (2, 6)),
+    (lambda p, n, t: p.data.copy_(t.permute(2, 0, 1).reshape(4, 6)), (4, 6), (2, 3, 4)),
+    (lambda p, n, t: p.data.copy_(t.expand(3, 5)), (3, 5), (1, 5)),
+    (lambda p, n, t: p.data.copy_(t.repeat(2, 3)), (4, 9), (2, 3)),
+    (lambda p, n, t: p.data.copy_(t.repeat_interleave(2, dim=0)), (8, 3), (4, 3)),
+    (lambda p, n, t: p.data.copy_(nn.functional.pad(t, (0, 0, 0, 2))), (5, 4), (3, 4)),
+    (lambda p, n, t: p.data.copy_(torch.stack(t.unbind(1))), (4, 3), (3, 4)),
+    (lambda p, n, t: p.data.copy_(t.to(torch.float64).float()), (3, 4), (3, 4)),
+    (lambda p, n, t: p.data.index_copy_(0, torch.tensor([2, 0]), t), (3, 4), (2, 4)),
+    (lambda p, n, t: p.data.__setitem__(torch.tensor([1, 3]), t), (4, 2), (2, 2)),
+    (lambda p, n, t: p.data.copy_(t[torch.tensor([True, False, True])]), (2, 4), (3, 4)),
+    (lambda p, n, t: p.data.copy_(t.unfold(0, 2, 2).flatten(1)), (2, 6), (4, 3)),
+    (lambda p, n, t: p.data.t().copy_(t), (4, 3), (3, 4)),
+    (lambda p, n, t: (p.data.zero_(), p.data[1:].copy_(t)), (4, 3), (3, 3)),
+    (lambda p, n, t: (p.data.copy_(t), p.data.copy_(t.flip(0) if False else t)), (2, 2), (2, 2)),
+    (lambda p, n, t: p.data.copy_(torch.empty(4, 4).copy_(t)[1:3]), (2, 4), (4, 4)),
+    (lambda p, n, t: p.data.copy_(torch.cat([t[2:], t[:2]]).view(2, 2, 3).transpose(0, 1)),
+     (2, 2, 3), (4, 3)),
+])
+def test_ways_to_load(load, shape, source):
+    played(load, shape, {"t": (F32, source)})
+
+
+@pytest.mark.parametrize("load, words", [
+    (lambda p, n, t: p.data.copy_(t + 1), "add"),
+    (lambda p, n, t: p.data.copy_(t).mul_(2), "mul"),
+    (lambda p, n, t: p.data.copy_(torch.softmax(t, 0)), "softmax"),
+    (lambda p, n, t: p.data.copy_(t.to(torch.bfloat16)), "bfloat16"),
+    (lambda p, n, t: p.data.copy_(t.to(torch.int32)), "int32"),
+    (lambda p, n, t: (p.data.copy_(t), p.data[1, 1:3].fill_(0)), "overwritten"),
+    (lambda p, n, t: p.data.copy_(t.view(torch.int32).float()), "dtype"),
+    (lambda p, n, t: p.data.view(torch.int32).copy_(t.view(torch.int32)), "dtype"),
+    (lambda p, n, t: torch.add(t, 1, out=p.data), "add"),
+])
+def test_what_is_refused_by_name(load, words):
+    _, layout = one(load, (4, 6), {"t": (F32, (4, 6))})
+    assert not layout.parameters and words in layout.refused["p"]
+
+
+@pytest.mark.parametrize("load", [
+    lambda p, n, t: p.data.copy_(t * t.max().item()),
+    lambda p, n, t: p.data.copy_(t) if t.sum() > 0 else None,
+    lambda p, n, t: p.data.copy_(torch.from_numpy(t.numpy())),
+    lambda p, n, t: p.data.copy_(t[t > 0]),
+    lambda p, n, t: p.data.copy_(t.narrow(0, 2, 9)),
+])
+def test_loaders_that_look_at_values(load):
+    with pytest.raises(strew.NotShareable, match="tensor some.name"):
+        one(load, (4, 6), {"some.name": (F32, (4, 6))})
+
+
+def test_the_last_write_counts():
+    def load(p, name, tensor):
+        p.data.copy_(tensor)
+    layout = played(load, (3, 4), {"a": (F32, (3, 4)), "b": (F32, (3, 4))})
+    assert [piece.tensor for piece in layout.parameters["p"].pieces] == ["b"]
+    assert layout.unused == ["a"]
+
+
+def test_a_module_whose_tensors_are_replaced():
+    """load_state_dict(assign=True), and `.data =`; the module is given back its memory."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
+    state = {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}
+    before = {name: (t, t.data_ptr()) for name, t in module.named_parameters()}
+    layout = strew.record_layout(
+        module, lambda weights: module.load_state_dict(dict(weights), assign=True), state)
+    assert list(layout.parameters) == list(state) and not layout.refused
+    for name, parameter in module.named_parameters():
+        assert parameter is before[name][0] and parameter.data_ptr() == before[name][1]
+    assert not layout.moved()
+    module[1].weight.data = torch.zeros(2, 4)
+    assert list(layout.moved()) == ["1.weight"]
+
+
+def test_prove_finds_what_the_engine_changed_after_loading(tmp_path, broker):
+    safetensors = pytest.importorskip("safetensors.torch")
+    described = Fused.checkpoint()
+    values = random_values(described)
+    safetensors.save_file(values, tmp_path / "model.safetensors")
+    module = poisoned_twin(lambda: Fused(0, 2))
+    module.load_weights(iter(values.items()))
+    module.w2.data.copy_(module.w2.data.flip(0))  # a repack
+    layout = strew.record_layout(module, module.load_weights, tmp_path, prove=tmp_path)
+    assert sorted(layout.refused) == ["derived", "w2"]
+    assert "experts" in layout.refused["w2"] and layout.status().endswith("refused 2, proved")
+    assert "w13" in layout.parameters
+    # Values of the trainer that are not the checkpoint's, by name and by shape.
+    other = strew.record_layout(module, module.load_weights, values,
+                                prove={**values, "o.weight": values["o.weight"][:, :5]})
+    assert "o" in other.refused
+
+
+def test_an_agent_refuses_a_parameter_that_moved(broker):
+    described = {"weight": (F32, (3, 4))}
+    module = poisoned_twin(lambda: nn.Linear(4, 3, bias=False))
+
+    def load_weights(weights):
+        module.load_state_dict(dict(weights))
+    layout = strew.record_layout(module, load_weights, described)
+    with strew.Agent("m", socket=broker.socket) as agent:
+        agent.register(layout)
+        values = to_host(random_values(described))
+        with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+            trainer.declare(values)
+            running = trainer.publish_async(1, timeout=2)
+            module.weight.data = torch.ones(3, 4)
+            with pytest.raises(strew.Moved, match="parameter weight has moved"):
+                while agent.between_steps() is None:
+                    pass
+            with pytest.raises(strew.NotCommitted):
+                running.report(20)
+        assert (module.weight == 1).all()
+
+
+class Latent(nn.Module):
+    """A layer of the shape of DeepSeek's MLA: after loading, kv_b_proj is split and transposed."""
+
+    HEADS, NOPE, VALUE, RANK, HIDDEN = 4, 6, 5, 8, 12
+
+    def __init__(self):
+        super().__init__()
+        n = self.HEADS
+        self.q = nn.Parameter(torch.zeros(n * self.NOPE, self.HIDDEN), requires_grad=False)
+        self.kv_a = nn.Parameter(torch.zeros(self.RANK, self.HIDDEN), requires_grad=False)
+        self.kv_b = nn.Parameter(torch.zeros(n * (self.NOPE + self.VALUE), self.RANK),
+                                 requires_grad=False)
+        self.o = nn.Parameter(torch.zeros(self.HIDDEN, n * self.VALUE), requires_grad=False)
+        self.w_uk_t = nn.Parameter(torch.zeros(n, self.NOPE, self.RANK), requires_grad=False)
+        self.w_uv = nn.Parameter(torch.zeros(n, self.RANK, self.VALUE), requires_grad=False)
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            getattr(self, name).data.copy_(tensor)
+
+    def post_load(self):
+        both = self.kv_b.data.view(self.HEADS, self.NOPE + self.VALUE, self.RANK)
+        self.w_uk_t.data.copy_(both[:, : self.NOPE])
+        self.w_uv.data.copy_(both[:, self.NOPE:].transpose(1, 2))
+
+    def forward(self, x):
+        q = (x @ self.q.T).view(-1, self.HEADS, self.NOPE)
+        latent = x @ self.kv_a.T
+        scores = torch.einsum("shd,hdr,tr->hst", q, self.w_uk_t, latent).softmax(-1)
+        return torch.einsum("hst,tr,hrv->shv", scores, latent, self.w_uv).flatten(1) @ self.o.T
+
+
+def test_derived_tensors_of_a_latent_attention(broker):
+    described = {n: (F32, tuple(getattr(Latent(), n).shape)) for n in ("q", "kv_a", "kv_b", "o")}
+    first, second = random_values(described), random_values(described)
+    got, want = poisoned_twin(Latent), Latent()
+    for module, values in ((got, first), (want, second)):
+        module.load_weights(values.items())
+        module.post_load()
+    # The loader alone does not write what is derived: it is named.
+    plain = strew.record_layout(got, got.load_weights, described, prove=first)
+    assert plain.unfilled == ["w_uk_t", "w_uv"] and not plain.refused
+    # With the post-load hook they are copies of boxes too, here.
+
+    def load_weights(weights):
+        got.load_weights(weights)
+        got.post_load()
+    layout = strew.record_layout(got, load_weights, described, prove=first)
+    assert not layout.refused and not layout.unfilled and layout.proved
+    assert publish(broker, second, [layout]).committed
+    x = torch.randn(7, Latent.HIDDEN)
+    assert torch.equal(got(x), want(x))
+
+
+def test_derived_tensors_that_are_no_copies_are_found():
+    described = {"weight": (F32, (4, 6))}
+    module = nn.Linear(6, 4, bias=False)
+    module.scale = nn.Parameter(torch.ones(4))
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module.weight.data.copy_(tensor)
+            module.scale.data.copy_(tensor.abs().amax(1))
+    layout = strew.record_layout(module, load_weights, described)
+    assert list(layout.refused) == ["scale"] and "abs" in layout.refused["scale"]
+
+
+def test_plain_attributes_that_a_post_load_hook_makes():
+    """As engines keep what they derive: filled if it is a copy, else refused; never unnoticed."""
+    described = {"weight": (F32, (4, 6))}
+    module = nn.Linear(6, 4, bias=False)
+    module.transposed = module.weight.data.t().contiguous()
+    module.norm = module.weight.data.norm()
+
+    def load_weights(weights):
+        module.load_state_dict(dict(weights))
+
+    def with_hook(weights):
+        load_weights(weights)
+        module.transposed = module.weight.data.t().contiguous()
+        module.norm = module.weight.data.norm()
+        module.late = module.weight.data.flatten()
+    kept = module.transposed
+    layout = strew.record_layout(module, load_weights, described)
+    assert layout.kept == ["transposed", "norm"] and list(layout.parameters) == ["weight"]
+    layout = strew.record_layout(module, with_hook, described)
+    assert sorted(layout.parameters) == ["transposed", "weight"] and not layout.kept
+    assert sorted(layout.refused) == ["late", "norm"] and "norm" in layout.refused["norm"]
+    assert module.transposed is kept and not hasattr(module, "late")
+    assert not any(t.is_meta for t in vars(module).values() if isinstance(t, torch.Tensor))
+
+
+def test_threads_of_a_loader_are_not_trusted():
+    """What another thread does is not seen: that refuses the parameter."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Thread
+
+    def pool(p, name, tensor):
+        with ThreadPoolExecutor(2) as threads:
+            p.data.copy_(threads.submit(lambda: tensor.t().contiguous()).result())
+
+    def thread(p, name, tensor):
+        result = []
+        one = Thread(target=lambda: result.append(tensor.t().contiguous()))
+        one.start()
+        one.join()
+        p.data.copy_(result[0])
+    played(pool, (6, 4), {"t": (F32, (4, 6))})
+    _, layout = one(thread, (6, 4), {"t": (F32, (4, 6))})
+    assert not layout.parameters and "not seen" in layout.refused["p"]
