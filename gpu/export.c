@@ -248,7 +248,7 @@ static int twin_handle(const struct export_set *set, const struct export_twin *t
 	struct handle *ret_handle, struct error *err)
 {
 	struct handle handle = {.kind = twin->ordinal < 0 ? HANDLE_MEMFD : HANDLE_CUDA_IPC,
-		.base = twin->address,
+		.base = twin->base,
 		.size_bytes = twin->size_bytes,
 		.pull = true};
 	int rc;

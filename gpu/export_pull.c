@@ -141,6 +141,7 @@ int export_pull_settle(struct export_set *set, struct error *err)
 			return error_set(
 				err, -E2BIG, "memory of more than %zu GPUs", ARRAY_LEN(set->twins));
 		}
+		twin->base = twin->size_bytes ? twin->base : range->base;
 		range->twin = (uint32_t)(twin - set->twins);
 		range->twin_offset = align_up(twin->size_bytes, 256) + range->base % 256;
 		twin->size_bytes = range->twin_offset + range->len_bytes;

@@ -47,6 +47,7 @@ struct export_range {
 };
 
 struct export_twin {
+	uint64_t base; /* of the first range that it stands for, for messages */
 	uint64_t size_bytes;
 	int ordinal;
 	uint8_t uuid[GPU_UUID_BYTES];
