@@ -77,7 +77,7 @@ static int send_chunks(struct agent_session *session, struct handle *handle, uin
 	message_init(&message, MSG_ALLOCATION, serial);
 	said = &message.u.allocation;
 	said->index = index;
-	said->kind = (uint32_t)handle->kind;
+	said->kind = handle->pull ? HANDLE_PULL : (uint32_t)handle->kind;
 	said->base = handle->base;
 	said->size = handle->size_bytes;
 	said->buffer_id = handle->buffer_id;

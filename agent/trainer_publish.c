@@ -126,6 +126,11 @@ static int trainer_publish(struct strew_trainer *trainer, uint64_t version, void
 	if (rc) {
 		return rc;
 	}
+	/* Ahead of the word, on the same stream: who sees the word may read the twins. */
+	rc = export_twins_fill(trainer->set, stream, err);
+	if (rc) {
+		return rc;
+	}
 	rc = export_page_write(
 		trainer->words, trainer->set, stream, WORD_PUBLISH, trainer->word_count + 1, err);
 	if (rc) {

@@ -138,6 +138,45 @@ static int on_check(struct strew_agent *agent, const struct msg_check *check, st
 	return rc == -ECONNRESET ? 0 : rc;
 }
 
+/* A bit too few would be memory that keeps old bytes in silence. */
+static int apply_twins(struct strew_agent *agent, const struct msg_apply *apply, struct error *err)
+{
+	struct copies copies;
+	uint32_t first = 0;
+	int rc;
+
+	if (!registered(agent) ||
+		(apply->nmissing && apply->nmissing <= agent->layout.ntensors / 8)) {
+		return error_set(err, -EINVAL, "apply of a layout that is not registered");
+	}
+	while (first < export_count(agent->set) && !export_pulls(agent->set, first)) {
+		first++;
+	}
+	rc = plan_apply(
+		&agent->layout, first, apply->nmissing ? apply->missing : NULL, &copies, err);
+	if (rc == 0) {
+		rc = export_twins_apply(agent->set, &copies, err);
+		copies_finish(&copies);
+	}
+	return rc;
+}
+
+static int on_apply(struct strew_agent *agent, const struct msg_apply *apply, struct error *err)
+{
+	struct error found = {0};
+	struct message message;
+	int rc = apply_twins(agent, apply, &found);
+
+	message_init(&message, MSG_APPLIED_ROUTE, 0);
+	message.u.checked.update = apply->update;
+	message.u.checked.code = error_to_wire(rc);
+	if (rc) {
+		string_copy(message.u.checked.text, sizeof(message.u.checked.text), found.text);
+	}
+	rc = agent_session_send(&agent->session, &message, err);
+	return rc == -ECONNRESET ? 0 : rc;
+}
+
 static void on_hold(struct strew_agent *agent, const struct msg_hold *hold)
 {
 	struct strew_event event = {.type = STREW_EVENT_HOLD, .version = hold->version};
@@ -183,6 +222,8 @@ int worker_handle(void *data, struct message *message, struct error *err)
 	switch (message->type) {
 	case MSG_CHECK:
 		return on_check(agent, &message->u.check, err);
+	case MSG_APPLY:
+		return on_apply(agent, &message->u.apply, err);
 	case MSG_HOLD:
 		on_hold(agent, &message->u.hold);
 		return 0;

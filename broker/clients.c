@@ -340,6 +340,26 @@ static void take_checked(struct client *client, const struct msg_checked *checke
 	step_member(client, GE_REFUSE, text);
 }
 
+/* A copy that failed has written in part. */
+static void take_pulled(struct client *client, const struct msg_checked *pulled)
+{
+	struct group_event event = {.type = GE_PULLED, .member = client->member, .touched = true};
+	char text[LIMIT_TEXT_BYTES];
+
+	if (!client->team || client->team->group.update != pulled->update) {
+		return;
+	}
+	if (pulled->code != WIRE_OK) {
+		snprintf(text, sizeof(text), "worker %u: %.220s", client->member, pulled->text);
+		event.type = GE_FAILED;
+		event.text = text;
+	}
+	if (client->team->group.phase == PHASE_COMMITTING) {
+		team_step(client->server, client->team, &event);
+		node_advance(client->server);
+	}
+}
+
 static void take_withdraw(struct client *client, const struct message *message)
 {
 	uint64_t key = client->team ? client->team->key : 0;
@@ -371,6 +391,9 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 		break;
 	case VERDICT_CHECKED:
 		take_checked(client, &message->u.checked);
+		break;
+	case VERDICT_PULLED:
+		take_pulled(client, &message->u.checked);
 		break;
 	case VERDICT_READY:
 		take_ready(client, &message->u.ready);

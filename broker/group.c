@@ -238,6 +238,46 @@ static void committed(struct group *group, struct group_actions *actions)
 	finish(group, actions, STREW_OUTCOME_COMMITTED);
 }
 
+/* Live memory changes only now: by our copy, by the members' own, or by both side by side. */
+static bool copies_at_commit(const struct group *group)
+{
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		if (group->members[i].pulls) {
+			return true;
+		}
+	}
+	return group->apply == STREW_APPLY_STAGED;
+}
+
+static void on_commit(struct group *group, struct group_actions *actions)
+{
+	if (!copies_at_commit(group)) {
+		committed(group, actions);
+		return;
+	}
+	group->phase = PHASE_COMMITTING;
+	group->copied = false;
+	act(actions, GA_COPY, 0, STREW_OUTCOME_NONE);
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		group->members[i].pulled = false;
+		if (group->members[i].pulls) {
+			act(actions, GA_SEND_APPLY, i, STREW_OUTCOME_NONE);
+		}
+	}
+}
+
+static void try_committed(struct group *group, struct group_actions *actions)
+{
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		if (group->members[i].pulls && !group->members[i].pulled) {
+			return;
+		}
+	}
+	if (group->copied) {
+		committed(group, actions);
+	}
+}
+
 static void on_begin(
 	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
@@ -261,6 +301,7 @@ static void on_join(
 	member->present = true;
 	member->version = event->version;
 	member->stale = event->stale;
+	member->pulls = event->pulls;
 	group->npresent++;
 	if (group->npresent < group->nmembers) {
 		return;
@@ -409,9 +450,10 @@ static const unsigned allowed[GE_COUNT] = {
 	[GE_SKIP] = IN_UPDATE,
 	[GE_MOVED] = P(MOVING),
 	[GE_FAILED] = P(MOVING) | P(GATING) | P(COMMITTING),
-	[GE_LATE] = P(CHECKING) | P(HOLDING) | P(GATING),
+	[GE_LATE] = P(CHECKING) | P(HOLDING) | P(GATING) | P(COMMITTING),
 	[GE_COMMIT] = P(PREPARED) | P(OUT),
 	[GE_COPIED] = P(COMMITTING),
+	[GE_PULLED] = P(COMMITTING),
 	[GE_ABORT] = IN_UPDATE | P(OUT),
 	[GE_DOUBT] = IN_UPDATE | P(OUT),
 	[GE_MISSED] = P(IDLE),
@@ -449,6 +491,10 @@ static void step_member(
 		member->checked = true;
 		try_accept(group, actions);
 		break;
+	case GE_PULLED:
+		member->pulled = true;
+		try_committed(group, actions);
+		break;
 	default:
 		break;
 	}
@@ -461,8 +507,13 @@ static void step_update(
 	case GE_BEGIN:
 		on_begin(group, event, actions);
 		break;
-	case GE_REFUSE:
 	case GE_LATE:
+		if (group->phase == PHASE_COMMITTING) {
+			make_dirty(group);
+		}
+		go_out(group, actions, event->text);
+		break;
+	case GE_REFUSE:
 		go_out(group, actions, event->text);
 		break;
 	case GE_GO:
@@ -487,15 +538,13 @@ static void step_update(
 	case GE_COMMIT:
 		if (group->phase == PHASE_OUT) {
 			on_out_commit(group, actions);
-		} else if (group->apply == STREW_APPLY_STAGED) {
-			group->phase = PHASE_COMMITTING;
-			act(actions, GA_COPY, 0, STREW_OUTCOME_NONE);
 		} else {
-			committed(group, actions);
+			on_commit(group, actions);
 		}
 		break;
 	case GE_COPIED:
-		committed(group, actions);
+		group->copied = true;
+		try_committed(group, actions);
 		break;
 	case GE_ABORT:
 		on_abort(group, event, actions);
@@ -525,6 +574,7 @@ void group_step(
 	case GE_READY:
 	case GE_RESUME:
 	case GE_CHECKED:
+	case GE_PULLED:
 		step_member(group, event, ret_actions);
 		break;
 	default:

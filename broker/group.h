@@ -21,7 +21,8 @@ enum group_phase {
 	PHASE_MOVING,	  /* buckets arrive; direct: live memory changes */
 	PHASE_GATING,	  /* staged, held: all received, waiting for the gate before prepared */
 	PHASE_PREPARED,	  /* prepared was said: only the lead's decision ends this */
-	PHASE_COMMITTING, /* staged: shadow → live is running */
+	PHASE_COMMITTING, /* staged: shadow → live is running; pulled: its members copy from twins
+			   */
 	PHASE_OUT,	  /* sits this update out; waits to hear whether others committed */
 	PHASE_COUNT,
 };
@@ -39,9 +40,10 @@ enum group_event_type {
 	GE_SKIP,   /* the lead goes on without this group's replica */
 	GE_MOVED,  /* everything was received (staged) or written (direct) */
 	GE_FAILED, /* text, touched: moving or the commit's copy ended without success */
-	GE_LATE,   /* text: the gate's deadline passed */
+	GE_LATE,   /* text: the deadline of the gate, or of what members copy, passed */
 	GE_COMMIT,
 	GE_COPIED, /* staged: shadow → live is done */
+	GE_PULLED, /* member: twin → memory is done */
 	GE_ABORT,  /* text, touched: given up by the lead before its commit */
 	GE_DOUBT,  /* the lead is gone after prepared; gate lets go of staged groups */
 	GE_MISSED, /* version was committed; a group that holds less has missed it */
@@ -54,12 +56,14 @@ struct group_event {
 	uint64_t update, version;
 	bool touched; /* live memory may have been written */
 	bool stale;   /* others may have committed a later version */
+	bool pulls;   /* join: the member has twins, and copies out of them itself */
 	const char *text;
 };
 
 enum group_action_type {
 	GA_SEND_CHECK, /* to member */
 	GA_SEND_HOLD,  /* to member */
+	GA_SEND_APPLY, /* to member: answered by GE_PULLED or GE_FAILED */
 	GA_SEND_DONE,  /* to member: outcome, text; state and version are the group's */
 	GA_GRANT,      /* member's resume */
 	GA_DENY,       /* member's resume: the group is DIRTY */
@@ -91,6 +95,8 @@ struct group_member {
 	bool ready;  /* the gate is held by this member */
 	bool asking; /* its resume waits for an answer */
 	bool stale;  /* it came with less than others may have committed */
+	bool pulls;  /* it has twins … */
+	bool pulled; /* … and has copied out of them in this commit */
 	uint64_t version;
 };
 
@@ -103,6 +109,7 @@ struct group {
 	enum group_phase phase;
 	uint64_t version; /* committed */
 	uint64_t update, update_version;
+	bool copied;		     /* in this commit: shadow → live, where there is a shadow */
 	char text[LIMIT_TEXT_BYTES]; /* why it is out, or DIRTY */
 	struct group_member members[LIMIT_MEMBERS];
 	uint32_t npresent;

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/server.h"
+#include "strew/trainer.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -224,7 +225,9 @@ static void learn_version(struct server *server, const struct team *team)
 void team_join(struct client *client)
 {
 	struct team *team = client->team;
-	struct group_event event = {.type = GE_JOIN, .member = client->member};
+	struct group_event event = {.type = GE_JOIN,
+		.member = client->member,
+		.pulls = worker_pulled(client->session.worker) != 0};
 
 	read_held(client, &event);
 	if (team->group.npresent == 0 && team->group.phase == PHASE_IDLE) {
@@ -280,6 +283,44 @@ static void send_hold(struct team *team, struct client *client)
 	client_send(client, &message);
 }
 
+/* Which tensors of the worker's layout the update does not bring; free it. NULL: it brings all. */
+static uint8_t *find_missing(
+	const struct node *node, const struct layout *layout, size_t *ret_nbytes)
+{
+	uint8_t *missing = NULL;
+
+	*ret_nbytes = 0;
+	if (!(node->flags & STREW_PUBLISH_PARTIAL)) {
+		return NULL;
+	}
+	missing = calloc(layout->ntensors / 8 + 1, 1);
+	for (size_t i = 0; missing && i < layout->ntensors; i++) {
+		if (manifest_find(&node->publication->manifest, layout->tensors[i].name) < 0) {
+			missing[i / 8] |= (uint8_t)(1u << i % 8);
+		}
+	}
+	*ret_nbytes = missing ? layout->ntensors / 8 + 1 : 0;
+	return missing;
+}
+
+static void send_apply(struct server *server, struct team *team, struct client *client)
+{
+	struct message message;
+	uint8_t *missing;
+
+	message_init(&message, MSG_APPLY, 0);
+	message.u.apply.update = team->group.update;
+	message.u.apply.version = team->group.update_version;
+	missing = find_missing(
+		&server->node, &client->session.worker->layout, &message.u.apply.nmissing);
+	message.u.apply.missing = missing;
+	if (missing || !(server->node.flags & STREW_PUBLISH_PARTIAL)) {
+		client_send(client, &message);
+	}
+	/* Without memory nothing is sent, and the deadline says so: the group is DIRTY then. */
+	free(missing);
+}
+
 static void send_done(
 	struct team *team, uint32_t member, struct client *client, enum strew_outcome outcome)
 {
@@ -305,6 +346,9 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 		break;
 	case GA_SEND_HOLD:
 		send_hold(team, client);
+		break;
+	case GA_SEND_APPLY:
+		send_apply(server, team, client);
 		break;
 	case GA_SEND_DONE:
 		send_done(team, action->member, client, action->outcome);

@@ -103,18 +103,47 @@ static void exports_finish(struct exports *exports)
 	memset(exports, 0, sizeof(*exports));
 }
 
+uint64_t worker_pulled(const struct worker *worker)
+{
+	uint64_t n = 0;
+
+	for (size_t i = 0; i < worker->layout.nparameters; i++) {
+		const struct parameter *parameter = &worker->layout.parameters[i];
+
+		n += parameter_span_bytes(parameter) &&
+		     parameter->allocation < worker->exports.nhandles &&
+		     worker->exports.handles[parameter->allocation].pull;
+	}
+	return n;
+}
+
+/* Where a twin holds a parameter it is the shadow too. Freed by the caller. */
+static bool *pulled_allocations(const struct exports *exports)
+{
+	bool *pulled = calloc(exports->nhandles + 1, sizeof(*pulled));
+
+	for (size_t i = 0; pulled && i < exports->nhandles; i++) {
+		pulled[i] = exports->handles[i].pull;
+	}
+	return pulled;
+}
+
 int worker_reserve(struct worker *worker, struct gpu_device *device, bool pinned, struct error *err)
 {
+	bool *pulled;
 	int rc;
 
 	if (!worker->staged || worker->shadow) {
 		return 0;
 	}
+	pulled = pulled_allocations(&worker->exports);
 	worker->shadow_offset = calloc(worker->layout.nparameters + 1, sizeof(uint64_t));
-	if (!worker->shadow_offset) {
+	if (!pulled || !worker->shadow_offset) {
+		free(pulled);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	worker->shadow_bytes = plan_shadow(&worker->layout, worker->shadow_offset);
+	worker->shadow_bytes = plan_shadow(&worker->layout, pulled, worker->shadow_offset);
+	free(pulled);
 	if (!worker->shadow_bytes) {
 		return 0;
 	}

@@ -51,6 +51,9 @@ void exports_bases(const struct exports *exports, struct gpu_device *device, uin
 void exports_unmap(struct exports *exports);
 uint64_t exports_bytes(const struct exports *exports);
 
+/* Parameters that lie in twins: their worker copies them to where they belong. */
+uint64_t worker_pulled(const struct worker *worker);
+
 /*
  * Reserves the shadow of a staged worker: on `device`, or pinned in host memory. -ENOMEM names the
  * bytes that are missing.

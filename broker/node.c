@@ -376,6 +376,9 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 		return;
 	}
 	node->stage = NODE_COMMITTING;
+	/* What is left of the update's time; never longer than the lead waits for us. */
+	node->deadline = MAX(node->update_deadline, clock_ns() + LIMIT_PULL_MS * 1000000ull);
+	node->deadline = MIN(node->deadline, clock_ns() + LIMIT_UPDATE_MS * 1000000ull * 3 / 4);
 	if (!server_is_lead(server)) {
 		ranks_committed(server);
 	}
@@ -466,16 +469,25 @@ void node_doubt(struct server *server)
 	go_idle(server);
 }
 
+/* Waits for what engines or workers do in their own time. */
+static bool has_deadline(const struct node *node)
+{
+	return (node->stage == NODE_PLANNING || node->stage == NODE_MOVING ||
+		       node->stage == NODE_COMMITTING) &&
+	       !node->job_running;
+}
+
 void node_tick(struct server *server, uint64_t now)
 {
 	struct node *node = &server->node;
-	const char *what =
-		node->stage == NODE_PLANNING
-			? "its engine did not hold the gate before the deadline"
-			: "its engine did not hold the gate in time after everything was received";
+	const char *what = "its engine did not hold the gate before the deadline";
 
-	if ((node->stage != NODE_PLANNING && node->stage != NODE_MOVING) || now < node->deadline ||
-		node->job_running) {
+	if (node->stage == NODE_MOVING) {
+		what = "its engine did not hold the gate in time after everything was received";
+	} else if (node->stage == NODE_COMMITTING) {
+		what = "a worker did not copy what it pulls before the deadline";
+	}
+	if (!has_deadline(node) || now < node->deadline) {
 		return;
 	}
 	node->deadline = UINT64_MAX;
@@ -485,12 +497,7 @@ void node_tick(struct server *server, uint64_t now)
 
 uint64_t node_due(const struct server *server)
 {
-	const struct node *node = &server->node;
-
-	if ((node->stage == NODE_PLANNING || node->stage == NODE_MOVING) && !node->job_running) {
-		return node->deadline;
-	}
-	return UINT64_MAX;
+	return has_deadline(&server->node) ? server->node.deadline : UINT64_MAX;
 }
 
 /* At the end of the process: the mover still runs what it has, nobody is told. */

@@ -22,6 +22,7 @@ static const struct rule {
 	{MSG_WITHDRAW, S(LIVE), ROLE_WORKER},
 	/* It may cross the answer to a withdraw. */
 	{MSG_CHECKED, S(OPEN) | S(LIVE) | S(LEAVING), ROLE_WORKER},
+	{MSG_APPLIED_ROUTE, S(OPEN) | S(LIVE) | S(LEAVING), ROLE_WORKER},
 	{MSG_READY, S(LIVE) | S(LEAVING), ROLE_WORKER},
 	{MSG_RESUME, S(LIVE), ROLE_WORKER},
 	{MSG_PUBLISH, S(LIVE), ROLE_TRAINER},
@@ -168,7 +169,11 @@ static int begin_handle(struct handle *handle, const struct msg_allocation *said
 		return error_set(err, -E2BIG, "allocation %u: %llu bytes in %u chunks (at most %u)",
 			said->index, (unsigned long long)said->size, said->chunks, LIMIT_CHUNKS);
 	}
-	handle->kind = (enum handle_kind)said->kind;
+	/* What a twin is made of is told by whether a descriptor comes with it. */
+	handle->pull = said->kind == HANDLE_PULL;
+	handle->kind = !handle->pull  ? (enum handle_kind)said->kind
+		       : said->chunks ? HANDLE_MEMFD
+				      : HANDLE_CUDA_IPC;
 	handle->base = said->base;
 	handle->size_bytes = said->size;
 	handle->buffer_id = said->buffer_id;
@@ -193,12 +198,6 @@ static int take_allocation(struct session *session, struct message *message, str
 	struct handle *handle;
 	int rc;
 
-	if (said->kind == HANDLE_PULL) {
-		return error_set(err, -ENOTSUP,
-			"allocation %u at 0x%llx cannot be exported, and the pull route is not "
-			"there yet",
-			said->index, (unsigned long long)said->base);
-	}
 	if (said->index != session->allocation || said->index >= exports->nhandles ||
 		said->first_chunk != session->chunk) {
 		return error_set(err, -EPROTO,
@@ -316,6 +315,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_CHECKED:
 		*ret_verdict = VERDICT_CHECKED;
+		return 0;
+	case MSG_APPLIED_ROUTE:
+		*ret_verdict = VERDICT_PULLED;
 		return 0;
 	case MSG_READY:
 		*ret_verdict = VERDICT_READY;

@@ -26,6 +26,7 @@ enum session_verdict {
 	VERDICT_HOLDER,	 /* session->holder is whole */
 	VERDICT_WITHDRAW,
 	VERDICT_CHECKED,
+	VERDICT_PULLED,
 	VERDICT_READY,
 	VERDICT_RESUME,
 	VERDICT_PUBLISH,

@@ -28,7 +28,9 @@ static void fill_group(struct server *server, const struct team *team, struct st
 		if (client && client->session.worker && client->session.state == SESSION_LIVE) {
 			said->bytes += layout_bytes(&client->session.worker->layout);
 			said->shadow += client->session.worker->shadow_bytes;
-			said->raw += client->session.worker->layout.nparameters;
+			said->pull += worker_pulled(client->session.worker);
+			said->raw += client->session.worker->layout.nparameters -
+				     worker_pulled(client->session.worker);
 		}
 	}
 }

@@ -106,8 +106,10 @@ static void add_block(struct memory *memory, size_t size)
 	if (memory->device >= 0) {
 		need(memory->driver.alloc(&address, size), "cuMemAlloc");
 		data = (void *)(uintptr_t)address;
+	} else if (memory->device == MEMORY_MALLOC) {
+		data = malloc(size);
+		need(!data, "malloc");
 	} else if (strew_host_alloc(size, &data) < 0) {
-		/* Ordinary memory cannot be shared with the broker; this can. */
 		fprintf(stderr, "strew_host_alloc: %s\n", strew_error());
 		exit(1);
 	}
@@ -162,6 +164,8 @@ void memory_destroy(struct memory *memory)
 	for (size_t i = 0; i < memory->nblocks; i++) {
 		if (memory->device >= 0) {
 			memory->driver.release((uintptr_t)memory->blocks[i].data);
+		} else if (memory->device == MEMORY_MALLOC) {
+			free(memory->blocks[i].data);
 		} else {
 			strew_host_free(memory->blocks[i].data);
 		}

@@ -11,7 +11,10 @@
 
 struct memory;
 
-/* device -1: the host's. Fills what it allocates with `poison`. */
+#define MEMORY_HOST -1	 /* of strew_host_alloc(), which the broker maps */
+#define MEMORY_MALLOC -2 /* ordinary memory: libstrew copies to or from it (route "pull") */
+
+/* device: a GPU, or one of those. Fills what it allocates with `poison`. */
 struct memory *memory_create(int device, int poison);
 void memory_destroy(struct memory *memory);
 

@@ -17,7 +17,7 @@ struct shard {
 	uint64_t bytes;	      /* of all of them */
 };
 
-/* device -1: host memory. */
+/* device: as of memory_create(). */
 void shard_init(struct shard *shard, const struct model *model, uint32_t rank, int device);
 void shard_finish(struct shard *shard);
 

@@ -27,6 +27,7 @@ struct worker {
 	const char *config, *model_name, *socket, *dump;
 	uint64_t rank, size, replica;
 	uint64_t device;   /* NONE: host memory */
+	bool ordinary;	   /* which is that of malloc() */
 	uint64_t versions; /* NONE: until SIGTERM */
 	uint64_t seed;	   /* NONE: values are not checked */
 	uint64_t patience; /* seconds to wait for another broker when this one is gone */
@@ -259,6 +260,7 @@ static const char usage[] =
 	"  --apply APPLY   staged (default): into shadow memory first; direct\n"
 	"  --partial       accept versions that leave parameters uncovered\n"
 	"  --device INDEX  keep the parameters on that GPU (else in host memory)\n"
+	"  --malloc        or in ordinary memory, which libstrew copies to itself\n"
 	"  --versions N    end after N versions (else at SIGTERM)\n"
 	"  --reconnect S   when the broker is gone, wait S seconds for another one (0)\n"
 	"  --check SEED    compare each version with what `trainer --seed SEED` sends\n"
@@ -281,6 +283,7 @@ static void parse(int argc, char **argv, struct worker *worker)
 		{.name = "size", .number = &worker->size},
 		{.name = "replica", .number = &worker->replica},
 		{.name = "device", .number = &worker->device},
+		{.name = "malloc", .flag = &worker->ordinary},
 		{.name = "versions", .number = &worker->versions},
 		{.name = "check", .number = &worker->seed},
 		{.name = "reconnect", .number = &worker->patience},
@@ -313,7 +316,9 @@ int main(int argc, char **argv)
 	sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
 	sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
 	shard_init(&worker.shard, &worker.model, (uint32_t)worker.rank,
-		worker.device == NONE ? -1 : (int)worker.device);
+		worker.ordinary		? MEMORY_MALLOC
+		: worker.device == NONE ? MEMORY_HOST
+					: (int)worker.device);
 	if (join(&worker) == 0) {
 		printf("worker %" PRIu64 ": registered parameters=%zu bytes=%" PRIu64 "\n",
 			worker.rank, worker.model.nparameters, worker.shard.bytes);

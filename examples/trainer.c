@@ -30,6 +30,7 @@ struct trainer {
 	int timeout_ms;
 	uint64_t patience; /* seconds to wait for another broker when this one is gone */
 	bool by_line, partial;
+	bool ordinary; /* memory of malloc() */
 	struct model model;
 	struct memory *memory;
 	unsigned char **data; /* of each tensor's box, NULL: this rank has none of it */
@@ -175,6 +176,7 @@ static const char usage[] =
 	"  --first V          number of the first (1)\n"
 	"  --seed S           what the values depend on (1); `tp_worker --check S` knows\n"
 	"  --device INDEX     hold the model on that GPU (else in host memory)\n"
+	"  --malloc           or in ordinary memory, which libstrew copies from itself\n"
 	"  --interval-ms MS   pause between versions (0)\n"
 	"  --reconnect S      when the broker is gone, wait S seconds for another one (0)\n"
 	"  --by-line          publish when a line comes on standard input\n"
@@ -198,6 +200,7 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 		{.name = "first", .number = &trainer->first},
 		{.name = "seed", .number = &trainer->seed},
 		{.name = "device", .number = &trainer->device},
+		{.name = "malloc", .flag = &trainer->ordinary},
 		{.name = "interval-ms", .number = &trainer->interval_ms},
 		{.name = "timeout", .number = &timeout_s},
 		{.name = "reconnect", .number = &trainer->patience},
@@ -262,7 +265,10 @@ int main(int argc, char **argv)
 	if (model_load(trainer.config, 1, &trainer.model) < 0) {
 		return 1;
 	}
-	trainer.memory = memory_create(trainer.device == UINT64_MAX ? -1 : (int)trainer.device, 0);
+	trainer.memory = memory_create(trainer.ordinary		      ? MEMORY_MALLOC
+				       : trainer.device == UINT64_MAX ? MEMORY_HOST
+								      : (int)trainer.device,
+		0);
 	trainer.data = calloc(trainer.model.ntensors, sizeof(*trainer.data));
 	trainer.staging = malloc(STAGING_BYTES);
 	if (!trainer.data || !trainer.staging) {

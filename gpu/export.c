@@ -24,6 +24,7 @@ void export_set_destroy(struct export_set *set)
 	if (!set) {
 		return;
 	}
+	export_pull_release(set);
 	export_cuda_release(set);
 	for (size_t i = 0; i < set->nentries; i++) {
 		free(set->entries[i].chunks);
@@ -112,6 +113,7 @@ static int add_host(struct export_set *set, uint64_t address, uint64_t len_bytes
 int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, struct error *err)
 {
 	uint64_t address = (uint64_t)(uintptr_t)ptr;
+	struct export_range range = {.ordinal = -1};
 	uint64_t end;
 	int rc;
 
@@ -125,7 +127,16 @@ int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, stru
 	/* An empty range still has a place, and its allocation is wanted. */
 	len_bytes = MAX(len_bytes, 1);
 	rc = add_host(set, address, len_bytes, err);
-	return rc == -ENOENT ? export_cuda_add(set, address, len_bytes, err) : rc;
+	if (rc == -ENOENT) {
+		rc = export_cuda_add(set, address, len_bytes, &range, err);
+	}
+	if (rc == -ENOTSUP) {
+		error_clear(err);
+		range.base = address;
+		range.len_bytes = len_bytes;
+		rc = export_pull_add(set, &range, err);
+	}
+	return rc;
 }
 
 static bool joins(const struct export_entry *before, const struct export_entry *entry)
@@ -167,7 +178,7 @@ int export_settle(struct export_set *set, struct error *err)
 	}
 	set->nentries = kept;
 	set->settled = true;
-	return 0;
+	return export_pull_settle(set, err);
 
 no_memory:
 	/* The entries are partly joined: nothing is left to do with the set but to destroy it. */
@@ -179,10 +190,17 @@ int export_locate(const struct export_set *set, const void *ptr, uint32_t *ret_a
 	uint64_t *ret_offset, struct error *err)
 {
 	uint64_t address = (uint64_t)(uintptr_t)ptr;
+	const struct export_range *range = export_pull_find(set, address);
 	const struct export_entry *entry = export_find(set, address);
 
 	if (!set->settled) {
 		return error_set(err, -EINVAL, "the set is not settled");
+	}
+	/* First: a range may begin in a chunk that has a handle, and go on where none has one. */
+	if (range) {
+		*ret_allocation = (uint32_t)set->nentries + range->twin;
+		*ret_offset = range->twin_offset + (address - range->base);
+		return 0;
 	}
 	if (!entry) {
 		return error_set(err, -EFAULT, "0x%" PRIx64 " was not added", address);
@@ -194,7 +212,7 @@ int export_locate(const struct export_set *set, const void *ptr, uint32_t *ret_a
 
 size_t export_count(const struct export_set *set)
 {
-	return set->nentries;
+	return set->nentries + set->ntwins;
 }
 
 static int handle_arrays(struct handle *handle, uint32_t nchunks)
@@ -211,6 +229,41 @@ static int handle_arrays(struct handle *handle, uint32_t nchunks)
 	return 0;
 }
 
+static int memfd_handle(int fd, uint64_t size_bytes, struct handle *handle, struct error *err)
+{
+	if (handle_arrays(handle, 1)) {
+		return error_set(err, -ENOMEM, "no memory for a handle");
+	}
+	handle->chunk_bytes[0] = size_bytes;
+	handle->fds[0] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (handle->fds[0] < 0) {
+		int code = errno;
+
+		return error_set(err, -code, "a memfd's descriptor: %s", strerror(code));
+	}
+	return 0;
+}
+
+static int twin_handle(const struct export_set *set, const struct export_twin *twin,
+	struct handle *ret_handle, struct error *err)
+{
+	struct handle handle = {.kind = twin->ordinal < 0 ? HANDLE_MEMFD : HANDLE_CUDA_IPC,
+		.base = twin->base,
+		.size_bytes = twin->size_bytes,
+		.pull = true};
+	int rc;
+
+	memcpy(handle.uuid, twin->uuid, GPU_UUID_BYTES);
+	rc = twin->ordinal < 0 ? memfd_handle(twin->fd, twin->size_bytes, &handle, err)
+			       : export_cuda_twin_handle(set, twin, &handle, err);
+	if (rc) {
+		handle_finish(&handle);
+		return rc;
+	}
+	*ret_handle = handle;
+	return 0;
+}
+
 int export_handle(
 	const struct export_set *set, uint32_t index, struct handle *ret_handle, struct error *err)
 {
@@ -219,9 +272,12 @@ int export_handle(
 	uint32_t nchunks;
 	int rc = 0;
 
-	if (!set->settled || index >= set->nentries) {
+	if (!set->settled || index >= export_count(set)) {
 		return error_set(
-			err, -EINVAL, "allocation %" PRIu32 " of %zu", index, set->nentries);
+			err, -EINVAL, "allocation %" PRIu32 " of %zu", index, export_count(set));
+	}
+	if (export_pulls(set, index)) {
+		return twin_handle(set, &set->twins[index - set->nentries], ret_handle, err);
 	}
 	entry = &set->entries[index];
 	handle.kind = entry->kind;
@@ -229,17 +285,11 @@ int export_handle(
 	handle.size_bytes = entry->size_bytes;
 	handle.buffer_id = entry->buffer_id;
 	memcpy(handle.uuid, entry->uuid, GPU_UUID_BYTES);
-	nchunks = entry->kind == HANDLE_MEMFD ? 1 : entry->nchunks;
-	if (nchunks && handle_arrays(&handle, nchunks)) {
+	nchunks = entry->nchunks;
+	if (entry->kind == HANDLE_MEMFD) {
+		rc = memfd_handle(entry->fd, entry->size_bytes, &handle, err);
+	} else if (nchunks && handle_arrays(&handle, nchunks)) {
 		rc = error_set(err, -ENOMEM, "no memory for a handle");
-	} else if (entry->kind == HANDLE_MEMFD) {
-		handle.chunk_bytes[0] = entry->size_bytes;
-		handle.fds[0] = fcntl(entry->fd, F_DUPFD_CLOEXEC, 0);
-		if (handle.fds[0] < 0) {
-			int code = errno;
-
-			rc = error_set(err, -code, "a memfd's descriptor: %s", strerror(code));
-		}
 	} else {
 		rc = export_cuda_handle(set, entry, &handle, err);
 	}
@@ -277,5 +327,5 @@ int export_verify(const struct export_set *set, struct error *err)
 		rc = entry->kind == HANDLE_MEMFD ? verify_host(entry, err)
 						 : export_cuda_verify(set, entry, err);
 	}
-	return rc;
+	return rc ? rc : export_pull_verify(set, err);
 }

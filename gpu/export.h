@@ -1,12 +1,14 @@
 /*
  * The processes' half of gpu/: how a worker or a trainer turns its pointers into
- * handles. Uses the process's own primary context, makes no allocation on the
- * GPU, and opens libcuda.so.1 only when a pointer is not host memory of strew's.
+ * handles. Uses the process's own primary context, allocates on the GPU only twins of
+ * memory that has no handle, and opens libcuda.so.1 only when a pointer is not host memory
+ * of strew's.
  */
 #ifndef GPU_EXPORT_H
 #define GPU_EXPORT_H
 
 #include "gpu/gpu.h"
+#include "plan/plan.h"
 
 /*
  * A set of exported allocations of one session, each once. export_add() notes
@@ -19,7 +21,10 @@ struct export_set;
 int export_set_create(struct export_set **ret_set);
 void export_set_destroy(struct export_set *set); /* NULL is fine */
 
-/* -ENOTSUP with the reason if it cannot be exported; -EFAULT if it is nobody's memory. */
+/*
+ * Memory that cannot be exported gets a place in a twin instead: exportable memory of ours that
+ * is an allocation like others, with export_pulls() true. -EFAULT if it is nobody's memory.
+ */
 int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, struct error *err);
 
 /*
@@ -30,6 +35,16 @@ int export_settle(struct export_set *set, struct error *err);
 int export_locate(const struct export_set *set, const void *ptr, uint32_t *ret_allocation,
 	uint64_t *ret_offset, struct error *err);
 size_t export_count(const struct export_set *set);
+
+/* Is the allocation a twin? */
+bool export_pulls(const struct export_set *set, uint32_t allocation);
+/*
+ * All memory that has a place in a twin → the twins: at once out of host memory, on `stream`
+ * within a GPU. With both the stream is waited for first.
+ */
+int export_twins_fill(const struct export_set *set, void *stream, struct error *err);
+/* Twins → memory: copies whose source space and place are a twin's. All is there on return. */
+int export_twins_apply(struct export_set *set, const struct copies *copies, struct error *err);
 
 /*
  * Makes the handle of allocation `index`, fds included; the caller finishes it. VMM fds are

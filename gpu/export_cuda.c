@@ -10,10 +10,8 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#define CANNOT "memory that cannot be exported; the pull route is not there yet"
+#define CANNOT "memory that cannot be exported"
 
 static bool attribute(uint64_t address, enum cuda_pointer_attribute which, uint64_t *ret_value)
 {
@@ -24,19 +22,6 @@ static bool attribute(uint64_t address, enum cuda_pointer_attribute which, uint6
 	}
 	*ret_value = value;
 	return true;
-}
-
-/* Not the driver's: host memory of somebody else, or nothing at all. */
-static int not_ours(uint64_t address, struct error *err)
-{
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	unsigned char resident;
-
-	if (mincore((void *)(uintptr_t)(address & ~(page - 1)), 1, &resident) < 0) {
-		return error_set(err, -EFAULT, "0x%" PRIx64 " is nobody's memory", address);
-	}
-	return error_set(err, -ENOTSUP,
-		"0x%" PRIx64 " is host memory, and not from strew_host_alloc(): " CANNOT, address);
 }
 
 static const struct export_context *find_context(const struct export_set *set, int ordinal)
@@ -222,7 +207,7 @@ static int probe(uint64_t address, struct export_entry *entry, struct error *err
 	int device, rc;
 
 	if (!attribute(address, CUDA_POINTER_MEMORY_TYPE, &type)) {
-		return not_ours(address, err);
+		return -ENOTSUP; /* somebody else's host memory, or nobody's */
 	}
 	if (attribute(address, CUDA_POINTER_IS_MANAGED, &managed) && managed) {
 		return error_set(
@@ -246,10 +231,11 @@ static int probe(uint64_t address, struct export_entry *entry, struct error *err
 	return rc;
 }
 
-int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes, struct error *err)
+int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes,
+	struct export_range *ret_range, struct error *err)
 {
 	const struct export_entry *known = export_find(set, address);
-	struct export_entry entry = {.fd = -1};
+	struct export_entry entry = {.fd = -1, .ordinal = -1};
 	uint64_t legacy = 0;
 	uint64_t types = 0;
 	int rc;
@@ -258,10 +244,13 @@ int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes
 		return 0;
 	}
 	if (cuda_driver_load(true, NULL)) {
-		return not_ours(address, err);
+		return -ENOTSUP; /* somebody else's host memory, or nobody's */
 	}
 	rc = probe(address, &entry, err);
 	if (rc == 0) {
+		ret_range->ordinal = entry.ordinal;
+		memcpy(ret_range->uuid, entry.uuid, GPU_UUID_BYTES);
+		attribute(address, CUDA_POINTER_BUFFER_ID, &ret_range->buffer_id);
 		rc = retain_context(set, entry.ordinal, err);
 	}
 	if (rc == 0) {

@@ -74,30 +74,36 @@ static int register_page(struct export_page *page, int ordinal, struct error *er
 	return rc;
 }
 
-static const struct export_entry *first_on_gpu(const struct export_set *set)
+/* A GPU that the set has memory on; -1 if none. */
+static int first_gpu(const struct export_set *set)
 {
 	for (size_t i = 0; set && i < set->nentries; i++) {
 		if (set->entries[i].kind != HANDLE_MEMFD) {
-			return &set->entries[i];
+			return set->entries[i].ordinal;
 		}
 	}
-	return NULL;
+	for (size_t i = 0; set && i < set->ntwins; i++) {
+		if (set->twins[i].ordinal >= 0) {
+			return set->twins[i].ordinal;
+		}
+	}
+	return -1;
 }
 
 int export_page_write(struct export_page *page, const struct export_set *set, void *stream,
 	size_t word, uint64_t value, struct error *err)
 {
-	const struct export_entry *entry = first_on_gpu(set);
+	int ordinal = first_gpu(set);
 	int rc;
 
 	if (word >= page->nwords) {
 		return error_set(err, -EINVAL, "word %zu of %zu", word, page->nwords);
 	}
-	if (!entry) {
+	if (ordinal < 0) {
 		__atomic_store_n(&page->words[word], value, __ATOMIC_RELEASE);
 		return 0;
 	}
-	rc = export_cuda_push(set, entry->ordinal, err);
+	rc = export_cuda_push(set, ordinal, err);
 	if (rc) {
 		return rc;
 	}
@@ -108,7 +114,7 @@ int export_page_write(struct export_page *page, const struct export_set *set, vo
 	if ((uintptr_t)stream > 2 && cuda_driver.cuStreamQuery(stream) == CUDA_OK) {
 		__atomic_store_n(&page->words[word], value, __ATOMIC_RELEASE);
 	} else {
-		rc = register_page(page, entry->ordinal, err);
+		rc = register_page(page, ordinal, err);
 		/* Flags 0: the write is ordered behind all that the stream wrote before. */
 		rc = rc ? rc
 			: CUDA(err, cuStreamWriteValue64, stream,

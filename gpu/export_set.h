@@ -35,11 +35,38 @@ struct export_context {
 	struct cuda_ctx *ctx;
 };
 
+/* Memory that cannot be exported, and where it has its place in a twin once settled. */
+struct export_range {
+	uint64_t base;
+	uint64_t len_bytes;
+	uint64_t buffer_id; /* of its first byte; 0 for host memory */
+	int ordinal;	    /* of the GPU; -1 for host memory */
+	uint8_t uuid[GPU_UUID_BYTES];
+	uint32_t twin;
+	uint64_t twin_offset;
+};
+
+struct export_twin {
+	uint64_t base; /* of the first range that it stands for, for messages */
+	uint64_t size_bytes;
+	int ordinal;
+	uint8_t uuid[GPU_UUID_BYTES];
+	int fd;			    /* host: owned; else -1 */
+	cuda_ptr address;	    /* on a GPU: owned */
+	struct cuda_stream *stream; /* on a GPU, for what is applied */
+};
+
+#define EXPORT_TWINS 17 /* of host memory and of 16 GPUs */
+
 struct export_set {
 	struct export_entry *entries; /* sorted by base */
 	size_t nentries, cap_entries;
 	struct export_context *contexts; /* primary contexts retained by this set */
 	size_t ncontexts, cap_contexts;
+	struct export_range *pulls; /* sorted by base, none overlaps */
+	size_t npulls, cap_pulls;
+	struct export_twin twins[EXPORT_TWINS]; /* once settled; numbered behind the entries */
+	size_t ntwins;
 	bool settled;
 };
 
@@ -48,14 +75,37 @@ const struct export_entry *export_find(const struct export_set *set, uint64_t ad
 /* Adds an entry that is not there yet. -E2BIG, -ENOMEM. */
 int export_insert(struct export_set *set, const struct export_entry *entry, struct error *err);
 
-/* The driver's memory at [address, address + len): adds what holds it. See export_add(). */
-int export_cuda_add(
-	struct export_set *set, uint64_t address, uint64_t len_bytes, struct error *err);
+/*
+ * The driver's memory at [address, address + len): adds what holds it. See export_add().
+ * -ENOTSUP: it has no handle, or is host memory; *ret_range says where it lies.
+ */
+int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes,
+	struct export_range *ret_range, struct error *err);
 int export_cuda_handle(const struct export_set *set, const struct export_entry *entry,
 	struct handle *handle, struct error *err);
 int export_cuda_verify(
 	const struct export_set *set, const struct export_entry *entry, struct error *err);
 void export_cuda_release(struct export_set *set);
+
+/* export_pull.c: ranges without a handle, and their twins. */
+int export_pull_add(struct export_set *set, const struct export_range *range, struct error *err);
+const struct export_range *export_pull_find(const struct export_set *set, uint64_t address);
+int export_pull_settle(struct export_set *set, struct error *err);
+int export_pull_verify(const struct export_set *set, struct error *err);
+void export_pull_release(struct export_set *set);
+
+/* export_cuda_pull.c: the driver's part of that. Of size_bytes, with a stream of its own. */
+int export_cuda_twin(const struct export_set *set, struct export_twin *twin, struct error *err);
+void export_cuda_twin_free(const struct export_set *set, struct export_twin *twin);
+int export_cuda_twin_handle(const struct export_set *set, const struct export_twin *twin,
+	struct handle *handle, struct error *err);
+int export_cuda_range_verify(
+	const struct export_set *set, const struct export_range *range, struct error *err);
+/* Queues a copy within the GPU of the twin. */
+int export_cuda_carry(const struct export_set *set, const struct export_twin *twin, cuda_ptr dst,
+	cuda_ptr src, uint64_t len_bytes, struct cuda_stream *stream, struct error *err);
+/* Until the stream has nothing left to do; at once where the set has nothing on a GPU. */
+int export_cuda_wait(const struct export_set *set, struct cuda_stream *stream, struct error *err);
 
 /* Makes the primary context of a GPU of the set current; the pop restores the caller's. */
 int export_cuda_push(const struct export_set *set, int ordinal, struct error *err);

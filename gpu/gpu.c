@@ -104,8 +104,7 @@ int gpu_import(struct gpu_device *device, const struct handle *handle, bool writ
 		}
 		break;
 	case HANDLE_PULL:
-		return error_set(err, -ENOTSUP,
-			"memory that cannot be exported; the pull route is not there yet");
+		return error_set(err, -EINVAL, "a twin is imported by what it is made of");
 	default:
 		return error_set(
 			err, -EINVAL, "no kind of handle has number %d", (int)handle->kind);

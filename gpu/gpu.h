@@ -24,7 +24,7 @@ enum handle_kind {
 	HANDLE_MEMFD = 1, /* one fd; both backends take it (cuda registers it as pinned memory) */
 	HANDLE_CUDA_IPC = 2, /* legacy IPC handle, no fd */
 	HANDLE_CUDA_VMM = 3, /* POSIX fds, one a chunk, to be mapped side by side */
-	HANDLE_PULL = 4,     /* cannot be exported; refused until the pull route is there */
+	HANDLE_PULL = 4,     /* on the wire only: a twin, which is a memfd or has an IPC handle */
 };
 
 /* An allocation as its owner describes it. A value: fds are owned by whoever holds it. */
@@ -38,6 +38,7 @@ struct handle {
 	uint32_t nchunks;	      /* fds: 1 for memfd, one a chunk for VMM, else 0 */
 	int *fds;		      /* nchunks, -1 where taken; malloc'd */
 	uint64_t *chunk_bytes;	      /* nchunks; malloc'd */
+	bool pull; /* a twin of memory that cannot be exported: its owner copies to or from it */
 };
 /* Closes the fds that are left and frees the arrays. */
 void handle_finish(struct handle *handle);

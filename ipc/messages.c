@@ -144,6 +144,13 @@ static const struct field checked_fields[] = {
 };
 TABLE(checked);
 
+static const struct field apply_fields[] = {
+	U64("update", msg_apply, update),
+	U64("version", msg_apply, version),
+	BLOB("missing", msg_apply, missing, nmissing),
+};
+TABLE(apply);
+
 static const struct field hold_fields[] = {
 	U64("update", msg_hold, update),
 	U64("version", msg_hold, version),
@@ -403,7 +410,7 @@ TABLE(rank_done);
 static const struct known {
 	enum message_type type;
 	const char *name;
-	const struct table *table; /* NULL: reserved */
+	const struct table *table; /* never NULL today; NULL: reserved */
 } known[] = {
 	{MSG_HELLO, "hello", &hello},
 	{MSG_WELCOME, "welcome", &welcome},
@@ -419,8 +426,8 @@ static const struct known {
 	{MSG_CHECKED, "checked", &checked},
 	{MSG_HOLD, "hold", &hold},
 	{MSG_READY, "ready", &ready},
-	{MSG_APPLY, "apply", NULL},
-	{MSG_APPLIED_ROUTE, "applied_route", NULL},
+	{MSG_APPLY, "apply", &apply},
+	{MSG_APPLIED_ROUTE, "applied_route", &checked},
 	{MSG_DONE, "done", &done},
 	{MSG_RESUME, "resume", &status},
 	{MSG_TRAINER, "trainer", &trainer},

@@ -34,8 +34,8 @@ enum message_type {
 	MSG_CHECKED = 21,
 	MSG_HOLD = 22,	/* b→worker: an update wants the gate */
 	MSG_READY = 23, /* worker→b: the gate is held once the page's ready word has this value */
-	MSG_APPLY = 24, /* reserved: pull and loader routes */
-	MSG_APPLIED_ROUTE = 25, /* reserved */
+	MSG_APPLY = 24, /* b→worker: copy from the twins to where their bytes belong */
+	MSG_APPLIED_ROUTE = 25, /* worker→b: copied, or why not */
 	MSG_DONE = 26,		/* b→worker: an update ended for this group */
 	MSG_RESUME = 27,  /* worker→b; answered by MSG_OK or MSG_ERROR, perhaps much later */
 	MSG_TRAINER = 40, /* trainer→b: begins; then MSG_ALLOCATION …, MSG_PART …, MSG_SEAL */
@@ -155,6 +155,13 @@ struct msg_checked {
 	uint64_t update;
 	uint32_t code; /* WIRE_OK, or why not */
 	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_apply {
+	uint64_t update;
+	uint64_t version;
+	const uint8_t *missing; /* a bit for each of the layout's tensors; borrowed, as in a part */
+	size_t nmissing;	/* 0: none is missing */
 };
 
 struct msg_hold {
@@ -373,7 +380,8 @@ struct message {
 		struct msg_seal seal;
 		struct msg_registered registered;
 		struct msg_check check;
-		struct msg_checked checked;
+		struct msg_checked checked; /* and of MSG_APPLIED_ROUTE */
+		struct msg_apply apply;
 		struct msg_hold hold;
 		struct msg_ready ready;
 		struct msg_done done;

@@ -194,7 +194,7 @@ static int target_make(struct target *target, const struct plan_worker *worker,
 static uint64_t parameter_at(
 	const struct plan_worker *worker, uint32_t parameter, uint32_t *ret_space)
 {
-	if (worker->shadow_offset) {
+	if (worker->shadow_offset && worker->shadow_offset[parameter] != SHADOW_NONE) {
 		*ret_space = worker->shadow_space;
 		return worker->shadow_offset[parameter];
 	}

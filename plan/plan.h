@@ -56,6 +56,10 @@ struct plan_worker {
 	uint32_t shadow_space;
 };
 
+/* Instead of an offset: the parameter has none in the shadow, as what lies in its allocation is
+ * one already (the twin of memory that cannot be exported). */
+#define SHADOW_NONE UINT64_MAX
+
 /* Scatter: slot (src_space 0) → the workers' parameters. A range per bucket. */
 int plan_scatter(const struct manifest *manifest, const struct buckets *buckets,
 	const struct plan_worker *workers, size_t nworkers, struct copies *ret_copies,
@@ -73,8 +77,20 @@ int plan_local(const struct manifest *manifest, const struct buckets *buckets,
 int plan_commit(const struct manifest *manifest, const struct plan_worker *workers, size_t nworkers,
 	struct copies *ret_copies, struct error *err);
 
-/* Where each parameter starts in a worker's shadow: ret_offset[nparameters]; returns its length. */
-uint64_t plan_shadow(const struct layout *layout, uint64_t *ret_offset);
+/*
+ * Where each parameter starts in a worker's shadow: ret_offset[nparameters]; returns its length.
+ * Those in an allocation with pulled[allocation] have no place there (pulled NULL: none).
+ */
+uint64_t plan_shadow(const struct layout *layout, const bool *pulled, uint64_t *ret_offset);
+
+/*
+ * Apply: each piece from its place in its allocation to the same place. The agent copies so
+ * from a twin to the memory that it stands for. Only pieces in allocations from `first` on, and
+ * not of tensors whose bit in `missing` is set (NULL: none is). A copy a piece, not merged, as
+ * neighbours in a twin may be none in memory. One range.
+ */
+int plan_apply(const struct layout *layout, uint32_t first, const uint8_t *missing,
+	struct copies *ret_copies, struct error *err);
 
 /*
  * Does the manifest fit the layout? A tensor that a piece wants must have the same dtype and

@@ -35,7 +35,9 @@ struct strew_agent_options {
 
 /*
  * A parameter: memory of this process that updates write to. `data` is a
- * device pointer, or host memory from strew_host_alloc(). Element (i0, i1, …)
+ * device pointer or host memory. What cannot be mapped by the broker (ordinary host memory,
+ * device memory without a handle) is copied to by this library at commit, out of memory of the
+ * same length that it allocates: strew_host_alloc() avoids that. Element (i0, i1, …)
  * lies at data + sum(i_k * stride[k]) elements. ndim 0 is a single element.
  */
 struct strew_parameter {

@@ -38,7 +38,7 @@ struct strew_tensor {
 	uint64_t start[STREW_MAX_DIMS];
 	uint64_t extent[STREW_MAX_DIMS];
 	uint64_t stride[STREW_MAX_DIMS]; /* elements; all 0: row-major and dense */
-	const void *data;		 /* device memory, or from strew_host_alloc() */
+	const void *data; /* as of a parameter; what cannot be mapped is copied by publish */
 };
 
 #define STREW_PUBLISH_PARTIAL 1u   /* parameters that no tensor covers are not an error */

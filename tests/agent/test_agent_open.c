@@ -147,8 +147,8 @@ static void check_declare(struct strew_agent *agent, void *memory)
 	uint32_t id = 77;
 
 	bad = parameter;
-	bad.data = &bad;
-	assert_int_equal(strew_agent_declare(agent, &bad, &id), -ENOTSUP);
+	bad.data = (void *)16;
+	assert_int_equal(strew_agent_declare(agent, &bad, &id), -EFAULT);
 	assert_non_null(strstr(strew_error(), "parameter p"));
 	bad = parameter;
 	bad.shape[0] = 1 << 20;

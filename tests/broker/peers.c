@@ -9,6 +9,30 @@
 
 #define DRAFT_BYTES 65536u
 
+bool peers_ordinary;
+
+static void *take_memory(size_t len_bytes)
+{
+	void *memory;
+
+	if (peers_ordinary) {
+		memory = malloc(len_bytes);
+		assert_non_null(memory);
+	} else {
+		assert_int_equal(strew_host_alloc(len_bytes, &memory), 0);
+	}
+	return memory;
+}
+
+static void give_memory(void *memory, bool ordinary)
+{
+	if (ordinary) {
+		free(memory);
+	} else {
+		strew_host_free(memory);
+	}
+}
+
 static uint32_t value(const char *name, uint64_t version, uint64_t element)
 {
 	uint64_t hash = version * 0x9e3779b97f4a7c15u + element * 0xbf58476d1ce4e5b9u;
@@ -66,7 +90,8 @@ int worker_start(struct worker *worker, const struct broker *broker,
 	memcpy(worker->rows, rows, nrows * sizeof(*rows));
 	worker->nrows = nrows;
 	worker->bytes = count(rows, nrows) * sizeof(uint32_t);
-	assert_int_equal(strew_host_alloc(worker->bytes, (void **)&worker->memory), 0);
+	worker->ordinary = peers_ordinary;
+	worker->memory = take_memory(worker->bytes);
 	memset(worker->memory, POISON, worker->bytes);
 	options.socket = broker->socket;
 	if (!options.gate) {
@@ -88,7 +113,7 @@ int worker_start(struct worker *worker, const struct broker *broker,
 void worker_stop(struct worker *worker)
 {
 	strew_agent_close(worker->agent);
-	strew_host_free(worker->memory);
+	give_memory(worker->memory, worker->ordinary);
 	memset(worker, 0, sizeof(*worker));
 }
 
@@ -156,9 +181,8 @@ int trainer_start(struct trainer *trainer, const struct broker *broker,
 	assert_true(nrows <= PEER_ROWS);
 	memcpy(trainer->rows, rows, nrows * sizeof(*rows));
 	trainer->nrows = nrows;
-	assert_int_equal(
-		strew_host_alloc(count(rows, nrows) * sizeof(uint32_t), (void **)&trainer->memory),
-		0);
+	trainer->ordinary = peers_ordinary;
+	trainer->memory = take_memory(count(rows, nrows) * sizeof(uint32_t));
 	options.socket = broker->socket;
 	assert_int_equal(strew_trainer_open(&options, &trainer->trainer), 0);
 	at = trainer->memory;
@@ -178,7 +202,7 @@ int trainer_start(struct trainer *trainer, const struct broker *broker,
 void trainer_stop(struct trainer *trainer)
 {
 	strew_trainer_close(trainer->trainer);
-	strew_host_free(trainer->memory);
+	give_memory(trainer->memory, trainer->ordinary);
 	memset(trainer, 0, sizeof(*trainer));
 }
 

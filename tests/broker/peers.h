@@ -19,7 +19,11 @@ struct rows {
 #define PEER_ROWS 8
 #define POISON 0xa5
 
+/* Peers started while it is set have memory of malloc(), which is no memfd. */
+extern bool peers_ordinary;
+
 struct worker {
+	bool ordinary;
 	struct strew_agent *agent;
 	uint32_t *memory; /* the rows behind one another, a guard of one row's length after each */
 	size_t bytes;
@@ -41,6 +45,7 @@ void worker_is_poisoned(const struct worker *worker);
 void worker_event(struct worker *worker, enum strew_event_type type, enum strew_outcome outcome);
 
 struct trainer {
+	bool ordinary;
 	struct strew_trainer *trainer;
 	uint32_t *memory;
 	struct rows rows[PEER_ROWS];

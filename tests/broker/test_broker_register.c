@@ -139,16 +139,13 @@ static void test_memory_that_cannot_be_mapped(void **state)
 	assert_int_equal(
 		fcntl(draft.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE), 0);
 	refuse_memory(&draft, -EPERM, "allocation 0");
-	/* Kinds of the other backend, and one that is not there yet. */
+	/* Kinds of the other backend. */
 	draft_worker(&draft, "m", whole, 1);
 	draft.allocation.kind = HANDLE_CUDA_VMM;
 	refuse_memory(&draft, -ENOTSUP, "allocation 0");
 	draft_worker(&draft, "m", whole, 1);
 	draft.allocation.kind = HANDLE_CUDA_IPC;
 	refuse_memory(&draft, -ENOTSUP, "allocation 0");
-	draft_worker(&draft, "m", whole, 1);
-	draft.allocation.kind = HANDLE_PULL;
-	refuse_memory(&draft, -ENOTSUP, "pull route");
 	draft_worker(&draft, "m", whole, 1);
 	draft.allocation.size = 0;
 	refuse_memory(&draft, -E2BIG, "allocation 0");

@@ -44,6 +44,22 @@ def test_two_replicas(stage):
     scene.untouched(workers, 2)
 
 
+def test_ordinary_memory(stage):
+    """Memory of malloc, which nobody can map: on both nodes, on both sides, beside memory that can."""
+    stage.two_nodes()
+    workers = stage.workers(2, "--check", 5, "--replica", 0, "--malloc", broker="lead",
+                            prefix="a-")
+    workers += stage.workers(2, "--check", 5, "--replica", 1, "--malloc", "--gate", "live",
+                             "--apply", "direct", broker="node", prefix="b-")
+    workers += stage.workers(2, "--check", 5, "--replica", 2, broker="node", prefix="c-")
+    trainer = stage.trainer("--seed", 5, "--versions", 3, "--malloc", broker="lead")
+    publish([trainer], workers, 1)
+    publish([trainer], workers, 2)
+    publish([trainer], workers, 3)
+    assert "groups=3" in trainer.end(), trainer.log
+    scene.untouched(workers, 3)
+
+
 def test_trainer_ranks(stage):
     """Two ranks on one broker hold a stretch of every tensor's rows each."""
     ranks_test(stage, 2, 2, "tiny-llama")

@@ -140,15 +140,35 @@ static int make(struct worker *worker, const struct request *request, struct rep
 	}
 	pattern = malloc(CHECK_BYTES);
 	make_pattern(request->seed, pattern, CHECK_BYTES);
-	if (worker->kind == MEMORY_HOST) {
+	if (worker->kind == MEMORY_HOST || worker->kind == MEMORY_PINNED ||
+		worker->kind == MEMORY_MANAGED) {
 		memcpy(worker->memory, pattern, CHECK_BYTES);
-	} else if (worker->kind == MEMORY_PLAIN || worker->kind == MEMORY_VMM) {
+	} else {
 		CUDA(&err, cuMemcpyHtoD, (cuda_ptr)(uintptr_t)worker->memory, pattern, CHECK_BYTES);
 	}
 	free(pattern);
 	rc = export_memory(worker, reply, &err);
+	/* As a trainer does it; memory that was exported itself has no twin to fill. */
+	rc = rc ? rc : export_twins_fill(worker->set, worker->stream, &err);
+	while (rc == 0 && cuda_driver.cuStreamQuery(worker->stream) == CUDA_NOT_READY) {
+		usleep(100);
+	}
 	memcpy(reply->text, err.text, sizeof(reply->text));
 	return rc;
+}
+
+/* As a worker does it: the whole of what was declared, if it has a twin. */
+static int apply_twin(struct worker *worker, struct error *err)
+{
+	const char *declared = (const char *)worker->memory + worker->offset;
+	struct copy copy = {.run_bytes = (CHECK_BYTES - worker->offset) / 2 * 2};
+	struct copies copies = {.v = &copy, .n = 1, .nranges = 1};
+	int rc = export_locate(worker->set, declared, &copy.src_space, &copy.src, err);
+
+	if (rc || !export_pulls(worker->set, copy.src_space)) {
+		return rc;
+	}
+	return export_twins_apply(worker->set, &copies, err);
 }
 
 /* Bit by bit: the memory is what its pattern and the slot's make under ranges 0 and 2. */
@@ -165,9 +185,11 @@ static int verify(struct worker *worker, struct reply *reply)
 	run_reference(&copies, 0, slot, want + worker->offset);
 	run_reference(&copies, 1, slot, want + worker->offset);
 	run_reference(&copies, 2, slot, want + worker->offset);
-	if (worker->kind == MEMORY_HOST) {
+	rc = apply_twin(worker, &err);
+	if (worker->kind == MEMORY_HOST || worker->kind == MEMORY_PINNED ||
+		worker->kind == MEMORY_MANAGED) {
 		memcpy(got, worker->memory, CHECK_BYTES);
-	} else {
+	} else if (rc == 0) {
 		rc = cuda_outcome(&err, "cuMemcpyDtoH",
 			extra.cuMemcpyDtoH(got, (cuda_ptr)(uintptr_t)worker->memory, CHECK_BYTES));
 	}

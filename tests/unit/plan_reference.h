@@ -502,7 +502,7 @@ static inline void ref_run_slots(
 			size_t space = 8 * REF_WORKERS + w;
 
 			offsets[w] = calloc(workers[w].layout->nparameters + 1, sizeof(uint64_t));
-			dst[space].len = plan_shadow(workers[w].layout, offsets[w]);
+			dst[space].len = plan_shadow(workers[w].layout, NULL, offsets[w]);
 			dst[space].bytes = malloc(dst[space].len + 1);
 			test_random_fill(dst[space].bytes, dst[space].len);
 			workers[w].shadow_offset = offsets[w];

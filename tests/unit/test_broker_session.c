@@ -21,6 +21,7 @@ static const struct {
 	{MSG_SEAL, "..*...", VERDICT_NONE /* by role */},
 	{MSG_WITHDRAW, "....w.", VERDICT_WITHDRAW},
 	{MSG_CHECKED, ".w..ww", VERDICT_CHECKED},
+	{MSG_APPLIED_ROUTE, ".w..ww", VERDICT_PULLED},
 	{MSG_READY, "....ww", VERDICT_READY},
 	{MSG_RESUME, "....w.", VERDICT_RESUME},
 	{MSG_PUBLISH, "....t.", VERDICT_PUBLISH},

@@ -87,12 +87,7 @@ static void test_refused_at_the_seal_then_registered(void **state)
 	uint8_t *large = calloc(1, LIMIT_PARTS_BYTES - 1);
 
 	assert_non_null(large);
-	fill_as(desk, ROLE_WORKER);
-	assert_int_equal(give_allocation(desk, HANDLE_PULL, 0, 0, 0, 0), 0);
-	refuse_at_seal(desk, -ENOTSUP, "pull");
-	assert_int_equal(give_register(desk, 1), 0);
-	assert_int_equal(give_allocation(desk, HANDLE_PULL, 0, 0, 1, 1), 0);
-	refuse_at_seal(desk, -ENOTSUP, "allocation 0");
+	open_as(desk, ROLE_WORKER);
 	assert_int_equal(give_register(desk, LIMIT_ALLOCATIONS + 1), 0);
 	refuse_at_seal(desk, -E2BIG, "16384");
 	assert_int_equal(give_register(desk, UINT32_MAX), 0);

@@ -316,8 +316,6 @@ static void test_broken_frames(void **state)
 		{"STRW\x01\0\x04\0\x01\0\0\0\x41\0\0\0\0\0\0\0\0\0\0\0", 24, -EPROTO,
 			"65 descriptors"},
 		{"STRW\x01\0\x4d\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x80", 25, -EPROTO, "type 77"},
-		{"STRW\x01\0\x18\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x80", 25, -ENOTSUP,
-			"message apply is reserved"},
 		{"STRW\x01\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24, -EPROTO, "message ok"},
 		{"STRW\x01\0\x04\0\x05\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xdf\x01\0\0\0", 29, -EPROTO,
 			"container of 33554432"},

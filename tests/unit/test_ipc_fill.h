@@ -34,6 +34,8 @@ static const struct {
 	{MSG_WITHDRAW, "withdraw", ""},
 	{MSG_CHECK, "check", "update version"},
 	{MSG_CHECKED, "checked", "update code text"},
+	{MSG_APPLY, "apply", "update version missing"},
+	{MSG_APPLIED_ROUTE, "applied_route", "update code text"},
 	{MSG_HOLD, "hold", "update version"},
 	{MSG_READY, "ready", "word"},
 	{MSG_DONE, "done", "update version outcome state text"},
@@ -396,6 +398,7 @@ static void fill_session(struct message *message)
 		message->u.check.version = any64();
 		break;
 	case MSG_CHECKED:
+	case MSG_APPLIED_ROUTE: /* alike */
 		message->u.checked.update = any64();
 		message->u.checked.code = any32();
 		STRING(message->u.checked.text);
@@ -451,6 +454,13 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_REGISTER:
 	case MSG_ALLOCATION:
 		fill_registering(message);
+		break;
+	case MSG_APPLY:
+		test_random_fill(part_bytes, sizeof(part_bytes));
+		message->u.apply.update = any64();
+		message->u.apply.version = any64();
+		message->u.apply.missing = part_bytes;
+		message->u.apply.nmissing = test_random_below(sizeof(part_bytes));
 		break;
 	case MSG_PART:
 		test_random_fill(part_bytes, sizeof(part_bytes));
@@ -527,6 +537,10 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 	case MSG_ALLOCATION:
 		ret[0] = (struct borrowed){(void **)&message->u.allocation.chunk_bytes,
 			message->u.allocation.nchunk_bytes * sizeof(uint64_t)};
+		return 1;
+	case MSG_APPLY:
+		ret[0] = (struct borrowed){
+			(void **)(uintptr_t)&message->u.apply.missing, message->u.apply.nmissing};
 		return 1;
 	case MSG_PART:
 		ret[0] = (struct borrowed){

@@ -531,14 +531,6 @@ static void test_too_long_and_unknown(void **state)
 
 	assert_int_equal(decode_only(77, (const uint8_t *)"\x80", 1, &err), -EPROTO);
 	assert_non_null(strstr(err.text, "77"));
-	/* Reserved numbers are named, and not taken for a broken protocol. */
-	assert_int_equal(decode_only(MSG_APPLY, (const uint8_t *)"\x80", 1, &err), -ENOTSUP);
-	assert_non_null(strstr(err.text, "apply"));
-	assert_int_equal(
-		decode_only(MSG_APPLIED_ROUTE, (const uint8_t *)"\x80", 1, &err), -ENOTSUP);
-	assert_non_null(strstr(err.text, "applied_route"));
-	message_init(&message, MSG_APPLY, 0);
-	assert_int_equal(message_encode(&message, &frame, &len, &err), -ENOTSUP);
 }
 
 /* These very bytes stand in docs/protocol.md. */

@@ -78,7 +78,7 @@ static struct counts compile(struct manifest *m, struct layout *l, uint64_t slot
 	assert_int_equal(plan_commit(m, &worker, 1, &copies, &err), 0);
 	assert_int_equal(copies.n, 0);
 	copies_finish(&copies);
-	plan_shadow(l, shadow);
+	plan_shadow(l, NULL, shadow);
 	worker.shadow_offset = shadow;
 	assert_int_equal(plan_commit(m, &worker, 1, &copies, &err), 0);
 	counts.commit = copies.n;
@@ -122,7 +122,7 @@ static void commit_of_a_part(void **state)
 	assert_int_equal(manifest_seal(&manifest, &err), 0);
 	worker.layout = &layout;
 	worker.shadow_offset = shadow;
-	plan_shadow(&layout, shadow);
+	plan_shadow(&layout, NULL, shadow);
 	assert_int_equal(plan_commit(&manifest, &worker, 1, &copies, &err), 0);
 	assert_int_equal(copies.n, 1);
 	assert_int_equal(copies_bytes(&copies), 32);
@@ -414,7 +414,7 @@ static void shadows(void **state)
 	place(&l, "a", 2, 3, 3);
 	place(&l, "b", 512, 300, 1);
 	place(&l, "c", 4096 + 6, 0, 4);
-	assert_int_equal(plan_shadow(&l, offset), 1024 + 6);
+	assert_int_equal(plan_shadow(&l, NULL, offset), 1024 + 6);
 	assert_int_equal(offset[0], 2);
 	assert_int_equal(offset[1], 256);
 	assert_int_equal(offset[2], 1024 + 6);
@@ -425,7 +425,7 @@ static void shadows(void **state)
 		snprintf(name, sizeof(name), "%u", i);
 		place(&l, name, 0, 1ull << 60, 1);
 	}
-	assert_true(plan_shadow(&l, offset) == UINT64_MAX);
+	assert_true(plan_shadow(&l, NULL, offset) == UINT64_MAX);
 	layout_finish(&l);
 }
 
