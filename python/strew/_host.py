@@ -1,4 +1,4 @@
-"""Memory that can be shared with a broker without a GPU: strew_host_alloc()."""
+"""Host memory that the broker maps, without a copy in between: strew_host_alloc()."""
 
 from __future__ import annotations
 

@@ -266,12 +266,23 @@ def test_a_tensor_that_moved(broker):
             trainer.publish(1)
 
 
-def test_memory_that_cannot_be_shared_is_named(broker):
-    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
-        try:
-            trainer.declare({"some.name": numpy.zeros(4096, "float32")})
-        except strew.NotShareable as caught:
-            assert "some.name" in caught.sentence
+def test_ordinary_memory(broker):
+    """NumPy's and torch's own memory, which no broker can map, also as columns of a matrix."""
+    torch = pytest.importorskip("torch")
+    source = numpy.zeros((5, 7), "float32")
+    memory = torch.full((5, 14), -1.0)
+    target = memory[:, ::2]
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer, \
+            strew.Agent("m", socket=broker.socket) as agent:
+        trainer.declare({"a": source})
+        agent.piece(agent.declare("a", target), whole("a", target))
+        agent.register()
+        for version in (1, 2):
+            source[...] = numpy.random.default_rng().standard_normal(source.shape)
+            running = trainer.publish_async(version)
+            follow(agent, version)
+            assert running.report(20).committed
+            assert (target.numpy() == source).all() and (memory[:, 1::2] == -1).all()
 
 
 def test_a_broker_that_dies(broker):
