@@ -38,6 +38,7 @@ has() {
 	case $1 in
 	*.h) command -v cc >/dev/null && printf '#include <stdarg.h>\n#include <stddef.h>\n#include <setjmp.h>\n#include <stdint.h>\n#include <%s>\n' "$1" |
 		cc -E - >/dev/null 2>&1 ;;
+	ensurepip) python3 -c 'import ensurepip' 2>/dev/null ;;
 	libFuzzer) [[ -e $(clang -print-file-name="libclang_rt.fuzzer-$(uname -m).a") ]] ;;
 	*) command -v "$1" >/dev/null ;;
 	esac

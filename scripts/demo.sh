@@ -18,6 +18,7 @@ publishes versions, and compares every byte of every worker with what it should 
   --ranks N                 trainer ranks (1), which hold a part of every tensor each; of two
                             brokers each gets every other one
   --versions N              how many to publish (3)
+  --malloc                  trainer and every other worker in ordinary memory, which libstrew copies
   --gate held|live          (held)
   --apply staged|direct     (staged)
   --slot SIZE               length of a broker's slots (256K for the small model)
@@ -31,12 +32,13 @@ EOF
 }
 
 backend=auto model=$root/examples/configs/tiny-llama.json checkpoint=''
-workers=2 ranks=1 versions=3 gate=held apply=staged slot='' timeout=60 do_build=1 build=$root/build
+workers=2 ranks=1 versions=3 gate=held apply=staged slot='' timeout=60 do_build=1 malloc=0 build=$root/build
 
 while (($#)); do
 	case $1 in
 	--help) usage; exit 0 ;;
 	--no-build) do_build=0; shift; continue ;;
+	--malloc) malloc=1; shift; continue ;;
 	--backend | --model | --checkpoint | --workers | --ranks | --versions | --gate | --apply | --slot | \
 		--timeout | --build)
 		if (($# < 2)); then
@@ -240,7 +242,9 @@ start_workers() {
 		options=(--config "$model" --model demo --rank "$rank" --size "$workers"
 			--gate "$gate" --apply "$apply" --versions "$versions"
 			--socket "$worker_socket")
-		if ((gpus)); then
+		if ((malloc && rank % 2 == 0)); then
+			options+=(--malloc)
+		elif ((gpus)); then
 			options+=(--device "$((rank % gpus))")
 		fi
 		if [[ -n $checkpoint ]]; then
@@ -259,7 +263,9 @@ start_workers() {
 train() {
 	local gpus=$1 version rank fd sockets=("$dir/lead.sock" "$worker_socket") go=() device=()
 
-	if ((gpus)); then
+	if ((malloc)); then
+		device=(--malloc)
+	elif ((gpus)); then
 		device=(--device 0)
 	fi
 	for ((rank = 0; rank < ranks; rank++)); do

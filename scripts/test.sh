@@ -100,6 +100,7 @@ suite_without_ctest() {
 python_tests() {
 	local venv=$build-venv
 
+	install_needs "ensurepip python3-venv"
 	if [[ ! -e $venv/bin/python ]]; then
 		python3 -m venv "$venv"
 	fi

@@ -89,6 +89,10 @@ for gate in held live; do
 	done
 done
 part demo-ranks "$root/scripts/demo.sh" --no-build --build "$build" --backend cuda --ranks 2
+for apply in staged direct; do
+	part "demo-malloc-$apply" "$root/scripts/demo.sh" --no-build --build "$build" \
+		--backend cuda --malloc --apply "$apply"
+done
 part push_check push_check "$scratch/push"
 part equal_hosts equal_hosts "$scratch/hosts"
 if ((!quick)); then
