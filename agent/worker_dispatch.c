@@ -119,23 +119,31 @@ static bool registered(const struct strew_agent *agent)
 	return agent->stage == WORKER_REGISTERING || agent->stage == WORKER_REGISTERED;
 }
 
-static int on_check(struct strew_agent *agent, const struct msg_check *check, struct error *err)
+/* Tells the broker how what it asked for in an update went; rc with its sentence in `found`. */
+static int answer(struct strew_agent *agent, enum message_type type, uint64_t update, int rc,
+	const struct error *found, struct error *err)
 {
-	struct error found = {0};
 	struct message message;
-	int rc;
 
-	agent->pending = registered(agent);
-	rc = export_verify(agent->set, &found);
-	message_init(&message, MSG_CHECKED, 0);
-	message.u.checked.update = check->update;
+	message_init(&message, type, 0);
+	message.u.checked.update = update;
 	message.u.checked.code = error_to_wire(rc);
 	if (rc) {
-		string_copy(message.u.checked.text, sizeof(message.u.checked.text), found.text);
+		string_copy(message.u.checked.text, sizeof(message.u.checked.text), found->text);
 	}
 	rc = agent_session_send(&agent->session, &message, err);
 	/* A broker that is gone may have said more before it went: read on to the end. */
 	return rc == -ECONNRESET ? 0 : rc;
+}
+
+static int on_check(struct strew_agent *agent, const struct msg_check *check, struct error *err)
+{
+	struct error found = {0};
+	int rc;
+
+	agent->pending = registered(agent);
+	rc = export_verify(agent->set, &found);
+	return answer(agent, MSG_CHECKED, check->update, rc, &found, err);
 }
 
 /* A bit too few would be memory that keeps old bytes in silence. */
@@ -164,17 +172,9 @@ static int apply_twins(struct strew_agent *agent, const struct msg_apply *apply,
 static int on_apply(struct strew_agent *agent, const struct msg_apply *apply, struct error *err)
 {
 	struct error found = {0};
-	struct message message;
 	int rc = apply_twins(agent, apply, &found);
 
-	message_init(&message, MSG_APPLIED_ROUTE, 0);
-	message.u.checked.update = apply->update;
-	message.u.checked.code = error_to_wire(rc);
-	if (rc) {
-		string_copy(message.u.checked.text, sizeof(message.u.checked.text), found.text);
-	}
-	rc = agent_session_send(&agent->session, &message, err);
-	return rc == -ECONNRESET ? 0 : rc;
+	return answer(agent, MSG_APPLIED_ROUTE, apply->update, rc, &found, err);
 }
 
 static void on_hold(struct strew_agent *agent, const struct msg_hold *hold)
