@@ -44,6 +44,25 @@ int array_grow(void **array, size_t *cap, size_t need, size_t size)
 	return 0;
 }
 
+size_t upper_bound(const void *items, size_t n, size_t size, size_t key_at, uint64_t key)
+{
+	size_t low = 0;
+	size_t high = n;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		uint64_t at;
+
+		memcpy(&at, (const char *)items + middle * size + key_at, sizeof(at));
+		if (at <= key) {
+			low = middle + 1;
+		} else {
+			high = middle;
+		}
+	}
+	return low;
+}
+
 bool string_copy(char *dst, size_t dst_bytes, const char *src)
 {
 	int n = snprintf(dst, dst_bytes, "%s", src);

@@ -37,6 +37,12 @@ static inline int fd_take(int *fd)
  */
 int array_grow(void **array, size_t *cap, size_t need, size_t size);
 
+/*
+ * Index of the first of n items whose key is above `key`, n if none is. The items are `size` bytes
+ * each, and sorted by their key, a uint64_t that lies key_at bytes into each.
+ */
+size_t upper_bound(const void *items, size_t n, size_t size, size_t key_at, uint64_t key);
+
 /* Copies a NUL-terminated string; false (and a truncated copy) if it did not fit. */
 bool string_copy(char *dst, size_t dst_bytes, const char *src);
 

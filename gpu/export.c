@@ -35,26 +35,15 @@ void export_set_destroy(struct export_set *set)
 }
 
 /* Index of the first entry that starts behind the address. */
-static size_t upper_bound(const struct export_set *set, uint64_t address)
+static size_t entry_behind(const struct export_set *set, uint64_t address)
 {
-	size_t low = 0;
-	size_t high = set->nentries;
-
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (set->entries[middle].base <= address) {
-			low = middle + 1;
-		} else {
-			high = middle;
-		}
-	}
-	return low;
+	return upper_bound(set->entries, set->nentries, sizeof(*set->entries),
+		offsetof(struct export_entry, base), address);
 }
 
 const struct export_entry *export_find(const struct export_set *set, uint64_t address)
 {
-	size_t at = upper_bound(set, address);
+	size_t at = entry_behind(set, address);
 
 	if (at > 0 && address - set->entries[at - 1].base < set->entries[at - 1].size_bytes) {
 		return &set->entries[at - 1];
@@ -64,7 +53,7 @@ const struct export_entry *export_find(const struct export_set *set, uint64_t ad
 
 int export_insert(struct export_set *set, const struct export_entry *entry, struct error *err)
 {
-	size_t at = upper_bound(set, entry->base);
+	size_t at = entry_behind(set, entry->base);
 	int rc;
 
 	if (set->nentries >= LIMIT_ALLOCATIONS + LIMIT_CHUNKS) {

@@ -17,30 +17,23 @@
 
 #define MINCORE_BYTES ((uint64_t)64 << 20) /* a look's, so that its answer is small */
 
-/* Index of the first range that starts behind the address. */
+/* Index of the first range that starts behind the address; before they are settled. */
 static size_t range_behind(const struct export_set *set, uint64_t address)
 {
-	size_t low = 0;
-	size_t high = set->npulls;
-
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (set->pulls[middle].base <= address) {
-			low = middle + 1;
-		} else {
-			high = middle;
-		}
-	}
-	return low;
+	return upper_bound(set->pulls, set->npulls, sizeof(*set->pulls),
+		offsetof(struct export_range, base), address);
 }
 
 const struct export_range *export_pull_find(const struct export_set *set, uint64_t address)
 {
-	size_t at = range_behind(set, address);
+	for (size_t i = 0; i < set->ntwins; i++) {
+		const struct export_range *ranges = &set->pulls[set->twins[i].first];
+		size_t at = upper_bound(ranges, set->twins[i].nranges, sizeof(*ranges),
+			offsetof(struct export_range, base), address);
 
-	if (at > 0 && address - set->pulls[at - 1].base < set->pulls[at - 1].len_bytes) {
-		return &set->pulls[at - 1];
+		if (at > 0 && address - ranges[at - 1].base < ranges[at - 1].len_bytes) {
+			return &ranges[at - 1];
+		}
 	}
 	return NULL;
 }
@@ -98,19 +91,36 @@ int export_pull_add(struct export_set *set, const struct export_range *added, st
 	return 0;
 }
 
+/* By the memory that they are of, then by address: those of one twin lie together. */
+static int compare_ranges(const void *a, const void *b)
+{
+	const struct export_range *x = a;
+	const struct export_range *y = b;
+
+	if (x->ordinal != y->ordinal) {
+		return x->ordinal < y->ordinal ? -1 : 1;
+	}
+	return (x->base > y->base) - (x->base < y->base);
+}
+
+/* The last twin, or the next one if the range is of other memory. NULL: too many. */
 static struct export_twin *twin_of(struct export_set *set, const struct export_range *range)
 {
-	for (size_t i = 0; i < set->ntwins; i++) {
-		if (set->twins[i].ordinal == range->ordinal) {
-			return &set->twins[i];
-		}
+	struct export_twin *twin = &set->twins[set->ntwins];
+
+	if (set->ntwins && twin[-1].ordinal == range->ordinal) {
+		return twin - 1;
 	}
 	if (set->ntwins == ARRAY_LEN(set->twins)) {
 		return NULL;
 	}
-	set->twins[set->ntwins] = (struct export_twin){.ordinal = range->ordinal, .fd = -1};
-	memcpy(set->twins[set->ntwins].uuid, range->uuid, GPU_UUID_BYTES);
-	return &set->twins[set->ntwins++];
+	*twin = (struct export_twin){.base = range->base,
+		.ordinal = range->ordinal,
+		.fd = -1,
+		.first = (size_t)(range - set->pulls)};
+	memcpy(twin->uuid, range->uuid, GPU_UUID_BYTES);
+	set->ntwins++;
+	return twin;
 }
 
 static int make_twin(struct export_set *set, struct export_twin *twin, struct error *err)
@@ -133,6 +143,9 @@ int export_pull_settle(struct export_set *set, struct error *err)
 {
 	int rc = 0;
 
+	if (set->npulls) {
+		qsort(set->pulls, set->npulls, sizeof(*set->pulls), compare_ranges);
+	}
 	for (size_t i = 0; i < set->npulls; i++) {
 		struct export_range *range = &set->pulls[i];
 		struct export_twin *twin = twin_of(set, range);
@@ -141,7 +154,7 @@ int export_pull_settle(struct export_set *set, struct error *err)
 			return error_set(
 				err, -E2BIG, "memory of more than %zu GPUs", ARRAY_LEN(set->twins));
 		}
-		twin->base = twin->size_bytes ? twin->base : range->base;
+		twin->nranges++;
 		range->twin = (uint32_t)(twin - set->twins);
 		range->twin_offset = align_up(twin->size_bytes, 256) + range->base % 256;
 		twin->size_bytes = range->twin_offset + range->len_bytes;
@@ -182,33 +195,17 @@ bool export_pulls(const struct export_set *set, uint32_t allocation)
 	return allocation >= set->nentries && allocation - set->nentries < set->ntwins;
 }
 
-/* The range that has its place there. Per twin, places rise with addresses. */
+/* The range that has its place there. A twin's places rise with addresses. */
 static const struct export_range *range_at(
-	const struct export_set *set, uint32_t twin, uint64_t offset)
+	const struct export_set *set, const struct export_twin *twin, uint64_t offset)
 {
-	const struct export_range *found = NULL;
-	size_t low = 0;
-	size_t high = set->npulls;
+	const struct export_range *ranges = &set->pulls[twin->first];
+	size_t at = upper_bound(ranges, twin->nranges, sizeof(*ranges),
+		offsetof(struct export_range, twin_offset), offset);
 
-	/* GPUs and host memory do not interleave within one address space's regions, but may. */
-	while (set->ntwins == 1 && low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (set->pulls[middle].twin_offset <= offset) {
-			found = &set->pulls[middle];
-			low = middle + 1;
-		} else {
-			high = middle;
-		}
-	}
-	for (size_t i = 0; set->ntwins > 1 && i < set->npulls; i++) {
-		const struct export_range *range = &set->pulls[i];
-
-		if (range->twin == twin && range->twin_offset <= offset) {
-			found = range;
-		}
-	}
-	return found && offset - found->twin_offset < found->len_bytes ? found : NULL;
+	return at > 0 && offset - ranges[at - 1].twin_offset < ranges[at - 1].len_bytes
+		       ? &ranges[at - 1]
+		       : NULL;
 }
 
 /* Both ways between host memory and its twin. */
@@ -273,7 +270,7 @@ static int apply_run(const struct export_set *set, struct export_twin *twin,
 static int apply_copy(struct export_set *set, const struct copy *copy, struct error *err)
 {
 	struct export_twin *twin = &set->twins[copy->src_space - set->nentries];
-	const struct export_range *range = range_at(set, (uint32_t)(twin - set->twins), copy->src);
+	const struct export_range *range = range_at(set, twin, copy->src);
 	uint64_t index[STREW_MAX_DIMS] = {0};
 	uint64_t at = copy->src;
 	int rc = 0;

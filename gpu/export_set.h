@@ -49,6 +49,7 @@ struct export_range {
 struct export_twin {
 	uint64_t base; /* of the first range that it stands for, for messages */
 	uint64_t size_bytes;
+	size_t first, nranges; /* its ranges: pulls[first] and on */
 	int ordinal;
 	uint8_t uuid[GPU_UUID_BYTES];
 	int fd;			    /* host: owned; else -1 */
@@ -63,7 +64,7 @@ struct export_set {
 	size_t nentries, cap_entries;
 	struct export_context *contexts; /* primary contexts retained by this set */
 	size_t ncontexts, cap_contexts;
-	struct export_range *pulls; /* sorted by base, none overlaps */
+	struct export_range *pulls; /* none overlaps; sorted by base, once settled by twin first */
 	size_t npulls, cap_pulls;
 	struct export_twin twins[EXPORT_TWINS]; /* once settled; numbered behind the entries */
 	size_t ntwins;

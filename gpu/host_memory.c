@@ -23,21 +23,10 @@ static struct host_block *blocks;
 static size_t nblocks, cap_blocks;
 
 /* Index of the first block that starts behind `address`. */
-static size_t upper_bound(uint64_t address)
+static size_t block_behind(uint64_t address)
 {
-	size_t low = 0;
-	size_t high = nblocks;
-
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (blocks[middle].base <= address) {
-			low = middle + 1;
-		} else {
-			high = middle;
-		}
-	}
-	return low;
+	return upper_bound(
+		blocks, nblocks, sizeof(*blocks), offsetof(struct host_block, base), address);
 }
 
 static int block_add(const struct host_block *block)
@@ -48,7 +37,7 @@ static int block_add(const struct host_block *block)
 	pthread_mutex_lock(&lock);
 	rc = array_grow((void **)&blocks, &cap_blocks, nblocks + 1, sizeof(*blocks));
 	if (rc == 0) {
-		at = upper_bound(block->base);
+		at = block_behind(block->base);
 		memmove(&blocks[at + 1], &blocks[at], (nblocks - at) * sizeof(*blocks));
 		blocks[at] = *block;
 		nblocks++;
@@ -102,7 +91,7 @@ int host_memory_find(const void *ptr, int *ret_fd, uint64_t *ret_base, uint64_t 
 	size_t at;
 
 	pthread_mutex_lock(&lock);
-	at = upper_bound(address);
+	at = block_behind(address);
 	if (at > 0 && address - blocks[at - 1].base < blocks[at - 1].size_bytes) {
 		*ret_fd = blocks[at - 1].fd;
 		*ret_base = blocks[at - 1].base;
@@ -123,7 +112,7 @@ void host_memory_free(void *ptr)
 		return;
 	}
 	pthread_mutex_lock(&lock);
-	at = upper_bound(address);
+	at = block_behind(address);
 	if (at > 0 && blocks[at - 1].base == address) {
 		block = blocks[at - 1];
 		memmove(&blocks[at - 1], &blocks[at], (nblocks - at) * sizeof(*blocks));
