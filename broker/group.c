@@ -450,7 +450,7 @@ static const unsigned allowed[GE_COUNT] = {
 	[GE_SKIP] = IN_UPDATE,
 	[GE_MOVED] = P(MOVING),
 	[GE_FAILED] = P(MOVING) | P(GATING) | P(COMMITTING),
-	[GE_LATE] = P(CHECKING) | P(HOLDING) | P(GATING) | P(COMMITTING),
+	[GE_LATE] = P(CHECKING) | P(HOLDING) | P(GATING),
 	[GE_COMMIT] = P(PREPARED) | P(OUT),
 	[GE_COPIED] = P(COMMITTING),
 	[GE_PULLED] = P(COMMITTING),
@@ -507,13 +507,8 @@ static void step_update(
 	case GE_BEGIN:
 		on_begin(group, event, actions);
 		break;
-	case GE_LATE:
-		if (group->phase == PHASE_COMMITTING) {
-			make_dirty(group);
-		}
-		go_out(group, actions, event->text);
-		break;
 	case GE_REFUSE:
+	case GE_LATE:
 		go_out(group, actions, event->text);
 		break;
 	case GE_GO:

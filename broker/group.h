@@ -39,8 +39,8 @@ enum group_event_type {
 	GE_GO,
 	GE_SKIP,   /* the lead goes on without this group's replica */
 	GE_MOVED,  /* everything was received (staged) or written (direct) */
-	GE_FAILED, /* text, touched: moving or the commit's copy ended without success */
-	GE_LATE,   /* text: the deadline of the gate, or of what members copy, passed */
+	GE_FAILED, /* text, touched: moving or the commit's copies failed or were late */
+	GE_LATE,   /* text: the gate's deadline passed */
 	GE_COMMIT,
 	GE_COPIED, /* staged: shadow → live is done */
 	GE_PULLED, /* member: twin → memory is done */

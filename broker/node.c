@@ -480,18 +480,22 @@ static bool has_deadline(const struct node *node)
 void node_tick(struct server *server, uint64_t now)
 {
 	struct node *node = &server->node;
-	const char *what = "its engine did not hold the gate before the deadline";
+	struct group_event event = {
+		.type = GE_LATE, .text = "its engine did not hold the gate before the deadline"};
 
 	if (node->stage == NODE_MOVING) {
-		what = "its engine did not hold the gate in time after everything was received";
+		event.text =
+			"its engine did not hold the gate in time after everything was received";
 	} else if (node->stage == NODE_COMMITTING) {
-		what = "a worker did not copy what it pulls before the deadline";
+		event = (struct group_event){.type = GE_FAILED,
+			.touched = true,
+			.text = "a worker did not copy what it pulls before the deadline"};
 	}
 	if (!has_deadline(node) || now < node->deadline) {
 		return;
 	}
 	node->deadline = UINT64_MAX;
-	step_all(server, &(struct group_event){.type = GE_LATE, .text = what});
+	step_all(server, &event);
 	node_advance(server);
 }
 
