@@ -39,8 +39,8 @@ uint64_t conn_heard_ns(const struct conn *conn);
 /*
  * Reads at most one message. 1: *ret_message is filled and must be finished by
  * the caller; 0: nothing whole is there yet; -ECONNRESET: end of file (err says whether in the
- * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it; -ENOTSUP: it sent a
- * message that is reserved for a later version, drop it too. It may still be told why.
+ * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it. It may still be told
+ * why.
  */
 int conn_receive(struct conn *conn, struct message *ret_message, struct error *err);
 

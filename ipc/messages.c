@@ -410,7 +410,7 @@ TABLE(rank_done);
 static const struct known {
 	enum message_type type;
 	const char *name;
-	const struct table *table; /* never NULL today; NULL: reserved */
+	const struct table *table;
 } known[] = {
 	{MSG_HELLO, "hello", &hello},
 	{MSG_WELCOME, "welcome", &welcome},
@@ -513,7 +513,7 @@ int message_encode(
 	msgpack_packer packer;
 	int rc;
 
-	if (!entry || !entry->table) {
+	if (!entry) {
 		return error_set(
 			err, -ENOTSUP, "message type %d cannot be sent", (int)message->type);
 	}
@@ -575,11 +575,6 @@ int message_decode(unsigned type, uint64_t serial, uint8_t *payload, size_t len,
 	if (!entry) {
 		free(payload);
 		return error_set(err, -EPROTO, "message type %u is not known", type);
-	}
-	if (!entry->table) {
-		free(payload);
-		return error_set(
-			err, -ENOTSUP, "message %s is reserved for a later version", entry->name);
 	}
 	message_init(&message, entry->type, serial);
 	message.owned = payload;

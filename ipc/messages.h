@@ -430,8 +430,7 @@ int message_encode(
 /*
  * Payload of a frame whose header was read. The payload is scanned for counts, depth and
  * sizes before msgpack-c sees it. Unknown keys are ignored; a missing, doubled or ill-typed one is
- * -EPROTO and named; a reserved type is -ENOTSUP. Takes `payload` (malloc'd) in any case. fds are
- * not touched.
+ * -EPROTO and named. Takes `payload` (malloc'd) in any case. fds are not touched.
  */
 int message_decode(unsigned type, uint64_t serial, uint8_t *payload, size_t len,
 	struct message *ret_message, struct error *err);
