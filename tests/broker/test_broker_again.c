@@ -1,35 +1,21 @@
 /* Workers that register memory which an agent before them had registered, and new ones. */
+#include "broker/one.h"
 #include "broker/peers.h"
 #include <errno.h>
 #include <string.h>
 
-static struct broker broker;
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
-
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
 
 static void start_trainer(struct trainer *trainer, const char *model)
 {
-	assert_int_equal(trainer_start(trainer, &broker,
+	assert_int_equal(trainer_start(trainer, &one_broker,
 				 (struct strew_trainer_options){.model = model}, whole, 1),
 		0);
 }
 
 static void start_worker(struct worker *worker, struct strew_agent_options options)
 {
-	assert_int_equal(worker_start(worker, &broker, options, whole, 1), 0);
+	assert_int_equal(worker_start(worker, &one_broker, options, whole, 1), 0);
 }
 
 static void register_as(struct raw *raw, const char *model, uint32_t replica,
@@ -41,7 +27,7 @@ static void register_as(struct raw *raw, const char *model, uint32_t replica,
 	draft.reg.replica = replica;
 	draft.reg.state = state;
 	draft.reg.version = version;
-	raw_open(raw, &broker, ROLE_WORKER);
+	raw_open(raw, &one_broker, ROLE_WORKER);
 	draft_register(raw, &draft);
 	draft_finish(&draft);
 }
@@ -69,7 +55,8 @@ static void test_what_was_said(void **state)
 		struct raw raw;
 
 		register_as(&raw, cases[i].model, 0, cases[i].said, cases[i].version);
-		assert_int_equal(broker_group_state(&broker, cases[i].model), cases[i].expected);
+		assert_int_equal(
+			broker_group_state(&one_broker, cases[i].model), cases[i].expected);
 		raw_close(&raw);
 	}
 }
@@ -90,7 +77,7 @@ static void test_versions_are_learnt(void **state)
 			start_trainer(&trainer, model);
 		}
 		register_as(&other, model, 1, STREW_GROUP_CURRENT, 4);
-		assert_int_equal(broker_group_state(&broker, model), STREW_GROUP_CURRENT);
+		assert_int_equal(broker_group_state(&one_broker, model), STREW_GROUP_CURRENT);
 		raw_close(&other);
 		register_as(&raw, model, 0, STREW_GROUP_CURRENT, 5);
 		if (!before) {
@@ -114,9 +101,9 @@ static void test_missed(void **state)
 	trainer_commits(&trainer, 1);
 	worker_stop(&first);
 	start_worker(&second, (struct strew_agent_options){.model = "missed"});
-	assert_int_equal(broker_group_state(&broker, "missed"), STREW_GROUP_STALE);
+	assert_int_equal(broker_group_state(&one_broker, "missed"), STREW_GROUP_STALE);
 	trainer_commits(&trainer, 2);
-	assert_int_equal(broker_group_state(&broker, "missed"), STREW_GROUP_CURRENT);
+	assert_int_equal(broker_group_state(&one_broker, "missed"), STREW_GROUP_CURRENT);
 	worker_holds(&second, 2);
 	worker_stop(&second);
 	trainer_stop(&trainer);
@@ -130,5 +117,5 @@ int main(void)
 		cmocka_unit_test(test_missed),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }

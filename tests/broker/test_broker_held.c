@@ -1,40 +1,19 @@
 /* Held gates, and trainers that are gone before, during and after the move. */
 #include "base/util.h"
+#include "broker/one.h"
 #include "broker/peers.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 
-static struct broker broker;
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
 static const struct rows other[] = {{"w", STREW_F32, 16, 32, 0, 16}, {"x", STREW_F32, 2, 2, 0, 2}};
-
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
-
-static int check(void **state)
-{
-	(void)state;
-	broker_check(&broker);
-	return 0;
-}
 
 static void start_held(struct worker *worker, const char *model, enum strew_apply apply)
 {
 	struct strew_agent_options options = {
 		.model = model, .gate = STREW_GATE_HELD, .apply = apply, .timeout_ms = 3000};
-	int rc = worker_start(worker, &broker, options, whole, 1);
+	int rc = worker_start(worker, &one_broker, options, whole, 1);
 
 	if (rc) {
 		print_error("%s\n", strew_error());
@@ -46,7 +25,7 @@ static void start_trainer(struct trainer *trainer, const char *model, const stru
 	size_t nrows, uint32_t ranks)
 {
 	struct strew_trainer_options options = {.model = model, .ranks = ranks, .timeout_ms = 3000};
-	int rc = trainer_start(trainer, &broker, options, rows, nrows);
+	int rc = trainer_start(trainer, &one_broker, options, rows, nrows);
 
 	if (rc) {
 		print_error("%s\n", strew_error());
@@ -146,7 +125,7 @@ static void test_a_worker_leaves_at_the_gate(void **state)
 		draft_worker(&draft, model, whole, 1);
 		draft.reg.gate = STREW_GATE_HELD;
 		draft.reg.apply = (uint32_t)apply;
-		raw_open(&raw, &broker, ROLE_WORKER);
+		raw_open(&raw, &one_broker, ROLE_WORKER);
 		draft_register(&raw, &draft);
 		start_trainer(&trainer, model, whole, 1, 1);
 		publish(&trainer, 1, PATIENCE_MS);
@@ -190,7 +169,7 @@ static void test_a_word_that_comes_after_the_resume(void **state)
 		draft_worker(&draft, model, whole, 1);
 		draft.reg.gate = STREW_GATE_HELD;
 		draft.reg.apply = (uint32_t)apply;
-		raw_open(&raw, &broker, ROLE_WORKER);
+		raw_open(&raw, &one_broker, ROLE_WORKER);
 		draft_register(&raw, &draft);
 		start_trainer(&trainer, model, whole, 1, 1);
 		send_ready(&raw, 1);
@@ -229,7 +208,7 @@ static void test_a_trainer_is_gone_before_the_move(void **state)
 	start_held(&worker, "before", STREW_APPLY_DIRECT);
 	draft_trainer(&draft, "before", 0, whole, 1);
 	for (unsigned i = 0; i < 3; i++) {
-		raw_open(&raw, &broker, ROLE_TRAINER);
+		raw_open(&raw, &one_broker, ROLE_TRAINER);
 		draft_register(&raw, &draft);
 		message_init(&message, MSG_PUBLISH, 5);
 		message.u.publish.version = 1;
@@ -273,7 +252,7 @@ static void test_a_trainer_is_gone_after_the_move(void **state)
 	worker_event(&worker, STREW_EVENT_HOLD, STREW_OUTCOME_NONE);
 	assert_int_equal(strew_trainer_wait_released(first.trainer, PATIENCE_MS), 0);
 	trainer_stop(&first);
-	assert_int_equal(trainer_start(&next, &broker, options, other, 2), -ETIMEDOUT);
+	assert_int_equal(trainer_start(&next, &one_broker, options, other, 2), -ETIMEDOUT);
 	assert_int_equal(strew_agent_ready(worker.agent, NULL), 0);
 	worker_event(&worker, STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
 	resume(&worker);
@@ -297,7 +276,7 @@ static void test_a_trainer_is_gone_after_the_move(void **state)
 	worker_stop(&worker);
 }
 
-#define CASE(name) cmocka_unit_test_teardown(name, check)
+#define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
 {
@@ -309,5 +288,5 @@ int main(void)
 		CASE(test_a_trainer_is_gone_after_the_move),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }

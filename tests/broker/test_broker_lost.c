@@ -3,6 +3,7 @@
  * others go on, the report names it, and after registering again the next update commits.
  */
 #include "base/util.h"
+#include "broker/one.h"
 #include "broker/peers.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -12,31 +13,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static struct broker broker;
 static const struct rows upper[] = {{"w", STREW_F32, 16, 32, 0, 8}};
 static const struct rows lower[] = {{"w", STREW_F32, 16, 32, 8, 8}};
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
-
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
-
-static int check(void **state)
-{
-	(void)state;
-	broker_check(&broker);
-	return 0;
-}
 
 /* A worker in a process of its own, which tells how far it got and can be killed. */
 struct child {
@@ -57,7 +36,7 @@ static void play_worker(int said, const struct draft *draft, enum message_type u
 	struct message message;
 	struct raw raw;
 
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, draft);
 	say(said, 'r');
 	if (until == MSG_CHECK) {
@@ -119,7 +98,7 @@ static void child_kill(struct child *child)
 static void start_worker(
 	struct worker *worker, struct strew_agent_options options, const struct rows *rows)
 {
-	int rc = worker_start(worker, &broker, options, rows, 1);
+	int rc = worker_start(worker, &one_broker, options, rows, 1);
 
 	if (rc) {
 		print_error("%s\n", strew_error());
@@ -130,7 +109,7 @@ static void start_worker(
 static void start_trainer(struct trainer *trainer, const char *model)
 {
 	int rc = trainer_start(
-		trainer, &broker, (struct strew_trainer_options){.model = model}, whole, 1);
+		trainer, &one_broker, (struct strew_trainer_options){.model = model}, whole, 1);
 
 	if (rc) {
 		print_error("%s\n", strew_error());
@@ -230,7 +209,7 @@ static void test_the_only_worker_is_killed(void **state)
 		trainer_reports(&trainer, STREW_OUTCOME_ABORTED, "is gone", &report);
 		report_group(&report, 0, STREW_OUTCOME_LOST, "is gone");
 		strew_report_finish(&report);
-		assert_int_equal(broker_group_state(&broker, "only"), STREW_GROUP_LOST);
+		assert_int_equal(broker_group_state(&one_broker, "only"), STREW_GROUP_LOST);
 		start_worker(&again, (struct strew_agent_options){.model = "only"}, whole);
 		trainer_commits(&trainer, version);
 		worker_holds(&again, version);
@@ -253,7 +232,7 @@ static void test_a_check_that_is_not_answered(void **state)
 
 	(void)state;
 	draft_worker(&draft, "silent", whole, 1);
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, &draft);
 	start_worker(
 		&replica, (struct strew_agent_options){.model = "silent", .replica = 1}, whole);
@@ -309,7 +288,7 @@ static void test_withdrawn_in_the_middle(void **state)
 	(void)state;
 	draft_worker(&draft, "withdrawn", whole, 1);
 	start_trainer(&trainer, "withdrawn");
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, &draft);
 	publish(&trainer, 1, PATIENCE_MS);
 	raw_expect(&raw, MSG_CHECK, &message);
@@ -340,7 +319,7 @@ static void test_registered_in_the_middle(void **state)
 	start_worker(&first, (struct strew_agent_options){.model = "late", .members = 2}, upper);
 	draft_worker(&draft, "late", whole, 1);
 	draft.reg.replica = 1;
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, &draft);
 	start_trainer(&trainer, "late");
 	publish(&trainer, 1, PATIENCE_MS);
@@ -360,7 +339,7 @@ static void test_registered_in_the_middle(void **state)
 	draft_finish(&draft);
 }
 
-#define CASE(name) cmocka_unit_test_teardown(name, check)
+#define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
 {
@@ -373,5 +352,5 @@ int main(void)
 		CASE(test_registered_in_the_middle),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }

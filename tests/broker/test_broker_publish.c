@@ -1,41 +1,20 @@
 /* What is published and does not fit: named in the report, and workers' memory untouched. */
 #include "base/util.h"
+#include "broker/one.h"
 #include "broker/peers.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 
-static struct broker broker;
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
 static const struct rows upper[] = {{"w", STREW_F32, 16, 32, 0, 8}};
 static const struct rows lower[] = {{"w", STREW_F32, 16, 32, 8, 8}};
 static const struct rows both[] = {{"w", STREW_F32, 16, 32, 0, 16}, {"b", STREW_F32, 4, 32, 0, 4}};
 
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
-
-static int check(void **state)
-{
-	(void)state;
-	broker_check(&broker);
-	return 0;
-}
-
 static void start_worker(struct worker *worker, struct strew_agent_options options,
 	const struct rows *rows, size_t nrows)
 {
-	int rc = worker_start(worker, &broker, options, rows, nrows);
+	int rc = worker_start(worker, &one_broker, options, rows, nrows);
 
 	if (rc) {
 		print_error("%s\n", strew_error());
@@ -47,7 +26,7 @@ static void start_trainer(
 	struct trainer *trainer, const char *model, const struct rows *rows, size_t nrows)
 {
 	int rc = trainer_start(
-		trainer, &broker, (struct strew_trainer_options){.model = model}, rows, nrows);
+		trainer, &one_broker, (struct strew_trainer_options){.model = model}, rows, nrows);
 
 	if (rc) {
 		print_error("%s\n", strew_error());
@@ -103,7 +82,7 @@ static void test_the_largest_version(void **state)
 	(void)state;
 	start_worker(&worker, (struct strew_agent_options){.model = "largest"}, whole, 1);
 	draft_trainer(&draft, "largest", 0, whole, 1);
-	raw_open(&raw, &broker, ROLE_TRAINER);
+	raw_open(&raw, &one_broker, ROLE_TRAINER);
 	draft_register(&raw, &draft);
 	message_init(&message, MSG_PUBLISH, 30);
 	message.u.publish.version = UINT64_MAX;
@@ -130,7 +109,7 @@ static void test_requests_that_make_no_sense(void **state)
 
 	(void)state;
 	draft_trainer(&draft, "senseless", 0, whole, 1);
-	raw_open(&raw, &broker, ROLE_TRAINER);
+	raw_open(&raw, &one_broker, ROLE_TRAINER);
 	draft_register(&raw, &draft);
 	for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
 		message_init(&message, MSG_PUBLISH, 30 + i);
@@ -207,17 +186,17 @@ static void test_shapes_and_types_that_do_not_fit(void **state)
 	(void)state;
 	for (size_t i = 0; i < ARRAY_LEN(has); i++) {
 		/* A broker of its own, as versions are remembered. */
-		struct broker kept = broker;
+		struct broker kept = one_broker;
 
-		memset(&broker, 0, sizeof(broker));
-		broker_start(&broker, NULL);
+		memset(&one_broker, 0, sizeof(one_broker));
+		broker_start(&one_broker, NULL);
 		misfit(has[i], i % 2 ? STREW_APPLY_DIRECT : STREW_APPLY_STAGED);
-		broker_status(&broker, &reply);
+		broker_status(&one_broker, &reply);
 		assert_int_equal(reply.u.status_reply.updates, 3);
 		assert_int_equal(reply.u.status_reply.aborted, 2);
 		message_finish(&reply);
-		broker_finish(&broker);
-		broker = kept;
+		broker_finish(&one_broker);
+		one_broker = kept;
 	}
 }
 
@@ -293,7 +272,7 @@ static void test_tensors_that_nobody_wants(void **state)
 	trainer_stop(&trainer);
 }
 
-#define CASE(name) cmocka_unit_test_teardown(name, check)
+#define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
 {
@@ -306,5 +285,5 @@ int main(void)
 		CASE(test_tensors_that_nobody_wants),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }

@@ -1,6 +1,7 @@
 /* Memory of malloc() on both sides: twins, the copies out of them at commit, and what may go wrong.
  */
 #include "base/util.h"
+#include "broker/one.h"
 #include "broker/peers.h"
 #include "gpu/gpu.h"
 #include <errno.h>
@@ -8,30 +9,13 @@
 #include <string.h>
 #include <sys/mman.h>
 
-static struct broker broker;
 static const struct rows whole[] = {{"w", STREW_F32, 64, 33, 0, 64}, {"x", STREW_I32, 5, 7, 0, 5}};
 static const struct rows half[] = {{"w", STREW_F32, 64, 33, 32, 32}, {"x", STREW_I32, 5, 7, 2, 3}};
 
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
-
 static int check(void **state)
 {
-	(void)state;
 	peers_ordinary = false;
-	broker_check(&broker);
-	return 0;
+	return one_check(state);
 }
 
 static void start_worker(struct worker *worker, const char *model, enum strew_apply apply,
@@ -45,7 +29,7 @@ static void start_worker(struct worker *worker, const char *model, enum strew_ap
 		.timeout_ms = 3000};
 
 	peers_ordinary = ordinary;
-	assert_int_equal(worker_start(worker, &broker, options, member ? half : whole, 2), 0);
+	assert_int_equal(worker_start(worker, &one_broker, options, member ? half : whole, 2), 0);
 	peers_ordinary = false;
 }
 
@@ -55,7 +39,7 @@ static void start_trainer(struct trainer *trainer, const char *model, const stru
 	struct strew_trainer_options options = {.model = model, .ranks = 1, .timeout_ms = 3000};
 
 	peers_ordinary = ordinary;
-	assert_int_equal(trainer_start(trainer, &broker, options, rows, n), 0);
+	assert_int_equal(trainer_start(trainer, &one_broker, options, rows, n), 0);
 	peers_ordinary = false;
 }
 
@@ -64,7 +48,7 @@ static void expect_routes(const char *model, uint64_t raw, uint64_t pull)
 {
 	struct message reply;
 
-	broker_status(&broker, &reply);
+	broker_status(&one_broker, &reply);
 	for (size_t i = 0; i < reply.u.status_reply.ngroups; i++) {
 		const struct status_group *group = &reply.u.status_reply.groups[i];
 
@@ -139,7 +123,7 @@ static void test_memory_that_cannot_be_written(void **state)
 		.members = 1,
 		.partial = 1,
 		.serve_thread = 1,
-		.socket = broker.socket};
+		.socket = one_broker.socket};
 	struct strew_parameter parameter = {
 		.name = "p", .dtype = STREW_F32, .ndim = 2, .shape = {64, 33}};
 	struct strew_piece piece = {
@@ -221,7 +205,7 @@ static void test_workers_that_do_not_copy(void **state)
 		draft.reg.partial = 1;
 		draft.reg.member = 0;
 		draft.allocation.kind = HANDLE_PULL;
-		raw_open(&raw, &broker, ROLE_WORKER);
+		raw_open(&raw, &one_broker, ROLE_WORKER);
 		draft_register(&raw, &draft);
 		start_worker(&worker, model, (enum strew_apply)draft.reg.apply, 1, 2, true);
 		start_trainer(&trainer, model, whole, 2, true);
@@ -246,7 +230,7 @@ static void test_workers_that_do_not_copy(void **state)
 			message_init(&message, MSG_APPLIED_ROUTE, 0);
 			message.u.checked.update = update;
 			raw_send(&raw, &message);
-			assert_int_equal(broker_group_state(&broker, model), STREW_GROUP_DIRTY);
+			assert_int_equal(broker_group_state(&one_broker, model), STREW_GROUP_DIRTY);
 			raw_close(&raw);
 		}
 		worker_stop(&worker);
@@ -266,5 +250,5 @@ int main(void)
 		CASE(test_workers_that_do_not_copy),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }

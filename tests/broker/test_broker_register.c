@@ -1,5 +1,6 @@
 /* Registrations and declarations that are refused: by name, and without harm to what stands. */
 #include "base/util.h"
+#include "broker/one.h"
 #include "broker/peers.h"
 #include "gpu/gpu.h"
 #include <errno.h>
@@ -9,24 +10,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static struct broker broker;
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
 static const struct rows upper[] = {{"w", STREW_F32, 16, 32, 0, 8}};
 static const struct rows lower[] = {{"w", STREW_F32, 16, 32, 8, 8}};
-
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
 
 /* After every case a whole update commits, and nothing is left of it either. */
 static int check(void **state)
@@ -36,17 +22,17 @@ static int check(void **state)
 	struct worker worker;
 
 	(void)state;
-	assert_int_equal(worker_start(&worker, &broker,
+	assert_int_equal(worker_start(&worker, &one_broker,
 				 (struct strew_agent_options){.model = "check"}, whole, 1),
 		0);
-	assert_int_equal(trainer_start(&trainer, &broker,
+	assert_int_equal(trainer_start(&trainer, &one_broker,
 				 (struct strew_trainer_options){.model = "check"}, whole, 1),
 		0);
 	trainer_commits(&trainer, ++version);
 	worker_holds(&worker, version);
 	trainer_stop(&trainer);
 	worker_stop(&worker);
-	broker_check(&broker);
+	broker_check(&one_broker);
 	return 0;
 }
 
@@ -58,10 +44,10 @@ static void test_places(void **state)
 	(void)state;
 	draft_worker(&draft, "m", upper, 1);
 	draft.reg.members = 2;
-	raw_open(&first, &broker, ROLE_WORKER);
+	raw_open(&first, &one_broker, ROLE_WORKER);
 	draft_register(&first, &draft);
 	/* Everything that this one says wrongly is told in its answers, and it may try again. */
-	raw_open(&other, &broker, ROLE_WORKER);
+	raw_open(&other, &one_broker, ROLE_WORKER);
 	draft_refused(&other, &draft, -EEXIST, "model m replica 0 part 0: member 0");
 	draft.reg.member = 1;
 	draft.reg.gate = STREW_GATE_HELD;
@@ -74,7 +60,7 @@ static void test_places(void **state)
 	draft_refused(&other, &draft, -EINVAL, "2 members");
 	draft.reg.members = 2;
 	draft_register(&other, &draft);
-	assert_int_equal(broker_group_state(&broker, "m"), STREW_GROUP_CURRENT);
+	assert_int_equal(broker_group_state(&one_broker, "m"), STREW_GROUP_CURRENT);
 	raw_close(&other);
 	raw_close(&first);
 	draft_finish(&draft);
@@ -86,12 +72,12 @@ static void refuse_memory(struct draft *draft, int code, const char *word)
 	struct draft good;
 	struct raw raw;
 
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_refused(&raw, draft, code, word);
 	raw_close(&raw);
 	draft_finish(draft);
 	draft_worker(&good, "m", whole, 1);
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, &good);
 	raw_close(&raw);
 	draft_finish(&good);
@@ -166,7 +152,7 @@ static void test_places_outside_the_memory(void **state)
 	draft.allocation.size = 16 * 32 * 4 - 1;
 	refuse_memory(&draft, -ERANGE, "parameter w");
 	draft_trainer(&draft, "m", 0, large, 2);
-	raw_open(&raw, &broker, ROLE_TRAINER);
+	raw_open(&raw, &one_broker, ROLE_TRAINER);
 	draft_refused(&raw, &draft, -ERANGE, "tensor outside");
 	raw_close(&raw);
 	draft_finish(&draft);
@@ -183,7 +169,7 @@ static void test_trainers(void **state)
 	draft_trainer(&other, "m", 1, lower, 1);
 	first.trainer.ranks = other.trainer.ranks = 2;
 	for (unsigned i = 0; i < 3; i++) {
-		raw_open(&raws[i], &broker, ROLE_TRAINER);
+		raw_open(&raws[i], &one_broker, ROLE_TRAINER);
 	}
 	draft_send(&raws[0], &first);
 	raw_expect_silence(&raws[0], 50); /* until the other rank has declared */
@@ -230,7 +216,7 @@ static void test_manifests_that_do_not_join(void **state)
 		draft_trainer(&drafts[1], "m", 1, seconds[i], 1);
 		for (uint32_t rank = 0; rank < 2; rank++) {
 			drafts[rank].trainer.ranks = 2;
-			raw_open(&raws[rank], &broker, ROLE_TRAINER);
+			raw_open(&raws[rank], &one_broker, ROLE_TRAINER);
 			draft_send(&raws[rank], &drafts[rank]);
 			if (rank == 0) {
 				raw_expect_silence(&raws[0], 20);
@@ -254,7 +240,7 @@ static void test_registrations_that_stop(void **state)
 	(void)state;
 	for (unsigned i = 0; i < 40; i++) {
 		draft_worker(&draft, "m", whole, 1);
-		raw_open(&raw, &broker, ROLE_WORKER);
+		raw_open(&raw, &one_broker, ROLE_WORKER);
 		if (i % 2) {
 			draft_send(&raw, &draft);
 		} else {
@@ -293,7 +279,7 @@ static void test_chunks_that_never_come(void **state)
 
 	(void)state;
 	draft_worker(&draft, "m", whole, 1);
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	message_init(&message, MSG_REGISTER, 5);
 	message.u.reg = draft.reg;
 	raw_send(&raw, &message);
@@ -324,7 +310,7 @@ static void test_requests_out_of_place(void **state)
 		enum message_type type =
 			worker ? worker_types[i] : trainer_types[i - ARRAY_LEN(worker_types)];
 
-		raw_open(&raw, &broker, worker ? ROLE_WORKER : ROLE_TRAINER);
+		raw_open(&raw, &one_broker, worker ? ROLE_WORKER : ROLE_TRAINER);
 		if (worker) {
 			draft_worker(&draft, "m", whole, 1);
 		} else {
@@ -349,7 +335,7 @@ static void test_withdraw_and_register_again(void **state)
 	struct raw raw;
 
 	(void)state;
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_worker(&draft, "m", whole, 1);
 	for (uint32_t i = 0; i < 20; i++) {
 		draft.reg.replica = i % 3;
@@ -361,7 +347,7 @@ static void test_withdraw_and_register_again(void **state)
 		raw_expect(&raw, MSG_OK, &message);
 		assert_int_equal(message.serial, 50 + i);
 		message_finish(&message);
-		assert_int_equal(broker_group_state(&broker, "m"), 0);
+		assert_int_equal(broker_group_state(&one_broker, "m"), 0);
 	}
 	draft_finish(&draft);
 	raw_close(&raw);
@@ -383,5 +369,5 @@ int main(void)
 		CASE(test_withdraw_and_register_again),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }

@@ -4,7 +4,7 @@
  */
 #include "base/clock.h"
 #include "base/util.h"
-#include "broker/play.h"
+#include "broker/one.h"
 #include "ipc/frame.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -16,29 +16,6 @@
 #include <unistd.h>
 
 #define IDLE_CONNECTIONS 300
-
-static struct broker broker;
-
-static int start(void **state)
-{
-	(void)state;
-	broker_start(&broker, NULL);
-	return 0;
-}
-
-static int finish(void **state)
-{
-	(void)state;
-	broker_finish(&broker);
-	return 0;
-}
-
-static int check(void **state)
-{
-	(void)state;
-	broker_check(&broker);
-	return 0;
-}
 
 static void write_bytes(struct raw *raw, const void *bytes, size_t n)
 {
@@ -85,9 +62,9 @@ static void test_garbage(void **state)
 		struct raw raw;
 
 		if (i % 2) {
-			raw_open(&raw, &broker, (enum role)(1 + i % 3));
+			raw_open(&raw, &one_broker, (enum role)(1 + i % 3));
 		} else {
-			raw_open_mute(&raw, &broker);
+			raw_open_mute(&raw, &one_broker);
 		}
 		test_random_fill(bytes, sizeof(bytes));
 		bytes[0] = (uint8_t)(i + 1); /* never the magic */
@@ -115,13 +92,13 @@ static void test_headers_that_lie(void **state)
 	struct raw raw;
 
 	(void)state;
-	raw_open(&raw, &broker, ROLE_OBSERVER);
+	raw_open(&raw, &one_broker, ROLE_OBSERVER);
 	write_header(&raw, MSG_STATUS, 1u << 30, 0);
 	raw_expect_error(&raw, -E2BIG, "");
 	raw_expect_end(&raw);
 	raw_close(&raw);
 	for (size_t i = 0; i < ARRAY_LEN(payloads); i++) {
-		raw_open(&raw, &broker, ROLE_WORKER);
+		raw_open(&raw, &one_broker, ROLE_WORKER);
 		write_header(&raw, i % 2 ? MSG_REGISTER : MSG_STATUS, payloads[i].n, 0);
 		write_bytes(&raw, payloads[i].bytes, payloads[i].n);
 		raw_expect_error(&raw, -EPROTO, "");
@@ -130,7 +107,7 @@ static void test_headers_that_lie(void **state)
 	}
 	/* A type that nobody knows, one of the other way, one with no payload at all. */
 	for (unsigned type = 0; type < 3; type++) {
-		raw_open(&raw, &broker, ROLE_WORKER);
+		raw_open(&raw, &one_broker, ROLE_WORKER);
 		write_header(&raw, type == 0 ? 7777 : type == 1 ? MSG_APPLY : MSG_REGISTER, 0, 0);
 		raw_expect_error(&raw, -EPROTO, type == 1 ? "apply" : "");
 		raw_expect_end(&raw);
@@ -145,7 +122,7 @@ static void test_truncated_then_silence(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < 3; i++) {
-		raw_open(&raws[i], &broker, ROLE_WORKER);
+		raw_open(&raws[i], &one_broker, ROLE_WORKER);
 	}
 	write_bytes(&raws[0], "STRW", 4);
 	write_header(&raws[1], MSG_PART, LIMIT_FRAME_BYTES - FRAME_HEADER_BYTES, 0);
@@ -154,7 +131,7 @@ static void test_truncated_then_silence(void **state)
 	for (unsigned i = 0; i < 5; i++) {
 		struct message reply;
 
-		broker_status(&broker, &reply);
+		broker_status(&one_broker, &reply);
 		message_finish(&reply);
 	}
 	for (unsigned i = 0; i < 3; i++) {
@@ -171,7 +148,7 @@ static void test_byte_by_byte(void **state)
 	size_t len;
 
 	(void)state;
-	raw_open_mute(&raw, &broker);
+	raw_open_mute(&raw, &one_broker);
 	message_init(&message, MSG_HELLO, 1);
 	message.u.hello.protocol = PROTOCOL_VERSION;
 	message.u.hello.role = ROLE_OBSERVER;
@@ -194,7 +171,7 @@ static void test_no_hello(void **state)
 	struct raw raw;
 
 	(void)state;
-	raw_open_mute(&raw, &broker);
+	raw_open_mute(&raw, &one_broker);
 	raw_expect_error(&raw, -ETIMEDOUT, "hello did not come in time");
 	raw_expect_end(&raw);
 	assert_in_range(
@@ -209,7 +186,7 @@ static void test_wrong_hellos(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < 4; i++) {
-		raw_open_mute(&raw, &broker);
+		raw_open_mute(&raw, &one_broker);
 		message_init(&message, MSG_HELLO, 1);
 		message.u.hello.protocol = i == 0 ? PROTOCOL_VERSION + 1 : PROTOCOL_VERSION;
 		message.u.hello.role = i == 1 ? 0 : i == 2 ? 4 : ROLE_WORKER;
@@ -219,7 +196,7 @@ static void test_wrong_hellos(void **state)
 		raw_expect_end(&raw);
 		raw_close(&raw);
 	}
-	raw_open(&raw, &broker, ROLE_WORKER);
+	raw_open(&raw, &one_broker, ROLE_WORKER);
 	message_init(&message, MSG_HELLO, 2);
 	message.u.hello.protocol = PROTOCOL_VERSION;
 	message.u.hello.role = ROLE_TRAINER;
@@ -255,7 +232,7 @@ static void test_wrong_pages(void **state)
 		struct message message;
 		struct raw raw;
 
-		raw_open_mute(&raw, &broker);
+		raw_open_mute(&raw, &one_broker);
 		message_init(&message, MSG_HELLO, 1);
 		message.u.hello.protocol = PROTOCOL_VERSION;
 		message.u.hello.role = ROLE_TRAINER;
@@ -278,7 +255,7 @@ static void test_descriptors_that_nobody_asked_for(void **state)
 	(void)state;
 	assert_true(fd >= 0);
 	/* Two are said and none comes; none is said and 64 come; 250 come. */
-	raw_open(&raw, &broker, ROLE_OBSERVER);
+	raw_open(&raw, &one_broker, ROLE_OBSERVER);
 	write_header(&raw, MSG_STATUS, 1, 2);
 	write_bytes(&raw, &empty, 1);
 	raw_expect_error(&raw, -EPROTO, "descriptors");
@@ -286,7 +263,7 @@ static void test_descriptors_that_nobody_asked_for(void **state)
 	raw_close(&raw);
 	frame_header_put(header, &(struct frame_header){.type = MSG_STATUS, .payload_bytes = 1});
 	for (unsigned n = 64; n <= 250; n += 186) {
-		raw_open(&raw, &broker, ROLE_OBSERVER);
+		raw_open(&raw, &one_broker, ROLE_OBSERVER);
 		write_fds(&raw, header, sizeof(header), fd, n);
 		/* The broker may have hung up already. */
 		send(conn_fd(raw.conn), &empty, 1, MSG_NOSIGNAL);
@@ -295,7 +272,7 @@ static void test_descriptors_that_nobody_asked_for(void **state)
 		raw_close(&raw);
 	}
 	/* As many as are said, with a message that has no use for them, again and again. */
-	raw_open(&raw, &broker, ROLE_OBSERVER);
+	raw_open(&raw, &one_broker, ROLE_OBSERVER);
 	for (unsigned i = 0; i < 20; i++) {
 		message_init(&message, MSG_STATUS, 3);
 		for (; message.nfds < LIMIT_FRAME_FDS; message.nfds++) {
@@ -324,7 +301,7 @@ static void test_messages_of_brokers(void **state)
 		struct message message;
 		struct raw raw;
 
-		raw_open(&raw, &broker, i % 2 ? ROLE_WORKER : ROLE_TRAINER);
+		raw_open(&raw, &one_broker, i % 2 ? ROLE_WORKER : ROLE_TRAINER);
 		message_init(&message, types[i], 5);
 		/* What their tables want. */
 		if (types[i] == MSG_REGISTERED) {
@@ -348,12 +325,12 @@ static void test_many_idle_connections(void **state)
 		struct message reply;
 
 		if (i % 3) {
-			raw_open_mute(&raws[i], &broker);
+			raw_open_mute(&raws[i], &one_broker);
 		} else {
-			raw_open(&raws[i], &broker, ROLE_WORKER);
+			raw_open(&raws[i], &one_broker, ROLE_WORKER);
 		}
 		if (i % 50 == 49) {
-			broker_status(&broker, &reply);
+			broker_status(&one_broker, &reply);
 			message_finish(&reply);
 		}
 	}
@@ -373,7 +350,7 @@ static void test_questions_without_reading(void **state)
 	unsigned sent = 0;
 
 	(void)state;
-	raw_open(&raw, &broker, ROLE_OBSERVER);
+	raw_open(&raw, &one_broker, ROLE_OBSERVER);
 	message_init(&message, MSG_STATUS, 1);
 	assert_int_equal(message_encode(&message, &frame, &len, &err), 0);
 	for (uint64_t until = deadline_in_ms(1500); !deadline_passed(until);) {
@@ -384,7 +361,7 @@ static void test_questions_without_reading(void **state)
 		if (sent % 500 == 0) {
 			struct message reply;
 
-			broker_status(&broker, &reply);
+			broker_status(&one_broker, &reply);
 			message_finish(&reply);
 			if (n < 0) {
 				break;
@@ -395,7 +372,7 @@ static void test_questions_without_reading(void **state)
 	raw_close(&raw);
 }
 
-#define CASE(name) cmocka_unit_test_teardown(name, check)
+#define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
 {
@@ -413,5 +390,5 @@ int main(void)
 		CASE(test_no_hello),
 	};
 
-	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
+	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);
 }
