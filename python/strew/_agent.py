@@ -15,7 +15,7 @@ from typing import Any
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
-from ._lib import MAX_DIMS, Handle, lib
+from ._lib import MAX_DIMS, Closing, Handle, lib
 from ._tensors import describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 
@@ -50,7 +50,7 @@ def _encode(name: str) -> tuple[bytes, int | None]:
     return encoded, ctypes.cast(ctypes.c_char_p(encoded), ctypes.c_void_p).value
 
 
-class Agent:
+class Agent(Closing):
     """One inference process (a tensor-parallel rank), whose parameters updates write to.
 
     Args:
@@ -250,15 +250,4 @@ class Agent:
 
     def close(self) -> None:
         """Withdraws if need be and disconnects. A second time is fine."""
-        handle = getattr(self, "_handle", None)
-        if handle is not None:
-            handle.close()
-
-    def __enter__(self) -> Agent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
+        super().close()

@@ -15,9 +15,12 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._errors import Error, make_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_DIMS = 6
 SLICE_MS = 100  # a call that waits comes up for air (and for Ctrl-C) this often
@@ -225,3 +228,24 @@ class Handle:
             address, self.address = self.address, None
             if address is not None:
                 self._close(address)
+
+
+class Closing:
+    """What has a handle and is closed: by close(), at the end of `with`, or with the object."""
+
+    _handle: Handle
+
+    def close(self) -> None:
+        """A second time is fine; so is an object whose making has failed."""
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

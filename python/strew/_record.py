@@ -19,8 +19,6 @@ from ._layout import Layout, LayoutParameter, Piece
 from ._lib import MAX_DIMS
 from ._tensors import CASTABLE, DTYPES, dtype_number
 
-Names = "str | os.PathLike[str] | Mapping[str, Any] | Iterable[tuple[str, Any]]"
-
 
 def _sources(names: Any) -> list[Source]:
     """What the trainer will send: from headers, a state_dict, or (dtype, shape) by name."""

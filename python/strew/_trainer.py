@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import _lib
-from ._errors import InvalidArgument, Moved, NotCommitted, make_error
-from ._lib import MAX_DIMS, Handle, lib
+from ._errors import InvalidArgument, Moved, NotCommitted
+from ._lib import MAX_DIMS, Closing, Handle, lib
 from ._tensors import Described, address, describe, is_torch, local_box
 
 PUBLISH_PARTIAL = 1
@@ -141,7 +141,7 @@ class Publishing:
         return self._report
 
 
-class Trainer:
+class Trainer(Closing):
     """A process that has new weights.
 
     Args:
@@ -327,18 +327,5 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for lent memory, then disconnects. A second time is fine."""
-        handle = getattr(self, "_handle", None)
-        if handle is not None:
-            handle.close()
+        super().close()
 
-    def __enter__(self) -> Trainer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-__all__ = ["GroupReport", "Publishing", "Report", "Trainer", "make_error"]
