@@ -261,12 +261,12 @@ start_workers() {
 
 # A trainer publishes when it is told to, so that each version is looked at before the next.
 train() {
-	local gpus=$1 version rank fd sockets=("$dir/lead.sock" "$worker_socket") go=() device=()
+	local gpus=$1 version rank fd sockets=("$dir/lead.sock" "$worker_socket") go=() memory=()
 
 	if ((malloc)); then
-		device=(--malloc)
+		memory=(--malloc)
 	elif ((gpus)); then
-		device=(--device 0)
+		memory=(--device 0)
 	fi
 	for ((rank = 0; rank < ranks; rank++)); do
 		mkfifo "$dir/go$rank"
@@ -274,7 +274,7 @@ train() {
 		go+=("$fd")
 		start "trainer$rank" "$bin/trainer" --config "$model" --model demo --seed 7 \
 			--by-line --versions "$versions" --rank "$rank" --ranks "$ranks" \
-			--socket "${sockets[rank % 2]}" --timeout "$timeout" "${device[@]}" \
+			--socket "${sockets[rank % 2]}" --timeout "$timeout" "${memory[@]}" \
 			<"$dir/go$rank"
 	done
 	for ((version = 1; version <= versions; version++)); do

@@ -124,6 +124,13 @@ static int export_memory(struct worker *worker, struct reply *reply, struct erro
 	return rc;
 }
 
+/* Is it memory that this process may touch itself? */
+static bool by_host(const struct worker *worker)
+{
+	return worker->kind == MEMORY_HOST || worker->kind == MEMORY_PINNED ||
+	       worker->kind == MEMORY_MANAGED;
+}
+
 static int make(struct worker *worker, const struct request *request, struct reply *reply)
 {
 	struct error err = {0};
@@ -140,8 +147,7 @@ static int make(struct worker *worker, const struct request *request, struct rep
 	}
 	pattern = malloc(CHECK_BYTES);
 	make_pattern(request->seed, pattern, CHECK_BYTES);
-	if (worker->kind == MEMORY_HOST || worker->kind == MEMORY_PINNED ||
-		worker->kind == MEMORY_MANAGED) {
+	if (by_host(worker)) {
 		memcpy(worker->memory, pattern, CHECK_BYTES);
 	} else {
 		CUDA(&err, cuMemcpyHtoD, (cuda_ptr)(uintptr_t)worker->memory, pattern, CHECK_BYTES);
@@ -186,8 +192,7 @@ static int verify(struct worker *worker, struct reply *reply)
 	run_reference(&copies, 1, slot, want + worker->offset);
 	run_reference(&copies, 2, slot, want + worker->offset);
 	rc = apply_twin(worker, &err);
-	if (worker->kind == MEMORY_HOST || worker->kind == MEMORY_PINNED ||
-		worker->kind == MEMORY_MANAGED) {
+	if (by_host(worker)) {
 		memcpy(got, worker->memory, CHECK_BYTES);
 	} else if (rc == 0) {
 		rc = cuda_outcome(&err, "cuMemcpyDtoH",
