@@ -17,7 +17,7 @@ void exports_uuid(const struct exports *exports, uint8_t ret_uuid[GPU_UUID_BYTES
 	}
 }
 
-static struct gpu_memory **find_map(const struct exports *exports, struct gpu_device *device)
+static struct gpu_memory **find_map(const struct exports *exports, const struct gpu_device *device)
 {
 	for (size_t i = 0; i < exports->nmaps; i++) {
 		if (exports->maps[i].device == device) {
@@ -64,6 +64,12 @@ int exports_map(struct exports *exports, struct gpu_device *device, struct error
 	exports->maps[exports->nmaps].v = v;
 	exports->nmaps++;
 	return 0;
+}
+
+struct gpu_memory *const *exports_memory(
+	const struct exports *exports, const struct gpu_device *device)
+{
+	return find_map(exports, device);
 }
 
 void exports_bases(const struct exports *exports, struct gpu_device *device, uint64_t *ret_bases)

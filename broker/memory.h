@@ -31,6 +31,7 @@ struct worker {
 	struct gpu_memory *shadow; /* staged; on the worker's own GPU, or pinned */
 	uint64_t *shadow_offset;   /* one a parameter */
 	uint64_t shadow_bytes;
+	struct worker *next; /* of those that are mapped */
 };
 
 /* A trainer rank: what it declared and where it lies. */
@@ -48,6 +49,9 @@ void exports_uuid(const struct exports *exports, uint8_t ret_uuid[GPU_UUID_BYTES
 int exports_map(struct exports *exports, struct gpu_device *device, struct error *err);
 /* Addresses for the device, nhandles of them, to ret_bases. Mapped before. */
 void exports_bases(const struct exports *exports, struct gpu_device *device, uint64_t *ret_bases);
+/* What is mapped for the device, nhandles of them; NULL: nothing is. */
+struct gpu_memory *const *exports_memory(
+	const struct exports *exports, const struct gpu_device *device);
 void exports_unmap(struct exports *exports);
 uint64_t exports_bytes(const struct exports *exports);
 
@@ -67,6 +71,13 @@ int worker_reserve(
  */
 int worker_check(const struct worker *worker, struct error *err);
 int holder_check(const struct holder *holder, struct error *err);
+
+/*
+ * Does the worker claim bytes that one of `others` has claimed before it? Both are mapped for the
+ * device. -EEXIST names the parameters. Memory without an identity (gpu.h) is not found out.
+ */
+int worker_check_overlap(const struct worker *worker, const struct worker *others,
+	const struct gpu_device *device, struct error *err);
 
 /* Unmap and free everything but the struct. Nothing may be in flight. */
 void worker_finish(struct worker *worker);

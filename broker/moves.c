@@ -139,13 +139,33 @@ static int import_worker(struct moves *moves, struct worker *worker, struct erro
 	if (rc == 0) {
 		rc = exports_map(&worker->exports, home, err);
 	}
+	if (rc == 0) {
+		rc = worker_check_overlap(worker, moves->workers, home, err);
+	}
 	if (rc == 0 && worker->staged) {
 		rc = plans_device(moves->plans, uuid, &own, err);
 		if (rc == 0) {
 			rc = worker_reserve(worker, own, moves->pinned_shadows, err);
 		}
 	}
+	if (rc == 0) {
+		worker->next = moves->workers;
+		moves->workers = worker;
+	}
 	return rc;
+}
+
+/* Does nothing where its import has failed. */
+static void forget_worker(struct moves *moves, const struct worker *worker)
+{
+	struct worker **link = &moves->workers;
+
+	while (*link && *link != worker) {
+		link = &(*link)->next;
+	}
+	if (*link) {
+		*link = worker->next;
+	}
 }
 
 static int import_holder(struct moves *moves, struct holder *holder, struct error *err)
@@ -183,6 +203,7 @@ void job_release_run(struct job *job)
 		plans_drop_publication(work->moves->plans, work->publication->key);
 	}
 	if (work->worker) {
+		forget_worker(work->moves, work->worker);
 		worker_finish(work->worker);
 	}
 	if (work->holder) {

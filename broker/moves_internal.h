@@ -21,6 +21,7 @@ struct moves {
 	uint64_t slot_bytes;
 	uint32_t nslots;
 	bool pinned_shadows;
+	struct worker *workers;			   /* mapped, the last one first */
 	struct gpu_memory *slots[LIMIT_SLOTS_MAX]; /* made with the first communicator */
 	struct lane gather, wire, scatter;	   /* on the slots' device */
 	struct lane local[LANES_MAX]; /* local copies and commits, by device and target */

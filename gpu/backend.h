@@ -56,6 +56,7 @@ struct gpu_device {
 
 struct gpu_memory {
 	const struct gpu_ops *ops;
+	struct gpu_identity identity; /* of an import; zeros: none to compare by */
 	uint64_t address;
 	uint64_t len_bytes;
 	uint8_t uuid[GPU_UUID_BYTES];

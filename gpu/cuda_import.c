@@ -124,6 +124,7 @@ static int open_ipc(struct cuda_memory *memory, const struct handle *handle, str
 	}
 	memcpy(memory->ipc, handle->ipc, GPU_IPC_BYTES);
 	memory->head.address = address;
+	memory->head.identity = (struct gpu_identity){{address, UINT64_MAX}};
 	return 0;
 }
 
@@ -168,6 +169,7 @@ static int open_memfd(
 	}
 	memory->mapping = mapping;
 	memory->head.address = address;
+	memory->head.identity = memfd_identity(&memory->memfd);
 	return 0;
 
 unregister:

@@ -147,6 +147,11 @@ uint64_t gpu_memory_bytes(const struct gpu_memory *memory)
 	return memory->len_bytes;
 }
 
+struct gpu_identity gpu_memory_identity(const struct gpu_memory *memory)
+{
+	return memory->identity;
+}
+
 const uint8_t *gpu_memory_uuid(const struct gpu_memory *memory)
 {
 	return memory->uuid;

@@ -88,6 +88,16 @@ int gpu_device_free(struct gpu_device *device, uint64_t *ret_free, uint64_t *ret
 int gpu_import(struct gpu_device *device, const struct handle *handle, bool write,
 	struct gpu_memory **ret_memory, struct error *err);
 
+/*
+ * What two imports of the same bytes have in common, whatever size was claimed for either: a
+ * memfd's device and inode, the address at which the driver maps a legacy handle. Zeros where
+ * nothing tells: VMM chunks' descriptors.
+ */
+struct gpu_identity {
+	uint64_t v[2];
+};
+struct gpu_identity gpu_memory_identity(const struct gpu_memory *memory);
+
 /* The broker's own memory. -ENOMEM says how many bytes were wanted and how many are free. */
 int gpu_alloc(struct gpu_device *device, uint64_t len_bytes, struct gpu_memory **ret_memory,
 	struct error *err);

@@ -109,6 +109,7 @@ static int host_import(struct gpu_device *base, const struct handle *handle, boo
 		return rc;
 	}
 	memory->head.ops = device->head.ops;
+	memory->head.identity = memfd_identity(&id);
 	memory->head.address = (uint64_t)(uintptr_t)ptr;
 	memory->head.len_bytes = handle->size_bytes;
 	memory->device = device;

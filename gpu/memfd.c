@@ -41,6 +41,11 @@ int memfd_identify(int fd, struct memfd_id *ret_id)
 	return 0;
 }
 
+struct gpu_identity memfd_identity(const struct memfd_id *id)
+{
+	return (struct gpu_identity){{(uint64_t)id->inode, (uint64_t)id->device}};
+}
+
 int memfd_map(int fd, uint64_t len_bytes, bool write, void **ret_ptr, struct error *err)
 {
 	struct stat st;

@@ -6,7 +6,7 @@
 #ifndef GPU_MEMFD_H
 #define GPU_MEMFD_H
 
-#include "base/error.h"
+#include "gpu/gpu.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -21,6 +21,7 @@ struct memfd_id {
 int memfd_create_sealed(const char *name, uint64_t len_bytes, int *ret_fd);
 
 int memfd_identify(int fd, struct memfd_id *ret_id);
+struct gpu_identity memfd_identity(const struct memfd_id *id);
 
 /*
  * Maps the first len_bytes of fd, which is borrowed. -EINVAL for what is no memfd, can

@@ -295,7 +295,12 @@ static void draft_memory(struct draft *draft)
 
 void draft_worker(struct draft *draft, const char *model, const struct rows *rows, size_t nrows)
 {
-	uint64_t offset = 0;
+	draft_worker_at(draft, model, 0, rows, nrows);
+}
+
+void draft_worker_at(struct draft *draft, const char *model, uint64_t offset,
+	const struct rows *rows, size_t nrows)
+{
 	struct layout layout;
 	struct error err;
 

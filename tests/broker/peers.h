@@ -80,6 +80,9 @@ struct draft {
 };
 
 void draft_worker(struct draft *draft, const char *model, const struct rows *rows, size_t nrows);
+/* The same, its parameters from `offset` on. */
+void draft_worker_at(struct draft *draft, const char *model, uint64_t offset,
+	const struct rows *rows, size_t nrows);
 void draft_trainer(struct draft *draft, const char *model, uint32_t rank, const struct rows *rows,
 	size_t nrows);
 void draft_finish(struct draft *draft);

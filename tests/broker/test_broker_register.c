@@ -38,14 +38,16 @@ static int check(void **state)
 
 static void test_places(void **state)
 {
-	struct draft draft;
+	struct draft draft, theirs;
 	struct raw first, other;
 
 	(void)state;
+	draft_worker(&theirs, "m", upper, 1);
+	theirs.reg.members = 2;
+	raw_open(&first, &one_broker, ROLE_WORKER);
+	draft_register(&first, &theirs);
 	draft_worker(&draft, "m", upper, 1);
 	draft.reg.members = 2;
-	raw_open(&first, &one_broker, ROLE_WORKER);
-	draft_register(&first, &draft);
 	/* Everything that this one says wrongly is told in its answers, and it may try again. */
 	raw_open(&other, &one_broker, ROLE_WORKER);
 	draft_refused(&other, &draft, -EEXIST, "model m replica 0 part 0: member 0");
@@ -64,6 +66,62 @@ static void test_places(void **state)
 	raw_close(&other);
 	raw_close(&first);
 	draft_finish(&draft);
+	draft_finish(&theirs);
+}
+
+/* Claims n rows of 128 bytes of another's file, which is said to have `size`; code 0: it may. */
+static void claim(const struct draft *owner, uint64_t offset, uint64_t n, uint64_t size, int code,
+	struct raw *ret_raw)
+{
+	const struct rows rows = {"b", STREW_F32, n, 32, 0, n};
+	struct draft draft;
+
+	draft_worker_at(&draft, "claimant", offset, &rows, 1);
+	close(draft.fd);
+	draft.fd = fcntl(owner->fd, F_DUPFD_CLOEXEC, 0);
+	assert_true(draft.fd >= 0);
+	draft.allocation.size = size;
+	raw_open(ret_raw, &one_broker, ROLE_WORKER);
+	if (code) {
+		draft_refused(ret_raw, &draft, code,
+			"parameter b lies in memory that another worker has registered (as w)");
+	} else {
+		draft_register(ret_raw, &draft);
+	}
+	draft_finish(&draft);
+}
+
+static void test_memory_of_another_worker(void **state)
+{
+	struct raw owner_raw, raw, neighbour;
+	struct draft owner;
+	uint64_t size;
+
+	(void)state;
+	draft_worker_at(&owner, "m", 4096, upper, 1); /* 8 rows of 128 bytes */
+	size = owner.allocation.size;
+	raw_open(&owner_raw, &one_broker, ROLE_WORKER);
+	draft_register(&owner_raw, &owner);
+	claim(&owner, 0, 64, size, -EEXIST, &raw);
+	raw_close(&raw);
+	/* Whatever size is said, the file is the same. */
+	claim(&owner, 0, 64, size - 4096, -EEXIST, &raw);
+	raw_close(&raw);
+	claim(&owner, 3072 + 4, 8, size, -EEXIST, &raw);
+	raw_close(&raw);
+	claim(&owner, 5120 - 4, 8, size, -EEXIST, &raw);
+	raw_close(&raw);
+	claim(&owner, 3072, 8, 8192, 0, &raw);
+	raw_close(&raw);
+	claim(&owner, 5120, 8, size, 0, &neighbour);
+	assert_int_equal(broker_group_state(&one_broker, "m"), STREW_GROUP_CURRENT);
+	raw_close(&owner_raw);
+	broker_wait_state(&one_broker, "m", STREW_GROUP_LOST);
+	raw_close(&neighbour);
+	broker_wait_state(&one_broker, "claimant", STREW_GROUP_LOST);
+	claim(&owner, 4096, 16, size, 0, &raw);
+	raw_close(&raw);
+	draft_finish(&owner);
 }
 
 /* A registration that a test has made unusable: refused, then the place is free for a good one. */
@@ -359,6 +417,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CASE(test_places),
+		CASE(test_memory_of_another_worker),
 		CASE(test_memory_that_cannot_be_mapped),
 		CASE(test_places_outside_the_memory),
 		CASE(test_trainers),
