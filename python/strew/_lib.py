@@ -2,7 +2,7 @@
 
 ctypes and not an extension module: one wheel then serves every CPython, and nothing has to be
 compiled against Python's headers. What is called once for each tensor is filled in by one
-``struct.pack_into`` (see ``_records.py``), so that a declaration stays under 10 microseconds.
+``struct.pack_into``, so that a declaration stays under 10 microseconds.
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@
 import json
 import pathlib
 import statistics
+import subprocess
+import sys
 import xml.etree.ElementTree
 
 import scene
 
+TABLE = pathlib.Path(__file__).resolve().parents[2] / "bench" / "table.py"
 MODELS = pathlib.Path(__file__).resolve().parents[2] / "bench" / "models"
 TINY = {"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 96,
         "moe_intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -170,6 +173,32 @@ def test_usage(stage):
         assert result.returncode == 0 and result.stdout.startswith("Usage: strew-bench"), argv
     result = stage.run("strew-bench", "shapes", "--model", stage.dir / "none.json")
     assert result.returncode == 1 and "none.json" in result.stderr, result
+
+
+def table(stage, *argv):
+    return subprocess.run([sys.executable, TABLE, "--backend", "host", "--bin", stage.bin, *argv],
+                          capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_table(stage):
+    """Its figures are those of the runs' own files, and a run that fails is said."""
+    out = stage.dir / "table"
+    result = table(stage, "--only", "4k,wire-4k", "--out", out)
+    assert result.returncode == 0, result
+    lines = [line for line in (out / "table.md").read_text().splitlines() if "4 KiB" in line]
+    assert len(lines) == 2, lines
+    for name, line in zip(("4k-0", "wire-4k-0"), lines):
+        figures = {f["name"]: f for f in json.loads((out / f"{name}.json").read_text())["figures"]}
+        update = figures["update"]
+        wanted = statistics.median(update["time"]["samples"])
+        if name == "wire-4k-0":
+            wanted -= statistics.median(update["raw"]["samples"])
+        number = f"{wanted * 1e6:.0f}" if wanted >= 10e-6 else f"{wanted * 1e6:.3f}"
+        assert f"| {number} us:" in line.replace("**", ""), (line, wanted)
+    result = table(stage, "--only", "none")
+    assert result.returncode == 2 and "none" in result.stderr, result
+    result = table(stage, "--only", "4k", "--bin", TABLE.parent, "--out", out)
+    assert result.returncode == 1 and "FAILED    4k" in result.stdout, result
 
 
 if __name__ == "__main__":

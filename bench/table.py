@@ -1,0 +1,347 @@
+#!/usr/bin/env python3
+"""The table of docs/results.md, one command: every figure of the bench beside what is wanted of it.
+
+    bench/table.py [--gpus 1|2] [--only ROW,...] [--bin DIR] [--out DIR] [--seconds S]
+
+Runs strew-bench for each row, one after another, with programs that were built before; keeps each
+run's JSON and log in the out folder, and writes table.md there. On one H100 all rows of one GPU
+take about nine minutes. Ends with 1 if a run failed or a byte was wrong; a figure that misses what
+is wanted is marked, and is no failure: it is what was measured.
+"""
+
+import argparse
+import dataclasses
+import glob
+import json
+import math
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LLAMA = ["--model", "bench/models/llama-3.1-8b.json"]
+QWEN = ["--model", "bench/models/qwen3-30b-a3b.json"]
+WIRE2 = ["--path", "wire", "--device", "0", "--node-device", "1", "--worker-devices", "0,1"]
+NODE2 = ["--device", "0", "--worker-devices", "0,1"]
+
+
+@dataclasses.dataclass
+class Figure:
+    """value: from the runs' figures by name; limit: (sign, number), None where it is reported."""
+
+    text: str
+    value: Callable[[list[dict]], float]
+    shown: Callable[[list[dict]], str]
+    limit: tuple[str, float] | None = None
+    unit: str = ""
+
+    def good(self, value: float) -> bool:
+        """True where nothing is wanted of it."""
+        if self.limit is None:
+            return True
+        sign, number = self.limit
+        return value >= number if sign == ">=" else value <= number
+
+    @property
+    def wanted(self) -> str:
+        """As the table says it."""
+        if self.limit is None:
+            return "reported"
+        return f"{'' if self.limit[0] == '>=' else 'at most '}{self.limit[1]:g}{self.unit}"
+
+
+@dataclasses.dataclass
+class Row:
+    """Commands of strew-bench that are run together, and what is read from them."""
+
+    name: str
+    runs: list[list[str]]
+    figures: list[Figure]
+
+
+def seconds(value: float) -> str:
+    """With a unit that suits."""
+    for unit, scale in (("s", 1), ("ms", 1e3), ("us", 1e6)):
+        if abs(value) * scale >= 1:
+            return f"{value * scale:.4g} {unit}"
+    return f"{value * 1e6:.3g} us"
+
+
+def spread(time_: dict) -> str:
+    """Median, least and most."""
+    return f"{seconds(time_['median'])} ({seconds(time_['min'])} to {seconds(time_['max'])})"
+
+
+def ratio(name: str, text: str, limit: float | None, run: int = 0) -> Figure:
+    """Raw ÷ strew."""
+    def shown(runs: list[dict]) -> str:
+        figure = runs[run][name]
+        if "time" not in figure:
+            return f"{figure['value']['median']:.4g} steps a second, {figure['raw_name']} " \
+                f"{figure['raw']['median']:.4g}"
+        return (f"{spread(figure['time'])} beside {seconds(figure['raw']['median'])}, "
+                f"{figure['raw_name']}")
+    return Figure(text, lambda runs: runs[run][name]["ratio"], shown,
+                  None if limit is None else (">=", limit))
+
+
+def latency(name: str, text: str, most_us: float | None) -> Figure:
+    """A time in microseconds."""
+    return Figure(text, lambda runs: runs[0][name]["time"]["median"] * 1e6,
+                  lambda runs: spread(runs[0][name]["time"]),
+                  None if most_us is None else ("<=", most_us), " us")
+
+
+def beyond_raw(text: str, most_us: float) -> Figure:
+    """What an update takes more than the raw figure beside it."""
+    def value(runs: list[dict]) -> float:
+        figure = runs[0]["update"]
+        return (figure["time"]["median"] - figure["raw"]["median"]) * 1e6
+    return Figure(text, value, lambda runs: f"{spread(runs[0]['update']['time'])} beside "
+                  f"{seconds(runs[0]['update']['raw']['median'])}", ("<=", most_us), " us")
+
+
+def pause(text: str) -> Figure:
+    """A held gate's pause ÷ (1.3 raw copies + 1 ms): at most 1."""
+    name = "pause of the held gate, slowest worker"
+
+    def value(runs: list[dict]) -> float:
+        figure = runs[0][name]
+        return figure["time"]["median"] / (1.3 * figure["raw"]["median"] + 1e-3)
+    return Figure(text, value, lambda runs: f"{spread(runs[0][name]['time'])} beside "
+                  f"{seconds(runs[0][name]['raw']['median'])}", ("<=", 1.0))
+
+
+def many_over_few(text: str) -> Figure:
+    """The same bytes in many tensors and in two."""
+    def shown(runs: list[dict]) -> str:
+        return " and ".join(spread(run["update"]["time"]) for run in runs)
+    return Figure(text, lambda runs: runs[0]["update"]["time"]["median"] /
+                  runs[1]["update"]["time"]["median"], shown, ("<=", 1.05))
+
+
+def memory(text: str, most_mib: float) -> Figure:
+    """Device memory of the brokers."""
+    name = "device memory taken by brokers, slots and shadows"
+    return Figure(text, lambda runs: runs[0][name]["number"],
+                  lambda runs: "slots and shadows included", ("<=", most_mib), " MiB")
+
+
+def rate(runs: list[dict], load: str, phase: str) -> float:
+    """GB/s of the updates beside an engine."""
+    return runs[0][f"{load}, {phase}: bytes updated"]["value"]["median"] / 1e9
+
+
+def engine(phase: str, text: str, least: float | None) -> list[Figure]:
+    """Both loads of an engine beside strew."""
+    return [ratio(f"{load}, {phase}", f"{text}, {what}", least)
+            for load, what in (("products", "products"), ("memory", "memory-bound"))] + (
+        [] if phase == "attached, idle" else
+        [Figure(f"{text}: bytes a second, products; memory-bound",
+                lambda runs: rate(runs, "products", phase),
+                lambda runs: f"GB/s; {rate(runs, 'memory', phase):.3g}")])
+
+
+def idle_row(name: str, where: str, options: list[str], cublas: list[str]) -> Row:
+    """An engine-like load."""
+    return Row(name, [["idle", *cublas, "--seconds", "1", "--samples", "5", *options]],
+               engine("attached, idle", f"engine beside an idle strew{where} ÷ alone", 0.99)
+               + engine("updates, direct", f"during updates{where}, direct", None)
+               + engine("updates, staged", f"during updates{where}, staged", None))
+
+
+def one_gpu(cublas: list[str], directory: str) -> list[Row]:
+    """What one GPU can show."""
+    update = "update, beside one kernel over all pieces"
+    registered = "2 x 20000 pieces: describe, register and plan"
+    return [
+        Row("llama", [["update", *LLAMA]],
+            [ratio("update", "one broker, Llama-3.1-8B: raw copy ÷ update", 0.90),
+             memory("device memory of a broker", 1024)]),
+        Row("qwen", [["update", *QWEN, "--layers", "16"]],
+            [ratio("update", "one broker, Qwen3-30B-A3B, 16 layers: raw copy ÷ update", None),
+             ratio(update, "… one kernel over all its pieces ÷ update", 0.93)]),
+        Row("wire-llama", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5"]],
+            [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95)]),
+        Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "5"]],
+            [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
+        Row("host-llama",
+            [["update", "--path", "host", *LLAMA, "--layers", "24", "--samples", "15"]],
+            [ratio("update", "pinned host memory, Llama, 24 layers: pinned copy ÷ update", 0.90)]),
+        Row("host-qwen", [["update", "--path", "host", *QWEN, "--layers", "8", "--samples", "15"]],
+            [ratio("update", "… Qwen3-30B-A3B, 8 layers", 0.90)]),
+        Row("disk", [["push", *LLAMA, "--layers", "8", "--directory", directory, "--samples", "5"]],
+            [ratio("strew push, start to end", "disk: plain O_DIRECT reads ÷ strew push", 0.90)]),
+        Row("pause", [["update", "--apply", "staged", "--gate", "held", "--tp", "1", *LLAMA]],
+            [pause("pause of a held gate ÷ (1.3 raw copies + 1 ms)")]),
+        Row("4k", [["update", "--cut", "1", "--bytes", "4K", "--samples", "100"]],
+            [latency("update", "4 KiB within a broker", 300)]),
+        Row("wire-4k",
+            [["update", "--path", "wire", "--cut", "1", "--bytes", "4K", "--samples", "100"]],
+            [beyond_raw("4 KiB across two brokers, beyond raw", 500)]),
+        Row("register", [["register", "--pieces", "20000", "--samples", "5"]],
+            [Figure("40,000 pieces: describe, register and plan",
+                    lambda runs: runs[0][registered]["time"]["median"] * 1e3,
+                    lambda runs: spread(runs[0][registered]["time"]), ("<=", 250), " ms")]),
+        Row("cut", [["update", "--cut", "18867", "--bytes", "15G"],
+                    ["update", "--cut", "2", "--bytes", "15G"]],
+            [many_over_few("15 GB in 18,867 tensors ÷ in 2")]),
+        idle_row("idle", "", [], cublas),
+        idle_row("idle-host", " (host)", ["--path", "host"], cublas),
+        idle_row("idle-wire", " (wire)", ["--path", "wire"], cublas),
+    ]
+
+
+def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
+    """What needs a link between two."""
+    staged = ["--apply", "staged", "--gate", "held", *QWEN, "--layers", "24"]
+    return [
+        Row("wire-llama", [["update", *WIRE2, *LLAMA]],
+            [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95)]),
+        Row("wire-qwen", [["update", *WIRE2, *QWEN, "--layers", "24"]],
+            [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.95)]),
+        Row("node-llama", [["update", *NODE2, *LLAMA]],
+            [ratio("update", "one broker, workers on both GPUs, Llama: link ÷ update", 0.95),
+             memory("device memory of a broker with a context", 600)]),
+        Row("node-qwen", [["update", *NODE2, *QWEN, "--layers", "24"]],
+            [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.92)]),
+        Row("host", [["update", "--path", "host", *NODE2, *LLAMA, "--layers", "16"]],
+            [ratio("update", "pinned host memory → TP = 2: PCIe ÷ update", 0.90)]),
+        Row("pause", [["update", *WIRE2, *staged]],
+            [pause("pause of a held gate ÷ (1.3 raw copies + 1 ms)")]),
+        Row("4k", [["update", *WIRE2, "--cut", "1", "--bytes", "4K", "--samples", "100"]],
+            [latency("update", "4 KiB across two brokers", 700)]),
+        Row("cut", [["update", *WIRE2, "--cut", "18867", "--bytes", "15G"],
+                    ["update", *WIRE2, "--cut", "2", "--bytes", "15G"]],
+            [many_over_few("15 GB in 18,867 tensors ÷ in 2")]),
+        Row("idle", [["idle", *cublas, "--seconds", "1", "--samples", "5", "--device", "1",
+                      "--trainer-device", "0"]],
+            engine("updates, direct", "engine on the GPU without the trainer", 0.90)),
+    ]
+
+
+def environment() -> dict[str, str]:
+    """Sockets over loopback, and PyTorch's NCCL where there is one: the linker's may be older."""
+    known = dict(os.environ)
+    known.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if "STREW_NCCL" not in known:
+        for path in sys.path:
+            found = pathlib.Path(path) / "nvidia/nccl/lib/libnccl.so.2"
+            if found.exists():
+                known["STREW_NCCL"] = str(found)
+    return known
+
+
+def run(program: pathlib.Path, arguments: list[str], stem: pathlib.Path, limit: float) -> dict:
+    """One run's figures by name; raises RuntimeError with what it said."""
+    environment_ = environment()
+    libraries = [str(program.parent.parent / "lib"), environment_.get("LD_LIBRARY_PATH", "")]
+    environment_["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    with open(stem.with_suffix(".json"), "w") as out, open(stem.with_suffix(".log"), "w") as log:
+        try:
+            code = subprocess.run([str(program), *arguments, "--json"], stdout=out, stderr=log,
+                                  cwd=ROOT, env=environment_, timeout=limit, check=False).returncode
+        except subprocess.TimeoutExpired as late:
+            raise RuntimeError(f"not done after {limit:.0f} s") from late
+    if code:
+        said = stem.with_suffix(".log").read_text().strip().splitlines()
+        raise RuntimeError(f"code {code}: {said[-1] if said else 'no word'}")
+    said = json.loads(stem.with_suffix(".json").read_text())
+    figures = {figure["name"]: figure for figure in said["figures"]}
+    figures[""] = said["machine"]
+    return figures
+
+
+def shown_number(value: float) -> str:
+    """Three digits behind the point for ratios, none for large numbers."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def measure(row: Row, options: argparse.Namespace, extra: list[str], left: float,
+            lines: list[str]) -> str:
+    """Runs a row, prints and notes its figures; returns the machine's name, "" if it failed."""
+    begin = time.monotonic()
+    try:
+        runs = [run(options.bin / "strew-bench", [*arguments, *extra],
+                    options.out / f"{row.name}-{i}", left) for i, arguments in enumerate(row.runs)]
+        values = [(figure, figure.value(runs), figure.shown(runs)) for figure in row.figures]
+        if not all(math.isfinite(value) for _, value, _ in values):
+            raise RuntimeError("a figure is no number")
+    except (OSError, RuntimeError, KeyError, ValueError) as reason:
+        print(f"FAILED    {row.name}: {type(reason).__name__}: {reason}", flush=True)
+        lines.append(f"| {row.figures[0].text} | {row.figures[0].wanted} | failed: {reason} | |")
+        return ""
+    for i, (figure, value, shown) in enumerate(values):
+        mark = "reported" if figure.limit is None else "ok" if figure.good(value) else "MISSED"
+        number = shown_number(value) + figure.unit
+        print(f"{mark:8}  {figure.text}: {number} (wanted {figure.wanted}) {shown}", flush=True)
+        seen = number if figure.good(value) else f"**{number}**"
+        said = "; ".join(f"`{shlex.join(arguments)}`" for arguments in row.runs)
+        lines.append(f"| {figure.text} | {figure.wanted} | {seen}: {shown} | "
+                     f"{'the same' if i else said} |")
+    print(f"          {row.name}: {time.monotonic() - begin:.0f} s", flush=True)
+    return ", ".join(f"{key} {runs[0][''][key]}" for key in runs[0][""]
+                     if key not in ("model", "way", "layers", "seed"))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--gpus", type=int, choices=(1, 2), default=1, help="whose table (1)")
+    parser.add_argument("--only", default="", help="names of rows, by commas (all)")
+    parser.add_argument("--list", action="store_true", help="the rows and their commands")
+    parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/bin",
+                        help="the programs (build/bin)")
+    parser.add_argument("--out", type=pathlib.Path, help="of JSON, logs and table.md (a new one)")
+    parser.add_argument("--directory", help="a folder on the disk that strew push reads (OUT/disk)")
+    parser.add_argument("--backend", choices=("cuda", "host"), help="of all runs")
+    parser.add_argument("--seconds", type=float, default=3600, help="begin no row after them")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """0, 1 if a run failed, 2 for a bad command line."""
+    options = parse()
+    out = options.out or pathlib.Path("OUT" if options.list else
+                                      tempfile.mkdtemp(prefix="strew-table-"))
+    found = sorted(glob.glob("/usr/local/cuda*/lib64/libcublas.so.1[0-9]"))
+    rows = (one_gpu if options.gpus == 1 else two_gpus)(
+        ["--cublas", found[-1]] if found and options.backend != "host" else [],
+        options.directory or str(out / "disk"))
+    names = [name for name in options.only.split(",") if name]
+    unknown = set(names) - {row.name for row in rows}
+    if unknown:
+        print(f"table.py: no row {', '.join(sorted(unknown))}; see --list", file=sys.stderr)
+        return 2
+    rows = [row for row in rows if not names or row.name in names]
+    if options.list:
+        for row in rows:
+            print(row.name, *(f"  strew-bench {shlex.join(arguments)}" for arguments in row.runs),
+                  sep="\n")
+        return 0
+    options.bin, options.out = options.bin.resolve(), out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    extra = ["--backend", options.backend] if options.backend else []
+    lines, machines, failed, end = [], [], 0, time.monotonic() + options.seconds
+    for row in rows:
+        if time.monotonic() >= end:
+            print(f"left out  {row.name}: the time is over", flush=True)
+            continue
+        machine = measure(row, options, extra, end - time.monotonic(), lines)
+        failed += not machine
+        machines += [machine] if machine and machine not in machines else []
+    table = ["; ".join(machines), "", "| figure | wanted | seen | command: `strew-bench` … |",
+             "|-|-|-|-|", *lines, ""]
+    (options.out / "table.md").write_text("\n".join(table))
+    print("\n".join(machines), f"{options.out}/table.md: {len(rows)} rows, {failed} failed",
+          sep="\n")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
