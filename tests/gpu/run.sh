@@ -81,6 +81,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 part gpu_check "$build/bin/gpu_check"
+part last_write "$build/bin/last_write"
 part nccl_check "$build/bin/nccl_check"
 for gate in held live; do
 	for apply in staged direct; do
