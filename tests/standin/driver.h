@@ -1,0 +1,169 @@
+/*
+ * What the files of the stand-in driver share. Three locks: the one of contexts and streams
+ * (streams.c), the one of address spaces (memory.c), and that of the plan; none is held when
+ * another one's owner is called, but that spaces are read while a stream works.
+ */
+#ifndef STANDIN_DRIVER_H
+#define STANDIN_DRIVER_H
+
+#include "gpu/cuda_driver.h"
+#include "tests/standin/standin.h"
+#include <pthread.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#define DEVICES_MAX 8
+#define GRANULARITY (2u << 20)
+
+enum {
+	NOT_INITIALIZED = 3,
+	INVALID_DEVICE = 101,
+	INVALID_IMAGE = 200,
+	PEER_UNSUPPORTED = 217,
+	INVALID_HANDLE = 400,
+	NOT_FOUND = 500,
+	ILLEGAL_ADDRESS = 700,
+	PEER_ENABLED = 704,
+	HOST_NOT_REGISTERED = 713,
+	LAUNCH_FAILED = 719,
+};
+
+/* Entry points that tests, examples or others than strew call. */
+#define STANDIN_CALLS(X)                                                                           \
+	X(cuCtxGetCurrent, cuCtxGetCurrent, (struct cuda_ctx **))                                  \
+	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
+	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
+	X(cuMemCreate, cuMemCreate,                                                                \
+		(unsigned long long *, size_t, const struct cuda_alloc_prop *,                     \
+			unsigned long long))                                                       \
+	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
+	X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2,                                                 \
+		(cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))                                \
+	X(cuMemsetD8, cuMemsetD8_v2, (cuda_ptr, unsigned char, size_t))                            \
+	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
+	X(cuStreamWaitValue64, cuStreamWaitValue64_v2,                                             \
+		(struct cuda_stream *, cuda_ptr, uint64_t, unsigned))                              \
+	X(cuLaunchHostFunc, cuLaunchHostFunc, (struct cuda_stream *, void (*)(void *), void *))    \
+	X(cuEventSynchronize, cuEventSynchronize, (struct cuda_event *))                           \
+	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
+		(float *, struct cuda_event *, struct cuda_event *))
+
+#define DECLARE(name, symbol, parameters) STANDIN_EXPORT unsigned symbol parameters;
+CUDA_CALLS(DECLARE)
+STANDIN_CALLS(DECLARE)
+#undef DECLARE
+
+/*
+ * Begins an entry point that needs cuInit(): says its name, and returns if a fault says so. The
+ * second one needs a context too, and leaves it in `ctx`, and a fault of its work in `fault`.
+ */
+#define ENTER(call)                                                                                \
+	do {                                                                                       \
+		static struct standin_cell *_Atomic cell_;                                         \
+		unsigned result_ = driver_enter(#call, &cell_);                                    \
+		if (result_) {                                                                     \
+			return result_;                                                            \
+		}                                                                                  \
+	} while (0)
+#define ENTER_CTX(call)                                                                            \
+	static struct standin_cell *_Atomic cell_;                                                 \
+	struct fault fault = {FAULT_NONE, 0, 0};                                                   \
+	struct cuda_ctx *ctx = NULL;                                                               \
+	do {                                                                                       \
+		unsigned result_ = driver_enter_ctx(#call, &cell_, &ctx, &fault);                  \
+		if (result_) {                                                                     \
+			return result_;                                                            \
+		}                                                                                  \
+		(void)ctx;                                                                         \
+		(void)fault;                                                                       \
+	} while (0)
+
+unsigned driver_enter(const char *call, struct standin_cell *_Atomic *cell);
+unsigned driver_enter_ctx(const char *call, struct standin_cell *_Atomic *cell,
+	struct cuda_ctx **ret_ctx, struct fault *ret_fault);
+
+struct cuda_ctx {
+	int device;
+	unsigned retained;
+	unsigned flags;
+	atomic_uint broken; /* result of everything from now on */
+	bool peers[DEVICES_MAX];
+	struct cuda_stream *streams; /* under the streams' lock */
+	struct cuda_stream *legacy;  /* stream 0, at its first use */
+};
+
+int driver_devices(void);
+/* Of the machine's GPUs the one that this process calls `device`, and back (-1: not seen). */
+int driver_physical(int device);
+int driver_seen(int physical);
+struct cuda_ctx *driver_ctx(int device);
+bool driver_peers(void);
+void driver_break(struct cuda_ctx *ctx, unsigned code);
+
+/* Streams (streams.c). */
+struct work;
+unsigned stream_copy(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
+	cuda_ptr dst, cuda_ptr src, size_t len_bytes);
+unsigned stream_kernel(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
+	const void *launch, size_t launch_bytes);
+/* Waits until all streams of the context are empty: what frees memory does. */
+void streams_drain(struct cuda_ctx *ctx);
+
+/* Address spaces (memory.c). */
+enum space_kind {
+	SPACE_MEMORY = 1,
+	SPACE_MANAGED,
+	SPACE_IMPORT,
+	SPACE_CHUNK, /* mapped VMM memory */
+	SPACE_HOST,
+	SPACE_REGISTERED,
+};
+
+enum { MAY_READ = 1, MAY_WRITE = 2 };
+
+struct space {
+	enum space_kind kind;
+	cuda_ptr base;
+	size_t size;
+	char *host; /* where the CPU may reach it */
+	int device; /* whose context made it */
+	int owner;  /* physical GPU that has it */
+	uint64_t buffer_id;
+	int fd; /* of memory that can be exported; -1 */
+	struct chunk *chunk;
+	unsigned char access[DEVICES_MAX]; /* of chunks; others: all or nothing */
+	bool read_only;			   /* registered so */
+	/* of an import: how often it was opened, and what it is */
+	unsigned opens;
+	pid_t exporter;
+	uint64_t exported_base;
+	ino_t inode;
+};
+
+/* Notes it; takes what it has. The range must be nobody's. */
+unsigned space_add(const struct space *space);
+/* A copy of the space that holds the address; false: none does. */
+bool space_find(cuda_ptr address, struct space *ret_space);
+/* Takes out the one that begins there, for its new owner; false: none of that kind does. */
+bool space_take(cuda_ptr base, enum space_kind kind, struct space *ret_space);
+/* Calls f for each under the lock until it returns true; so does this then. */
+bool spaces_each(bool (*f)(struct space *, void *), void *data);
+uint64_t space_new_id(void);
+/* Addresses that nothing may touch. 0: none are left. */
+cuda_ptr space_reserve(size_t size, size_t align);
+/* Undoes `host`, addresses and descriptor. */
+void space_drop(struct space *space);
+unsigned space_fits(int device, size_t size);
+
+/*
+ * For work on a stream, between these two: where the CPU finds [address, + *len_bytes) for a GPU
+ * that may do so much there; *len_bytes is cut at the end of its space. NULL: an illegal address.
+ */
+void spaces_hold(void);
+void spaces_release(void);
+char *space_reach(int device, cuda_ptr address, size_t *len_bytes, unsigned access);
+
+/* Kernels (kernels.c). `launch` is what kernel_launch() has made, on the stream by kernel_run(). */
+unsigned kernel_run(int device, const void *launch);
+
+#endif

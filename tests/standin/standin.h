@@ -1,0 +1,89 @@
+/*
+ * A stand-in for the CUDA driver, so that the cuda backend's own code runs where there is no GPU.
+ * Test code, never shipped. libcuda.so.1 keeps device memory in memfds, whose addresses no CPU code
+ * may touch (as on a real machine), and works off each stream in a thread of its own; it checks
+ * every address that a copy or a kernel uses. Put its folder (BUILD/standin) into LD_LIBRARY_PATH.
+ * tests/gpu/gpu_check.c runs against it and against real ones.
+ *
+ *   STANDIN_DEVICES=N      how many GPUs there are (1, at most 8)
+ *   STANDIN_VISIBLE=1,0    which of them this process sees, in its order (all)
+ *   STANDIN_MEMORY=BYTES   of each GPU, counted in each process by itself (8 GiB)
+ *   STANDIN_PEERS=0        no GPU reaches another one's memory
+ *   STANDIN_FAULTS=PLAN    what goes wrong in this process
+ *   STANDIN_DIR=FOLDER     a plan in FOLDER/faults counts instead of $STANDIN_FAULTS, once it is
+ *                          there, and FOLDER/PID.cuda holds this process's counts
+ *
+ * A plan is words "CALL:N=WHAT", N the number of the call from when the plan was first seen, "N+"
+ * that one and all later ones, CALL without the version that the symbol may have:
+ *
+ *   fail:CODE    the call fails with that result
+ *   hang         it does not return, until the plan is another one
+ *   late:MS      it is done as ever, after so many milliseconds
+ *   sticky:CODE  it fails, and so does every later one in that context
+ *   stall        it returns, and what it has enqueued never ends, until the plan is another one
+ *   async:CODE   it returns; what it has enqueued fails, as if by "sticky"
+ *
+ * Both the variable and the file may be replaced at any time (the file by rename).
+ *
+ * The counts are records of 64 bytes: a name (56 bytes, NUL at its end) and a number (64 bits).
+ * They are always up to date, and stay when the process has ended, however it did:
+ *
+ *   calls.CALL   how often it was called
+ *   open.KIND    what was made and not unmade: contexts (retained), streams, events, modules,
+ *                memory, host, registered, imports (of legacy IPC, each open), chunks, mappings,
+ *                reserved, fds
+ *   hanging      calls that hang now;  stalled: streams that do
+ */
+#ifndef STANDIN_STANDIN_H
+#define STANDIN_STANDIN_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define STANDIN_EXPORT __attribute__((visibility("default")))
+
+struct standin_cell {
+	char name[56];
+	atomic_ullong value;
+};
+
+/* The count of that name, made at its first use. Never NULL. */
+struct standin_cell *standin_cell(const char *name);
+
+/* COUNT(streams, 1): one more is open. */
+#define COUNT(kind, n)                                                                             \
+	do {                                                                                       \
+		static struct standin_cell *_Atomic count_;                                        \
+		if (!atomic_load(&count_)) {                                                       \
+			atomic_store(&count_, standin_cell("open." #kind));                        \
+		}                                                                                  \
+		atomic_fetch_add(&atomic_load(&count_)->value, (unsigned long long)(n));           \
+	} while (0)
+
+enum fault_kind {
+	FAULT_NONE,
+	FAULT_FAIL,
+	FAULT_HANG,
+	FAULT_LATE,
+	FAULT_STICKY,
+	FAULT_STALL,
+	FAULT_ASYNC,
+};
+
+struct fault {
+	enum fault_kind kind;
+	unsigned argument; /* code, milliseconds */
+	unsigned plan;	   /* number of the plan that says so */
+};
+
+/*
+ * A call begins: it is counted, and the plan asked. Hangs and delays happen in here; the others are
+ * the caller's to do. `cell` is the call's own, NULL at first.
+ */
+struct fault standin_enter(const char *call, struct standin_cell *_Atomic *cell);
+/* Is the plan still the one of that number? Reads a new one. */
+bool standin_planned(unsigned plan);
+void standin_nap(unsigned us);
+
+#endif

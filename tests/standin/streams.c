@@ -1,0 +1,638 @@
+/*
+ * The stand-in driver: streams, a thread each, and events. A call only enqueues; what waits (for an
+ * event, for a word, for a stalled plan) holds its stream and nobody else. Stream 0 and its kin are
+ * one stream of each context; it does not wait for the others, nor they for it: strew's own are all
+ * made non-blocking.
+ */
+#include "tests/standin/driver.h"
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define KERNEL_BYTES 256
+#define WORD_NAP_US 100
+
+enum work_kind {
+	WORK_COPY,
+	WORK_FILL,
+	WORK_KERNEL,
+	WORK_WRITE,
+	WORK_WAIT_WORD,
+	WORK_RECORD,
+	WORK_WAIT_EVENT,
+	WORK_HOST,
+};
+
+struct work {
+	struct work *next;
+	enum work_kind kind;
+	struct fault fault;
+	cuda_ptr dst, src;
+	size_t len_bytes;
+	uint64_t value;
+	unsigned flags;
+	struct cuda_event *event;
+	void (*host)(void *);
+	void *data;
+	unsigned char launch[KERNEL_BYTES];
+};
+
+struct cuda_event {
+	struct cuda_ctx *ctx;
+	unsigned references;	 /* the handle, and work that names it */
+	uint64_t recorded, done; /* numbers of records */
+	struct timespec at;
+};
+
+struct cuda_stream {
+	struct cuda_ctx *ctx;
+	struct cuda_stream *next; /* of the context */
+	struct work *first, **last;
+	bool busy, destroyed;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+/* The lock is held. */
+static void put_event(struct cuda_event *event)
+{
+	if (--event->references == 0) {
+		free(event);
+	}
+}
+
+/* The bytes between the two ends of a copy, space by space. */
+static unsigned run_copy(int device, const struct work *work)
+{
+	size_t left = work->len_bytes;
+	unsigned result = CUDA_OK;
+
+	spaces_hold();
+	for (cuda_ptr dst = work->dst, src = work->src; left && result == CUDA_OK;) {
+		size_t n = left;
+		char *to = space_reach(device, dst, &n, MAY_WRITE), *from = to;
+
+		if (to && work->kind == WORK_COPY) {
+			from = space_reach(device, src, &n, MAY_READ);
+		}
+		if (!from) {
+			result = ILLEGAL_ADDRESS;
+		} else if (work->kind == WORK_COPY) {
+			memmove(to, from, n);
+		} else {
+			memset(to, (int)work->value, n);
+		}
+		dst += n;
+		src += n;
+		left -= n;
+	}
+	spaces_release();
+	return result;
+}
+
+/* The word is written behind all that the stream wrote before. */
+static unsigned run_write(int device, const struct work *work)
+{
+	size_t n = sizeof(uint64_t);
+	unsigned result = ILLEGAL_ADDRESS;
+	char *at;
+
+	spaces_hold();
+	at = space_reach(device, work->dst, &n, MAY_WRITE);
+	if (at && n == sizeof(uint64_t)) {
+		__atomic_store_n((uint64_t *)(void *)at, work->value, __ATOMIC_RELEASE);
+		result = CUDA_OK;
+	}
+	spaces_release();
+	return result;
+}
+
+static bool word_is_there(const struct work *work, uint64_t word)
+{
+	switch (work->flags & 3) {
+	case 0:
+		return (int64_t)(word - work->value) >= 0;
+	case 1:
+		return word == work->value;
+	case 2:
+		return (word & work->value) != 0;
+	default:
+		return ~(word | work->value) != 0;
+	}
+}
+
+static unsigned run_wait_word(struct cuda_ctx *ctx, const struct work *work)
+{
+	while (!atomic_load(&ctx->broken)) {
+		size_t n = sizeof(uint64_t);
+		bool there = false;
+		char *at;
+
+		spaces_hold();
+		at = space_reach(ctx->device, work->dst, &n, MAY_READ);
+		if (at && n == sizeof(uint64_t)) {
+			there = word_is_there(
+				work, __atomic_load_n((uint64_t *)(void *)at, __ATOMIC_ACQUIRE));
+		}
+		spaces_release();
+		if (!at || n != sizeof(uint64_t)) {
+			return ILLEGAL_ADDRESS;
+		}
+		if (there) {
+			return CUDA_OK;
+		}
+		standin_nap(WORD_NAP_US);
+	}
+	return CUDA_OK;
+}
+
+static void run_event(struct cuda_ctx *ctx, const struct work *work)
+{
+	struct cuda_event *event = work->event;
+
+	pthread_mutex_lock(&lock);
+	if (work->kind == WORK_RECORD) {
+		event->done = event->done > work->value ? event->done : work->value;
+		clock_gettime(CLOCK_MONOTONIC, &event->at);
+	}
+	while (work->kind == WORK_WAIT_EVENT && event->done < work->value &&
+		!atomic_load(&ctx->broken)) {
+		pthread_cond_wait(&changed, &lock);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+static void stall(unsigned plan)
+{
+	struct standin_cell *cell = standin_cell("stalled");
+
+	atomic_fetch_add(&cell->value, 1);
+	while (standin_planned(plan)) {
+		standin_nap(2000);
+	}
+	atomic_fetch_sub(&cell->value, 1);
+}
+
+static void run(struct cuda_ctx *ctx, const struct work *work)
+{
+	unsigned result = CUDA_OK;
+
+	if (work->fault.kind == FAULT_STALL) {
+		stall(work->fault.plan);
+	} else if (work->fault.kind == FAULT_ASYNC) {
+		result = work->fault.argument;
+	}
+	/* Nothing runs in a context that is broken. */
+	if (result == CUDA_OK && !atomic_load(&ctx->broken)) {
+		switch (work->kind) {
+		case WORK_COPY:
+		case WORK_FILL:
+			result = run_copy(ctx->device, work);
+			break;
+		case WORK_KERNEL:
+			result = kernel_run(ctx->device, work->launch);
+			break;
+		case WORK_WRITE:
+			result = run_write(ctx->device, work);
+			break;
+		case WORK_WAIT_WORD:
+			result = run_wait_word(ctx, work);
+			break;
+		case WORK_HOST:
+			work->host(work->data);
+			break;
+		default:
+			run_event(ctx, work);
+		}
+	}
+	if (result != CUDA_OK) {
+		driver_break(ctx, result);
+	}
+}
+
+static void *stream_main(void *data)
+{
+	struct cuda_stream *stream = data;
+
+	pthread_mutex_lock(&lock);
+	for (;;) {
+		struct work *work = stream->first;
+
+		if (!work && stream->destroyed) {
+			break;
+		}
+		if (!work) {
+			pthread_cond_wait(&changed, &lock);
+			continue;
+		}
+		stream->busy = true;
+		pthread_mutex_unlock(&lock);
+		run(stream->ctx, work);
+		pthread_mutex_lock(&lock);
+		stream->first = work->next;
+		stream->last = stream->first ? stream->last : &stream->first;
+		stream->busy = stream->first != NULL;
+		if (work->event) {
+			put_event(work->event);
+		}
+		free(work);
+		pthread_cond_broadcast(&changed);
+	}
+	for (struct cuda_stream **link = &stream->ctx->streams; *link; link = &(*link)->next) {
+		if (*link == stream) {
+			*link = stream->next;
+			break;
+		}
+	}
+	pthread_mutex_unlock(&lock);
+	free(stream);
+	return NULL;
+}
+
+static struct cuda_stream *stream_create(struct cuda_ctx *ctx)
+{
+	struct cuda_stream *stream = calloc(1, sizeof(*stream));
+	pthread_t thread;
+	sigset_t all, old;
+	int rc;
+
+	if (!stream) {
+		return NULL;
+	}
+	stream->ctx = ctx;
+	stream->last = &stream->first;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = pthread_create(&thread, NULL, stream_main, stream);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (rc) {
+		free(stream);
+		return NULL;
+	}
+	pthread_detach(thread);
+	stream->next = ctx->streams;
+	ctx->streams = stream;
+	return stream;
+}
+
+/* The stream behind a handle. The lock is held. NULL: it is none. */
+static struct cuda_stream *find_stream(struct cuda_ctx *ctx, struct cuda_stream *handle)
+{
+	if ((uintptr_t)handle <= 2) {
+		if (!ctx->legacy) {
+			ctx->legacy = stream_create(ctx);
+		}
+		return ctx->legacy;
+	}
+	for (int i = 0; i < driver_devices(); i++) {
+		for (struct cuda_stream *at = driver_ctx(i)->streams; at; at = at->next) {
+			if (at == handle && !at->destroyed) {
+				return at;
+			}
+		}
+	}
+	return NULL;
+}
+
+static unsigned enqueue(
+	struct cuda_ctx *ctx, struct cuda_stream *handle, const struct work *described)
+{
+	struct work *work = malloc(sizeof(*work));
+	struct cuda_stream *stream;
+
+	if (!work) {
+		return CUDA_OUT_OF_MEMORY;
+	}
+	*work = *described;
+	work->next = NULL;
+	pthread_mutex_lock(&lock);
+	stream = find_stream(ctx, handle);
+	if (!stream) {
+		pthread_mutex_unlock(&lock);
+		free(work);
+		return INVALID_HANDLE;
+	}
+	if (work->event) {
+		work->event->references++;
+	}
+	if (work->kind == WORK_RECORD) {
+		work->value = ++work->event->recorded;
+	} else if (work->kind == WORK_WAIT_EVENT) {
+		work->value = work->event->recorded;
+	}
+	*stream->last = work;
+	stream->last = &work->next;
+	stream->busy = true;
+	pthread_cond_broadcast(&changed);
+	pthread_mutex_unlock(&lock);
+	return CUDA_OK;
+}
+
+unsigned stream_copy(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
+	cuda_ptr dst, cuda_ptr src, size_t len_bytes)
+{
+	struct work work = {
+		.kind = WORK_COPY, .fault = *fault, .dst = dst, .src = src, .len_bytes = len_bytes};
+	struct space space;
+
+	/* The real one would take an unknown address for pageable memory. None of strew's is. */
+	if (len_bytes && (!space_find(dst, &space) || !space_find(src, &space))) {
+		return CUDA_INVALID_VALUE;
+	}
+	return enqueue(ctx, stream, &work);
+}
+
+unsigned stream_kernel(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
+	const void *launch, size_t launch_bytes)
+{
+	struct work work = {.kind = WORK_KERNEL, .fault = *fault};
+
+	if (launch_bytes > sizeof(work.launch)) {
+		return CUDA_INVALID_VALUE;
+	}
+	memcpy(work.launch, launch, launch_bytes);
+	return enqueue(ctx, stream, &work);
+}
+
+/* The lock is held. Work of a broken context is never waited for: it is thrown away. */
+static void drain_one(struct cuda_stream *stream)
+{
+	struct cuda_ctx *ctx = stream->ctx;
+
+	while (find_stream(ctx, stream) == stream && stream->busy && !atomic_load(&ctx->broken)) {
+		pthread_cond_wait(&changed, &lock);
+	}
+}
+
+void streams_drain(struct cuda_ctx *ctx)
+{
+	bool busy;
+
+	pthread_mutex_lock(&lock);
+	do {
+		busy = false;
+		for (struct cuda_stream *at = ctx->streams; at; at = at->next) {
+			busy |= at->busy;
+		}
+		busy = busy && !atomic_load(&ctx->broken);
+		if (busy) {
+			pthread_cond_wait(&changed, &lock);
+		}
+	} while (busy);
+	pthread_mutex_unlock(&lock);
+}
+
+unsigned cuStreamCreateWithPriority(struct cuda_stream **ret_stream, unsigned flags, int priority)
+{
+	struct cuda_stream *stream;
+
+	ENTER_CTX(cuStreamCreateWithPriority);
+	(void)priority; /* any is taken, the nearest that there is */
+	if (flags > 1) {
+		return CUDA_INVALID_VALUE;
+	}
+	pthread_mutex_lock(&lock);
+	stream = stream_create(ctx);
+	pthread_mutex_unlock(&lock);
+	if (!stream) {
+		return CUDA_OUT_OF_MEMORY;
+	}
+	COUNT(streams, 1);
+	*ret_stream = stream;
+	return CUDA_OK;
+}
+
+/* Returns at once; the thread ends when it has done what was enqueued. */
+unsigned cuStreamDestroy_v2(struct cuda_stream *handle)
+{
+	struct cuda_stream *stream;
+
+	ENTER_CTX(cuStreamDestroy);
+	pthread_mutex_lock(&lock);
+	stream = (uintptr_t)handle > 2 ? find_stream(ctx, handle) : NULL;
+	if (stream) {
+		stream->destroyed = true;
+		pthread_cond_broadcast(&changed);
+		COUNT(streams, -1);
+	}
+	pthread_mutex_unlock(&lock);
+	return stream ? CUDA_OK : INVALID_HANDLE;
+}
+
+unsigned cuStreamQuery(struct cuda_stream *handle)
+{
+	struct cuda_stream *stream;
+	bool busy = false;
+
+	ENTER_CTX(cuStreamQuery);
+	pthread_mutex_lock(&lock);
+	stream = find_stream(ctx, handle);
+	busy = stream && stream->busy;
+	pthread_mutex_unlock(&lock);
+	return !stream ? INVALID_HANDLE : busy ? (unsigned)CUDA_NOT_READY : CUDA_OK;
+}
+
+unsigned cuStreamSynchronize(struct cuda_stream *handle)
+{
+	struct cuda_stream *stream;
+
+	ENTER_CTX(cuStreamSynchronize);
+	pthread_mutex_lock(&lock);
+	stream = find_stream(ctx, handle);
+	if (stream) {
+		drain_one(stream);
+	}
+	pthread_mutex_unlock(&lock);
+	return stream ? atomic_load(&ctx->broken) : INVALID_HANDLE;
+}
+
+unsigned cuCtxSynchronize(void)
+{
+	ENTER_CTX(cuCtxSynchronize);
+	streams_drain(ctx);
+	return atomic_load(&ctx->broken);
+}
+
+unsigned cuStreamWaitEvent(struct cuda_stream *stream, struct cuda_event *event, unsigned flags)
+{
+	struct work work = {.kind = WORK_WAIT_EVENT, .event = event};
+
+	ENTER_CTX(cuStreamWaitEvent);
+	work.fault = fault;
+	return flags || !event ? INVALID_HANDLE : enqueue(ctx, stream, &work);
+}
+
+static unsigned word_work(struct cuda_ctx *ctx, struct cuda_stream *stream, struct work *work)
+{
+	struct space space;
+
+	if (work->dst % sizeof(uint64_t) || !space_find(work->dst, &space)) {
+		return CUDA_INVALID_VALUE;
+	}
+	return enqueue(ctx, stream, work);
+}
+
+unsigned cuStreamWriteValue64_v2(
+	struct cuda_stream *stream, cuda_ptr address, uint64_t value, unsigned flags)
+{
+	struct work work = {.kind = WORK_WRITE, .dst = address, .value = value, .flags = flags};
+
+	ENTER_CTX(cuStreamWriteValue64);
+	work.fault = fault;
+	return word_work(ctx, stream, &work);
+}
+
+unsigned cuStreamWaitValue64_v2(
+	struct cuda_stream *stream, cuda_ptr address, uint64_t value, unsigned flags)
+{
+	struct work work = {.kind = WORK_WAIT_WORD, .dst = address, .value = value, .flags = flags};
+
+	ENTER_CTX(cuStreamWaitValue64);
+	work.fault = fault;
+	return word_work(ctx, stream, &work);
+}
+
+unsigned cuLaunchHostFunc(struct cuda_stream *stream, void (*host)(void *), void *data)
+{
+	struct work work = {.kind = WORK_HOST, .host = host, .data = data};
+
+	ENTER_CTX(cuLaunchHostFunc);
+	work.fault = fault;
+	return host ? enqueue(ctx, stream, &work) : CUDA_INVALID_VALUE;
+}
+
+unsigned cuMemcpyAsync(cuda_ptr dst, cuda_ptr src, size_t len_bytes, struct cuda_stream *stream)
+{
+	ENTER_CTX(cuMemcpyAsync);
+	return stream_copy(ctx, stream, &fault, dst, src, len_bytes);
+}
+
+unsigned cuMemcpyDtoDAsync_v2(
+	cuda_ptr dst, cuda_ptr src, size_t len_bytes, struct cuda_stream *stream)
+{
+	ENTER_CTX(cuMemcpyDtoDAsync);
+	return stream_copy(ctx, stream, &fault, dst, src, len_bytes);
+}
+
+/* Between the GPU and any memory of the CPU, done on return. */
+static unsigned copy_now(
+	struct cuda_ctx *ctx, cuda_ptr address, void *host, size_t len_bytes, bool to_device)
+{
+	unsigned result = CUDA_OK;
+
+	spaces_hold();
+	while (len_bytes && result == CUDA_OK) {
+		size_t n = len_bytes;
+		char *at = space_reach(ctx->device, address, &n, to_device ? MAY_WRITE : MAY_READ);
+
+		if (!at) {
+			result = CUDA_INVALID_VALUE;
+		} else {
+			memcpy(to_device ? at : host, to_device ? host : at, n);
+		}
+		address += n;
+		host = (char *)host + n;
+		len_bytes -= n;
+	}
+	spaces_release();
+	return result;
+}
+
+unsigned cuMemcpyHtoD_v2(cuda_ptr dst, const void *src, size_t len_bytes)
+{
+	ENTER_CTX(cuMemcpyHtoD);
+	return copy_now(ctx, dst, (void *)(uintptr_t)src, len_bytes, true);
+}
+
+unsigned cuMemcpyDtoH_v2(void *dst, cuda_ptr src, size_t len_bytes)
+{
+	ENTER_CTX(cuMemcpyDtoH);
+	pthread_mutex_lock(&lock);
+	if (ctx->legacy) {
+		drain_one(ctx->legacy);
+	}
+	pthread_mutex_unlock(&lock);
+	return copy_now(ctx, src, dst, len_bytes, false);
+}
+
+unsigned cuMemsetD8_v2(cuda_ptr dst, unsigned char value, size_t len_bytes)
+{
+	struct work work = {.kind = WORK_FILL, .dst = dst, .value = value, .len_bytes = len_bytes};
+
+	ENTER_CTX(cuMemsetD8);
+	work.fault = fault;
+	return enqueue(ctx, NULL, &work);
+}
+
+unsigned cuEventCreate(struct cuda_event **ret_event, unsigned flags)
+{
+	struct cuda_event *event;
+
+	ENTER_CTX(cuEventCreate);
+	if (flags & ~7u) {
+		return CUDA_INVALID_VALUE;
+	}
+	event = calloc(1, sizeof(*event));
+	if (!event) {
+		return CUDA_OUT_OF_MEMORY;
+	}
+	event->ctx = ctx;
+	event->references = 1;
+	COUNT(events, 1);
+	*ret_event = event;
+	return CUDA_OK;
+}
+
+unsigned cuEventDestroy_v2(struct cuda_event *event)
+{
+	ENTER_CTX(cuEventDestroy);
+	pthread_mutex_lock(&lock);
+	put_event(event);
+	pthread_mutex_unlock(&lock);
+	COUNT(events, -1);
+	return CUDA_OK;
+}
+
+unsigned cuEventRecord(struct cuda_event *event, struct cuda_stream *stream)
+{
+	struct work work = {.kind = WORK_RECORD, .event = event};
+
+	ENTER_CTX(cuEventRecord);
+	work.fault = fault;
+	return event && event->ctx == ctx ? enqueue(ctx, stream, &work) : INVALID_HANDLE;
+}
+
+unsigned cuEventQuery(struct cuda_event *event)
+{
+	bool done;
+
+	ENTER_CTX(cuEventQuery);
+	pthread_mutex_lock(&lock);
+	done = event->done >= event->recorded;
+	pthread_mutex_unlock(&lock);
+	return done ? CUDA_OK : CUDA_NOT_READY;
+}
+
+unsigned cuEventSynchronize(struct cuda_event *event)
+{
+	ENTER_CTX(cuEventSynchronize);
+	pthread_mutex_lock(&lock);
+	while (event->done < event->recorded && !atomic_load(&ctx->broken)) {
+		pthread_cond_wait(&changed, &lock);
+	}
+	pthread_mutex_unlock(&lock);
+	return atomic_load(&ctx->broken);
+}
+
+unsigned cuEventElapsedTime(float *ret_ms, struct cuda_event *from, struct cuda_event *to)
+{
+	ENTER_CTX(cuEventElapsedTime);
+	pthread_mutex_lock(&lock);
+	*ret_ms = (float)((double)(to->at.tv_sec - from->at.tv_sec) * 1e3 +
+			  (double)(to->at.tv_nsec - from->at.tv_nsec) / 1e6);
+	pthread_mutex_unlock(&lock);
+	return CUDA_OK;
+}
