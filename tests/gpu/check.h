@@ -37,6 +37,7 @@ int extra_load(void);
 /* Counts a check and prints its line. */
 void check(bool good, const char *format, ...) __attribute__((format(printf, 2, 3)));
 extern unsigned check_count, check_failed;
+extern bool check_small; /* --small: no rates, and less to wait for; for a stand-in's CPU */
 
 /* Ends the program with a line if `rc` is an error: for what the checks stand on. */
 void must(int rc, const char *what, const struct error *err);

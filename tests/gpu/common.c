@@ -13,6 +13,7 @@
 
 struct extra extra;
 unsigned check_count, check_failed;
+bool check_small;
 
 int extra_load(void)
 {

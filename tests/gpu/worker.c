@@ -228,13 +228,14 @@ static int remake(struct worker *worker)
 static int write_page(struct worker *worker, const struct request *request, struct reply *reply)
 {
 	bool default_stream = request->word == 0;
+	size_t half = check_small ? 16u << 20 : 1u << 30;
 	struct error err = {0};
 	cuda_ptr big;
 	int rc;
 
-	rc = CUDA(&err, cuMemAlloc, &big, 2u << 30);
+	rc = CUDA(&err, cuMemAlloc, &big, 2 * half);
 	for (int i = 0; i < 40 && rc == 0; i++) {
-		rc = CUDA(&err, cuMemcpyAsync, big, big + (1u << 30), 1u << 30,
+		rc = CUDA(&err, cuMemcpyAsync, big, big + half, half,
 			default_stream ? NULL : worker->stream);
 	}
 	CUDA(NULL, cuCtxSetCurrent, NULL);
