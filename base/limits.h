@@ -45,6 +45,8 @@
 #define LIMIT_UPDATE_MAX_MS 3600000
 #define LIMIT_EPOCH_MS 30000	/* to join, and to warm a communicator */
 #define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */
+#define LIMIT_JOB_MS 600000	/* for a job of the mover that has no deadline of its own */
+#define LIMIT_HUNG_MS 15000	/* for one that has, behind it; then the broker ends */
 #define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */
 #define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
 

@@ -178,7 +178,7 @@ void epoch_made(struct job *job)
 		server_count_epoch(server);
 	}
 	if (work->hung) {
-		server_fatal(server, job->err.text);
+		server_abandon(server, job->err.text);
 		return;
 	}
 	if (!server_is_lead(server)) {

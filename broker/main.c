@@ -225,6 +225,9 @@ int main(int argc, char **argv)
 		return rc == -ENODEV ? 3 : 1;
 	}
 	rc = server_run(server);
+	if (server_abandoned(server)) {
+		_exit(rc); /* only the end of the process makes memory quiet now */
+	}
 	again = server_starts_again(server);
 	server_destroy(server);
 	return again ? start_again(argv, options.ready_fd) : rc;

@@ -128,18 +128,12 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 	}
 }
 
-/* After a failure: nothing of ours may be in flight when the job ends. */
-static void settle(struct run *run, struct lane *lane)
+/* After a failure: waits until nothing that was enqueued on the lane is in flight. */
+static int settle(struct run *run, struct lane *lane, struct error *err)
 {
-	struct error ignored;
-	struct run patient = *run;
+	int rc = lane->stream ? gpu_event_record(lane->events[0], lane->stream, err) : 0;
 
-	patient.nlumps = 0; /* none that is not enqueued yet */
-	patient.cancel = NULL;
-	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
-	if (lane->stream && gpu_event_record(lane->events[0], lane->stream, &ignored) == 0) {
-		wait_event(&patient, lane->events[0], &ignored);
-	}
+	return rc || !lane->stream ? rc : wait_event(run, lane->events[0], err);
 }
 
 /* Its last bucket was gathered here and sent, or received and scattered. */
@@ -310,25 +304,44 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	return rc;
 }
 
-/* False if the carrier's abort hangs: then nothing can be said of what is in flight. */
-static bool settle_all(struct run *run)
+static int settle_all(struct run *run, struct error *err)
 {
-	for (size_t i = 0; i < run->moves->nlocal; i++) {
-		settle(run, &run->moves->local[i]);
-	}
-	if (run->wire) {
-		/* A broadcast whose peer is gone never ends by itself; abort ends it. */
-		int rc = carrier_destroy(run->moves->carrier, true);
+	struct moves *moves = run->moves;
+	struct run patient = *run;
+	int rc = 0;
 
-		run->moves->carrier = NULL;
-		if (rc) {
-			return false;
-		}
-		settle(run, &run->moves->gather);
-		settle(run, &run->moves->wire);
-		settle(run, &run->moves->scatter);
+	patient.nlumps = 0; /* none that is not enqueued yet */
+	patient.cancel = NULL;
+	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
+	for (size_t i = 0; rc == 0 && i < moves->nlocal; i++) {
+		rc = settle(&patient, &moves->local[i], err);
 	}
-	return true;
+	if (rc || !run->wire) {
+		return rc;
+	}
+	/* A broadcast whose peer is gone never ends by itself; abort ends it. */
+	rc = carrier_destroy(moves->carrier, true);
+	moves->carrier = NULL;
+	if (rc) {
+		return error_set(err, rc, "the communicator's abort did not return");
+	}
+	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
+	rc = settle(&patient, &moves->gather, err);
+	rc = rc ? rc : settle(&patient, &moves->wire, err);
+	return rc ? rc : settle(&patient, &moves->scatter, err);
+}
+
+/* After a failure: nothing of ours may be in flight when the job ends. False: something may be. */
+static bool is_quiet(struct run *run, struct error *err)
+{
+	struct error why;
+
+	if (settle_all(run, &why) == 0) {
+		return true;
+	}
+	error_prefix(&why, "%.100s; its copies cannot be waited for", err->text);
+	*err = why;
+	return false;
 }
 
 /*
@@ -378,7 +391,7 @@ void job_move_run(struct job *job)
 	if (job->rc == 0) {
 		job->rc = move_all(&run, work, &job->err);
 		if (job->rc) {
-			work->hung = !settle_all(&run);
+			work->hung = !is_quiet(&run, &job->err);
 		}
 	}
 	free(run.crews);
@@ -416,7 +429,7 @@ void job_commit_run(struct job *job)
 	if (job->rc == 0) {
 		job->rc = commit_all(&run, &job->err);
 		if (job->rc) {
-			settle_all(&run);
+			work->hung = !is_quiet(&run, &job->err);
 		}
 	}
 	free(run.crews);

@@ -30,6 +30,9 @@ struct mover {
 	bool stop;
 	struct job *queued, **queued_end;
 	struct job *running;
+	uint64_t running_due;
+	void (*broken)(void *data, const char *text);
+	void *data;
 	struct job *ended, **ended_end;
 	struct watch *watches;
 	unsigned pending;
@@ -88,6 +91,7 @@ static void run_one(struct mover *mover)
 		mover->queued_end = &mover->queued;
 	}
 	mover->running = job;
+	mover->running_due = job->due ? job->due : clock_ns() + LIMIT_JOB_MS * 1000000ull;
 	pthread_mutex_unlock(&mover->lock);
 	job->run(job);
 	pthread_mutex_lock(&mover->lock);
@@ -147,7 +151,8 @@ static void *mover_main(void *data)
 	return NULL;
 }
 
-int mover_create(struct mover **ret_mover, struct error *err)
+int mover_create(void (*broken)(void *data, const char *text), void *data, struct mover **ret_mover,
+	struct error *err)
 {
 	struct mover *mover = calloc(1, sizeof(*mover));
 	pthread_condattr_t attr;
@@ -157,6 +162,8 @@ int mover_create(struct mover **ret_mover, struct error *err)
 	if (!mover) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
+	mover->broken = broken;
+	mover->data = data;
 	mover->queued_end = &mover->queued;
 	mover->ended_end = &mover->ended;
 	mover->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -220,6 +227,16 @@ void mover_submit(struct mover *mover, struct job *job)
 	mover->queued_end = &job->next;
 	pthread_cond_signal(&mover->wake);
 	pthread_mutex_unlock(&mover->lock);
+}
+
+uint64_t mover_due(struct mover *mover)
+{
+	uint64_t due;
+
+	pthread_mutex_lock(&mover->lock);
+	due = mover->running ? mover->running_due : UINT64_MAX;
+	pthread_mutex_unlock(&mover->lock);
+	return due;
 }
 
 unsigned mover_pending(struct mover *mover)
@@ -315,6 +332,9 @@ void mover_reap(struct mover *mover)
 		pthread_mutex_lock(&mover->lock);
 		mover->pending--;
 		pthread_mutex_unlock(&mover->lock);
+		if (ended->rc == -ENOTRECOVERABLE) {
+			mover->broken(mover->data, ended->err.text);
+		}
 		ended->done(ended);
 		ended = next;
 	}

@@ -21,6 +21,7 @@ struct job {
 		unsigned notes); /* in the event loop, while it runs; may be NULL */
 	int rc;
 	struct error err;
+	uint64_t due; /* by when it must have ended, once it runs; 0: LIMIT_JOB_MS from then */
 	/* the mover's */
 	struct mover *mover;
 	struct job *next;
@@ -40,7 +41,10 @@ struct watch {
 	bool active, fired;
 };
 
-int mover_create(struct mover **ret_mover, struct error *err);
+/* `broken` is called in the event loop, before `done`, for a job that ends with -ENOTRECOVERABLE.
+ */
+int mover_create(void (*broken)(void *data, const char *text), void *data, struct mover **ret_mover,
+	struct error *err);
 /* Stops the thread after the jobs that are queued; their `done` have been called on return. */
 void mover_destroy(struct mover *mover);
 
@@ -48,6 +52,8 @@ int mover_fd(const struct mover *mover); /* readable: call mover_reap() */
 void mover_reap(struct mover *mover);	 /* event loop: calls done, noted and hit */
 
 void mover_submit(struct mover *mover, struct job *job);
+/* When the job that runs is overdue: a call of it does not return. UINT64_MAX: none is running. */
+uint64_t mover_due(struct mover *mover);
 unsigned mover_pending(struct mover *mover); /* jobs not done yet */
 
 void mover_watch(struct mover *mover, struct watch *watch);

@@ -80,7 +80,7 @@ struct job_move {
 	atomic_bool touched; /* live or shadow memory may have been written */
 	uint64_t wire_bytes;
 	struct stages stages;
-	bool hung; /* the carrier's abort did not return: the process must end */
+	bool hung; /* something may still be in flight: the process must end */
 	void *data;
 };
 void job_move_run(struct job *job);
@@ -93,6 +93,7 @@ struct job_commit {
 	const struct crew *crews;
 	size_t ncrews;
 	uint64_t deadline;
+	bool hung; /* as of a move */
 	void *data;
 };
 void job_commit_run(struct job *job);

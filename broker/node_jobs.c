@@ -58,6 +58,7 @@ void node_start_plan(struct server *server)
 	work->crews = node->crews;
 	work->ncrews = node->nteams;
 	work->errors = node->errors;
+	work->job.due = node->update_deadline + LIMIT_HUNG_MS * 1000000ull;
 	work->data = server;
 	node->job_running = true;
 	mover_submit(server->mover, &work->job);
@@ -94,7 +95,7 @@ static void moved(struct job *job)
 
 	node->job_running = false;
 	if (work->hung) {
-		server_fatal(server, "the communicator's abort did not return");
+		server_abandon(server, job->err.text);
 		return;
 	}
 	node->touched = atomic_load(&work->touched);
@@ -140,6 +141,7 @@ void node_start_move(struct server *server)
 	work->crews = node->going;
 	work->ncrews = node->ngoing;
 	work->deadline = node->update_deadline;
+	work->job.due = work->deadline + LIMIT_HUNG_MS * 1000000ull;
 	work->data = server;
 	node->job_running = true;
 	mover_submit(server->mover, &work->job);
@@ -153,6 +155,10 @@ static void copied(struct job *job)
 	struct group_event event = {.type = GE_COPIED};
 
 	node->job_running = false;
+	if (work->hung) {
+		server_abandon(server, job->err.text);
+		return;
+	}
 	if (job->rc) {
 		log_error("commit of version %llu: %s", (unsigned long long)node->version,
 			job->err.text);
@@ -179,6 +185,7 @@ void node_start_commit(struct server *server)
 	work->crews = node->going;
 	work->ncrews = node->ngoing;
 	work->deadline = clock_ns() + LIMIT_UPDATE_MS * 1000000ull;
+	work->job.due = work->deadline + LIMIT_HUNG_MS * 1000000ull;
 	work->data = server;
 	node->job_running = true;
 	mover_submit(server->mover, &work->job);

@@ -33,6 +33,17 @@ void server_fatal(struct server *server, const char *text)
 	server->stop = true;
 }
 
+void server_abandon(struct server *server, const char *text)
+{
+	server_fatal(server, text);
+	server->abandoned = true;
+}
+
+bool server_abandoned(const struct server *server)
+{
+	return server->abandoned;
+}
+
 static void notify_systemd(const char *text)
 {
 	const char *path = getenv("NOTIFY_SOCKET");
@@ -82,6 +93,11 @@ static void on_mover(void *data, uint32_t events)
 
 	(void)events;
 	mover_reap(server->mover);
+}
+
+static void on_broken(void *data, const char *text)
+{
+	server_abandon(data, text);
 }
 
 static void on_signal(void *data, uint32_t events)
@@ -152,7 +168,7 @@ static int open_backend(struct server *server, struct error *err)
 	if (rc) {
 		return error_set(err, rc, "out of memory");
 	}
-	return mover_create(&server->mover, err);
+	return mover_create(on_broken, server, &server->mover, err);
 }
 
 static int open_sockets(struct server *server, struct error *err)
@@ -283,6 +299,7 @@ static uint64_t next_due(const struct server *server)
 	if (server->accept_at) {
 		due = MIN(due, server->accept_at);
 	}
+	due = MIN(due, mover_due(server->mover));
 	if (server_is_lead(server)) {
 		due = MIN(due, MIN(lead_due(server), epoch_due(server)));
 	}
@@ -324,6 +341,9 @@ void server_round(struct server *server)
 
 	if (rc) {
 		server_fatal(server, strerror(-rc));
+	}
+	if (now >= mover_due(server->mover)) {
+		server_abandon(server, "a call of the mover has not returned: the driver hangs");
 	}
 	accept_tick(server, now);
 	clients_tick(server, now);

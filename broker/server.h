@@ -239,7 +239,7 @@ struct server {
 	struct model *active; /* lead: its update is between begin and report */
 	uint64_t updates, aborted;
 	uint32_t epochs; /* communicators that were made, or tried */
-	bool ready, draining, stop, again;
+	bool ready, draining, stop, again, abandoned;
 	int exit_code;
 };
 
@@ -258,6 +258,9 @@ bool server_is_lead(const struct server *server);
 /* accept has failed: with -EAGAIN because nobody waits, else for want of something. */
 void server_accept_ended(struct server *server, int rc);
 void server_fatal(struct server *server, const char *text); /* ends the process, code 1 */
+/* The same at once, whatever the mover does, which may be in a driver that never returns. */
+void server_abandon(struct server *server, const char *text);
+bool server_abandoned(const struct server *server);
 
 /* clients.c */
 void clients_accept(void *data, uint32_t events);

@@ -319,7 +319,7 @@ static int cuda_event_query(struct gpu_event *base, struct error *err)
 	}
 	rc = cuda_enter(event->device, err);
 	if (rc) {
-		return -EIO;
+		return rc;
 	}
 	result = cuda_driver.cuEventQuery(event->event);
 	if (result == CUDA_OK) {
@@ -328,11 +328,7 @@ static int cuda_event_query(struct gpu_event *base, struct error *err)
 	if (result == CUDA_NOT_READY) {
 		return 0;
 	}
-	cuda_outcome(err, "cuEventQuery", result);
-	if (err) {
-		err->code = -EIO;
-	}
-	return -EIO;
+	return cuda_outcome(err, "cuEventQuery", result);
 }
 
 static const struct gpu_ops cuda_ops = {

@@ -58,6 +58,28 @@ int cuda_driver_load(bool only_if_loaded, struct error *err)
 	return rc;
 }
 
+/* Results after which the context is of no use: every later call of it fails too. */
+static bool is_sticky(unsigned result)
+{
+	switch (result) {
+	case CUDA_ECC_UNCORRECTABLE:
+	case CUDA_NVLINK_UNCORRECTABLE:
+	case CUDA_ILLEGAL_ADDRESS:
+	case CUDA_LAUNCH_TIMEOUT:
+	case CUDA_CONTEXT_IS_DESTROYED:
+	case CUDA_ASSERT:
+	case CUDA_HARDWARE_STACK_ERROR:
+	case CUDA_ILLEGAL_INSTRUCTION:
+	case CUDA_MISALIGNED_ADDRESS:
+	case CUDA_INVALID_ADDRESS_SPACE:
+	case CUDA_INVALID_PC:
+	case CUDA_LAUNCH_FAILED:
+		return true;
+	default:
+		return false;
+	}
+}
+
 int cuda_outcome(struct error *err, const char *call, unsigned result)
 {
 	const char *name = NULL;
@@ -84,7 +106,7 @@ int cuda_outcome(struct error *err, const char *call, unsigned result)
 		code = -ENOTSUP;
 		break;
 	default:
-		code = -EIO;
+		code = is_sticky(result) ? -ENOTRECOVERABLE : -EIO;
 	}
 	return error_set(err, code, "%s: %s %u (%s)", call, name ? name : "error", result,
 		text ? text : "unknown to the driver");

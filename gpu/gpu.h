@@ -5,6 +5,8 @@
  *
  * The broker's half (struct gpu and below) is used by one thread, the mover,
  * except gpu_open() and gpu_info(). The processes' half (export) is in gpu/export.h.
+ *
+ * -ENOTRECOVERABLE from any call: the device has failed for good, as far as this process goes.
  */
 #ifndef GPU_GPU_H
 #define GPU_GPU_H
@@ -130,7 +132,7 @@ int gpu_event_record(struct gpu_event *event, struct gpu_stream *stream, struct 
 /* Makes the stream wait for the event's last record; the host does not wait. */
 int gpu_stream_wait(struct gpu_stream *stream, struct gpu_event *event, struct error *err);
 /* 1 when everything before the last record has finished (or nothing was recorded), 0 when not
- * yet, -EIO with the driver's error. Never blocks. */
+ * yet, or the driver's error. Never blocks. */
 int gpu_event_query(struct gpu_event *event, struct error *err);
 
 /*

@@ -28,6 +28,11 @@ void server_fatal(struct server *server, const char *text)
 	say_violation(text);
 }
 
+void server_abandon(struct server *server, const char *text)
+{
+	server_fatal(server, text);
+}
+
 struct model *model_find(struct server *server, const char *name, bool add)
 {
 	(void)name;

@@ -22,10 +22,8 @@ enum {
 	PEER_UNSUPPORTED = 217,
 	INVALID_HANDLE = 400,
 	NOT_FOUND = 500,
-	ILLEGAL_ADDRESS = 700,
 	PEER_ENABLED = 704,
 	HOST_NOT_REGISTERED = 713,
-	LAUNCH_FAILED = 719,
 };
 
 /* Entry points that tests, examples or others than strew call. */

@@ -139,7 +139,7 @@ static unsigned copy_vector(int device, uint64_t src, uint64_t dst, uint32_t wid
 
 	/* The hardware refuses a vector that is not aligned to its own length. */
 	if (!from || !to || src % width || dst % width) {
-		return ILLEGAL_ADDRESS;
+		return CUDA_ILLEGAL_ADDRESS;
 	}
 	memcpy(to, from, width);
 	return CUDA_OK;
@@ -155,7 +155,7 @@ static unsigned cast_elements(
 	uint32_t n = d->width ? d->width : 1;
 
 	if (d->width && (src % (n * from_bytes) || dst % (n * to_bytes))) {
-		return ILLEGAL_ADDRESS;
+		return CUDA_ILLEGAL_ADDRESS;
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		/* What is aligned to nothing may lie across two chunks. */
@@ -165,7 +165,7 @@ static unsigned cast_elements(
 			const char *at = reach(device, src + i * from_bytes + b, 1, MAY_READ);
 
 			if (!at) {
-				return ILLEGAL_ADDRESS;
+				return CUDA_ILLEGAL_ADDRESS;
 			}
 			element[b] = *at;
 		}
@@ -174,7 +174,7 @@ static unsigned cast_elements(
 			char *at = reach(device, dst + i * to_bytes + b, 1, MAY_WRITE);
 
 			if (!at) {
-				return ILLEGAL_ADDRESS;
+				return CUDA_ILLEGAL_ADDRESS;
 			}
 			*at = element[b];
 		}
@@ -192,18 +192,18 @@ static unsigned run_tile(int device, const struct launch *launch, uint32_t index
 	unsigned result = CUDA_OK;
 
 	if (!at) {
-		return ILLEGAL_ADDRESS;
+		return CUDA_ILLEGAL_ADDRESS;
 	}
 	memcpy(&tile, at, sizeof(tile));
 	at = reach(device, launch->descriptors + tile.descriptor * sizeof(d), sizeof(d), MAY_READ);
 	if (!at) {
-		return ILLEGAL_ADDRESS;
+		return CUDA_ILLEGAL_ADDRESS;
 	}
 	memcpy(&d, at, sizeof(d));
 	/* A cast that another kernel got would be taken for bytes. */
 	if ((d.cast != 0) != (launch->kernel == SCATTER_CASTS) || !d.vectors.value || !d.ndim ||
 		d.ndim > SCATTER_DIMS || tile.count > SCATTER_TILE_VECTORS) {
-		return LAUNCH_FAILED;
+		return CUDA_LAUNCH_FAILED;
 	}
 	d.src += d.slot & SCATTER_SRC_SLOT ? launch->slot : 0;
 	d.dst += d.slot & SCATTER_DST_SLOT ? launch->slot : 0;

@@ -79,7 +79,7 @@ static unsigned run_copy(int device, const struct work *work)
 			from = space_reach(device, src, &n, MAY_READ);
 		}
 		if (!from) {
-			result = ILLEGAL_ADDRESS;
+			result = CUDA_ILLEGAL_ADDRESS;
 		} else if (work->kind == WORK_COPY) {
 			memmove(to, from, n);
 		} else {
@@ -97,7 +97,7 @@ static unsigned run_copy(int device, const struct work *work)
 static unsigned run_write(int device, const struct work *work)
 {
 	size_t n = sizeof(uint64_t);
-	unsigned result = ILLEGAL_ADDRESS;
+	unsigned result = CUDA_ILLEGAL_ADDRESS;
 	char *at;
 
 	spaces_hold();
@@ -139,7 +139,7 @@ static unsigned run_wait_word(struct cuda_ctx *ctx, const struct work *work)
 		}
 		spaces_release();
 		if (!at || n != sizeof(uint64_t)) {
-			return ILLEGAL_ADDRESS;
+			return CUDA_ILLEGAL_ADDRESS;
 		}
 		if (there) {
 			return CUDA_OK;
