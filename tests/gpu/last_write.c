@@ -155,6 +155,7 @@ static int writer_main(int socket)
 
 struct owner {
 	cuda_ptr memory;
+	struct export_set *set;
 	struct handle handle;
 };
 
@@ -286,7 +287,6 @@ static void round_of(const struct owner *owner, enum way way, uint64_t number)
 static void owner_start(struct owner *owner)
 {
 	struct error err = {0};
-	struct export_set *set;
 	struct cuda_ctx *ctx;
 	int device = 0;
 
@@ -296,10 +296,11 @@ static void owner_start(struct owner *owner)
 	must(CUDA(&err, cuDevicePrimaryCtxRetain, &ctx, device), "a context", &err);
 	must(CUDA(&err, cuCtxSetCurrent, ctx), "a context", &err);
 	must(CUDA(&err, cuMemAlloc, &owner->memory, TARGET_BYTES), "memory", &err);
-	must(export_set_create(&set), "a set", NULL);
-	must(export_add(set, (void *)(uintptr_t)owner->memory, TARGET_BYTES, &err), "export", &err);
-	must(export_settle(set, &err), "export", &err);
-	must(export_handle(set, 0, &owner->handle, &err), "its handle", &err);
+	must(export_set_create(&owner->set), "a set", NULL);
+	must(export_add(owner->set, (void *)(uintptr_t)owner->memory, TARGET_BYTES, &err), "export",
+		&err);
+	must(export_settle(owner->set, &err), "export", &err);
+	must(export_handle(owner->set, 0, &owner->handle, &err), "its handle", &err);
 	must(CUDA(&err, cuCtxSetCurrent, ctx), "a context", &err);
 }
 
@@ -322,6 +323,7 @@ int main(int argc, char **argv)
 			round_of(&owner, way, i);
 		}
 	}
+	export_set_destroy(owner.set);
 	printf("last_write: %s checks=%u failed=%u\n", check_failed ? "failed" : "ok", check_count,
 		check_failed);
 	return check_failed ? 1 : 0;
