@@ -460,10 +460,14 @@ static int take_data(struct member *connection, const struct msg_data *data, str
 	struct server *server = connection->server;
 	struct epoch *epoch = &server->epoch;
 	struct member *member = member_by_rank(server, data->rank);
+	uint8_t token[TOKEN_BYTES];
 
 	if (epoch->state != EPOCH_MAKING || epoch->own_submitted || data->epoch != epoch->number ||
-		!member || member->data_fd >= 0 ||
-		memcmp(data->token, epoch->token, TOKEN_BYTES) != 0) {
+		!member || member->data_fd >= 0) {
+		return error_set(err, -EPROTO, "a data connection that no epoch waits for");
+	}
+	seal_token(conn_guard(member->conn), epoch->number, member->rank, epoch->token, token);
+	if (!seal_token_equal(data->token, token)) {
 		return error_set(err, -EPROTO, "a data connection that no epoch waits for");
 	}
 	member->data_fd = dup(conn_fd(connection->conn));
@@ -481,6 +485,12 @@ static int member_message(struct member *member, const struct message *message, 
 	struct server *server = member->server;
 
 	if (member->state == MEMBER_CONNECTED) {
+		if (member_keyed(member, message, err)) {
+			return err->code;
+		}
+		if (message->type == MSG_NONCE && !conn_guard(member->conn)) {
+			return member_nonce(member, &message->u.nonce, err);
+		}
 		if (message->type == MSG_JOIN) {
 			return take_join(member, message, err);
 		}
@@ -563,6 +573,10 @@ static void on_member(void *data, uint32_t events)
 				member_refuse(member, message.serial, &err);
 			}
 			message_finish(&message);
+		} else if (rc == -EPERM) {
+			log_warn("dropping the broker at %s: %s", member->address, err.text);
+			/* With another key it cannot read this, and says just that. */
+			member_refuse(member, 0, &err);
 		}
 	} while (rc == 0 && --budget > 0);
 	if (rc < 0) {
@@ -589,6 +603,7 @@ void members_accept(void *data, uint32_t events)
 		}
 		member->server = server;
 		member->data_fd = -1;
+		socket_remote(fd, member->address);
 		member->deadline = deadline_in_ms(LIMIT_HELLO_MS);
 		if (conn_create(fd, false, &member->conn)) {
 			close(fd);

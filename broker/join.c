@@ -199,7 +199,8 @@ static void on_data(void *data, uint32_t events)
 		message_init(&message, MSG_DATA, 0);
 		message.u.data.epoch = link->pending.epoch;
 		message.u.data.rank = link->pending.rank;
-		memcpy(message.u.data.token, link->pending.token, TOKEN_BYTES);
+		seal_token(conn_guard(link->conn), link->pending.epoch, link->pending.rank,
+			link->pending.token, message.u.data.token);
 		rc = conn_send_wait(conn, &message, deadline_in_ms(1000), &err);
 		conn_destroy(conn);
 	}
@@ -230,7 +231,8 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 		atomic_store(&server->epoch.job.cancel, 1);
 	}
 	if (said->carrier == CARRIER_TCP) {
-		rc = socket_connect_tcp(server->options.join, &link->data_connecting, &err);
+		rc = socket_connect_tcp(server->options.join, server->options.key_file != NULL,
+			&link->data_connecting, &err);
 		if (rc == 0) {
 			rc = loop_add(server->loop, link->data_connecting, EPOLLOUT, on_data,
 				server, &link->data_source);
@@ -304,6 +306,30 @@ static int take_manifest(struct server *server, const struct msg_manifest *said,
 	return 0;
 }
 
+static void say_join(struct server *server)
+{
+	struct message message;
+
+	message_init(&message, MSG_JOIN, 1);
+	join_fill(server, &message.u.join);
+	join_send(server, &message);
+}
+
+/* The key is not the lead's, or the traffic is altered. The first of it no other try will mend. */
+static void key_failed(struct server *server, const char *text)
+{
+	if (server->lead.joined) {
+		return; /* link_down() says it */
+	}
+	if (server->lead.joined_once) {
+		log_warn("cannot join the lead at %s again: %s", server->options.join, text);
+		return;
+	}
+	log_error("cannot join the lead at %s: %s", server->options.join, text);
+	server->exit_code = 1;
+	server->stop = true;
+}
+
 static int take_error(struct server *server, const struct msg_error *said, struct error *err)
 {
 	struct lead_link *link = &server->lead;
@@ -323,6 +349,13 @@ static int lead_message(struct server *server, struct message *message, struct e
 	struct lead_link *link = &server->lead;
 	int rc;
 
+	if (server->options.key_file && !conn_guard(link->conn)) {
+		rc = join_keys(server, message, err);
+		if (rc == 0) {
+			say_join(server);
+		}
+		return rc;
+	}
 	if (!link->joined && message->type != MSG_JOINED && message->type != MSG_ERROR) {
 		return error_set(
 			err, -EPROTO, "message %s came before joined", message_name(message->type));
@@ -396,6 +429,9 @@ static void on_lead(void *data, uint32_t events)
 			message_finish(&message);
 		}
 	} while (rc == 0 && link->conn && --budget > 0);
+	if (rc == -EPERM) {
+		key_failed(server, err.text);
+	}
 	if (rc < 0 && link->conn) {
 		link_down(server, err.text);
 	}
@@ -415,7 +451,6 @@ static void on_connected(void *data, uint32_t events)
 {
 	struct server *server = data;
 	struct lead_link *link = &server->lead;
-	struct message message;
 	struct error err;
 	int rc;
 
@@ -437,16 +472,19 @@ static void on_connected(void *data, uint32_t events)
 		return;
 	}
 	link->deadline = deadline_in_ms(LIMIT_HELLO_MS);
-	message_init(&message, MSG_JOIN, 1);
-	join_fill(server, &message.u.join);
-	join_send(server, &message);
+	if (!server->options.key_file) {
+		say_join(server);
+	} else if (join_nonce(server, &err)) {
+		link_down(server, err.text);
+	}
 }
 
 static void try_connect(struct server *server)
 {
 	struct lead_link *link = &server->lead;
 	struct error err;
-	int rc = socket_connect_tcp(server->options.join, &link->connecting, &err);
+	int rc = socket_connect_tcp(
+		server->options.join, server->options.key_file != NULL, &link->connecting, &err);
 
 	link->retry_at = UINT64_MAX;
 	if (rc == 0) {

@@ -20,9 +20,13 @@ static const char help[] =
 	"else\n"
 	"                         $XDG_RUNTIME_DIR/strew/broker.sock, else "
 	"/tmp/strew-UID/broker.sock)\n"
-	"  --listen HOST:PORT     be the lead, and let other brokers join here (loopback only)\n"
+	"  --listen HOST:PORT     be the lead, and let other brokers join here (loopback only,\n"
+	"                         if there is no --key-file)\n"
 	"  --join HOST:PORT       join the lead there; retries with a growing delay\n"
 	"  --join-timeout SECONDS give up if the first join takes longer (default 60)\n"
+	"  --key-file FILE        key that all brokers have a copy of: 32 to 256 random bytes, in "
+	"a file\n"
+	"                         of this user or root with mode 0600 (default: none)\n"
 	"  --backend auto|cuda|host  cuda needs a driver and a GPU, host needs neither (default "
 	"auto)\n"
 	"  --device UUID|INDEX    GPU of the slots (default: the first that is needed)\n"
@@ -42,13 +46,17 @@ static const char help[] =
 	"\n"
 	"Example, two nodes:\n"
 	"  strewd --listen 127.0.0.1:7700           beside the trainer\n"
-	"  strewd --join 127.0.0.1:7700             beside the workers\n";
+	"  strewd --join 127.0.0.1:7700             beside the workers\n"
+	"Across hosts: head -c 32 /dev/urandom > key; chmod 600 key; copy it to all of them, and "
+	"give\n"
+	"each broker --key-file key. What NCCL sends has no key: use a network that you trust.\n";
 
 enum option_value {
 	OPT_SOCKET = 256,
 	OPT_LISTEN,
 	OPT_JOIN,
 	OPT_JOIN_TIMEOUT,
+	OPT_KEY_FILE,
 	OPT_BACKEND,
 	OPT_DEVICE,
 	OPT_SLOT,
@@ -65,6 +73,7 @@ static const struct option long_options[] = {
 	{"listen", required_argument, NULL, OPT_LISTEN},
 	{"join", required_argument, NULL, OPT_JOIN},
 	{"join-timeout", required_argument, NULL, OPT_JOIN_TIMEOUT},
+	{"key-file", required_argument, NULL, OPT_KEY_FILE},
 	{"backend", required_argument, NULL, OPT_BACKEND},
 	{"device", required_argument, NULL, OPT_DEVICE},
 	{"slot", required_argument, NULL, OPT_SLOT},
@@ -151,6 +160,9 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 			break;
 		case OPT_JOIN:
 			options->join = optarg;
+			break;
+		case OPT_KEY_FILE:
+			options->key_file = optarg;
 			break;
 		case OPT_BACKEND:
 			set_backend(options, optarg);

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "wire/key_file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -180,7 +181,8 @@ static int open_sockets(struct server *server, struct error *err)
 		rc = socket_listen_unix(server->socket_path, &server->listener, err);
 	}
 	if (rc == 0 && server->options.listen) {
-		rc = socket_listen_tcp(server->options.listen, &server->tcp_listener, &port, err);
+		rc = socket_listen_tcp(server->options.listen, server->options.key_file != NULL,
+			&server->tcp_listener, &port, err);
 		if (rc == 0) {
 			log_info("brokers may join at port %u", port);
 		}
@@ -243,6 +245,9 @@ int server_create(
 	/* Serials never repeat, also not across a restart of the lead. */
 	server->broker_id = random[0] | 1;
 	server->next_serial = random[1] >> 16;
+	if (rc == 0 && options->key_file) {
+		rc = key_file_read(options->key_file, &server->key, err);
+	}
 	if (rc == 0) {
 		rc = open_signals(server, err);
 	}
@@ -397,5 +402,6 @@ void server_destroy(struct server *server)
 	fd_close(&server->tcp_listener);
 	fd_close(&server->signal_fd);
 	fd_close(&server->options.ready_fd);
+	seal_key_wipe(&server->key);
 	free(server);
 }

@@ -13,11 +13,13 @@
 #include "broker/session.h"
 #include "broker/update.h"
 #include "ipc/socket.h"
+#include "wire/seal.h"
 
 struct server_options {
 	const char *socket; /* NULL: the default path */
 	const char *listen; /* NULL: a lead without a network, or a joiner */
 	const char *join;
+	const char *key_file; /* NULL: no key, and loopback only */
 	enum gpu_kind backend;
 	const char *device;
 	uint64_t slot_bytes;
@@ -164,6 +166,7 @@ struct member {
 	struct conn *conn;
 	struct loop_source *source;
 	enum member_state state;
+	char address[SOCKET_REMOTE_BYTES];
 	struct msg_join join;
 	uint32_t rank;	   /* in the epoch */
 	bool ready;	   /* the epoch's communicator is made */
@@ -197,7 +200,8 @@ struct epoch {
 struct lead_link {
 	struct conn *conn; /* NULL: not connected */
 	struct loop_source *source;
-	int connecting; /* fd, -1: none */
+	int connecting;		    /* fd, -1: none */
+	uint8_t nonce[NONCE_BYTES]; /* that was said to the lead */
 	bool joined, joined_once;
 	uint64_t retry_at, deadline, give_up_at;
 	uint32_t retry_ms;
@@ -217,6 +221,7 @@ struct server {
 	char name[ADDRESS_BYTES];
 	uint64_t broker_id, started_ns;
 	struct gpu *gpu;
+	struct seal_key key;	      /* of all brokers, if there is a key file */
 	uint8_t uuid[GPU_UUID_BYTES]; /* of the slots' GPU, for join */
 	struct loop *loop;
 	struct mover *mover;
@@ -396,6 +401,12 @@ void join_stop(struct server *server);
 void join_send(struct server *server, struct message *message);
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of);
 void join_fill(struct server *server, struct msg_join *ret_join);
+
+/* keys.c: the beginning of a connection between brokers. -EPERM: a key is there at one end only. */
+int member_keyed(const struct member *member, const struct message *message, struct error *err);
+int member_nonce(struct member *member, const struct msg_nonce *said, struct error *err);
+int join_nonce(struct server *server, struct error *err);
+int join_keys(struct server *server, const struct message *message, struct error *err);
 
 /* server.c: says that the broker is ready, once */
 void server_ready(struct server *server);

@@ -1,4 +1,4 @@
-/* TCP addresses: "HOST:PORT", "[V6]:PORT", "PORT", loopback only. */
+/* TCP addresses: "HOST:PORT", "[V6]:PORT", "PORT"; loopback only without a key. */
 #include "base/clock.h"
 #include "base/util.h"
 #include "ipc/socket.h"
@@ -9,6 +9,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -66,7 +67,7 @@ static const struct addrinfo *choose(const struct addrinfo *found)
 	return found;
 }
 
-static int resolve(const char *text, struct addrinfo **ret_found, struct error *err)
+static int resolve(const char *text, bool keyed, struct addrinfo **ret_found, struct error *err)
 {
 	struct addrinfo hints = {
 		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
@@ -80,10 +81,12 @@ static int resolve(const char *text, struct addrinfo **ret_found, struct error *
 	if (rc) {
 		return error_set(err, -ENOENT, "%.100s: %s", text, gai_strerror(rc));
 	}
-	if (!loopback(choose(*ret_found)->ai_addr)) {
+	if (!keyed && !loopback(choose(*ret_found)->ai_addr)) {
 		freeaddrinfo(*ret_found);
 		return error_set(err, -EPERM,
-			"%.100s: only loopback addresses are served until brokers have a key",
+			"%.100s: only loopback addresses are served without a key: give all "
+			"brokers a "
+			"copy of one --key-file",
 			text);
 	}
 	return 0;
@@ -120,13 +123,14 @@ static int bind_soon(int fd, const struct addrinfo *address)
 	return 0;
 }
 
-int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err)
+int socket_listen_tcp(
+	const char *address, bool keyed, int *ret_fd, uint16_t *ret_port, struct error *err)
 {
 	const struct addrinfo *chosen;
 	struct addrinfo *found;
 	int one = 1, fd, rc;
 
-	rc = resolve(address, &found, err);
+	rc = resolve(address, keyed, &found, err);
 	if (rc) {
 		return rc;
 	}
@@ -147,13 +151,13 @@ int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, stru
 	return 0;
 }
 
-int socket_connect_tcp(const char *address, int *ret_fd, struct error *err)
+int socket_connect_tcp(const char *address, bool keyed, int *ret_fd, struct error *err)
 {
 	const struct addrinfo *chosen;
 	struct addrinfo *found;
 	int one = 1, fd, rc;
 
-	rc = resolve(address, &found, err);
+	rc = resolve(address, keyed, &found, err);
 	if (rc) {
 		return rc;
 	}
@@ -186,4 +190,20 @@ int socket_connected(int fd, const char *address, struct error *err)
 	}
 	return code ? error_set(err, -code, "cannot connect to %.100s: %s", address, strerror(code))
 		    : 0;
+}
+
+void socket_remote(int fd, char ret_address[SOCKET_REMOTE_BYTES])
+{
+	struct sockaddr_storage address;
+	socklen_t len = sizeof(address);
+	char host[INET6_ADDRSTRLEN], port[8];
+
+	if (getpeername(fd, (struct sockaddr *)&address, &len) < 0 ||
+		getnameinfo((struct sockaddr *)&address, len, host, sizeof(host), port,
+			sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV)) {
+		string_copy(ret_address, SOCKET_REMOTE_BYTES, "an unknown address");
+		return;
+	}
+	snprintf(ret_address, SOCKET_REMOTE_BYTES,
+		address.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
 }

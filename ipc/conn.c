@@ -23,6 +23,7 @@ struct out {
 struct conn {
 	int fd;
 	bool with_fds;
+	struct conn_guard *guard;
 	int failed;    /* sending, sticky */
 	int in_failed; /* receiving, sticky; the peer may still be told why */
 	/* in: the header, then exactly its payload */
@@ -93,6 +94,9 @@ void conn_destroy(struct conn *conn)
 	}
 	close_fds(conn->fds, &conn->nfds);
 	free(conn->payload);
+	if (conn->guard) {
+		conn->guard->destroy(conn->guard);
+	}
 	fd_close(&conn->fd);
 	free(conn);
 }
@@ -100,6 +104,16 @@ void conn_destroy(struct conn *conn)
 int conn_fd(const struct conn *conn)
 {
 	return conn->fd;
+}
+
+void conn_set_guard(struct conn *conn, struct conn_guard *guard)
+{
+	conn->guard = guard;
+}
+
+const struct conn_guard *conn_guard(const struct conn *conn)
+{
+	return conn->guard;
 }
 
 uint64_t conn_said_ns(const struct conn *conn)
@@ -192,6 +206,21 @@ static void fail_send(struct conn *conn, int rc)
 	}
 }
 
+/* Last of what may fail: a tag that was made and not sent would put the counters out of step. */
+static int add_tag(struct conn *conn, struct out *out, struct error *err)
+{
+	uint8_t *bytes = realloc(out->bytes, out->len + CONN_TAG_BYTES);
+
+	if (!bytes) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	out->bytes = bytes;
+	conn->guard->put(conn->guard, bytes, bytes + FRAME_HEADER_BYTES,
+		out->len - FRAME_HEADER_BYTES, bytes + out->len);
+	out->len += CONN_TAG_BYTES;
+	return 0;
+}
+
 int conn_send(struct conn *conn, struct message *message, struct error *err)
 {
 	struct out *out = calloc(1, sizeof(*out));
@@ -212,6 +241,9 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 			       (conn->with_fds ? LIMIT_OUTBOX_BYTES : LIMIT_BROKER_OUTBOX_BYTES)) {
 		rc = error_set(
 			err, -E2BIG, "the peer does not read: %zu bytes wait for it", conn->queued);
+	}
+	if (rc == 0 && conn->guard) {
+		rc = add_tag(conn, out, err);
 	}
 	if (rc) {
 		if (out) {
@@ -293,22 +325,30 @@ static ssize_t read_some(struct conn *conn, uint8_t *to, size_t want, struct err
 		return error_set(err, -ECONNRESET, "the peer closed the connection%s",
 			conn->at || conn->payload ? " in the middle of a frame" : "");
 	}
-	conn->heard_ns = clock_ns();
+	/* With a guard only whole frames count: a forged length would swallow what follows it. */
+	if (!conn->guard) {
+		conn->heard_ns = clock_ns();
+	}
 	return n;
 }
 
-/* Header whole: room for the payload, at least one byte so that it is not NULL. */
+/* Header whole: room for the payload, and for its tag. */
 static int begin_payload(struct conn *conn, struct error *err)
 {
 	int rc = frame_header_get(conn->header, &conn->frame, err);
 
+	if (rc && conn->guard) {
+		return error_set(err, -EPERM,
+			"a frame's header was changed on its way: find out what alters the "
+			"traffic between the two brokers");
+	}
 	if (rc) {
 		return rc;
 	}
 	if (conn->frame.fds && !conn->with_fds) {
 		return error_set(err, -EPROTO, "a frame with descriptors on a TCP connection");
 	}
-	conn->payload = malloc(conn->frame.payload_bytes + 1u);
+	conn->payload = malloc(conn->frame.payload_bytes + CONN_TAG_BYTES);
 	if (!conn->payload) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
@@ -323,6 +363,15 @@ static int end_frame(struct conn *conn, struct message *ret_message, struct erro
 
 	conn->payload = NULL;
 	conn->at = 0;
+	if (conn->guard) {
+		rc = conn->guard->check(conn->guard, conn->header, payload,
+			conn->frame.payload_bytes, payload + conn->frame.payload_bytes, err);
+		if (rc) {
+			free(payload);
+			return rc;
+		}
+		conn->heard_ns = clock_ns();
+	}
 	if (conn->nfds != conn->frame.fds) {
 		free(payload);
 		return error_set(err, -EPROTO, "a frame said %u descriptors, %u came",
@@ -343,8 +392,11 @@ static int receive(struct conn *conn, struct message *ret_message, struct error 
 {
 	for (;;) {
 		uint8_t *to = conn->payload ? conn->payload : conn->header;
-		size_t want = conn->payload ? conn->frame.payload_bytes : FRAME_HEADER_BYTES;
+		size_t want = FRAME_HEADER_BYTES;
 
+		if (conn->payload) {
+			want = conn->frame.payload_bytes + (conn->guard ? CONN_TAG_BYTES : 0);
+		}
 		if (conn->at < want) {
 			ssize_t n = read_some(conn, to + conn->at, want - conn->at, err);
 

@@ -12,11 +12,32 @@
 
 struct conn;
 
+/*
+ * What every frame carries behind its payload, not counted in its length, so that nobody else can
+ * have written it. The connection knows no keys: wire/seal.h has the only one there is.
+ */
+#define CONN_TAG_BYTES 32u
+struct conn_guard {
+	/* The tag of the next frame out. */
+	void (*put)(struct conn_guard *guard, const uint8_t header[FRAME_HEADER_BYTES],
+		const uint8_t *payload, size_t len_bytes, uint8_t ret_tag[CONN_TAG_BYTES]);
+	/* Is that the tag of the next frame in? -EPERM, with a sentence. */
+	int (*check)(struct conn_guard *guard, const uint8_t header[FRAME_HEADER_BYTES],
+		const uint8_t *payload, size_t len_bytes, const uint8_t tag[CONN_TAG_BYTES],
+		struct error *err);
+	void (*destroy)(struct conn_guard *guard);
+};
+
 /* Takes fd (made non-blocking) unless it fails. `with_fds`: a Unix socket that may carry
  * descriptors. */
 int conn_create(int fd, bool with_fds, struct conn **ret_conn);
 void conn_destroy(struct conn *conn); /* closes the socket and every fd not taken; NULL is fine */
 int conn_fd(const struct conn *conn);
+
+/* Takes the guard: all frames given to conn_send() and received from now on have its tag. Once,
+ * between two messages. */
+void conn_set_guard(struct conn *conn, struct conn_guard *guard);
+const struct conn_guard *conn_guard(const struct conn *conn); /* NULL: none */
 
 /*
  * Encodes and queues the message, then writes what the socket takes. message->fds
@@ -31,16 +52,16 @@ int conn_send(struct conn *conn, struct message *message, struct error *err);
 int conn_flush(struct conn *conn);
 bool conn_wants_write(const struct conn *conn);
 
-/* When a message was last given to conn_send(), and a byte last received; at first, when the
- * connection was made. */
+/* When a message was last given to conn_send(), and a byte (with a guard: a frame that it has
+ * checked) last received; at first, when the connection was made. */
 uint64_t conn_said_ns(const struct conn *conn);
 uint64_t conn_heard_ns(const struct conn *conn);
 
 /*
  * Reads at most one message. 1: *ret_message is filled and must be finished by
  * the caller; 0: nothing whole is there yet; -ECONNRESET: end of file (err says whether in the
- * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it. It may still be told
- * why.
+ * middle of a frame); -EPROTO, -E2BIG: the peer broke the protocol, drop it; -EPERM: a frame that
+ * the guard refuses. It may still be told why.
  */
 int conn_receive(struct conn *conn, struct message *ret_message, struct error *err);
 

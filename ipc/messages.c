@@ -301,6 +301,9 @@ TABLE(join);
 static const struct field joined_fields[] = {U64("broker_id", msg_joined, broker_id)};
 TABLE(joined);
 
+static const struct field nonce_fields[] = {BYTES("nonce", msg_nonce, nonce)};
+TABLE(nonce);
+
 static const struct field epoch_fields[] = {
 	U64("epoch", msg_epoch, epoch),
 	RANGE("rank", msg_epoch, rank, 0, LIMIT_BROKERS - 1),
@@ -451,6 +454,7 @@ static const struct known {
 	{MSG_APPLIED, "applied", &groups},
 	{MSG_BYE, "bye", &status},
 	{MSG_ALIVE, "alive", &status},
+	{MSG_NONCE, "nonce", &nonce},
 	{MSG_DATA, "data", &data},
 	{MSG_DECLARE, "declare", &declare},
 	{MSG_UNDECLARE, "undeclare", &undeclare},

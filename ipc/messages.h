@@ -60,6 +60,7 @@ enum message_type {
 	MSG_APPLIED = 92,
 	MSG_BYE = 95,	     /* either way: leaves in order */
 	MSG_ALIVE = 96,	     /* either way: nothing else was to be said for a while */
+	MSG_NONCE = 97,	     /* either way, with a key: first of all, and by the lead in answer */
 	MSG_DATA = 100,	     /* m→lead on a connection of its own: carries buckets from now on */
 	MSG_DECLARE = 110,   /* m→lead: the parts before it are what a trainer rank there holds;
 			      * answered by MSG_DECLARED or MSG_ERROR */
@@ -76,6 +77,7 @@ enum part_of { PART_LAYOUT = 1, PART_DECLARATION = 2, PART_MANIFEST = 3 };
 #define IPC_HANDLE_BYTES 64
 #define UNIQUE_ID_BYTES 128
 #define TOKEN_BYTES 16
+#define NONCE_BYTES 32
 #define ADDRESS_BYTES 64
 
 struct msg_hello {
@@ -278,6 +280,10 @@ struct msg_joined {
 	uint64_t broker_id;
 };
 
+struct msg_nonce {
+	uint8_t nonce[NONCE_BYTES]; /* random, of this connection and side */
+};
+
 struct msg_epoch {
 	uint64_t epoch;
 	uint32_t rank, ranks;
@@ -393,6 +399,7 @@ struct message {
 		struct msg_status_reply status_reply;
 		struct msg_join join;
 		struct msg_joined joined;
+		struct msg_nonce nonce;
 		struct msg_epoch epoch;
 		struct msg_epoch_ready epoch_ready;
 		struct msg_manifest manifest;

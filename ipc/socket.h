@@ -32,13 +32,18 @@ struct peer {
 int socket_peer(int fd, struct peer *ret_peer);
 
 /*
- * TCP. "HOST:PORT", "[V6]:PORT", "PORT". Only loopback addresses are served until there is a
- * key: -EPERM says so. *ret_port is the port that was bound (useful with port 0).
+ * TCP. "HOST:PORT", "[V6]:PORT", "PORT". Without a key (`keyed`) only loopback addresses are
+ * served: -EPERM says so. *ret_port is the port that was bound (useful with port 0).
  */
-int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err);
+int socket_listen_tcp(
+	const char *address, bool keyed, int *ret_fd, uint16_t *ret_port, struct error *err);
 /* Starts connecting: the fd polls writable when it is decided; then socket_connected(). */
-int socket_connect_tcp(const char *address, int *ret_fd, struct error *err);
+int socket_connect_tcp(const char *address, bool keyed, int *ret_fd, struct error *err);
 int socket_connected(int fd, const char *address, struct error *err);
+
+/* The address of the other end, as HOST:PORT; "an unknown address" if there is none. */
+#define SOCKET_REMOTE_BYTES 64
+void socket_remote(int fd, char ret_address[SOCKET_REMOTE_BYTES]);
 
 /* One accept4(); -EAGAIN when there is none. */
 int socket_accept(int listener, int *ret_fd);

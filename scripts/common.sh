@@ -25,6 +25,7 @@ build_needs=(
 	"xxhash.h libxxhash-dev"
 	"jansson.h libjansson-dev"
 	"liburing.h liburing-dev"
+	"sodium.h libsodium-dev"
 	"python3 python3"
 )
 # shellcheck disable=SC2034

@@ -215,7 +215,7 @@ void leader_start(struct broker *broker)
 	int ready;
 	char text[16];
 
-	assert_int_equal(socket_listen_tcp("127.0.0.1:0", &listener, &port, &err), 0);
+	assert_int_equal(socket_listen_tcp("127.0.0.1:0", false, &listener, &port, &err), 0);
 	snprintf(leader_address, sizeof(leader_address), "127.0.0.1:%u", port);
 	broker_launch(broker, args, &ready);
 	leader_join(&link);

@@ -475,7 +475,7 @@ void tcp_open(struct raw *raw, const char *address)
 
 	memset(raw, 0, sizeof(*raw));
 	raw->page.fd = -1;
-	assert_int_equal(socket_connect_tcp(address, &pollfd.fd, &err), 0);
+	assert_int_equal(socket_connect_tcp(address, false, &pollfd.fd, &err), 0);
 	assert_int_equal(poll(&pollfd, 1, PATIENCE_MS), 1);
 	assert_int_equal(socket_connected(pollfd.fd, address, &err), 0);
 	assert_int_equal(conn_create(pollfd.fd, false, &raw->conn), 0);

@@ -108,8 +108,10 @@ int socket_listen_unix(const char *path, int *ret_fd, struct error *err)
 	return listen_at(ret_fd);
 }
 
-int socket_listen_tcp(const char *address, int *ret_fd, uint16_t *ret_port, struct error *err)
+int socket_listen_tcp(
+	const char *address, bool keyed, int *ret_fd, uint16_t *ret_port, struct error *err)
 {
+	(void)keyed;
 	(void)address;
 	(void)err;
 	*ret_port = 1;
@@ -141,10 +143,11 @@ int socket_connect_unix(const char *path, uint64_t deadline, int *ret_fd, struct
 	return 0;
 }
 
-int socket_connect_tcp(const char *address, int *ret_fd, struct error *err)
+int socket_connect_tcp(const char *address, bool keyed, int *ret_fd, struct error *err)
 {
 	int pair[2];
 
+	(void)keyed;
 	if (refuse) {
 		return error_set(err, -ECONNREFUSED, "cannot connect to %s", address);
 	}
@@ -160,6 +163,12 @@ int socket_connected(int fd, const char *address, struct error *err)
 {
 	(void)fd;
 	return refuse ? error_set(err, -ECONNREFUSED, "cannot connect to %s", address) : 0;
+}
+
+void socket_remote(int fd, char ret_address[SOCKET_REMOTE_BYTES])
+{
+	(void)fd;
+	strcpy(ret_address, "192.0.2.1:1");
 }
 
 int socket_peer(int fd, struct peer *ret_peer)

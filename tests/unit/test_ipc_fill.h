@@ -66,6 +66,7 @@ static const struct {
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
 	{MSG_ALIVE, "alive", ""},
+	{MSG_NONCE, "nonce", "nonce"},
 	{MSG_DATA, "data", "epoch rank token"},
 	{MSG_DECLARE, "declare", "model rank ranks parts bytes hash"},
 	{MSG_UNDECLARE, "undeclare", "model rank released"},
@@ -511,6 +512,9 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_RANK_PUBLISH:
 	case MSG_RANK_DONE:
 		fill_rank(message);
+		break;
+	case MSG_NONCE:
+		BYTES(message->u.nonce.nonce);
 		break;
 	case MSG_DATA:
 		message->u.data.epoch = any64();

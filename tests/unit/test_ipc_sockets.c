@@ -478,7 +478,7 @@ static void test_tcp(void **state)
 		struct error err = {0};
 		uint16_t port = 0;
 
-		rc = socket_listen_tcp(addresses[i], &listener, &port, &err);
+		rc = socket_listen_tcp(addresses[i], false, &listener, &port, &err);
 		if (rc == -EADDRNOTAVAIL || rc == -EAFNOSUPPORT) {
 			print_message("%s\n", err.text); /* no IPv6 here */
 			continue;
@@ -489,7 +489,7 @@ static void test_tcp(void **state)
 		colon = strrchr(host, ':');
 		snprintf(address, sizeof(address), "%.*s%s%u", colon ? (int)(colon - host) : 0,
 			host, colon ? ":" : "", port);
-		assert_int_equal(socket_connect_tcp(address, &pollfd.fd, &err), 0);
+		assert_int_equal(socket_connect_tcp(address, false, &pollfd.fd, &err), 0);
 		assert_int_equal(poll(&pollfd, 1, 5000), 1);
 		assert_int_equal(socket_connected(pollfd.fd, address, &err), 0);
 		assert_int_equal(socket_accept(listener, &served), 0);
@@ -497,13 +497,13 @@ static void test_tcp(void **state)
 		assert_true(fcntl(pollfd.fd, F_GETFL) & O_NONBLOCK);
 		fd_close(&served);
 		/* The port is taken. */
-		rc = socket_listen_tcp(address, &served, &port, &err);
+		rc = socket_listen_tcp(address, false, &served, &port, &err);
 		assert_int_equal(rc, -EADDRINUSE);
 		says(&err, address);
 		fd_close(&listener);
 		fd_close(&pollfd.fd);
 		/* Nobody listens there any more. */
-		rc = socket_connect_tcp(address, &pollfd.fd, &err);
+		rc = socket_connect_tcp(address, false, &pollfd.fd, &err);
 		if (rc == 0) {
 			assert_int_equal(poll(&pollfd, 1, 5000), 1);
 			rc = socket_connected(pollfd.fd, address, &err);
@@ -536,7 +536,7 @@ static void test_tcp_refused(void **state)
 		{"[::1]", -EINVAL, "HOST:PORT is wanted"},
 		{":80", -EINVAL, ":80 is no address: the host is missing"},
 		{"[]:80", -EINVAL, "[]:80 is no address: the host is missing"},
-		{"0.0.0.0:0", -EPERM, "0.0.0.0:0: only loopback addresses are served until"},
+		{"0.0.0.0:0", -EPERM, "0.0.0.0:0: only loopback addresses are served without"},
 		{"192.0.2.1:80", -EPERM, "192.0.2.1:80: only loopback addresses"},
 		{"[::]:0", -EPERM, "[::]:0: only loopback addresses"},
 		{"[2001:db8::1]:80", -EPERM, "only loopback addresses"},
@@ -550,9 +550,10 @@ static void test_tcp_refused(void **state)
 		uint16_t port = 7;
 		int fd = -7;
 
-		assert_int_equal(socket_listen_tcp(bad[i].address, &fd, &port, &err), bad[i].code);
+		assert_int_equal(
+			socket_listen_tcp(bad[i].address, false, &fd, &port, &err), bad[i].code);
 		says(&err, bad[i].sentence);
-		assert_int_equal(socket_connect_tcp(bad[i].address, &fd, &err), bad[i].code);
+		assert_int_equal(socket_connect_tcp(bad[i].address, false, &fd, &err), bad[i].code);
 		says(&err, bad[i].sentence);
 		assert_int_equal(fd, -7);
 		assert_int_equal(port, 7);
