@@ -337,16 +337,16 @@ static int begin_payload(struct conn *conn, struct error *err)
 {
 	int rc = frame_header_get(conn->header, &conn->frame, err);
 
+	if (rc == 0 && conn->frame.fds && !conn->with_fds) {
+		rc = error_set(err, -EPROTO, "a frame with descriptors on a TCP connection");
+	}
 	if (rc && conn->guard) {
-		return error_set(err, -EPERM,
+		rc = error_set(err, -EPERM,
 			"a frame's header was changed on its way: find out what alters the "
 			"traffic between the two brokers");
 	}
 	if (rc) {
 		return rc;
-	}
-	if (conn->frame.fds && !conn->with_fds) {
-		return error_set(err, -EPROTO, "a frame with descriptors on a TCP connection");
 	}
 	conn->payload = malloc(conn->frame.payload_bytes + CONN_TAG_BYTES);
 	if (!conn->payload) {
