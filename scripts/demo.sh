@@ -23,6 +23,7 @@ publishes versions, and compares every byte of every worker with what it should 
   --apply staged|direct     (staged)
   --slot SIZE               length of a broker's slots (256K for the small model)
   --timeout SECONDS         how long each thing that is waited for may take (60)
+  --key                     a random key for the brokers
   --no-build                use the programs that are in the build folder
   --build DIR               the build folder (build)
 
@@ -32,13 +33,15 @@ EOF
 }
 
 backend=auto model=$root/examples/configs/tiny-llama.json checkpoint=''
-workers=2 ranks=1 versions=3 gate=held apply=staged slot='' timeout=60 do_build=1 malloc=0 build=$root/build
+workers=2 ranks=1 versions=3 gate=held apply=staged slot='' timeout=60 key=0 do_build=1 malloc=0
+build=$root/build
 
 while (($#)); do
 	case $1 in
 	--help) usage; exit 0 ;;
 	--no-build) do_build=0; shift; continue ;;
 	--malloc) malloc=1; shift; continue ;;
+	--key) key=1; shift; continue ;;
 	--backend | --model | --checkpoint | --workers | --ranks | --versions | --gate | --apply | --slot | \
 		--timeout | --build)
 		if (($# < 2)); then
@@ -214,12 +217,16 @@ start_broker() {
 
 # One or two brokers; sets worker_socket.
 start_brokers() {
-	local brokers=$1 gpus=$2 port device=()
+	local brokers=$1 gpus=$2 port device=() key_file=()
 
 	if ((brokers == 1)); then
 		start_broker lead --
 		worker_socket=$dir/lead.sock
 		return
+	fi
+	if ((key)); then
+		(umask 077 && head -c 32 /dev/urandom >"$dir/key")
+		key_file=(--key-file "$dir/key")
 	fi
 	port=$(free_port)
 	# On one host, NCCL would take the two brokers for two ranks of one node.
@@ -229,8 +236,8 @@ start_brokers() {
 	if ((gpus > 1)); then
 		lead=() node=() device=(--device 1)
 	fi
-	start_broker lead "${lead[@]}" -- --listen "127.0.0.1:$port"
-	start_broker node "${node[@]}" -- --join "127.0.0.1:$port" "${device[@]}"
+	start_broker lead "${lead[@]}" -- --listen "127.0.0.1:$port" "${key_file[@]}"
+	start_broker node "${node[@]}" -- --join "127.0.0.1:$port" "${device[@]}" "${key_file[@]}"
 	worker_socket=$dir/node.sock
 	wait_for "two brokers in one epoch" joined 2
 }

@@ -251,6 +251,27 @@ def test_addresses(stage):
         assert result.returncode == 1 and str(port) in result.stderr, result
 
 
+def test_keys(stage):
+    """Key files that others may read, or that hold no key; a lead beyond loopback that has one."""
+    path = str(stage.dir / "key")
+    with open(path, "wb") as file:
+        file.write(os.urandom(32))
+    os.chmod(path, 0o640)
+    start = ("strewd", "--backend", "host", "--socket", stage.socket(), "--key-file", path)
+    refused(stage, stage.run(*start), 1, "chmod 600")
+    os.chmod(path, 0o600)
+    refused(stage, stage.run(*start[:-1], path + "x"), 1, "No such file")
+    with open(path, "wb") as file:
+        file.write(os.urandom(31))
+    refused(stage, stage.run(*start), 1, "fewer than 32 bytes")
+    with open(path, "wb") as file:
+        file.write(os.urandom(32))
+    port = scene.free_port()
+    result = stage.run("strew", "run", "--backend", "host", "--listen", f"0.0.0.0:{port}",
+                       "--key-file", path, "--", "true")
+    assert result.returncode == 0 and "may join" in result.stderr, result
+
+
 def test_cuda_without_a_driver(stage):
     if os.path.exists("/dev/nvidia0"):
         raise scene.Skip("there is a GPU here")
