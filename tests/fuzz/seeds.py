@@ -173,8 +173,27 @@ def join():
     yield "messages", stands + [x for k in range(13) for x in (SAY_LEAD, 0, k, 0, 1, k, 3, TURN, 2, TIME, 3)] + turns
 
 
+def seal():
+    """Who reads, the nonce on its way, three messages, and deeds of fuzz_seal.c with pieces of some bytes."""
+    whole, _, changed, left_out, any_one, turned_round, raw, cut = range(8)
+    said = [3, 30, 1, 0, 5, 11, 0, 36, 1, 0, 170]
+    for lead in (0, 1):
+        begin = [lead, 0, *said]
+        yield f"whole-{lead}", begin + [whole, whole | 1 << 3, whole | 31 << 3]
+        yield f"turned-round-{lead}", begin + [turned_round, 0]
+        yield f"turned-round-late-{lead}", begin + [whole, whole, turned_round | 7 << 3, 1]
+    for name, deed in (("header", [changed, 16, 0, 1]), ("length", [changed, 8, 0, 1]), ("more", [changed, 10, 0, 1]),
+                       ("payload", [changed, 26, 0, 128]), ("tag", [changed, 40, 0, 1]), ("left-out", [left_out]),
+                       ("swapped", [any_one, 1]), ("repeated", [whole, any_one, 0]), ("raw", [raw, 3, 0, 1, 2, 3]),
+                       ("cut", [cut, 30, 0]), ("cut-end", [whole, whole, cut, 25, 0])):
+        yield name, [1, 0, *said, *deed, whole, whole]
+    yield "another-key", [7, 0, *said, whole]
+    yield "another-nonce", [1, 1, 40, 1, *said, whole]
+    yield "nonce-header", [1, 1, 16, 1, *said, whole, whole, whole]
+
+
 TARGETS = {"frames": frames, "blobs": blobs, "checkpoint": checkpoint, "session": session, "lead": lead,
-           "join": join}
+           "join": join, "seal": seal}
 
 
 def main():
