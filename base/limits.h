@@ -6,6 +6,7 @@
 #define BASE_LIMITS_H
 
 #define LIMIT_FRAME_BYTES (256u * 1024u) /* header included */
+#define LIMIT_FIRST_FRAME_BYTES 4096u	 /* the same between brokers, until one has joined */
 #define LIMIT_FRAME_FDS 64u
 #define LIMIT_MSGPACK_DEPTH 6u
 #define LIMIT_MSGPACK_VALUES 65536u /* values in one frame */

@@ -446,6 +446,7 @@ static int take_join(struct member *member, const struct message *message, struc
 		return rc;
 	}
 	member->state = MEMBER_JOINED;
+	conn_set_most(member->conn, LIMIT_FRAME_BYTES);
 	log_info("broker %s joined", member->join.name);
 	message_init(&reply, MSG_JOINED, message->serial);
 	reply.u.joined.broker_id = server->broker_id;
@@ -569,12 +570,17 @@ static void on_member(void *data, uint32_t events)
 		if (rc > 0) {
 			rc = member_message(member, &message, &err);
 			if (rc < 0 && joining) {
-				log_warn("refused a broker: %s", err.text);
+				member_warn(member, err.text);
 				member_refuse(member, message.serial, &err);
 			}
 			message_finish(&message);
 		} else if (rc == -EPERM) {
-			log_warn("dropping the broker at %s: %s", member->address, err.text);
+			if (joining) {
+				member_warn(member, err.text);
+			} else {
+				log_warn(
+					"dropping the broker at %s: %s", member->address, err.text);
+			}
 			/* With another key it cannot read this, and says just that. */
 			member_refuse(member, 0, &err);
 		}
@@ -584,19 +590,34 @@ static void on_member(void *data, uint32_t events)
 	}
 }
 
+/*
+ * There are at most twice as many connections as brokers. One too many ends the oldest of those
+ * that have not joined, so that who holds them all open keeps out nobody who comes and joins.
+ */
+static void make_room(struct server *server)
+{
+	struct member *oldest = NULL;
+	unsigned n = 0;
+
+	for (struct member *member = server->members; member; member = member->next, n++) {
+		oldest = member->state == MEMBER_CONNECTED ? member : oldest;
+	}
+	if (n >= 2 * LIMIT_BROKERS && oldest) {
+		member_drop(oldest, "others came, and it had not joined");
+	}
+}
+
 void members_accept(void *data, uint32_t events)
 {
 	struct server *server = data;
 	struct member *member;
-	size_t n = 0;
-	int fd, rc;
+	int fd, rc = 0, budget = LIMIT_BROKERS;
 
 	(void)events;
-	for (member = server->members; member; member = member->next) {
-		n++;
-	}
-	while ((rc = socket_accept(server->tcp_listener, &fd)) == 0) {
-		member = n++ < 2 * LIMIT_BROKERS ? calloc(1, sizeof(*member)) : NULL;
+	/* Who connects without end is not served without end: the rest comes in the next round. */
+	while (budget-- > 0 && (rc = socket_accept(server->tcp_listener, &fd)) == 0) {
+		make_room(server);
+		member = calloc(1, sizeof(*member));
 		if (!member) {
 			close(fd);
 			continue;
@@ -610,6 +631,7 @@ void members_accept(void *data, uint32_t events)
 			free(member);
 			continue;
 		}
+		conn_set_most(member->conn, LIMIT_FIRST_FRAME_BYTES);
 		if (loop_add(server->loop, conn_fd(member->conn), EPOLLIN, on_member, member,
 			    &member->source)) {
 			conn_destroy(member->conn);
@@ -619,7 +641,9 @@ void members_accept(void *data, uint32_t events)
 		member->next = server->members;
 		server->members = member;
 	}
-	server_accept_ended(server, rc);
+	if (rc) {
+		server_accept_ended(server, rc);
+	}
 }
 
 void members_drop_all(struct server *server)

@@ -367,6 +367,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 	switch (message->type) {
 	case MSG_JOINED:
 		link->joined = link->joined_once = true;
+		conn_set_most(link->conn, LIMIT_FRAME_BYTES);
 		link->deadline = UINT64_MAX;
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
 		log_info("joined the lead at %s", server->options.join);
@@ -466,6 +467,7 @@ static void on_connected(void *data, uint32_t events)
 		return;
 	}
 	link->connecting = -1;
+	conn_set_most(link->conn, LIMIT_FIRST_FRAME_BYTES);
 	rc = loop_add(server->loop, conn_fd(link->conn), EPOLLIN, on_lead, server, &link->source);
 	if (rc) {
 		link_down(server, "out of memory");

@@ -3,6 +3,8 @@
  * word of both sides is a nonce, the last that goes without a seal; the key is proven by the first
  * sealed frames: the broker's join, the lead's answer. What is sealed how: wire/seal.h.
  */
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/util.h"
 #include "broker/server.h"
 #include <errno.h>
@@ -28,6 +30,24 @@ int member_nonce(struct member *member, const struct msg_nonce *said, struct err
 	return 0;
 }
 
+/* Anybody can be refused, as often as it likes: the log says one a second. */
+void member_warn(const struct member *member, const char *why)
+{
+	struct server *server = member->server;
+
+	if (!deadline_passed(server->warn_at)) {
+		server->unsaid++;
+		log_debug("refused the broker at %s: %s", member->address, why);
+		return;
+	}
+	if (server->unsaid) {
+		log_warn("%u more brokers were refused", server->unsaid);
+	}
+	server->unsaid = 0;
+	server->warn_at = deadline_in_ms(1000);
+	log_warn("refused the broker at %s: %s", member->address, why);
+}
+
 /* Before join: whether both sides have a key, or neither. */
 int member_keyed(const struct member *member, const struct message *message, struct error *err)
 {
@@ -35,15 +55,13 @@ int member_keyed(const struct member *member, const struct message *message, str
 
 	if (message->type == MSG_NONCE && !keyed) {
 		return error_set(err, -EPERM,
-			"this lead has no key and the broker at %s has one: start both with a copy "
-			"of one --key-file, or without",
-			member->address);
+			"this lead has no key and the broker has one: start both with a copy of "
+			"one --key-file, or without");
 	}
 	if (message->type == MSG_JOIN && keyed && !conn_guard(member->conn)) {
 		return error_set(err, -EPERM,
-			"this lead has a key and the broker at %s shows none: start it with a copy "
-			"of the lead's --key-file",
-			member->address);
+			"this lead has a key and the broker shows none: start it with a copy of "
+			"the lead's --key-file");
 	}
 	return 0;
 }

@@ -184,7 +184,8 @@ static int open_sockets(struct server *server, struct error *err)
 		rc = socket_listen_tcp(server->options.listen, server->options.key_file != NULL,
 			&server->tcp_listener, &port, err);
 		if (rc == 0) {
-			log_info("brokers may join at port %u", port);
+			log_info("brokers %s may join at port %u",
+				server->options.key_file ? "with the key" : "of this host", port);
 		}
 	}
 	return rc;

@@ -238,6 +238,8 @@ struct server {
 	struct node node;
 	struct epoch epoch;
 	struct member *members;
+	uint64_t warn_at; /* when a refused broker is worth a warning again */
+	uint32_t unsaid;  /* refused since the last one */
 	struct lead_link lead;
 	uint64_t next_serial, next_key;
 	bool wire_used;	      /* by the active update */
@@ -404,6 +406,7 @@ void join_fill(struct server *server, struct msg_join *ret_join);
 
 /* keys.c: the beginning of a connection between brokers. -EPERM: a key is there at one end only. */
 int member_keyed(const struct member *member, const struct message *message, struct error *err);
+void member_warn(const struct member *member, const char *why); /* it was refused */
 int member_nonce(struct member *member, const struct msg_nonce *said, struct error *err);
 int join_nonce(struct server *server, struct error *err);
 int join_keys(struct server *server, const struct message *message, struct error *err);

@@ -24,6 +24,7 @@ struct conn {
 	int fd;
 	bool with_fds;
 	struct conn_guard *guard;
+	uint32_t most; /* bytes of a frame to receive */
 	int failed;    /* sending, sticky */
 	int in_failed; /* receiving, sticky; the peer may still be told why */
 	/* in: the header, then exactly its payload */
@@ -61,6 +62,7 @@ int conn_create(int fd, bool with_fds, struct conn **ret_conn)
 	}
 	conn->fd = fd;
 	conn->with_fds = with_fds;
+	conn->most = LIMIT_FRAME_BYTES;
 	conn->last = &conn->first;
 	conn->said_ns = conn->heard_ns = clock_ns();
 	*ret_conn = conn;
@@ -104,6 +106,11 @@ void conn_destroy(struct conn *conn)
 int conn_fd(const struct conn *conn)
 {
 	return conn->fd;
+}
+
+void conn_set_most(struct conn *conn, uint32_t frame_bytes)
+{
+	conn->most = frame_bytes;
 }
 
 void conn_set_guard(struct conn *conn, struct conn_guard *guard)
@@ -337,6 +344,10 @@ static int begin_payload(struct conn *conn, struct error *err)
 {
 	int rc = frame_header_get(conn->header, &conn->frame, err);
 
+	if (rc == 0 && conn->frame.payload_bytes > conn->most - FRAME_HEADER_BYTES) {
+		rc = error_set(err, -E2BIG, "a frame of %u bytes passes the limit of %u",
+			conn->frame.payload_bytes, conn->most);
+	}
 	if (rc == 0 && conn->frame.fds && !conn->with_fds) {
 		rc = error_set(err, -EPROTO, "a frame with descriptors on a TCP connection");
 	}

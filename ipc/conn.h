@@ -34,6 +34,10 @@ int conn_create(int fd, bool with_fds, struct conn **ret_conn);
 void conn_destroy(struct conn *conn); /* closes the socket and every fd not taken; NULL is fine */
 int conn_fd(const struct conn *conn);
 
+/* No frame longer than that is received from now on, header included; at first
+ * LIMIT_FRAME_BYTES. */
+void conn_set_most(struct conn *conn, uint32_t frame_bytes);
+
 /* Takes the guard: all frames given to conn_send() and received from now on have its tag. Once,
  * between two messages. */
 void conn_set_guard(struct conn *conn, struct conn_guard *guard);

@@ -119,9 +119,9 @@ static void test_keys_that_differ(void **state)
 	static const struct {
 		const char *lead, *joiner, *lead_says, *joiner_says;
 	} cases[] = {
-		{right, wrong, "dropping the broker at 127.0.0.1:", "it has another key"},
-		{right, NULL, "has a key and the broker at 127.0.0.1:", "this lead has a key"},
-		{NULL, right, "has no key and the broker at 127.0.0.1:", "it shows no key"},
+		{right, wrong, "it has another key", "it has another key"},
+		{right, NULL, "has a key and the broker shows none", "this lead has a key"},
+		{NULL, right, "has no key and the broker has one", "it shows no key"},
 	};
 
 	(void)state;
@@ -138,6 +138,7 @@ static void test_keys_that_differ(void **state)
 		assert_non_null(strstr(err, address));
 		assert_non_null(strstr(err, "--key-file"));
 		wait_said(&lead, cases[i].lead_says);
+		wait_said(&lead, "refused the broker at 127.0.0.1:");
 		broker_check(&lead);
 		broker_finish(&lead);
 	}
@@ -290,6 +291,69 @@ static void test_data_connections(void **state)
 	broker_wait_brokers(&lead, 2);
 	raw_close(&data);
 	raw_close(&joiner.raw);
+	broker_finish(&lead);
+}
+
+/* Connections that say nothing, or a nonce and no more, are in nobody's way who has the key. */
+static void test_connections_that_do_not_join(void **state)
+{
+	struct raw idle[2 * LIMIT_BROKERS];
+	struct pollfd pollfd = {.events = POLLIN};
+	struct message message;
+	struct joiner joiner;
+	struct broker lead;
+	struct error err;
+	char address[32];
+
+	(void)state;
+	lead_start(&lead, address, right);
+	for (size_t i = 0; i < ARRAY_LEN(idle); i++) {
+		tcp_open(&idle[i], address);
+	}
+	greet(&joiner.raw, address, &key);
+	/* The first has made room, unlike the last; a nonce proves nothing. */
+	pollfd.fd = conn_fd(idle[0].conn);
+	assert_int_equal(poll(&pollfd, 1, PATIENCE_MS), 1);
+	assert_int_equal(conn_receive(idle[0].conn, &message, &err), -ECONNRESET);
+	pollfd.fd = conn_fd(idle[ARRAY_LEN(idle) - 1].conn);
+	assert_int_equal(poll(&pollfd, 1, 0), 0);
+	join(&joiner);
+	joiner_expect(&joiner, MSG_JOINED, &message);
+	message_finish(&message);
+	for (size_t i = 0; i < ARRAY_LEN(idle); i++) {
+		raw_close(&idle[i]);
+		tcp_open(&idle[i], address);
+	}
+	/* Who has joined stays. */
+	joiner_epoch(&joiner);
+	for (size_t i = 0; i < ARRAY_LEN(idle); i++) {
+		raw_close(&idle[i]);
+	}
+	raw_close(&joiner.raw);
+	broker_finish(&lead);
+}
+
+/* Before it has joined nobody makes the lead wait for more than a word or two. */
+static void test_a_long_first_frame(void **state)
+{
+	uint8_t bytes[LIMIT_FIRST_FRAME_BYTES];
+	struct message message = {
+		.type = MSG_PART, .u.part = {PART_MANIFEST, 0, bytes, sizeof(bytes)}};
+	struct broker lead;
+	struct raw raw;
+	char address[32];
+
+	(void)state;
+	test_random_fill(bytes, sizeof(bytes));
+	lead_start(&lead, address, right);
+	tcp_open(&raw, address);
+	raw_send(&raw, &message);
+	expect_end_of_any_kind(&raw);
+	greet(&raw, address, &key);
+	raw_send(&raw, &message);
+	expect_end_of_any_kind(&raw);
+	wait_said(&lead, "a frame's header was changed");
+	broker_check(&lead);
 	broker_finish(&lead);
 }
 
@@ -472,6 +536,8 @@ int main(void)
 		cmocka_unit_test(test_keys_that_differ),
 		cmocka_unit_test(test_a_join_that_was_recorded),
 		cmocka_unit_test(test_data_connections),
+		cmocka_unit_test(test_connections_that_do_not_join),
+		cmocka_unit_test(test_a_long_first_frame),
 		cmocka_unit_test(test_a_lead_that_turns_all_round),
 		cmocka_unit_test(test_bytes_that_are_altered),
 	};

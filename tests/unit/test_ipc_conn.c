@@ -447,6 +447,27 @@ static void test_slow_reader(void **state)
 }
 
 /* A peer that does not read costs LIMIT_OUTBOX_BYTES, then the connection ends. */
+/* Refused by its header: nothing of the payload is waited for. */
+static void test_a_limit_of_its_own(void **state)
+{
+	size_t len;
+	uint8_t *frame = ok_frame(7, 0, &len);
+	struct ends ends;
+
+	(void)state;
+	open_ends(&ends, false);
+	conn_set_most(ends.conn, (uint32_t)len);
+	raw_send(ends.raw, frame, len, 0);
+	assert_int_equal(conn_receive(ends.conn, &ends.message, &ends.err), 1);
+	message_finish(&ends.message);
+	conn_set_most(ends.conn, (uint32_t)len - 1);
+	raw_send(ends.raw, frame, FRAME_HEADER_BYTES, 0);
+	assert_int_equal(conn_receive(ends.conn, &ends.message, &ends.err), -E2BIG);
+	assert_non_null(strstr(ends.err.text, "passes the limit"));
+	close_ends(&ends);
+	free(frame);
+}
+
 static void test_outbox_limit(void **state)
 {
 	uint8_t *bytes = calloc(1, LIMIT_FRAME_BYTES);
@@ -595,6 +616,7 @@ int main(void)
 		cmocka_unit_test(test_end_of_file),
 		cmocka_unit_test(test_peer_gone_while_sending),
 		cmocka_unit_test(test_slow_reader),
+		cmocka_unit_test(test_a_limit_of_its_own),
 		cmocka_unit_test(test_outbox_limit),
 		cmocka_unit_test(test_failed_encoding_ends_it),
 		cmocka_unit_test(test_waiting),
