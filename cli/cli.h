@@ -18,6 +18,10 @@ enum exit_code {
 int cmd_run(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_push(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+
+struct conn;
+int status_ask(struct conn *conn, struct message *ret_reply, struct error *err);
 
 /* The status as JSON on stdout. */
 void status_print_json(const struct msg_status_reply *status);

@@ -6,12 +6,14 @@
 static const char help[] =
 	"Usage: strew run [options] -- COMMAND…\n"
 	"       strew status [options]\n"
+	"       strew doctor [options]\n"
 	"       strew push PATH --model NAME --version N [options]\n"
 	"\n"
 	"Puts freshly trained weights into running inference workers.\n"
 	"\n"
 	"  run      start this node's broker, run a command beside it, end with the command\n"
 	"  status   what the broker has: models, groups, versions, trainers, brokers\n"
+	"  doctor   what of this machine is not as strew needs it, and what to do\n"
 	"  push     put a checkpoint into the workers that run now\n"
 	"\n"
 	"  --help, --version; strew SUBCOMMAND --help says more\n"
@@ -32,11 +34,12 @@ int main(int argc, char **argv)
 	} commands[] = {
 		{"run", (char[]){"strew run"}, cmd_run},
 		{"status", (char[]){"strew status"}, cmd_status},
+		{"doctor", (char[]){"strew doctor"}, cmd_doctor},
 		{"push", (char[]){"strew push"}, cmd_push},
 	};
 
 	if (argc < 2) {
-		fputs("strew: run, status or push is wanted; see strew --help\n", stderr);
+		fputs("strew: a subcommand is wanted; see strew --help\n", stderr);
 		return EXIT_USAGE;
 	}
 	if (strcmp(argv[1], "--help") == 0) {

@@ -1,17 +1,11 @@
 /* strew status: asks the broker what it has, as an observer, and prints a table. */
-#include "base/clock.h"
 #include "base/util.h"
+#include "cli/ask.h"
 #include "cli/cli.h"
-#include "ipc/conn.h"
-#include "ipc/socket.h"
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <strew/strew.h>
-#include <unistd.h>
-
-#define STATUS_MS 10000
 
 static const char help[] =
 	"Usage: strew status [--socket PATH] [--json]\n"
@@ -36,55 +30,6 @@ const char *status_apply(uint32_t apply)
 	return apply == STREW_APPLY_DIRECT   ? "direct"
 	       : apply == STREW_APPLY_STAGED ? "staged"
 					     : "unknown";
-}
-
-/* Sends one message and receives the answer, which must have that type. */
-static int ask(struct conn *conn, struct message *question, enum message_type wanted,
-	uint64_t deadline, struct message *ret_answer, struct error *err)
-{
-	struct message answer;
-	int rc = conn_send_wait(conn, question, deadline, err);
-
-	if (rc >= 0) {
-		rc = conn_receive_wait(conn, deadline, &answer, err);
-	}
-	if (rc < 0) {
-		return rc;
-	}
-	if (answer.type == wanted) {
-		*ret_answer = answer;
-		return 0;
-	}
-	if (answer.type == MSG_ERROR) {
-		rc = error_set(err, error_from_wire(answer.u.error.code), "the broker says: %s",
-			answer.u.error.text);
-	} else {
-		rc = error_set(err, -EPROTO, "the broker answered with %s instead of %s",
-			message_name(answer.type), message_name(wanted));
-	}
-	message_finish(&answer);
-	return rc;
-}
-
-static int query(struct conn *conn, struct message *ret_reply, struct error *err)
-{
-	uint64_t deadline = deadline_in_ms(STATUS_MS);
-	struct message hello, welcome, question;
-	int rc;
-
-	message_init(&hello, MSG_HELLO, 1);
-	hello.u.hello.protocol = PROTOCOL_VERSION;
-	hello.u.hello.role = ROLE_OBSERVER; /* owns no memory, so it needs no page */
-	hello.u.hello.pid = (uint64_t)getpid();
-	hello.u.hello.pid_namespace = socket_pid_namespace();
-	string_copy(hello.u.hello.library, sizeof(hello.u.hello.library), STREW_VERSION);
-	rc = ask(conn, &hello, MSG_WELCOME, deadline, &welcome, err);
-	if (rc) {
-		return rc;
-	}
-	message_finish(&welcome);
-	message_init(&question, MSG_STATUS, 2);
-	return ask(conn, &question, MSG_STATUS_REPLY, deadline, ret_reply, err);
 }
 
 static void print_broker(const struct msg_status_reply *status)
@@ -155,36 +100,28 @@ static void print_others(const struct msg_status_reply *status)
 	}
 }
 
-/* Unreachable is what no answer came from; what the broker refuses is a failure. */
+int status_ask(struct conn *conn, struct message *ret_reply, struct error *err)
+{
+	struct message question;
+
+	message_init(&question, MSG_STATUS, 2);
+	return ask(conn, &question, MSG_STATUS_REPLY, ret_reply, err);
+}
+
 static int run(const char *socket, int json)
 {
 	struct error err = {0};
 	struct message reply;
 	struct conn *conn;
-	char path[108];
-	int fd, rc;
+	int rc, code = ask_open("strew status", socket, &conn);
 
-	rc = socket_path(socket, path, &err);
-	if (rc < 0) {
-		fprintf(stderr, "strew status: %s\n", err.text);
-		return EXIT_USAGE;
+	if (code) {
+		return code;
 	}
-	rc = socket_connect_unix(path, deadline_in_ms(STATUS_MS), &fd, &err);
-	if (rc < 0) {
-		fprintf(stderr, "strew status: %s\n", err.text);
-		return EXIT_UNREACHABLE;
-	}
-	rc = conn_create(fd, true, &conn);
-	if (rc < 0) {
-		fprintf(stderr, "strew status: out of memory\n");
-		close(fd);
-		return EXIT_RUNTIME;
-	}
-	rc = query(conn, &reply, &err);
+	rc = status_ask(conn, &reply, &err);
 	conn_destroy(conn);
 	if (rc < 0) {
-		fprintf(stderr, "strew status: %s: %s\n", path, err.text);
-		return rc == -ETIMEDOUT || rc == -ECONNRESET ? EXIT_UNREACHABLE : EXIT_RUNTIME;
+		return ask_failed("strew status", rc, &err);
 	}
 	if (json) {
 		status_print_json(&reply.u.status_reply);

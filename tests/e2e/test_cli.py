@@ -219,7 +219,8 @@ def test_status_of_an_idle_broker(stage):
 
 
 def test_help_and_version(stage):
-    programs = (("strew",), ("strew", "run"), ("strew", "status"), ("strew", "push"), ("strewd",),
+    programs = (("strew",), ("strew", "run"), ("strew", "status"), ("strew", "push"),
+                ("strew", "doctor"), ("strewd",),
                 ("tp_worker",), ("trainer",))
     for program in programs:
         result = stage.run(*program, "--help")
@@ -234,7 +235,7 @@ def test_usage_errors(stage):
     """One line on stderr that names what is wrong, exit 2."""
     config = scene.CONFIGS / "tiny-llama.json"
     table = (
-        (("strew",), "run, status or push"),
+        (("strew",), "a subcommand"),
         (("strew", "nonsense"), "nonsense"),
         (("strew", "run"), "-- COMMAND"),
         (("strew", "run", "--"), "-- COMMAND"),
@@ -242,6 +243,9 @@ def test_usage_errors(stage):
         (("strew", "status", "extra"), "extra"),
         (("strew", "status", "--nonsense"), "nonsense"),
         (("strew", "status", "--socket", "/" + "x" * 200), "xxx"),
+        (("strew", "doctor", "extra"), "extra"),
+        (("strew", "doctor", "--backend", "tpu"), "--backend tpu"),
+        (("strew", "doctor", "--socket", "/" + "x" * 200), "xxx"),
         (("strew", "push"), "PATH"),
         (("strew", "push", "f", "--model", "m"), "--version"),
         (("strew", "push", "f", "--model", "m", "--version", "0"), "--version 0"),
