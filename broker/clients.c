@@ -412,6 +412,9 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 	case VERDICT_STATUS:
 		status_answer(client, message->serial);
 		break;
+	case VERDICT_PROGRESS:
+		progress_answer(client, message->serial);
+		break;
 	}
 }
 

@@ -29,6 +29,7 @@ struct run {
 	size_t ncrews;
 	struct plan_base *base;
 	bool wire;	     /* the carrier is used, so its errors are this run's */
+	atomic_ullong *done; /* bytes, for who asks meanwhile; NULL: nobody */
 	size_t lump, nlumps; /* local: the next one to be enqueued, and how many there are */
 };
 
@@ -75,6 +76,11 @@ static int advance_local(struct run *run, struct error *err)
 			if (rc <= 0) {
 				return rc;
 			}
+		}
+		if (run->done && run->lump >= LUMPS_AHEAD) {
+			const struct buckets *lumps = &run->base->lumps;
+
+			*run->done += lumps->v[run->lump - LUMPS_AHEAD].len_bytes;
 		}
 		/* Groups share lanes: all are looked at before the first is given work. */
 		at = (struct local_at){0};
@@ -258,6 +264,20 @@ static int wait_local(struct run *run, struct error *err)
 	return rc;
 }
 
+/* What this broker will move: by the wire what it sends or receives, and to its own workers. */
+static uint64_t bytes_to_move(const struct run *run, const struct job_move *work)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; work->wire && i < run->base->buckets.n; i++) {
+		bytes += run->base->buckets.v[i].len_bytes;
+	}
+	for (size_t i = 0; i < run->nlumps; i++) {
+		bytes += run->base->lumps.v[i].len_bytes;
+	}
+	return bytes;
+}
+
 static int move_all(struct run *run, struct job_move *work, struct error *err)
 {
 	const struct buckets *buckets = &run->base->buckets;
@@ -266,6 +286,9 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	if (publication_here(work->plan_for.publication) && run->ncrews) {
 		run->nlumps = run->base->lumps.n;
 		atomic_store(&work->touched, true);
+	}
+	work->total_bytes = bytes_to_move(run, work);
+	if (run->nlumps) {
 		rc = advance_local(run, err);
 	}
 	for (size_t i = 0; rc == 0 && work->wire && i < buckets->n; i++) {
@@ -275,6 +298,9 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		rc = own ? send_bucket(run, work, i, err)
 			 : receive_bucket(run, work, i, bucket, err);
 		work->wire_bytes += bucket->len_bytes;
+		if (rc == 0 && i >= run->moves->nslots) { /* the slot was free again */
+			work->done_bytes += buckets->v[i - run->moves->nslots].len_bytes;
+		}
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
 	if (rc == 0 && work->wire && run->base->gather) {
@@ -297,6 +323,9 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	}
 	if (rc == 0 && work->wire) {
 		rc = wait_lane(run, &run->moves->scatter, err);
+	}
+	if (rc == 0) {
+		work->done_bytes = work->total_bytes;
 	}
 	if (work->wire && run->ncrews && work->plan_for.publication->elsewhere) {
 		stamp(run, &work->stages.scatter_ns);
@@ -376,7 +405,8 @@ void job_move_run(struct job *job)
 		.start = clock_ns(),
 		.deadline = work->deadline,
 		.cancel = &work->cancel,
-		.wire = work->wire};
+		.wire = work->wire,
+		.done = &work->done_bytes};
 
 	if (work->wire && !run.moves->carrier) {
 		job->rc = error_set(&job->err, -ENOTCONN, "there is no communicator");

@@ -79,6 +79,7 @@ struct job_move {
 	atomic_int cancel;   /* the event loop sets it to end the move early */
 	atomic_bool touched; /* live or shadow memory may have been written */
 	uint64_t wire_bytes;
+	atomic_ullong done_bytes, total_bytes; /* read by the event loop meanwhile */
 	struct stages stages;
 	bool hung; /* something may still be in flight: the process must end */
 	void *data;

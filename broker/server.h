@@ -417,4 +417,7 @@ void server_ready(struct server *server);
 /* status.c */
 void status_answer(struct client *client, uint64_t serial);
 
+/* progress.c */
+void progress_answer(struct client *client, uint64_t serial);
+
 #endif

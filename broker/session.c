@@ -27,6 +27,7 @@ static const struct rule {
 	{MSG_RESUME, S(LIVE), ROLE_WORKER},
 	{MSG_PUBLISH, S(LIVE), ROLE_TRAINER},
 	{MSG_STATUS, S(OPEN) | S(LIVE), 0},
+	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
 };
 
 const char *session_state_name(enum session_state state)
@@ -330,6 +331,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_STATUS:
 		*ret_verdict = VERDICT_STATUS;
+		return 0;
+	case MSG_PROGRESS:
+		*ret_verdict = VERDICT_PROGRESS;
 		return 0;
 	default:
 		return error_set(err, -EPROTO, "message %s", message_name(message->type));

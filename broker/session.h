@@ -31,6 +31,7 @@ enum session_verdict {
 	VERDICT_RESUME,
 	VERDICT_PUBLISH,
 	VERDICT_STATUS,
+	VERDICT_PROGRESS,
 };
 
 struct session {

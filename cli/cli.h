@@ -6,6 +6,7 @@
 #define CLI_CLI_H
 
 #include "ipc/messages.h"
+#include <stdbool.h>
 
 enum exit_code {
 	EXIT_OK = 0,
@@ -22,6 +23,8 @@ int cmd_doctor(int argc, char **argv);
 
 struct conn;
 int status_ask(struct conn *conn, struct message *ret_reply, struct error *err);
+/* Until Ctrl-C (which ends the process with 0), or the broker goes. */
+int status_watch(const char *socket, bool json);
 
 /* The status as JSON on stdout. */
 void status_print_json(const struct msg_status_reply *status);

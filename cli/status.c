@@ -8,14 +8,18 @@
 #include <strew/strew.h>
 
 static const char help[] =
-	"Usage: strew status [--socket PATH] [--json]\n"
+	"Usage: strew status [--socket PATH] [--watch] [--json]\n"
 	"\n"
 	"Says what this node's broker has: groups of workers with their states and versions,\n"
 	"trainers, and the brokers of the epoch.\n"
 	"\n"
 	"  --socket PATH  the broker's socket (default: $STREW_SOCKET, else\n"
 	"                 $XDG_RUNTIME_DIR/strew/broker.sock, else /tmp/strew-UID/broker.sock)\n"
-	"  --json         the same as JSON, for scripts\n"
+	"  --watch        prints a line whenever an update gets further: its stage, the bytes "
+	"that\n"
+	"                 this broker has moved, who is awaited; until Ctrl-C (0), or until the\n"
+	"                 broker goes (1)\n"
+	"  --json         the same as JSON, for scripts; with --watch one object a line\n"
 	"  --help\n"
 	"\n"
 	"Example: strew status --json | python3 -m json.tool\n";
@@ -137,10 +141,10 @@ static int run(const char *socket, int json)
 int cmd_status(int argc, char **argv)
 {
 	static const struct option options[] = {{"socket", required_argument, NULL, 's'},
-		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'},
-		{NULL, 0, NULL, 0}};
+		{"json", no_argument, NULL, 'j'}, {"watch", no_argument, NULL, 'w'},
+		{"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
 	const char *socket = NULL;
-	int option, json = 0;
+	int option, json = 0, watch = 0;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (option) {
@@ -149,6 +153,9 @@ int cmd_status(int argc, char **argv)
 			break;
 		case 'j':
 			json = 1;
+			break;
+		case 'w':
+			watch = 1;
 			break;
 		case 'h':
 			fputs(help, stdout);
@@ -163,5 +170,5 @@ int cmd_status(int argc, char **argv)
 			argv[optind]);
 		return EXIT_USAGE;
 	}
-	return run(socket, json);
+	return watch ? status_watch(socket, json) : run(socket, json);
 }

@@ -286,6 +286,24 @@ static const struct field status_reply_fields[] = {
 };
 TABLE(status_reply);
 
+static const struct field progress_fields[] = {
+	STR("model", progress, model),
+	STR("stage", progress, stage),
+	U64("version", progress, version),
+	U64("committed", progress, committed),
+	U64("done", progress, done),
+	U64("total", progress, total),
+	STR("awaited", progress, awaited),
+	RANGE("outcome", progress, outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
+	STR("text", progress, text),
+};
+TABLE(progress);
+
+static const struct field progress_reply_fields[] = {
+	STRUCTS("models", msg_progress_reply, models, nmodels, LIMIT_MODELS, progress),
+};
+TABLE(progress_reply);
+
 static const struct field join_fields[] = {
 	U32("protocol", msg_join, protocol),
 	U64("broker_id", msg_join, broker_id),
@@ -440,6 +458,8 @@ static const struct known {
 	{MSG_REPORT, "report", &report},
 	{MSG_STATUS, "status", &status},
 	{MSG_STATUS_REPLY, "status_reply", &status_reply},
+	{MSG_PROGRESS, "progress", &status},
+	{MSG_PROGRESS_REPLY, "progress_reply", &progress_reply},
 	{MSG_JOIN, "join", &join},
 	{MSG_JOINED, "joined", &joined},
 	{MSG_EPOCH, "epoch", &epoch},

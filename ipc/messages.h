@@ -45,6 +45,8 @@ enum message_type {
 	MSG_REPORT = 44,   /* b→trainer: the update has ended */
 	MSG_STATUS = 60,   /* p→b */
 	MSG_STATUS_REPLY = 61,
+	MSG_PROGRESS = 62, /* p→b */
+	MSG_PROGRESS_REPLY = 63,
 	/* broker ↔ lead, TCP */
 	MSG_JOIN = 80, /* m→lead; answered by MSG_JOINED or MSG_ERROR */
 	MSG_JOINED = 81,
@@ -265,6 +267,23 @@ struct msg_status_reply {
 	size_t nbrokers;
 };
 
+/* Of one model, as this broker sees its update. */
+struct progress {
+	char model[LIMIT_MODEL_BYTES];
+	char stage[24];
+	uint64_t version;		/* under way, or the last one; 0: none yet */
+	uint64_t committed;		/* 0: none yet */
+	uint64_t done, total;		/* bytes that this broker moves; 0 while it does not */
+	char awaited[LIMIT_TEXT_BYTES]; /* who must do what before it goes on */
+	uint32_t outcome;		/* idle: enum strew_outcome of `version` */
+	char text[LIMIT_TEXT_BYTES];
+};
+
+struct msg_progress_reply {
+	struct progress *models;
+	size_t nmodels;
+};
+
 struct msg_join {
 	uint32_t protocol;
 	uint64_t broker_id;
@@ -397,6 +416,7 @@ struct message {
 		struct msg_released released;
 		struct msg_report report;
 		struct msg_status_reply status_reply;
+		struct msg_progress_reply progress_reply;
 		struct msg_join join;
 		struct msg_joined joined;
 		struct msg_nonce nonce;

@@ -1,6 +1,8 @@
-"""Finding out: strew doctor."""
+"""Finding out: strew doctor, strew status --watch."""
 
+import json
 import os
+import signal
 import stat
 
 import scene
@@ -98,6 +100,79 @@ def test_doctor_of_a_stranger(stage):
     code, found = doctor(stage, "--socket", stage.socket())
     assert code == 0 and found["permissions"][0] == "note", found
     assert f"process {broker.pid}," in found["socket"][1], found
+
+
+def watching(stage, *args, broker="broker"):
+    """Its process, and a call that gives what it has said so far as objects."""
+    process = stage.start(f"watch-{broker}", "strew", "status", "--watch", "--json", "--socket",
+                          stage.socket(broker), *args)
+
+    def said(**wanted):
+        """Waits for an object that holds all this; strings need only be in its."""
+        def fits(row):
+            return all(value in row[key] if isinstance(value, str) else row[key] == value
+                       for key, value in wanted.items())
+
+        def look():
+            rows = [json.loads(line) for line in process.log.splitlines(True)
+                    if line.endswith("\n") and line.startswith("{")]
+            return next((row for row in rows if fits(row)), None)
+        return scene.wait_until(f"{wanted} in the log of {process.name}", look)
+    return process, said
+
+
+def test_watch(stage):
+    """A trainer of two ranks, of which one is late; then a worker that stands still."""
+    broker = stage.broker()
+    worker, = stage.workers(1)
+    watch, said = watching(stage)
+    text = stage.start("watch-text", "strew", "status", "--watch", "--socket", stage.socket())
+    text.says("no model yet")
+    ranks = [stage.trainer("--rank", rank, "--ranks", 2, "--timeout", 20, name=f"rank{rank}")
+             for rank in range(2)]
+    ranks[0].line()
+    said(stage="waiting for ranks", version=1, awaited="rank 1 to publish")
+    text.says("m: version 1 waiting for ranks, waits for rank 1 to publish")
+    ranks[1].line()
+    for rank in ranks:
+        rank.end()
+    said(stage="idle", committed=1)
+    worker.popen.send_signal(signal.SIGSTOP)
+    trainer = stage.trainer("--first", 2)
+    trainer.line()
+    said(stage="accepting", version=2, committed=1, awaited=f"process {worker.pid} to look")
+    worker.popen.send_signal(signal.SIGCONT)
+    trainer.end()
+    said(stage="idle", version=2, committed=2)
+    # It ends as it is told to: by Ctrl-C, and with the broker.
+    watch.stop(0, signal.SIGINT)
+    worker.stop()
+    broker.stop()
+    text.end(1)
+    assert "the broker is gone" in text.log, text.log
+
+
+def test_watch_two_nodes(stage):
+    """The lead names the node that it waits for; the node says that it waits for the lead."""
+    _, node = stage.two_nodes()
+    stage.workers(1, broker="node")
+    _, at_lead = watching(stage, broker="lead")
+    _, at_node = watching(stage, broker="node")
+    trainer = stage.trainer(broker="lead")
+    at_lead(model="m", stage="idle")
+    node.popen.send_signal(signal.SIGSTOP)
+    trainer.line()
+    row = at_lead(stage="accepting", version=1, awaited="node 1 ")
+    assert str(node.pid) in row["awaited"], row
+    node.popen.send_signal(signal.SIGCONT)
+    trainer.end()
+    at_lead(stage="idle", committed=1)
+    at_node(stage="idle", committed=1)
+
+
+def test_watch_usage(stage):
+    result = stage.run("strew", "status", "--watch", "--socket", stage.socket("nobody"))
+    assert result.returncode == 4 and "no broker serves" in result.stderr, result
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ static const struct {
 	{MSG_RESUME, "....w.", VERDICT_RESUME},
 	{MSG_PUBLISH, "....t.", VERDICT_PUBLISH},
 	{MSG_STATUS, ".*..*.", VERDICT_STATUS},
+	{MSG_PROGRESS, ".*..*.", VERDICT_PROGRESS},
 };
 
 static int give_good(struct desk *desk, unsigned type, enum role role)

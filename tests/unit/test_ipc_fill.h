@@ -51,6 +51,8 @@ static const struct {
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
 		"slots updates aborted groups trainers brokers"},
+	{MSG_PROGRESS, "progress", ""},
+	{MSG_PROGRESS_REPLY, "progress_reply", "models"},
 	{MSG_JOIN, "join", "protocol broker_id host_id uuid backend nccl slot_bytes name"},
 	{MSG_JOINED, "joined", "broker_id"},
 	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
@@ -263,6 +265,24 @@ static void fill_status_reply(struct msg_status_reply *reply)
 	fill_status_lists(reply);
 }
 
+static void fill_progress_reply(struct msg_progress_reply *reply)
+{
+	reply->nmodels = any_list((void **)&reply->models, sizeof(*reply->models), LIMIT_MODELS);
+	for (size_t i = 0; i < reply->nmodels; i++) {
+		struct progress *model = &reply->models[i];
+
+		STRING(model->model);
+		STRING(model->stage);
+		model->version = any64();
+		model->committed = any64();
+		model->done = any64();
+		model->total = any64();
+		STRING(model->awaited);
+		model->outcome = between(STREW_OUTCOME_NONE, STREW_OUTCOME_LOST);
+		STRING(model->text);
+	}
+}
+
 static void fill_joining(struct message *message)
 {
 	struct msg_join *join = &message->u.join;
@@ -443,6 +463,7 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_WITHDRAW:
 	case MSG_RESUME:
 	case MSG_STATUS:
+	case MSG_PROGRESS:
 	case MSG_BYE:
 	case MSG_ALIVE:
 		break; /* an empty map */
@@ -480,6 +501,9 @@ static void fill_message(struct message *message, enum message_type type)
 		break;
 	case MSG_STATUS_REPLY:
 		fill_status_reply(&message->u.status_reply);
+		break;
+	case MSG_PROGRESS_REPLY:
+		fill_progress_reply(&message->u.progress_reply);
 		break;
 	case MSG_JOIN:
 	case MSG_EPOCH:
@@ -586,6 +610,10 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 		ret[2] = (struct borrowed){
 			(void **)&status->brokers, status->nbrokers * sizeof(*status->brokers)};
 		return 3;
+	case MSG_PROGRESS_REPLY:
+		ret[0] = (struct borrowed){(void **)&message->u.progress_reply.models,
+			message->u.progress_reply.nmodels * sizeof(struct progress)};
+		return 1;
 	default:
 		return 0;
 	}
