@@ -34,6 +34,7 @@
 #define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
 #define LIMIT_SLOT_TYPES 2048u	      /* runs of tensors with one dtype in slots, in one message */
+#define LIMIT_EVENTS 64u	      /* updates that a broker remembers */
 #define LIMIT_SHARDS 4096u	      /* files of one checkpoint */
 
 #define LIMIT_ALIVE_MS 3000	/* between two words of a broker to another */

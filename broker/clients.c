@@ -415,6 +415,9 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 	case VERDICT_PROGRESS:
 		progress_answer(client, message->serial);
 		break;
+	case VERDICT_EVENTS:
+		events_answer(client, message);
+		break;
 	}
 }
 

@@ -85,6 +85,7 @@ static void send_report(struct server *server, struct model *model)
 	report->ngroups = update->ngroups;
 	send_trainers(model, &message);
 	send_members_ranks(model, &message);
+	history_lead(server, model->name, report);
 	server->updates++;
 	server->aborted += update->outcome == STREW_OUTCOME_ABORTED;
 	log_info("model %s version %llu: %s%s%s, %.2f ms (accept %.2f, move %.2f, commit %.2f)",

@@ -157,6 +157,7 @@ void node_advance(struct server *server)
 		break;
 	case NODE_COMMITTING:
 		node_answer(server, MSG_APPLIED, 0, NULL);
+		history_node(server, STREW_OUTCOME_COMMITTED, "");
 		go_idle(server);
 		if (server_is_lead(server)) {
 			lead_ready(server);
@@ -292,6 +293,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	/* Gates that are late leave time for the move; the move leaves time for the gates after it.
 	 */
 	node->deadline = clock_ns() + timeout_ns / 2;
+	events_begun(server->events, clock_ns());
 	node->gate_deadline = clock_ns() + timeout_ns - timeout_ns / 8;
 	node->update_deadline = clock_ns() + timeout_ns;
 	if (!model || !model->publication || model->publication->hash != begin->manifest_hash ||
@@ -437,6 +439,7 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 				: group->state == STREW_GROUP_LOST ? STREW_OUTCOME_LOST
 								   : STREW_OUTCOME_ABORTED;
 		}
+		history_node(server, STREW_OUTCOME_ABORTED, node->abort_text);
 	}
 	node_answer(server, MSG_APPLIED, 0, NULL);
 	go_idle(server);
@@ -466,6 +469,7 @@ void node_doubt(struct server *server)
 		return;
 	}
 	step_all(server, &(struct group_event){.type = GE_DOUBT});
+	history_node(server, STREW_OUTCOME_NONE, "the lead is gone");
 	go_idle(server);
 }
 

@@ -166,6 +166,7 @@ static int open_backend(struct server *server, struct error *err)
 	}
 	options.gpu = server->gpu;
 	rc = moves_create(&options, &server->moves);
+	rc = rc ? rc : events_create(&server->events);
 	if (rc) {
 		return error_set(err, rc, "out of memory");
 	}
@@ -397,6 +398,7 @@ void server_destroy(struct server *server)
 	}
 	teams_free(server);
 	moves_destroy(server->moves);
+	events_destroy(server->events);
 	gpu_close(server->gpu);
 	loop_destroy(server->loop);
 	fd_close(&server->listener);

@@ -7,6 +7,7 @@
 #ifndef BROKER_SERVER_H
 #define BROKER_SERVER_H
 
+#include "broker/events.h"
 #include "broker/group.h"
 #include "broker/loop.h"
 #include "broker/moves.h"
@@ -226,6 +227,7 @@ struct server {
 	struct loop *loop;
 	struct mover *mover;
 	struct moves *moves;
+	struct events *events;
 	int listener, tcp_listener;
 	uint64_t accept_at; /* nothing is accepted until then, for want of descriptors; 0: it is */
 	struct loop_source *listener_source, *tcp_source, *mover_source, *signal_source;
@@ -419,5 +421,10 @@ void status_answer(struct client *client, uint64_t serial);
 
 /* progress.c */
 void progress_answer(struct client *client, uint64_t serial);
+
+/* history.c: updates that have ended, into server->events */
+void history_lead(struct server *server, const char *model, const struct msg_report *report);
+void history_node(struct server *server, enum strew_outcome outcome, const char *text);
+void events_answer(struct client *client, const struct message *message);
 
 #endif

@@ -28,6 +28,7 @@ static const struct rule {
 	{MSG_PUBLISH, S(LIVE), ROLE_TRAINER},
 	{MSG_STATUS, S(OPEN) | S(LIVE), 0},
 	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
+	{MSG_EVENTS, S(OPEN) | S(LIVE), 0},
 };
 
 const char *session_state_name(enum session_state state)
@@ -334,6 +335,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_PROGRESS:
 		*ret_verdict = VERDICT_PROGRESS;
+		return 0;
+	case MSG_EVENTS:
+		*ret_verdict = VERDICT_EVENTS;
 		return 0;
 	default:
 		return error_set(err, -EPROTO, "message %s", message_name(message->type));

@@ -32,6 +32,7 @@ enum session_verdict {
 	VERDICT_PUBLISH,
 	VERDICT_STATUS,
 	VERDICT_PROGRESS,
+	VERDICT_EVENTS,
 };
 
 struct session {

@@ -20,6 +20,7 @@ int cmd_run(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_push(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_events(int argc, char **argv);
 
 struct conn;
 int status_ask(struct conn *conn, struct message *ret_reply, struct error *err);
@@ -28,6 +29,10 @@ int status_watch(const char *socket, bool json);
 
 /* The status as JSON on stdout. */
 void status_print_json(const struct msg_status_reply *status);
+
+/* The first update that ended after that one; its number is 0 if there is none. */
+int event_ask(struct conn *conn, uint64_t after, struct message *ret_event, struct error *err);
+void event_print(const struct msg_event *event, bool json); /* on stdout */
 
 /* Names in the words of the documentation, for numbers that came from a broker. */
 const char *status_gate(uint32_t gate);

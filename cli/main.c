@@ -6,6 +6,7 @@
 static const char help[] =
 	"Usage: strew run [options] -- COMMAND…\n"
 	"       strew status [options]\n"
+	"       strew events [options]\n"
 	"       strew doctor [options]\n"
 	"       strew push PATH --model NAME --version N [options]\n"
 	"\n"
@@ -13,6 +14,7 @@ static const char help[] =
 	"\n"
 	"  run      start this node's broker, run a command beside it, end with the command\n"
 	"  status   what the broker has: models, groups, versions, trainers, brokers\n"
+	"  events   how the last updates ended, and how long each stage took\n"
 	"  doctor   what of this machine is not as strew needs it, and what to do\n"
 	"  push     put a checkpoint into the workers that run now\n"
 	"\n"
@@ -34,6 +36,7 @@ int main(int argc, char **argv)
 	} commands[] = {
 		{"run", (char[]){"strew run"}, cmd_run},
 		{"status", (char[]){"strew status"}, cmd_status},
+		{"events", (char[]){"strew events"}, cmd_events},
 		{"doctor", (char[]){"strew doctor"}, cmd_doctor},
 		{"push", (char[]){"strew push"}, cmd_push},
 	};

@@ -1,6 +1,7 @@
 /*
- * strew status --watch: asks for progress five times a second and prints a line when a model's has
- * changed. On a terminal a line of which only the bytes change is written over.
+ * strew status --watch: asks five times a second, and prints a line when a model's progress has
+ * changed, and one for each update that has ended: of these none is missed, however short it was.
+ * On a terminal a line of which only the bytes change is written over.
  */
 #include "base/util.h"
 #include "cli/ask.h"
@@ -11,7 +12,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <strew/strew.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,6 +21,7 @@
 struct watcher {
 	bool json, terminal;
 	bool begun;
+	uint64_t last_event;
 	struct progress last[LIMIT_MODELS];
 	size_t nlast;
 	bool open;		       /* the terminal's last line may be written over … */
@@ -50,7 +51,7 @@ static void print_line(struct watcher *watcher, const struct progress *now, bool
 	}
 	fputs(now->stage, stdout);
 	if (now->outcome) {
-		printf(", %s", strew_outcome_name((enum strew_outcome)now->outcome));
+		printf(", %s", json_outcome(now->outcome));
 	}
 	if (now->version && now->version == now->committed && !now->outcome) {
 		fputs(", committed", stdout);
@@ -107,6 +108,10 @@ static void show(struct watcher *watcher, const struct msg_progress_reply *reply
 		if (before && memcmp(before, now, sizeof(*now)) == 0) {
 			continue;
 		}
+		/* How it became idle is said by the event, if there was an update. */
+		if (before && strcmp(now->stage, "idle") == 0) {
+			continue;
+		}
 		bytes_only = before && strcmp(before->stage, now->stage) == 0 &&
 			     strcmp(before->awaited, now->awaited) == 0 &&
 			     before->version == now->version;
@@ -123,6 +128,36 @@ static void show(struct watcher *watcher, const struct msg_progress_reply *reply
 	watcher->nlast = MIN(reply->nmodels, LIMIT_MODELS);
 	memcpy(watcher->last, reply->models, watcher->nlast * sizeof(*watcher->last));
 	fflush(stdout);
+}
+
+/* Prints the updates that have ended since the last look. */
+static int show_events(struct watcher *watcher, struct conn *conn, struct error *err)
+{
+	for (;;) {
+		uint64_t after = watcher->begun ? watcher->last_event : UINT64_MAX;
+		struct message answer;
+		int rc = event_ask(conn, after, &answer, err);
+
+		if (rc) {
+			return rc;
+		}
+		if (!watcher->begun) { /* what was before is for strew events to say */
+			watcher->last_event = answer.u.event.last;
+			message_finish(&answer);
+			return 0;
+		}
+		if (answer.u.event.number <= after) {
+			message_finish(&answer);
+			return 0;
+		}
+		watcher->last_event = answer.u.event.number;
+		if (watcher->open) {
+			putchar('\n');
+			watcher->open = false;
+		}
+		event_print(&answer.u.event, watcher->json);
+		message_finish(&answer);
+	}
 }
 
 int status_watch(const char *socket, bool json)
@@ -148,8 +183,9 @@ int status_watch(const char *socket, bool json)
 		struct pollfd hangup = {conn_fd(conn), POLLIN, 0};
 		struct message question, reply;
 
+		rc = show_events(watcher, conn, &err);
 		message_init(&question, MSG_PROGRESS, serial);
-		rc = ask(conn, &question, MSG_PROGRESS_REPLY, &reply, &err);
+		rc = rc ? rc : ask(conn, &question, MSG_PROGRESS_REPLY, &reply, &err);
 		if (rc == 0) {
 			show(watcher, &reply.u.progress_reply);
 			message_finish(&reply);

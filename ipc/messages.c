@@ -304,6 +304,35 @@ static const struct field progress_reply_fields[] = {
 };
 TABLE(progress_reply);
 
+static const struct field events_fields[] = {U64("after", msg_events, after)};
+TABLE(events);
+
+static const struct field event_fields[] = {
+	U64("number", msg_event, number),
+	U64("last", msg_event, last),
+	U64("unix_ms", msg_event, unix_ms),
+	STR("model", msg_event, model),
+	STR("ended_in", msg_event, ended_in),
+	U64("version", msg_event, report.version),
+	RANGE("outcome", msg_event, report.outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
+	STR("text", msg_event, report.text),
+	U64("tensors", msg_event, report.tensors),
+	U64("unwanted", msg_event, report.unwanted),
+	U64("bytes", msg_event, report.bytes),
+	U64("wire_bytes", msg_event, report.wire_bytes),
+	U64("wait_ns", msg_event, report.wait_ns),
+	U64("accept_ns", msg_event, report.accept_ns),
+	U64("move_ns", msg_event, report.move_ns),
+	U64("commit_ns", msg_event, report.commit_ns),
+	U64("total_ns", msg_event, report.total_ns),
+	U64("gather_ns", msg_event, report.stages.gather_ns),
+	U64("local_ns", msg_event, report.stages.local_ns),
+	U64("wire_ns", msg_event, report.stages.wire_ns),
+	U64("scatter_ns", msg_event, report.stages.scatter_ns),
+	STRUCTS("groups", msg_event, report.groups, report.ngroups, LIMIT_REPORT_GROUPS, outcome),
+};
+TABLE(event);
+
 static const struct field join_fields[] = {
 	U32("protocol", msg_join, protocol),
 	U64("broker_id", msg_join, broker_id),
@@ -460,6 +489,8 @@ static const struct known {
 	{MSG_STATUS_REPLY, "status_reply", &status_reply},
 	{MSG_PROGRESS, "progress", &status},
 	{MSG_PROGRESS_REPLY, "progress_reply", &progress_reply},
+	{MSG_EVENTS, "events", &events},
+	{MSG_EVENT, "event", &event},
 	{MSG_JOIN, "join", &join},
 	{MSG_JOINED, "joined", &joined},
 	{MSG_EPOCH, "epoch", &epoch},

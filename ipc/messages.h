@@ -47,6 +47,8 @@ enum message_type {
 	MSG_STATUS_REPLY = 61,
 	MSG_PROGRESS = 62, /* p→b */
 	MSG_PROGRESS_REPLY = 63,
+	MSG_EVENTS = 64, /* p→b: the first update that ended after that one */
+	MSG_EVENT = 65,
 	/* broker ↔ lead, TCP */
 	MSG_JOIN = 80, /* m→lead; answered by MSG_JOINED or MSG_ERROR */
 	MSG_JOINED = 81,
@@ -284,6 +286,20 @@ struct msg_progress_reply {
 	size_t nmodels;
 };
 
+struct msg_events {
+	uint64_t after; /* number of the last one that is known */
+};
+
+/* One update that has ended. */
+struct msg_event {
+	uint64_t number; /* counted from the broker's start; 0: there is none */
+	uint64_t last;	 /* number of the newest one */
+	uint64_t unix_ms;
+	char model[LIMIT_MODEL_BYTES];
+	char ended_in[24]; /* the stage in which it failed, "": it did not */
+	struct msg_report report;
+};
+
 struct msg_join {
 	uint32_t protocol;
 	uint64_t broker_id;
@@ -417,6 +433,8 @@ struct message {
 		struct msg_report report;
 		struct msg_status_reply status_reply;
 		struct msg_progress_reply progress_reply;
+		struct msg_events events;
+		struct msg_event event;
 		struct msg_join join;
 		struct msg_joined joined;
 		struct msg_nonce nonce;

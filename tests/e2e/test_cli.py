@@ -220,7 +220,7 @@ def test_status_of_an_idle_broker(stage):
 
 def test_help_and_version(stage):
     programs = (("strew",), ("strew", "run"), ("strew", "status"), ("strew", "push"),
-                ("strew", "doctor"), ("strewd",),
+                ("strew", "doctor"), ("strew", "events"), ("strewd",),
                 ("tp_worker",), ("trainer",))
     for program in programs:
         result = stage.run(*program, "--help")
@@ -244,6 +244,7 @@ def test_usage_errors(stage):
         (("strew", "status", "--nonsense"), "nonsense"),
         (("strew", "status", "--socket", "/" + "x" * 200), "xxx"),
         (("strew", "doctor", "extra"), "extra"),
+        (("strew", "events", "extra"), "extra"),
         (("strew", "doctor", "--backend", "tpu"), "--backend tpu"),
         (("strew", "doctor", "--socket", "/" + "x" * 200), "xxx"),
         (("strew", "push"), "PATH"),

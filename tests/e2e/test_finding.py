@@ -1,9 +1,11 @@
-"""Finding out: strew doctor, strew status --watch."""
+"""Finding out: strew doctor, strew status --watch, strew events."""
 
 import json
 import os
 import signal
 import stat
+import subprocess
+import time
 
 import scene
 
@@ -110,8 +112,8 @@ def watching(stage, *args, broker="broker"):
     def said(**wanted):
         """Waits for an object that holds all this; strings need only be in its."""
         def fits(row):
-            return all(value in row[key] if isinstance(value, str) else row[key] == value
-                       for key, value in wanted.items())
+            return all(key in row and (value in row[key] if isinstance(value, str) else
+                                       row[key] == value) for key, value in wanted.items())
 
         def look():
             rows = [json.loads(line) for line in process.log.splitlines(True)
@@ -136,14 +138,23 @@ def test_watch(stage):
     ranks[1].line()
     for rank in ranks:
         rank.end()
-    said(stage="idle", committed=1)
+    said(version=1, outcome="committed", tensors=30)
     worker.popen.send_signal(signal.SIGSTOP)
     trainer = stage.trainer("--first", 2)
     trainer.line()
     said(stage="accepting", version=2, committed=1, awaited=f"process {worker.pid} to look")
     worker.popen.send_signal(signal.SIGCONT)
     trainer.end()
-    said(stage="idle", version=2, committed=2)
+    said(version=2, outcome="committed")
+    # Updates that take no time are not missed.
+    trainer = stage.trainer("--first", 3, "--versions", 20)
+    trainer.line("\n" * 20)
+    trainer.end()
+    said(version=22, outcome="committed")
+    versions = [json.loads(line)["version"] for line in watch.log.splitlines()
+                if '"number"' in line]
+    assert versions == list(range(1, 23)), watch.log
+    assert text.says("version 22 committed").log.count(" committed, ") == 22, text.log
     # It ends as it is told to: by Ctrl-C, and with the broker.
     watch.stop(0, signal.SIGINT)
     worker.stop()
@@ -166,13 +177,118 @@ def test_watch_two_nodes(stage):
     assert str(node.pid) in row["awaited"], row
     node.popen.send_signal(signal.SIGCONT)
     trainer.end()
-    at_lead(stage="idle", committed=1)
-    at_node(stage="idle", committed=1)
+    at_lead(version=1, outcome="committed")
+    at_node(version=1, outcome="committed")
 
 
 def test_watch_usage(stage):
     result = stage.run("strew", "status", "--watch", "--socket", stage.socket("nobody"))
     assert result.returncode == 4 and "no broker serves" in result.stderr, result
+
+
+def events(stage, broker="broker"):
+    result = stage.run("strew", "events", "--json", "--socket", stage.socket(broker))
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def times(event):
+    return [event[key] for key in ("wait_ns", "accept_ns", "move_ns", "commit_ns")]
+
+
+def test_events(stage):
+    """The last 64 of 70, in order, with what their trainer was told; and as text."""
+    stage.broker()
+    assert events(stage) == []
+    stage.workers(2)
+    before = time.time()
+    trainer = stage.trainer("--versions", 70)
+    trainer.line("\n" * 70)
+    log = trainer.end()
+    rows = events(stage)
+    assert [row["number"] for row in rows] == list(range(7, 71))
+    assert [row["version"] for row in rows] == list(range(7, 71))
+    for row in rows:
+        report = next(line for line in log.splitlines() if f"version {row['version']} " in line)
+        assert f"bytes={row['bytes']} wire={row['wire_bytes']} groups=1" in report, (row, report)
+        assert f" in {row['total_ns'] / 1e9:.4f} s" in report, (row, report)
+        assert row["model"] == "m" and row["outcome"] == "committed" and row["text"] == "", row
+        assert all(times(row)) and sum(times(row)) == row["total_ns"], row
+        assert 0 < row["local_ns"] <= row["move_ns"] and row["ended_in"] == "", row
+        assert before * 1000 - 1 <= row["unix_ms"] <= time.time() * 1000 + 1, row
+        assert [group["outcome"] for group in row["groups"]] == ["committed"], row
+    text = stage.run("strew", "events", "--socket", stage.socket())
+    assert text.returncode == 0 and text.stdout.count("\n") == 64, text.stdout
+    assert "m: version 70 committed, " in text.stdout.splitlines()[-1], text.stdout
+
+
+def test_events_of_failures(stage):
+    """An update that no group takes, and one that a group misses: where, why, and a line in the log."""
+    broker = stage.broker()
+    good, = stage.workers(1)
+    bad, = stage.workers(1, "--replica", 1, prefix="bad-")
+    trainer = stage.trainer("--timeout", 2)
+    bad.popen.send_signal(signal.SIGSTOP)
+    good.popen.send_signal(signal.SIGSTOP)
+    trainer.line()
+    trainer.says("version 1 aborted")
+    trainer.popen.wait(scene.DEADLINE_S)
+    good.popen.send_signal(signal.SIGCONT)
+    trainer = stage.trainer("--timeout", 2, "--first", 2, name="second")
+    trainer.line()
+    trainer.says("version 2 ")
+    trainer.popen.wait(scene.DEADLINE_S)
+    bad.popen.send_signal(signal.SIGCONT)
+    aborted, partly = events(stage)
+    assert (aborted["outcome"], aborted["ended_in"]) == ("aborted", "accepting"), aborted
+    assert "gate" in aborted["text"] and len(aborted["groups"]) == 2, aborted
+    assert aborted["wait_ns"] > 0 and times(aborted)[1:] == [0, 0, 0], aborted
+    assert aborted["total_ns"] > 5e8, aborted
+    assert "model m version 1 ended while accepting: of " in broker.log, broker.log
+    assert (partly["outcome"], partly["ended_in"]) == ("sat out", ""), partly
+    outcomes = {group["replica"]: group["outcome"] for group in partly["groups"]}
+    assert outcomes == {0: "committed", 1: "sat out"}, partly
+    assert "version 2 ended while" not in broker.log
+    text = stage.run("strew", "events", "--socket", stage.socket()).stdout
+    assert "version 1 aborted while accepting, " in text, text
+    assert text.count("    node 0 replica 1 part 0: ") == 2, text
+
+
+def test_events_of_two_nodes(stage):
+    """The lead has the whole update, the other its part; a lead that is gone is in the log."""
+    lead, _ = stage.two_nodes()
+    stage.workers(1, broker="lead", prefix="lead-")
+    worker, = stage.workers(1, "--replica", 1, broker="node", prefix="node-")
+    trainer = stage.trainer(broker="lead")
+    trainer.line()
+    trainer.end()
+    whole, = events(stage, "lead")
+    assert sorted(group["node"] for group in whole["groups"]) == [0, 1], whole
+    part, = scene.wait_until("its event", lambda: events(stage, "node"))
+    assert [(group["node"], group["replica"]) for group in part["groups"]] == [(1, 1)], part
+    for key in ("model", "version", "outcome", "bytes", "wire_bytes", "tensors"):
+        assert part[key] == whole[key], (part, whole)
+    assert part["wire_bytes"] > 0 and 0 < part["wire_ns"] <= part["total_ns"], part
+    worker.popen.send_signal(signal.SIGSTOP)
+    trainer = stage.trainer("--first", 2, broker="lead", name="second")
+    trainer.line()
+    scene.wait_until("a begin at the node", lambda: progress_stage(stage, "node") == "planning")
+    lead.popen.kill()
+    _, doubted = scene.wait_until("its event", lambda: events(stage, "node")[1:] and
+                                  events(stage, "node"))
+    assert (doubted["outcome"], doubted["ended_in"]) == ("", "planning"), doubted
+    assert doubted["text"] == "the lead is gone" and doubted["version"] == 2, doubted
+    worker.popen.send_signal(signal.SIGCONT)
+    trainer.popen.wait(scene.DEADLINE_S)
+
+
+def progress_stage(stage, broker):
+    process = subprocess.Popen([stage.bin / "strew", "status", "--watch", "--json", "--socket",
+                                stage.socket(broker)], stdout=subprocess.PIPE, text=True)
+    row = json.loads(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    return row["stage"]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ static const struct {
 	{MSG_PUBLISH, "....t.", VERDICT_PUBLISH},
 	{MSG_STATUS, ".*..*.", VERDICT_STATUS},
 	{MSG_PROGRESS, ".*..*.", VERDICT_PROGRESS},
+	{MSG_EVENTS, ".*..*.", VERDICT_EVENTS},
 };
 
 static int give_good(struct desk *desk, unsigned type, enum role role)

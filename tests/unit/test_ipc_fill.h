@@ -53,6 +53,11 @@ static const struct {
 		"slots updates aborted groups trainers brokers"},
 	{MSG_PROGRESS, "progress", ""},
 	{MSG_PROGRESS_REPLY, "progress_reply", "models"},
+	{MSG_EVENTS, "events", "after"},
+	{MSG_EVENT, "event",
+		"number last unix_ms model ended_in version outcome text tensors unwanted bytes "
+		"wire_bytes wait_ns accept_ns move_ns commit_ns total_ns gather_ns local_ns "
+		"wire_ns scatter_ns groups"},
 	{MSG_JOIN, "join", "protocol broker_id host_id uuid backend nccl slot_bytes name"},
 	{MSG_JOINED, "joined", "broker_id"},
 	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
@@ -502,6 +507,17 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_STATUS_REPLY:
 		fill_status_reply(&message->u.status_reply);
 		break;
+	case MSG_EVENTS:
+		message->u.events.after = any64();
+		break;
+	case MSG_EVENT:
+		message->u.event.number = any64();
+		message->u.event.last = any64();
+		message->u.event.unix_ms = any64();
+		STRING(message->u.event.model);
+		STRING(message->u.event.ended_in);
+		fill_report(&message->u.event.report);
+		break;
 	case MSG_PROGRESS_REPLY:
 		fill_progress_reply(&message->u.progress_reply);
 		break;
@@ -610,6 +626,10 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 		ret[2] = (struct borrowed){
 			(void **)&status->brokers, status->nbrokers * sizeof(*status->brokers)};
 		return 3;
+	case MSG_EVENT:
+		ret[0] = (struct borrowed){(void **)&message->u.event.report.groups,
+			message->u.event.report.ngroups * sizeof(struct group_outcome)};
+		return 1;
 	case MSG_PROGRESS_REPLY:
 		ret[0] = (struct borrowed){(void **)&message->u.progress_reply.models,
 			message->u.progress_reply.nmodels * sizeof(struct progress)};
