@@ -418,6 +418,9 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 	case VERDICT_EVENTS:
 		events_answer(client, message);
 		break;
+	case VERDICT_EXPLAIN:
+		explain_answer(client, message);
+		break;
 	}
 }
 

@@ -427,4 +427,7 @@ void history_lead(struct server *server, const char *model, const struct msg_rep
 void history_node(struct server *server, enum strew_outcome outcome, const char *text);
 void events_answer(struct client *client, const struct message *message);
 
+/* explain.c */
+void explain_answer(struct client *client, const struct message *message);
+
 #endif

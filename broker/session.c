@@ -29,6 +29,7 @@ static const struct rule {
 	{MSG_STATUS, S(OPEN) | S(LIVE), 0},
 	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
 	{MSG_EVENTS, S(OPEN) | S(LIVE), 0},
+	{MSG_EXPLAIN, S(OPEN) | S(LIVE), 0},
 };
 
 const char *session_state_name(enum session_state state)
@@ -338,6 +339,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_EVENTS:
 		*ret_verdict = VERDICT_EVENTS;
+		return 0;
+	case MSG_EXPLAIN:
+		*ret_verdict = VERDICT_EXPLAIN;
 		return 0;
 	default:
 		return error_set(err, -EPROTO, "message %s", message_name(message->type));

@@ -33,6 +33,7 @@ enum session_verdict {
 	VERDICT_STATUS,
 	VERDICT_PROGRESS,
 	VERDICT_EVENTS,
+	VERDICT_EXPLAIN,
 };
 
 struct session {

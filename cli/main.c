@@ -7,6 +7,7 @@ static const char help[] =
 	"Usage: strew run [options] -- COMMAND…\n"
 	"       strew status [options]\n"
 	"       strew events [options]\n"
+	"       strew explain NAME [options]\n"
 	"       strew doctor [options]\n"
 	"       strew push PATH --model NAME --version N [options]\n"
 	"\n"
@@ -15,6 +16,7 @@ static const char help[] =
 	"  run      start this node's broker, run a command beside it, end with the command\n"
 	"  status   what the broker has: models, groups, versions, trainers, brokers\n"
 	"  events   how the last updates ended, and how long each stage took\n"
+	"  explain  the way of a tensor: who holds it, who takes which part of it, and how\n"
 	"  doctor   what of this machine is not as strew needs it, and what to do\n"
 	"  push     put a checkpoint into the workers that run now\n"
 	"\n"
@@ -37,6 +39,7 @@ int main(int argc, char **argv)
 		{"run", (char[]){"strew run"}, cmd_run},
 		{"status", (char[]){"strew status"}, cmd_status},
 		{"events", (char[]){"strew events"}, cmd_events},
+		{"explain", (char[]){"strew explain"}, cmd_explain},
 		{"doctor", (char[]){"strew doctor"}, cmd_doctor},
 		{"push", (char[]){"strew push"}, cmd_push},
 	};

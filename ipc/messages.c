@@ -333,6 +333,51 @@ static const struct field event_fields[] = {
 };
 TABLE(event);
 
+static const struct field explain_fields[] = {
+	STR("name", msg_explain, name),
+	STR("model", msg_explain, model),
+	U64("from", msg_explain, from),
+};
+TABLE(explain);
+
+static const struct field explained_row_fields[] = {
+	RANGE("kind", explained, kind, EXPLAINED_HELD, EXPLAINED_PIECE),
+	STR("model", explained, model),
+	STR("tensor", explained, tensor),
+	U32("dtype", explained, dtype),
+	STR("shape", explained, shape),
+	STR("start", explained, start),
+	STR("extent", explained, extent),
+	U64("pid", explained, pid),
+	STR("where", explained, where),
+	U32("rank", explained, rank),
+	U32("replica", explained, replica),
+	U32("part", explained, part),
+	U32("member", explained, member),
+	STR("view", explained, view),
+	STR("parameter", explained, parameter),
+	U32("parameter_dtype", explained, parameter_dtype),
+	STR("parameter_shape", explained, parameter_shape),
+	RANGE("cast", explained, cast, 0, 1),
+	RANGE("staged", explained, staged, 0, 1),
+	RANGE("state", explained, state, 0, STREW_GROUP_LOST),
+	U64("version", explained, version),
+	RANGE("here", explained, here, 0, 1),
+	U32("allocation", explained, allocation),
+	U64("offset", explained, offset),
+	STR("stride", explained, stride),
+	STR("device", explained, device),
+	STR("handle", explained, handle),
+	STR("route", explained, route),
+};
+TABLE(explained_row);
+
+static const struct field explained_fields[] = {
+	U64("total", msg_explained, total),
+	STRUCTS("rows", msg_explained, rows, nrows, LIMIT_EXPLAINED, explained_row),
+};
+TABLE(explained);
+
 static const struct field join_fields[] = {
 	U32("protocol", msg_join, protocol),
 	U64("broker_id", msg_join, broker_id),
@@ -491,6 +536,8 @@ static const struct known {
 	{MSG_PROGRESS_REPLY, "progress_reply", &progress_reply},
 	{MSG_EVENTS, "events", &events},
 	{MSG_EVENT, "event", &event},
+	{MSG_EXPLAIN, "explain", &explain},
+	{MSG_EXPLAINED, "explained", &explained},
 	{MSG_JOIN, "join", &join},
 	{MSG_JOINED, "joined", &joined},
 	{MSG_EPOCH, "epoch", &epoch},

@@ -49,6 +49,8 @@ enum message_type {
 	MSG_PROGRESS_REPLY = 63,
 	MSG_EVENTS = 64, /* p→b: the first update that ended after that one */
 	MSG_EVENT = 65,
+	MSG_EXPLAIN = 66, /* p→b: the way of a tensor; answered by MSG_EXPLAINED or MSG_ERROR */
+	MSG_EXPLAINED = 67,
 	/* broker ↔ lead, TCP */
 	MSG_JOIN = 80, /* m→lead; answered by MSG_JOINED or MSG_ERROR */
 	MSG_JOINED = 81,
@@ -300,6 +302,44 @@ struct msg_event {
 	struct msg_report report;
 };
 
+struct msg_explain {
+	char name[LIMIT_NAME_BYTES];   /* of a tensor or a parameter */
+	char model[LIMIT_MODEL_BYTES]; /* "": of any */
+	uint64_t from;		       /* rows before it are left out */
+};
+
+enum explained_kind { EXPLAINED_HELD = 1, EXPLAINED_PIECE = 2 };
+#define DIMS_BYTES 144 /* "[3, 4096]" of six 64-bit numbers */
+
+/* A box that a trainer rank holds, or a piece of a worker. */
+struct explained {
+	uint32_t kind; /* enum explained_kind */
+	char model[LIMIT_MODEL_BYTES], tensor[LIMIT_NAME_BYTES];
+	uint32_t dtype;
+	char shape[DIMS_BYTES], start[DIMS_BYTES], extent[DIMS_BYTES];
+	uint64_t pid;		   /* 0: not of this node */
+	char where[ADDRESS_BYTES]; /* held elsewhere: the broker's name */
+	uint32_t rank;		   /* held */
+	uint32_t replica, part, member;
+	char view[DIMS_BYTES]; /* piece: start and extent are in it */
+	char parameter[LIMIT_NAME_BYTES];
+	uint32_t parameter_dtype;
+	char parameter_shape[DIMS_BYTES];
+	uint32_t cast, staged, state;
+	uint64_t version; /* the group's; held: the model's committed one */
+	uint32_t here;	  /* 1: what follows is known */
+	uint32_t allocation;
+	uint64_t offset; /* bytes, of the box's first element in the allocation */
+	char stride[DIMS_BYTES];
+	char device[48], handle[16], route[8];
+};
+
+struct msg_explained {
+	uint64_t total; /* rows in all */
+	struct explained *rows;
+	size_t nrows;
+};
+
 struct msg_join {
 	uint32_t protocol;
 	uint64_t broker_id;
@@ -435,6 +475,8 @@ struct message {
 		struct msg_progress_reply progress_reply;
 		struct msg_events events;
 		struct msg_event event;
+		struct msg_explain explain;
+		struct msg_explained explained;
 		struct msg_join join;
 		struct msg_joined joined;
 		struct msg_nonce nonce;

@@ -1,8 +1,10 @@
-/* What a broker answers to those who only look: progress. */
+/* What a broker answers to those who only look: progress, and the way of a tensor. */
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/one.h"
 #include "broker/peers.h"
+#include "strew/strew.h"
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -120,12 +122,134 @@ static void test_progress(void **state)
 	}
 }
 
+#define PIECES 150 /* more than two pages */
+#define COLS 8
+#define PARAMETER_BYTES (PIECES * COLS * 4)
+
+/* A worker that takes each row of a bf16 tensor by a piece of its own, the last row first, into
+ * columns of an f32 parameter. */
+static struct strew_agent *start_scattered(void *memory)
+{
+	struct strew_agent_options options = {.socket = one_broker.socket,
+		.model = "scattered",
+		.members = 1,
+		.gate = STREW_GATE_LIVE,
+		.serve_thread = 1};
+	struct strew_parameter parameter = {.name = "columns",
+		.data = (char *)memory + 64,
+		.dtype = STREW_F32,
+		.ndim = 2,
+		.shape = {COLS, PIECES}};
+	struct strew_agent *agent;
+	uint32_t id;
+
+	assert_int_equal(strew_agent_open(&options, &agent), 0);
+	assert_int_equal(strew_agent_declare(agent, &parameter, &id), 0);
+	for (uint64_t row = 0; row < PIECES; row++) {
+		struct strew_piece piece = {.tensor = "layers.3.rows",
+			.dtype = STREW_BF16,
+			.ndim = 2,
+			.shape = {PIECES, COLS},
+			.view_ndim = 3,
+			.view = {PIECES / 2, 2, COLS},
+			.start = {row / 2, row % 2, 0},
+			.extent = {1, 1, COLS},
+			.parameter = id,
+			.offset = PIECES - 1 - row,
+			.stride = {1, 1, PIECES},
+			.cast = 1};
+
+		assert_int_equal(strew_agent_piece(agent, &piece), 0);
+	}
+	assert_int_equal(strew_agent_register(agent), 0);
+	return agent;
+}
+
+static void ask_explain(struct raw *raw, const char *name, const char *model, uint64_t from)
+{
+	struct message message;
+
+	message_init(&message, MSG_EXPLAIN, ++raw->serial);
+	string_copy(message.u.explain.name, sizeof(message.u.explain.name), name);
+	string_copy(message.u.explain.model, sizeof(message.u.explain.model), model);
+	message.u.explain.from = from;
+	raw_send(raw, &message);
+}
+
+static void check_scattered(const struct explained *row, uint64_t number)
+{
+	char start[64];
+
+	snprintf(start, sizeof(start), "[%d, %d, 0]", (int)number / 2, (int)number % 2);
+	assert_int_equal(row->kind, EXPLAINED_PIECE);
+	assert_string_equal(row->model, "scattered");
+	assert_string_equal(row->tensor, "layers.3.rows");
+	assert_int_equal(row->dtype, STREW_BF16);
+	assert_string_equal(row->shape, "[150, 8]");
+	assert_string_equal(row->view, "[75, 2, 8]");
+	assert_string_equal(row->start, start);
+	assert_string_equal(row->extent, "[1, 1, 8]");
+	assert_string_equal(row->stride, "[1, 1, 150]");
+	assert_string_equal(row->parameter, "columns");
+	assert_int_equal(row->parameter_dtype, STREW_F32);
+	assert_string_equal(row->parameter_shape, "[8, 150]");
+	assert_true(row->cast == 1 && row->staged == 1 && row->here == 1);
+	assert_true(row->pid == (uint64_t)getpid());
+	/* The allocation begins where the host memory does. */
+	assert_true(row->offset == 64 + (PIECES - 1 - number) * 4);
+	assert_string_equal(row->route, "raw");
+	assert_string_equal(row->handle, "memfd");
+	assert_string_equal(row->device, "host");
+}
+
+static void test_explain_in_pages(void **state)
+{
+	static const uint64_t froms[] = {0, 64, 128, 149, 150, UINT64_MAX};
+	static const char *const names[] = {"layers.3.rows", "columns"};
+	struct strew_agent *agent;
+	struct message message;
+	struct raw observer;
+	void *memory;
+
+	(void)state;
+	assert_int_equal(strew_host_alloc(64 + PARAMETER_BYTES, &memory), 0);
+	agent = start_scattered(memory);
+	raw_open(&observer, &one_broker, ROLE_OBSERVER);
+	for (size_t i = 0; i < ARRAY_LEN(froms) * ARRAY_LEN(names); i++) {
+		uint64_t from = froms[i % ARRAY_LEN(froms)];
+		uint64_t left = from < PIECES ? PIECES - from : 0;
+
+		ask_explain(&observer, names[i / ARRAY_LEN(froms)], i % 2 ? "scattered" : "", from);
+		raw_expect(&observer, MSG_EXPLAINED, &message);
+		assert_true(message.serial == observer.serial);
+		assert_int_equal(message.u.explained.total, PIECES);
+		assert_int_equal(message.u.explained.nrows, MIN(left, 64));
+		for (size_t k = 0; k < message.u.explained.nrows; k++) {
+			check_scattered(&message.u.explained.rows[k], from + k);
+		}
+		message_finish(&message);
+	}
+	/* What is not there is refused, with what was perhaps meant; the connection goes on. */
+	ask_explain(&observer, "layers.3.row", "", 0);
+	raw_expect_error(&observer, -ENOENT, "there is layers.3.rows");
+	ask_explain(&observer, "layers.3.rows", "other", 0);
+	raw_expect_error(&observer, -ENOENT, "no tensor or parameter layers.3.rows");
+	ask_explain(&observer, "nothing", "", 0);
+	raw_expect_error(&observer, -ENOENT, "nothing is known here");
+	strew_agent_close(agent);
+	ask_explain(&observer, "layers.3.rows", "", 0);
+	raw_expect_error(&observer, -ENOENT, "layers.3.rows is known here");
+	strew_host_free(memory);
+	raw_close(&observer);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CASE(test_progress),
+		CASE(test_explain_in_pages),
 	};
 
 	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);

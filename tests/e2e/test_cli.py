@@ -220,7 +220,8 @@ def test_status_of_an_idle_broker(stage):
 
 def test_help_and_version(stage):
     programs = (("strew",), ("strew", "run"), ("strew", "status"), ("strew", "push"),
-                ("strew", "doctor"), ("strew", "events"), ("strewd",),
+                ("strew", "doctor"), ("strew", "events"),
+                ("strew", "explain"), ("strewd",),
                 ("tp_worker",), ("trainer",))
     for program in programs:
         result = stage.run(*program, "--help")
@@ -245,6 +246,9 @@ def test_usage_errors(stage):
         (("strew", "status", "--socket", "/" + "x" * 200), "xxx"),
         (("strew", "doctor", "extra"), "extra"),
         (("strew", "events", "extra"), "extra"),
+        (("strew", "explain"), "one NAME"),
+        (("strew", "explain", "a", "b"), "one NAME"),
+        (("strew", "explain", "x" * 512), "one NAME"),
         (("strew", "doctor", "--backend", "tpu"), "--backend tpu"),
         (("strew", "doctor", "--socket", "/" + "x" * 200), "xxx"),
         (("strew", "push"), "PATH"),

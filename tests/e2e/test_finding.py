@@ -1,6 +1,9 @@
-"""Finding out: strew doctor, strew status --watch, strew events."""
+"""Finding out: strew doctor, strew status --watch, strew events, strew explain."""
 
+import itertools
 import json
+import math
+import operator
 import os
 import signal
 import stat
@@ -289,6 +292,116 @@ def progress_stage(stage, broker):
     process.kill()
     process.communicate()
     return row["stage"]
+
+
+def explain(stage, name, *args, broker="broker"):
+    result = stage.run("strew", "explain", name, "--json", "--socket", stage.socket(broker), *args)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+TENSORS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+           *(f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkvo"),
+           *(f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")))
+
+
+def places(row):
+    """Of every element of a piece: its number in the tensor, and in the piece's allocation."""
+    assert math.prod(row["view"]) == math.prod(row["shape"])
+    for index in itertools.product(*map(range, row["extent"])):
+        number = 0
+        for length, start, at in zip(row["view"], row["start"], index):
+            number = number * length + start + at
+        yield number, sum(map(operator.mul, index, row["stride"]))
+
+
+def test_explain(stage):
+    """What is said of each piece is where a push puts the bytes: in two workers, one of which pulls."""
+    stage.broker()
+    workers = [stage.start(f"worker{rank}", "tp_worker", "--config",
+                           scene.CONFIGS / "tiny-llama.json", "--model", "m", "--rank", rank,
+                           "--size", 2, "--socket", stage.socket(), "--partial", "--dump",
+                           stage.dir / f"dump{rank}", *(["--malloc"] if rank else []))
+               for rank in range(2)]
+    for worker in workers:
+        worker.says("registered")
+    rows = {name: explain(stage, name) for name in TENSORS}
+    tensors = {}
+    for name, pieces in rows.items():
+        assert {row["member"] for row in pieces} == {0, 1} and len(pieces) >= 2, pieces
+        shape, = {tuple(row["shape"]) for row in pieces}
+        tensors[name] = ("BF16", list(shape), os.urandom(2 * math.prod(shape)))
+    result = stage.push(scene.safetensors(stage.dir / "m.safetensors", tensors), 7, "--partial")
+    assert result.returncode == 0, result.stderr
+    for worker in workers:
+        worker.says("version 7")
+    for row in explain(stage, TENSORS[0]):
+        assert (row["version"], row["state"], row["apply"]) == (7, "CURRENT", "staged"), row
+    bases = {}
+    for rank, worker in enumerate(workers):
+        for row in (row for pieces in rows.values() for row in pieces if row["member"] == rank):
+            whole = explain(stage, row["parameter"])
+            bases[rank, row["parameter"]] = min(
+                piece["offset"] for piece in whole if piece["member"] == rank)
+            assert row["pid"] == worker.pid and row["route"] == ("pull" if rank else "raw"), row
+            assert not row["cast"] and row["parameter_dtype"] == row["dtype"] == "bf16", row
+    for worker in workers:
+        worker.stop()
+    seen = {name: set() for name in TENSORS}
+    for rank in range(2):
+        index = json.loads((stage.dir / f"dump{rank}.json").read_text())
+        at = {entry["name"]: entry["offset"] for entry in index["parameters"]}
+        memory = (stage.dir / f"dump{rank}").read_bytes()
+        for name, pieces in rows.items():
+            content = tensors[name][2]
+            for row in (row for row in pieces if row["member"] == rank):
+                first = at[row["parameter"]] + row["offset"] - bases[rank, row["parameter"]]
+                for number, place in places(row):
+                    there = memory[first + 2 * place:first + 2 * place + 2]
+                    assert there == content[2 * number:2 * number + 2], (name, number, row)
+                    seen[name].add(number)
+    # Between them the workers take every element that the layout has use for.
+    for name, numbers in seen.items():
+        assert len(numbers) == math.prod(tensors[name][1]), name
+
+
+def test_explain_of_two_nodes(stage):
+    """Boxes of two ranks at two nodes, as each node knows them; and as text."""
+    stage.two_nodes()
+    worker, = stage.workers(1, broker="node")
+    ranks = [stage.trainer("--rank", rank, "--ranks", 2, broker=("lead", "node")[rank],
+                           name=f"rank{rank}") for rank in range(2)]
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def held(broker):
+        return [row for row in explain(stage, name, "--model", "m", broker=broker)
+                if row["kind"] == "held"]
+    scene.wait_until("both ranks at the node", lambda: stage.run(
+        "strew", "explain", name, "--socket", stage.socket("node")).stdout.count(" holds ") == 2)
+    for here, broker in enumerate(("lead", "node")):
+        boxes = held(broker)
+        assert [row["rank"] for row in boxes] == [0, 1], boxes
+        first, second = boxes
+        rows, cols = first["shape"]
+        assert first["start"] == [0, 0] and second["start"] == [first["extent"][0], 0], boxes
+        assert first["extent"][0] + second["extent"][0] == rows, boxes
+        assert first["extent"][1] == second["extent"][1] == cols, boxes
+        assert boxes[here]["pid"] == ranks[here].pid and "offset" in boxes[here], boxes
+        assert "offset" not in boxes[1 - here], boxes
+    pieces = [row for row in explain(stage, name, broker="node") if row["kind"] == "piece"]
+    assert [row["pid"] for row in pieces] == [worker.pid], pieces
+    result = stage.run("strew", "explain", name, "--socket", stage.socket("node"))
+    for word in (f"{name}  bf16 [", f"(process {worker.pid}) takes [0, 0] + ", "at another node",
+                 "raw, staged, CURRENT at version 0", f"rank 1 (process {ranks[1].pid}) holds"):
+        assert word in result.stdout, result.stdout
+    result = stage.run("strew", "explain", "up_proj", "--socket", stage.socket("node"))
+    assert result.returncode == 1 and f"there is {name}" in result.stderr, result.stderr
+    result = stage.run("strew", "explain", name, "--socket", stage.socket("nobody"))
+    assert result.returncode == 4, result
+    for rank in ranks:
+        rank.line()
+    for rank in ranks:
+        rank.end()
 
 
 if __name__ == "__main__":

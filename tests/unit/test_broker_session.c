@@ -28,6 +28,7 @@ static const struct {
 	{MSG_STATUS, ".*..*.", VERDICT_STATUS},
 	{MSG_PROGRESS, ".*..*.", VERDICT_PROGRESS},
 	{MSG_EVENTS, ".*..*.", VERDICT_EVENTS},
+	{MSG_EXPLAIN, ".*..*.", VERDICT_EXPLAIN},
 };
 
 static int give_good(struct desk *desk, unsigned type, enum role role)

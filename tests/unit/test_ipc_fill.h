@@ -58,6 +58,8 @@ static const struct {
 		"number last unix_ms model ended_in version outcome text tensors unwanted bytes "
 		"wire_bytes wait_ns accept_ns move_ns commit_ns total_ns gather_ns local_ns "
 		"wire_ns scatter_ns groups"},
+	{MSG_EXPLAIN, "explain", "name model from"},
+	{MSG_EXPLAINED, "explained", "total rows"},
 	{MSG_JOIN, "join", "protocol broker_id host_id uuid backend nccl slot_bytes name"},
 	{MSG_JOINED, "joined", "broker_id"},
 	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
@@ -288,6 +290,45 @@ static void fill_progress_reply(struct msg_progress_reply *reply)
 	}
 }
 
+static void fill_explained(struct msg_explained *explained)
+{
+	explained->total = any64();
+	explained->nrows =
+		any_list((void **)&explained->rows, sizeof(*explained->rows), LIMIT_EXPLAINED);
+	for (size_t i = 0; i < explained->nrows; i++) {
+		struct explained *row = &explained->rows[i];
+
+		row->kind = between(EXPLAINED_HELD, EXPLAINED_PIECE);
+		STRING(row->model);
+		STRING(row->tensor);
+		row->dtype = any32();
+		STRING(row->shape);
+		STRING(row->start);
+		STRING(row->extent);
+		row->pid = any64();
+		STRING(row->where);
+		row->rank = any32();
+		row->replica = any32();
+		row->part = any32();
+		row->member = any32();
+		STRING(row->view);
+		STRING(row->parameter);
+		row->parameter_dtype = any32();
+		STRING(row->parameter_shape);
+		row->cast = between(0, 1);
+		row->staged = between(0, 1);
+		row->state = between(0, STREW_GROUP_LOST);
+		row->version = any64();
+		row->here = between(0, 1);
+		row->allocation = any32();
+		row->offset = any64();
+		STRING(row->stride);
+		STRING(row->device);
+		STRING(row->handle);
+		STRING(row->route);
+	}
+}
+
 static void fill_joining(struct message *message)
 {
 	struct msg_join *join = &message->u.join;
@@ -507,6 +548,14 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_STATUS_REPLY:
 		fill_status_reply(&message->u.status_reply);
 		break;
+	case MSG_EXPLAIN:
+		STRING(message->u.explain.name);
+		STRING(message->u.explain.model);
+		message->u.explain.from = any64();
+		break;
+	case MSG_EXPLAINED:
+		fill_explained(&message->u.explained);
+		break;
 	case MSG_EVENTS:
 		message->u.events.after = any64();
 		break;
@@ -626,6 +675,10 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 		ret[2] = (struct borrowed){
 			(void **)&status->brokers, status->nbrokers * sizeof(*status->brokers)};
 		return 3;
+	case MSG_EXPLAINED:
+		ret[0] = (struct borrowed){(void **)&message->u.explained.rows,
+			message->u.explained.nrows * sizeof(struct explained)};
+		return 1;
 	case MSG_EVENT:
 		ret[0] = (struct borrowed){(void **)&message->u.event.report.groups,
 			message->u.event.report.ngroups * sizeof(struct group_outcome)};
