@@ -35,6 +35,7 @@
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
 #define LIMIT_SLOT_TYPES 2048u	      /* runs of tensors with one dtype in slots, in one message */
 #define LIMIT_EVENTS 64u	      /* updates that a broker remembers */
+#define LIMIT_READ_BYTES (16u << 20)  /* of a worker's memory, in one answer to read */
 #define LIMIT_EXPLAINED 64u	      /* rows of an answer to explain */
 #define LIMIT_SHARDS 4096u	      /* files of one checkpoint */
 

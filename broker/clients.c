@@ -77,6 +77,12 @@ static void client_put(struct client *client)
 	}
 }
 
+void client_job_done(struct client *client)
+{
+	client->jobs--;
+	client_put(client);
+}
+
 static void released(struct job *job)
 {
 	struct job_release *work = (struct job_release *)job;
@@ -420,6 +426,12 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 		break;
 	case VERDICT_EXPLAIN:
 		explain_answer(client, message);
+		break;
+	case VERDICT_LAYOUT:
+		layout_answer(client, message);
+		break;
+	case VERDICT_READ:
+		read_begin(client, message);
 		break;
 	}
 }

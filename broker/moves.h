@@ -99,6 +99,19 @@ struct job_commit {
 };
 void job_commit_run(struct job *job);
 
+/* Reads a stretch of what a worker has exported into a memfd. Between updates. */
+struct job_read {
+	struct job job;
+	struct moves *moves;
+	struct worker *worker; /* mapped; stays so, as unmapping is a job too */
+	uint32_t allocation;
+	uint64_t offset, bytes; /* inside it */
+	int fd;			/* the result, -1: none; owned */
+	void *reader, *owner;	/* the event loop's */
+	uint64_t serial;
+};
+void job_read_run(struct job *job);
+
 /* Makes a communicator; the old one, if any, is aborted first, since its ranks may be gone. */
 struct job_epoch {
 	struct job job;

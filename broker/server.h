@@ -82,6 +82,7 @@ struct client {
 	bool declared;	     /* a trainer's seal was answered */
 	struct told told;
 	bool release_due; /* gone; its memory is unmapped when the node is idle */
+	bool reading;	  /* a job reads a worker's memory for it */
 	bool gone;	  /* the connection is closed; freed when its last job is done */
 	unsigned jobs;
 };
@@ -280,6 +281,8 @@ void client_ok(struct client *client, uint64_t serial, uint64_t value);
 /* Calls `hit` when that word of the client's page has the value; replaces an earlier watch. */
 void client_watch(
 	struct client *client, size_t word, uint64_t value, void (*hit)(struct watch *watch));
+/* A job that has held the client (client->jobs) is over: it may be freed now. */
+void client_job_done(struct client *client);
 void clients_tick(struct server *server, uint64_t now);
 uint64_t clients_due(const struct server *server);
 void clients_drop_all(struct server *server);
@@ -429,5 +432,9 @@ void events_answer(struct client *client, const struct message *message);
 
 /* explain.c */
 void explain_answer(struct client *client, const struct message *message);
+
+/* readback.c */
+void layout_answer(struct client *client, const struct message *message);
+void read_begin(struct client *client, const struct message *message);
 
 #endif

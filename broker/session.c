@@ -30,6 +30,8 @@ static const struct rule {
 	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
 	{MSG_EVENTS, S(OPEN) | S(LIVE), 0},
 	{MSG_EXPLAIN, S(OPEN) | S(LIVE), 0},
+	{MSG_LAYOUT, S(OPEN), ROLE_OBSERVER},
+	{MSG_READ, S(OPEN), ROLE_OBSERVER},
 };
 
 const char *session_state_name(enum session_state state)
@@ -342,6 +344,12 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_EXPLAIN:
 		*ret_verdict = VERDICT_EXPLAIN;
+		return 0;
+	case MSG_LAYOUT:
+		*ret_verdict = VERDICT_LAYOUT;
+		return 0;
+	case MSG_READ:
+		*ret_verdict = VERDICT_READ;
 		return 0;
 	default:
 		return error_set(err, -EPROTO, "message %s", message_name(message->type));

@@ -34,6 +34,8 @@ enum session_verdict {
 	VERDICT_PROGRESS,
 	VERDICT_EVENTS,
 	VERDICT_EXPLAIN,
+	VERDICT_LAYOUT,
+	VERDICT_READ,
 };
 
 struct session {

@@ -22,6 +22,7 @@ int cmd_push(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_events(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 
 struct conn;
 int status_ask(struct conn *conn, struct message *ret_reply, struct error *err);

@@ -8,6 +8,7 @@ static const char help[] =
 	"       strew status [options]\n"
 	"       strew events [options]\n"
 	"       strew explain NAME [options]\n"
+	"       strew verify FILE|DIRECTORY [options]\n"
 	"       strew doctor [options]\n"
 	"       strew push PATH --model NAME --version N [options]\n"
 	"\n"
@@ -17,6 +18,7 @@ static const char help[] =
 	"  status   what the broker has: models, groups, versions, trainers, brokers\n"
 	"  events   how the last updates ended, and how long each stage took\n"
 	"  explain  the way of a tensor: who holds it, who takes which part of it, and how\n"
+	"  verify   do the workers' bytes equal a checkpoint's?\n"
 	"  doctor   what of this machine is not as strew needs it, and what to do\n"
 	"  push     put a checkpoint into the workers that run now\n"
 	"\n"
@@ -40,6 +42,7 @@ int main(int argc, char **argv)
 		{"status", (char[]){"strew status"}, cmd_status},
 		{"events", (char[]){"strew events"}, cmd_events},
 		{"explain", (char[]){"strew explain"}, cmd_explain},
+		{"verify", (char[]){"strew verify"}, cmd_verify},
 		{"doctor", (char[]){"strew doctor"}, cmd_doctor},
 		{"push", (char[]){"strew push"}, cmd_push},
 	};

@@ -378,6 +378,40 @@ static const struct field explained_fields[] = {
 };
 TABLE(explained);
 
+static const struct field layout_fields[] = {U64("after", msg_layout, after)};
+TABLE(layout);
+
+static const struct field laid_out_fields[] = {
+	U64("worker", msg_laid_out, worker),
+	STR("model", msg_laid_out, model),
+	U32("replica", msg_laid_out, replica),
+	U32("part", msg_laid_out, part),
+	U32("member", msg_laid_out, member),
+	RANGE("partial", msg_laid_out, partial, 0, 1),
+	U64("pid", msg_laid_out, pid),
+	RANGE("state", msg_laid_out, state, 0, STREW_GROUP_LOST),
+	U64("version", msg_laid_out, version),
+	U32("parts", msg_laid_out, parts),
+	U64("bytes", msg_laid_out, bytes),
+	U64("hash", msg_laid_out, hash),
+	LIST("twins", FIELD_U64_LIST, msg_laid_out, twins, ntwins, LIMIT_ALLOCATIONS),
+};
+TABLE(laid_out);
+
+static const struct field read_fields[] = {
+	U64("worker", msg_read, worker),
+	U64("offset", msg_read, offset),
+	U64("bytes", msg_read, bytes),
+	U32("allocation", msg_read, allocation),
+};
+TABLE(read);
+
+static const struct field read_out_fields[] = {
+	RANGE("state", msg_read_out, state, 0, STREW_GROUP_LOST),
+	U64("version", msg_read_out, version),
+};
+TABLE(read_out);
+
 static const struct field join_fields[] = {
 	U32("protocol", msg_join, protocol),
 	U64("broker_id", msg_join, broker_id),
@@ -538,6 +572,10 @@ static const struct known {
 	{MSG_EVENT, "event", &event},
 	{MSG_EXPLAIN, "explain", &explain},
 	{MSG_EXPLAINED, "explained", &explained},
+	{MSG_LAYOUT, "layout", &layout},
+	{MSG_LAID_OUT, "laid_out", &laid_out},
+	{MSG_READ, "read", &read},
+	{MSG_READ_OUT, "read_out", &read_out},
 	{MSG_JOIN, "join", &join},
 	{MSG_JOINED, "joined", &joined},
 	{MSG_EPOCH, "epoch", &epoch},

@@ -51,6 +51,10 @@ enum message_type {
 	MSG_EVENT = 65,
 	MSG_EXPLAIN = 66, /* p→b: the way of a tensor; answered by MSG_EXPLAINED or MSG_ERROR */
 	MSG_EXPLAINED = 67,
+	MSG_LAYOUT = 68, /* p→b: of the next worker here; answered by MSG_PART … and MSG_LAID_OUT */
+	MSG_LAID_OUT = 69, /* b→p */
+	MSG_READ = 70,	   /* p→b: a stretch of a worker's live memory */
+	MSG_READ_OUT = 71, /* b→p; fd 0: a memfd with the bytes */
 	/* broker ↔ lead, TCP */
 	MSG_JOIN = 80, /* m→lead; answered by MSG_JOINED or MSG_ERROR */
 	MSG_JOINED = 81,
@@ -340,6 +344,33 @@ struct msg_explained {
 	size_t nrows;
 };
 
+struct msg_layout {
+	uint64_t after; /* the worker with the next id; 0: the first */
+};
+
+struct msg_laid_out {
+	uint64_t worker; /* its id, for MSG_READ; 0: there are no more */
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t replica, part, member, partial;
+	uint64_t pid;
+	uint32_t state;	  /* of its group */
+	uint64_t version; /* the same */
+	uint32_t parts;
+	uint64_t bytes, hash; /* of the parts together */
+	uint64_t *twins;      /* allocations that are twins of other memory */
+	size_t ntwins;
+};
+
+struct msg_read {
+	uint64_t worker, offset, bytes;
+	uint32_t allocation;
+};
+
+struct msg_read_out {
+	uint32_t state;
+	uint64_t version;
+};
+
 struct msg_join {
 	uint32_t protocol;
 	uint64_t broker_id;
@@ -477,6 +508,10 @@ struct message {
 		struct msg_event event;
 		struct msg_explain explain;
 		struct msg_explained explained;
+		struct msg_layout layout;
+		struct msg_laid_out laid_out;
+		struct msg_read read;
+		struct msg_read_out read_out;
 		struct msg_join join;
 		struct msg_joined joined;
 		struct msg_nonce nonce;

@@ -1,4 +1,5 @@
-/* What a broker answers to those who only look: progress, and the way of a tensor. */
+/* What a broker answers to those who only look: progress, the way of a tensor,
+ * what lies in a worker. */
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/one.h"
@@ -6,7 +7,10 @@
 #include "strew/strew.h"
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
@@ -243,6 +247,130 @@ static void test_explain_in_pages(void **state)
 	raw_close(&observer);
 }
 
+static void ask_read(
+	struct raw *raw, uint64_t worker, uint32_t allocation, uint64_t offset, uint64_t bytes)
+{
+	struct message message;
+
+	message_init(&message, MSG_READ, ++raw->serial);
+	message.u.read = (struct msg_read){
+		.worker = worker, .allocation = allocation, .offset = offset, .bytes = bytes};
+	raw_send(raw, &message);
+}
+
+/* The layout of the worker behind `after`; what is said with it, to be finished. */
+static void ask_layout(
+	struct raw *raw, uint64_t after, struct layout *ret_layout, struct message *ret_message)
+{
+	const struct msg_laid_out *said = &ret_message->u.laid_out;
+	struct blob blob = {0};
+	struct error err;
+	int rc;
+
+	message_init(ret_message, MSG_LAYOUT, ++raw->serial);
+	ret_message->u.layout.after = after;
+	raw_send(raw, ret_message);
+	layout_init(ret_layout);
+	for (;;) {
+		assert_int_equal(conn_receive_wait(
+					 raw->conn, deadline_in_ms(PATIENCE_MS), ret_message, &err),
+			1);
+		if (ret_message->type != MSG_PART) {
+			break;
+		}
+		assert_int_equal(blob_append(&blob, &ret_message->u.part, &err), 0);
+		message_finish(ret_message);
+	}
+	assert_int_equal(ret_message->type, MSG_LAID_OUT);
+	if (said->worker) {
+		rc = blob_check(&blob, said->parts, said->bytes, said->hash, &err);
+		assert_int_equal(rc, 0);
+		assert_int_equal(blob_to_layout(&blob, said->partial, ret_layout, &err), 0);
+	}
+	blob_finish(&blob);
+}
+
+#define LIVE_BYTES (3u << 20)
+
+/* Layout and bytes of a worker that this process is, and what is refused. */
+static void test_reading_back(void **state)
+{
+	struct strew_agent *agent;
+	struct message message;
+	unsigned char *memory;
+	struct layout layout;
+	struct raw observer;
+	uint64_t worker;
+
+	(void)state;
+	assert_int_equal(strew_host_alloc(LIVE_BYTES, (void **)&memory), 0);
+	agent = start_scattered(memory);
+	test_random_fill(memory, LIVE_BYTES);
+	raw_open(&observer, &one_broker, ROLE_OBSERVER);
+	ask_layout(&observer, 0, &layout, &message);
+	worker = message.u.laid_out.worker;
+	assert_true(worker != 0 && message.u.laid_out.pid == (uint64_t)getpid());
+	assert_string_equal(message.u.laid_out.model, "scattered");
+	assert_int_equal(message.u.laid_out.ntwins, 0);
+	assert_int_equal(layout.npieces, PIECES);
+	assert_string_equal(layout.parameters[0].name, "columns");
+	assert_int_equal(layout.parameters[0].offset_bytes, 64);
+	layout_finish(&layout);
+	message_finish(&message);
+	ask_layout(&observer, worker, &layout, &message);
+	assert_true(message.u.laid_out.worker == 0);
+	message_finish(&message);
+	for (int i = 0; i < 50; i++) {
+		uint64_t bytes = 1 + test_random_below(i % 2 ? 100 : LIVE_BYTES);
+		uint64_t offset = test_random_below(LIVE_BYTES - bytes + 1);
+		struct stat st;
+		void *got;
+
+		memory[offset] ^= 0xff; /* live means now */
+		ask_read(&observer, worker, 0, offset, bytes);
+		raw_expect(&observer, MSG_READ_OUT, &message);
+		assert_int_equal(message.nfds, 1);
+		assert_int_equal(fstat(message.fds[0], &st), 0);
+		assert_true((uint64_t)st.st_size >= bytes);
+		got = mmap(NULL, bytes, PROT_READ, MAP_SHARED, message.fds[0], 0);
+		assert_ptr_not_equal(got, MAP_FAILED);
+		assert_memory_equal(got, memory + offset, bytes);
+		munmap(got, bytes);
+		message_finish(&message);
+	}
+	ask_read(&observer, worker + 1000, 0, 0, 1);
+	raw_expect_error(&observer, -ENOENT, "the worker has left");
+	ask_read(&observer, worker, 1, 0, 1);
+	raw_expect_error(&observer, -ERANGE, "no allocation 1");
+	ask_read(&observer, worker, 0, 0, 0);
+	raw_expect_error(&observer, -ERANGE, "0 bytes");
+	ask_read(&observer, worker, 0, 0, LIMIT_READ_BYTES + 1);
+	raw_expect_error(&observer, -ERANGE, "at most");
+	ask_read(&observer, worker, 0, UINT64_MAX, 2);
+	raw_expect_error(&observer, -ERANGE, "allocation of");
+	/* Two at once: at most one is refused, and none is lost. */
+	ask_read(&observer, worker, 0, 0, LIVE_BYTES);
+	ask_read(&observer, worker, 0, 0, LIVE_BYTES);
+	for (int i = 0; i < 2; i++) {
+		struct error err;
+
+		assert_int_equal(conn_receive_wait(observer.conn, deadline_in_ms(PATIENCE_MS),
+					 &message, &err),
+			1);
+		assert_true(message.type == MSG_READ_OUT ||
+			    (message.type == MSG_ERROR && message.u.error.code == WIRE_BUSY));
+		message_finish(&message);
+	}
+	/* The reader and the worker go while it is read. */
+	ask_read(&observer, worker, 0, 0, LIVE_BYTES);
+	raw_close(&observer);
+	raw_open(&observer, &one_broker, ROLE_OBSERVER);
+	ask_read(&observer, worker, 0, 0, LIVE_BYTES);
+	strew_agent_close(agent);
+	raw_close(&observer);
+	strew_host_free(memory);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
@@ -250,6 +378,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_progress),
 		CASE(test_explain_in_pages),
+		CASE(test_reading_back),
 	};
 
 	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);

@@ -221,7 +221,7 @@ def test_status_of_an_idle_broker(stage):
 def test_help_and_version(stage):
     programs = (("strew",), ("strew", "run"), ("strew", "status"), ("strew", "push"),
                 ("strew", "doctor"), ("strew", "events"),
-                ("strew", "explain"), ("strewd",),
+                ("strew", "explain"), ("strew", "verify"), ("strewd",),
                 ("tp_worker",), ("trainer",))
     for program in programs:
         result = stage.run(*program, "--help")
@@ -246,6 +246,7 @@ def test_usage_errors(stage):
         (("strew", "status", "--socket", "/" + "x" * 200), "xxx"),
         (("strew", "doctor", "extra"), "extra"),
         (("strew", "events", "extra"), "extra"),
+        (("strew", "verify"), "one FILE"),
         (("strew", "explain"), "one NAME"),
         (("strew", "explain", "a", "b"), "one NAME"),
         (("strew", "explain", "x" * 512), "one NAME"),

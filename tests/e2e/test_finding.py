@@ -1,10 +1,13 @@
-"""Finding out: strew doctor, strew status --watch, strew events, strew explain."""
+"""Finding out: strew doctor, strew status --watch, strew events, strew explain and strew
+verify."""
 
 import itertools
 import json
 import math
 import operator
 import os
+import pathlib
+import random
 import signal
 import stat
 import subprocess
@@ -402,6 +405,134 @@ def test_explain_of_two_nodes(stage):
         rank.line()
     for rank in ranks:
         rank.end()
+
+
+def verify(stage, path, *args, broker="broker"):
+    return stage.run("strew", "verify", path, "--socket", stage.socket(broker), *args)
+
+
+def whole_checkpoint(stage, broker="broker"):
+    """A file with random values for every tensor of tiny-llama."""
+    config = json.loads((scene.CONFIGS / "tiny-llama.json").read_text())
+    names = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    for layer in range(config["num_hidden_layers"]):
+        names += [f"model.layers.{layer}.{name}.weight" for name in (
+            "input_layernorm", "post_attention_layernorm", *(f"self_attn.{x}_proj" for x in "qkvo"),
+            *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))]
+    tensors = {}
+    for name in names:
+        shape = explain(stage, name, broker=broker)[0]["shape"]
+        tensors[name] = ("BF16", shape, os.urandom(2 * math.prod(shape)))
+    return tensors
+
+
+def test_verify(stage):
+    """Equal after a push, staged and direct, raw and pulled, and not before it."""
+    stage.broker()
+    workers = stage.workers(2) + stage.workers(1, "--replica", 1, "--apply", "direct", prefix="d") + \
+        stage.workers(1, "--replica", 2, "--malloc", prefix="p")
+    tensors = whole_checkpoint(stage)
+    path = scene.safetensors(stage.dir / "m.safetensors", tensors)
+    result = verify(stage, path)
+    assert result.returncode == 1 and "elements differ" in result.stdout, result
+    assert stage.push(path, 3).returncode == 0
+    for worker in workers:
+        worker.says("version 3")
+    result = verify(stage, path)
+    assert result.returncode == 0, result
+    assert f"4 workers, {4 * len(tensors)} tensors in them, " in result.stdout, result.stdout
+    assert "parameters in their twins: 0 differ" in result.stdout, result.stdout
+    assert result.stdout.count("\n") == 1, result.stdout
+    result = verify(stage, path, "--model", "other")
+    assert result.returncode == 1 and "no worker" in result.stderr, result
+    result = verify(stage, stage.dir / "nothing")
+    assert result.returncode == 1 and "nothing" in result.stderr, result
+    result = verify(stage, path, broker="nobody")
+    assert result.returncode == 4, result
+
+
+def poke(pid, offset):
+    """Turns a bit of the first shared memory of a process."""
+    for link in sorted(pathlib.Path(f"/proc/{pid}/fd").iterdir(), key=lambda link: int(link.name)):
+        if "memfd:" in os.readlink(link) and link.stat().st_size >= 1 << 20:
+            file = os.open(link, os.O_RDWR)
+            byte = os.pread(file, 1, offset)[0]
+            assert os.pwrite(file, bytes([byte ^ 1]), offset) == 1
+            os.close(file)
+            return
+    raise AssertionError(f"process {pid} has no memfd")
+
+
+def test_verify_names_what_differs(stage):
+    """A bit in a worker's live memory, a byte in the file, a tensor that is not there or is another."""
+    stage.broker()
+    workers = stage.workers(2)
+    tensors = whole_checkpoint(stage)
+    path = scene.safetensors(stage.dir / "m.safetensors", tensors)
+    assert stage.push(path, 3).returncode == 0
+    for worker in workers:
+        worker.says("version 3")
+    name = "model.layers.1.mlp.down_proj.weight"
+    row = next(row for row in explain(stage, name) if row["member"] == 1)
+    index = [random.randrange(length) for length in row["extent"]]
+    at = row["offset"] + 2 * sum(map(operator.mul, index, row["stride"]))
+    poke(workers[1].pid, at)
+    result = verify(stage, path)
+    where = [start + i for start, i in zip(row["start"], index)]
+    assert result.returncode == 1, result
+    count = math.prod(row["extent"])
+    assert result.stdout.splitlines()[0] == (
+        f"{name}: in model m replica 0 part 0 worker 1 (process {workers[1].pid}) 1 of {count} "
+        f"elements differ, the first at {where}"), (result.stdout, where)
+    assert result.stdout.count("\n") == 2 and ": 1 differ" in result.stdout, result.stdout
+    poke(workers[1].pid, at)
+    assert verify(stage, path).returncode == 0
+    # The file: a byte of a tensor that both have, one less, one of another shape.
+    other = dict(tensors)
+    changed = bytearray(other["model.norm.weight"][2])
+    changed[7] ^= 0x40
+    other["model.norm.weight"] = (*other["model.norm.weight"][:2], bytes(changed))
+    del other["lm_head.weight"]
+    dtype, shape, content = other[name]
+    other[name] = (dtype, shape[::-1], content)
+    key = "model.layers.0.self_attn.k_proj.weight"
+    other[key] = ("F16", *other[key][1:])
+    result = verify(stage, scene.safetensors(stage.dir / "o.safetensors", other))
+    assert result.returncode == 1, result
+    lines = result.stdout.splitlines()
+    for said in ("model.norm.weight: ", "lm_head.weight: ", f"{name}: ", f"{key}: "):
+        assert sum(line.startswith(said) for line in lines) == 2, (said, lines)
+    assert len(lines) == 9, lines
+    for line in lines:
+        if line.startswith("model.norm"):
+            assert line.endswith(" elements differ, the first at [3]"), line
+    for why in ("does not have it", "in another shape", "in another dtype"):
+        assert result.stdout.count(why) == 2, lines
+
+
+def test_verify_and_updates(stage):
+    """While an update is under way it waits, and it does not mix two versions."""
+    stage.broker()
+    worker, = stage.workers(1)
+    tensors = whole_checkpoint(stage)
+    path = scene.safetensors(stage.dir / "m.safetensors", tensors)
+    assert stage.push(path, 3).returncode == 0
+    worker.says("version 3")
+    trainer = stage.trainer("--first", 4)
+    worker.popen.send_signal(signal.SIGSTOP)
+    trainer.line()
+    _, said = watching(stage)
+    said(stage="accepting", version=4)
+    process = stage.start("verify", "strew", "verify", path, "--socket", stage.socket())
+    time.sleep(0.3)  # it may only fail to find what it looks for
+    assert process.popen.poll() is None, process.log
+    worker.popen.send_signal(signal.SIGCONT)
+    trainer.says("version 4 committed")
+    process.end(1)
+    assert "begin again" in process.log, process.log
+    trainer.end()
+    result = verify(stage, path)
+    assert result.returncode == 1 and "elements differ" in result.stdout, result
 
 
 if __name__ == "__main__":

@@ -246,7 +246,8 @@ void op_say_client(struct input *input)
 {
 	static const enum message_type types[] = {MSG_HELLO, MSG_REGISTER, MSG_ALLOCATION, MSG_PART,
 		MSG_SEAL, MSG_WITHDRAW, MSG_CHECKED, MSG_READY, MSG_RESUME, MSG_TRAINER,
-		MSG_PUBLISH, MSG_STATUS, MSG_PROGRESS, MSG_EVENTS, MSG_EXPLAIN};
+		MSG_PUBLISH, MSG_STATUS, MSG_PROGRESS, MSG_EVENTS, MSG_EXPLAIN, MSG_LAYOUT,
+		MSG_READ};
 	struct end *end = choose(input, END_CLIENT);
 	uint8_t which = input_byte(input);
 

@@ -6,7 +6,7 @@
 
 /*
  * By docs/protocol.md, a column a state in the order of enum session_state: '.' breaks the
- * protocol, '*' is for all roles, 'w' for workers, 't' for trainers.
+ * protocol, '*' is for all roles, 'w' for workers, 't' for trainers, 'o' for observers.
  */
 static const struct {
 	unsigned type;
@@ -29,6 +29,8 @@ static const struct {
 	{MSG_PROGRESS, ".*..*.", VERDICT_PROGRESS},
 	{MSG_EVENTS, ".*..*.", VERDICT_EVENTS},
 	{MSG_EXPLAIN, ".*..*.", VERDICT_EXPLAIN},
+	{MSG_LAYOUT, ".o....", VERDICT_LAYOUT},
+	{MSG_READ, ".o....", VERDICT_READ},
 };
 
 static int give_good(struct desk *desk, unsigned type, enum role role)
@@ -73,7 +75,7 @@ static void check_cell(struct desk *desk, unsigned type, enum role role, enum se
 	bring_to(desk, role, state);
 	rc = give_good(desk, type, role);
 	if (cell == '*' || (cell == 'w' && role == ROLE_WORKER) ||
-		(cell == 't' && role == ROLE_TRAINER)) {
+		(cell == 't' && role == ROLE_TRAINER) || (cell == 'o' && role == ROLE_OBSERVER)) {
 		assert_int_equal(rc, 0);
 		assert_int_equal(desk->verdict, verdict);
 		return;

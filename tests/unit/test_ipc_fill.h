@@ -60,6 +60,12 @@ static const struct {
 		"wire_ns scatter_ns groups"},
 	{MSG_EXPLAIN, "explain", "name model from"},
 	{MSG_EXPLAINED, "explained", "total rows"},
+	{MSG_LAYOUT, "layout", "after"},
+	{MSG_LAID_OUT, "laid_out",
+		"worker model replica part member partial pid state version parts bytes hash "
+		"twins"},
+	{MSG_READ, "read", "worker offset bytes allocation"},
+	{MSG_READ_OUT, "read_out", "state version"},
 	{MSG_JOIN, "join", "protocol broker_id host_id uuid backend nccl slot_bytes name"},
 	{MSG_JOINED, "joined", "broker_id"},
 	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
@@ -329,6 +335,41 @@ static void fill_explained(struct msg_explained *explained)
 	}
 }
 
+static void fill_reading(struct message *message)
+{
+	struct msg_laid_out *laid_out = &message->u.laid_out;
+
+	switch (message->type) {
+	case MSG_LAYOUT:
+		message->u.layout.after = any64();
+		break;
+	case MSG_LAID_OUT:
+		laid_out->worker = any64();
+		STRING(laid_out->model);
+		laid_out->replica = any32();
+		laid_out->part = any32();
+		laid_out->member = any32();
+		laid_out->partial = between(0, 1);
+		laid_out->pid = any64();
+		laid_out->state = between(0, STREW_GROUP_LOST);
+		laid_out->version = any64();
+		laid_out->parts = any32();
+		laid_out->bytes = any64();
+		laid_out->hash = any64();
+		any_u64_list(&laid_out->twins, &laid_out->ntwins, LIMIT_ALLOCATIONS);
+		break;
+	case MSG_READ:
+		message->u.read.worker = any64();
+		message->u.read.offset = any64();
+		message->u.read.bytes = any64();
+		message->u.read.allocation = any32();
+		break;
+	default:
+		message->u.read_out.state = between(0, STREW_GROUP_LOST);
+		message->u.read_out.version = any64();
+	}
+}
+
 static void fill_joining(struct message *message)
 {
 	struct msg_join *join = &message->u.join;
@@ -548,6 +589,12 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_STATUS_REPLY:
 		fill_status_reply(&message->u.status_reply);
 		break;
+	case MSG_LAYOUT:
+	case MSG_LAID_OUT:
+	case MSG_READ:
+	case MSG_READ_OUT:
+		fill_reading(message);
+		break;
 	case MSG_EXPLAIN:
 		STRING(message->u.explain.name);
 		STRING(message->u.explain.model);
@@ -675,6 +722,10 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 		ret[2] = (struct borrowed){
 			(void **)&status->brokers, status->nbrokers * sizeof(*status->brokers)};
 		return 3;
+	case MSG_LAID_OUT:
+		ret[0] = (struct borrowed){(void **)&message->u.laid_out.twins,
+			message->u.laid_out.ntwins * sizeof(uint64_t)};
+		return 1;
 	case MSG_EXPLAINED:
 		ret[0] = (struct borrowed){(void **)&message->u.explained.rows,
 			message->u.explained.nrows * sizeof(struct explained)};
