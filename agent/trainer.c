@@ -42,6 +42,7 @@ static void trainer_free(struct strew_trainer *trainer)
 	if (trainer->reported) {
 		message_finish(&trainer->report);
 	}
+	trainer_free_subsets(trainer);
 	manifest_finish(&trainer->manifest);
 	free(trainer->sources);
 	free(trainer->memory);
@@ -270,6 +271,13 @@ int strew_trainer_seal(struct strew_trainer *trainer)
 	return public_return(rc, &err);
 }
 
+static int trainer_seal_again(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
+{
+	int rc = trainer->stage == TRAINER_SEALED ? 0 : trainer_seal(trainer, deadline, err);
+
+	return rc ? rc : trainer_tell_subsets(trainer, deadline, err);
+}
+
 static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
 {
 	bool gone = agent_session_gone(&trainer->session);
@@ -279,8 +287,10 @@ static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, s
 		return error_set(err, -EINVAL, "reconnect: nothing was sealed");
 	}
 	/* A call before this one has got so far, and other ranks were late. */
-	if (!gone && trainer->stage == TRAINER_SEALING) {
-		return trainer_seal(trainer, deadline, err);
+	if (!gone && (trainer->stage == TRAINER_SEALING ||
+			     (trainer->stage == TRAINER_SEALED &&
+				     trainer->subsets_told < trainer->nsubsets))) {
+		return trainer_seal_again(trainer, deadline, err);
 	}
 	if (!gone) {
 		return error_set(err, -EISCONN, "reconnect: the broker is not gone");
@@ -292,8 +302,9 @@ static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, s
 	agent_request_clear(&trainer->session, &trainer->request);
 	trainer_forget(trainer);
 	trainer->stage = TRAINER_DECLARING;
-	rc = trainer_seal(trainer, deadline, err);
-	if (rc && trainer->stage != TRAINER_SEALING) {
+	trainer->subsets_told = 0;
+	rc = trainer_seal_again(trainer, deadline, err);
+	if (rc && trainer->stage != TRAINER_SEALING && trainer->stage != TRAINER_SEALED) {
 		agent_session_lose(&trainer->session, rc, err->text);
 	}
 	return rc;

@@ -34,7 +34,10 @@ struct strew_trainer {
 	size_t cap_sources, cap_memory;
 	struct export_set *set;
 	struct export_page *words;
-	struct agent_request request; /* seal */
+	struct agent_request request;	 /* seal */
+	uint8_t *subsets[LIMIT_SUBSETS]; /* a bit for each tensor of the manifest; owned */
+	uint32_t nsubsets;
+	uint32_t subsets_told; /* how many of them this broker knows */
 	/* the update that was published last */
 	struct agent_request publish; /* cleared when its answer was looked at */
 	uint64_t word_count;	      /* what the page's publish word gets to */
@@ -49,6 +52,10 @@ struct strew_trainer {
 
 /* agent_handler of trainers. */
 int trainer_handle(void *data, struct message *message, struct error *err);
+
+/* Names to this broker the subsets that one before it knew. */
+int trainer_tell_subsets(struct strew_trainer *trainer, uint64_t deadline, struct error *err);
+void trainer_free_subsets(struct strew_trainer *trainer);
 
 /* Forgets the update that was published last; nothing reads the memory any more. */
 void trainer_forget(struct strew_trainer *trainer);

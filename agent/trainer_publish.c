@@ -90,11 +90,14 @@ int trainer_handle(void *data, struct message *message, struct error *err)
 	return 0;
 }
 
-static int check_publish(struct strew_trainer *trainer, uint64_t version, unsigned flags,
-	int timeout_ms, struct error *err)
+static int check_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t version,
+	unsigned flags, int timeout_ms, struct error *err)
 {
 	if (trainer->stage != TRAINER_SEALED) {
 		return error_set(err, -EINVAL, "publish: nothing is sealed");
+	}
+	if (subset > trainer->subsets_told) {
+		return error_set(err, -EINVAL, "publish: subset %u was not named", subset);
 	}
 	if (version == 0 || version == UINT64_MAX) {
 		return error_set(err, -EINVAL, "publish: versions are 1 to 2^64 - 2");
@@ -117,11 +120,11 @@ static int check_publish(struct strew_trainer *trainer, uint64_t version, unsign
 	return agent_session_lost(&trainer->session, err);
 }
 
-static int trainer_publish(struct strew_trainer *trainer, uint64_t version, void *stream,
-	unsigned flags, int timeout_ms, struct error *err)
+static int trainer_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base,
+	uint64_t version, void *stream, unsigned flags, int timeout_ms, struct error *err)
 {
 	struct message message;
-	int rc = check_publish(trainer, version, flags, timeout_ms, err);
+	int rc = check_publish(trainer, subset, version, flags, timeout_ms, err);
 
 	if (rc) {
 		return rc;
@@ -142,6 +145,8 @@ static int trainer_publish(struct strew_trainer *trainer, uint64_t version, void
 	message.u.publish.version = version;
 	message.u.publish.word = trainer->word_count;
 	message.u.publish.flags = flags;
+	message.u.publish.subset = subset;
+	message.u.publish.base = base;
 	message.u.publish.timeout_ms = timeout_ms ? (uint32_t)timeout_ms : LIMIT_UPDATE_MS;
 	rc = agent_session_send(&trainer->session, &message, err);
 	if (rc) {
@@ -156,8 +161,8 @@ static int trainer_publish(struct strew_trainer *trainer, uint64_t version, void
 	return 0;
 }
 
-int strew_trainer_publish(struct strew_trainer *trainer, uint64_t version, void *stream,
-	unsigned flags, int timeout_ms)
+static int publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base, uint64_t version,
+	void *stream, unsigned flags, int timeout_ms)
 {
 	struct error err = {0};
 	int rc;
@@ -167,10 +172,29 @@ int strew_trainer_publish(struct strew_trainer *trainer, uint64_t version, void 
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
-		rc = trainer_publish(trainer, version, stream, flags, timeout_ms, &err);
+		rc = trainer_publish(
+			trainer, subset, base, version, stream, flags, timeout_ms, &err);
 		agent_session_leave(&trainer->session);
 	}
 	return public_return(rc, &err);
+}
+
+int strew_trainer_publish(struct strew_trainer *trainer, uint64_t version, void *stream,
+	unsigned flags, int timeout_ms)
+{
+	return publish(trainer, 0, 0, version, stream, flags, timeout_ms);
+}
+
+int strew_trainer_publish_subset(struct strew_trainer *trainer, uint32_t subset, uint64_t base,
+	uint64_t version, void *stream, unsigned flags, int timeout_ms)
+{
+	struct error err = {0};
+
+	if (!subset) {
+		return public_return(
+			error_set(&err, -EINVAL, "publish: subsets are numbered from 1 on"), &err);
+	}
+	return publish(trainer, subset, base, version, stream, flags, timeout_ms);
 }
 
 int trainer_wait_released(struct strew_trainer *trainer, uint64_t deadline, struct error *err)

@@ -20,7 +20,8 @@
 #define LIMIT_MEMBERS 64u		      /* workers of a group on a node */
 #define LIMIT_GROUPS 64u		      /* groups on a node */
 #define LIMIT_MODELS 16u
-#define LIMIT_RANKS 256u /* trainer ranks of a model */
+#define LIMIT_RANKS 256u  /* trainer ranks of a model */
+#define LIMIT_SUBSETS 64u /* of a model's tensors that can be published */
 /* Communicators that a broker makes before it starts itself anew: NCCL keeps memory of each. */
 #define LIMIT_EPOCHS 100u
 #define LIMIT_BROKERS 64u	      /* brokers of an epoch */

@@ -415,6 +415,13 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 			ranks_publish(client, message);
 		}
 		break;
+	case VERDICT_SUBSET:
+		if (server_is_lead(client->server)) {
+			lead_subset(client, message);
+		} else {
+			ranks_subset(client, message);
+		}
+		break;
 	case VERDICT_STATUS:
 		status_answer(client, message->serial);
 		break;

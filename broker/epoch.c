@@ -536,6 +536,8 @@ static int member_message(struct member *member, const struct message *message, 
 		return member_undeclare(member, message, err);
 	case MSG_RANK_PUBLISH:
 		return member_publish(member, message, err);
+	case MSG_RANK_SUBSET:
+		return member_subset(member, message, err);
 	case MSG_RANK_DONE:
 		return member_done(member, &message->u.rank_done, err);
 	case MSG_ALIVE:

@@ -290,7 +290,7 @@ static uint8_t *find_missing(
 	uint8_t *missing = NULL;
 
 	*ret_nbytes = 0;
-	if (!(node->flags & STREW_PUBLISH_PARTIAL)) {
+	if (!node_partial(node)) {
 		return NULL;
 	}
 	missing = calloc(layout->ntensors / 8 + 1, 1);
@@ -314,7 +314,7 @@ static void send_apply(struct server *server, struct team *team, struct client *
 	missing = find_missing(
 		&server->node, &client->session.worker->layout, &message.u.apply.nmissing);
 	message.u.apply.missing = missing;
-	if (missing || !(server->node.flags & STREW_PUBLISH_PARTIAL)) {
+	if (missing || !node_partial(&server->node)) {
 		client_send(client, &message);
 	}
 	/* Without memory nothing is sent, and the deadline says so: the group is DIRTY then. */

@@ -378,6 +378,8 @@ static int lead_message(struct server *server, struct message *message, struct e
 		return blob_append(&link->blob, &message->u.part, err);
 	case MSG_MANIFEST:
 		return take_manifest(server, &message->u.manifest, err);
+	case MSG_CHOSEN:
+		return subset_chosen(server, &message->u.chosen, err);
 	case MSG_EPOCH:
 		take_epoch(server, &message->u.epoch);
 		return 0;

@@ -55,6 +55,7 @@ static const char *outcome_word(enum strew_outcome outcome)
 static void send_report(struct server *server, struct model *model)
 {
 	struct update *update = &model->update;
+	const struct publication *publication = model_publication(model, update->subset);
 	struct msg_report *report;
 	struct message message;
 
@@ -63,9 +64,9 @@ static void send_report(struct server *server, struct model *model)
 	report->version = update->version;
 	report->outcome = update->outcome;
 	string_copy(report->text, sizeof(report->text), update->text);
-	if (model->publication) {
-		report->tensors = model->publication->manifest.ntensors;
-		report->bytes = manifest_bytes(&model->publication->manifest);
+	if (publication) {
+		report->tensors = publication->manifest.ntensors;
+		report->bytes = manifest_bytes(&publication->manifest);
 	}
 	report->unwanted = update->unwanted == UINT64_MAX ? report->tensors : update->unwanted;
 	report->wire_bytes = server->node.wire_bytes;
@@ -124,20 +125,23 @@ static void find_roots(struct server *server, const struct publication *publicat
 static void do_begin(struct server *server, struct model *model)
 {
 	struct update *update = &model->update;
+	const struct publication *publication = model_publication(model, update->subset);
 	uint64_t now = clock_ns();
 	uint32_t roots[LIMIT_RANKS];
 	struct message message;
 	struct msg_begin begin;
 
 	memset(&begin, 0, sizeof(begin));
-	find_roots(server, model->publication, roots);
+	find_roots(server, publication, roots);
 	begin.roots = roots;
-	begin.nroots = model->publication->nroots;
+	begin.nroots = publication->nroots;
 	begin.epoch = server->epoch.number;
 	begin.update = update->serial;
 	string_copy(begin.model, sizeof(begin.model), model->name);
 	begin.version = update->version;
-	begin.manifest_hash = model->publication->hash;
+	begin.manifest_hash = publication->hash;
+	begin.subset = update->subset;
+	begin.base = update->base;
 	begin.slot_bytes = server->epoch.slot_bytes;
 	begin.flags = update->flags;
 	begin.timeout_ms = update->deadline_ns > now
@@ -195,6 +199,8 @@ static void send_decision(struct server *server, struct model *model, enum messa
 	} else if (type == MSG_COMMIT) {
 		model->committed = update->version;
 		model->decided = true;
+		model->committed_subset = update->subset;
+		model->committed_base = update->base;
 		node_commit(server, &message.u.decision);
 	} else {
 		node_abort(server, update->serial, update->text);
@@ -255,7 +261,8 @@ void lead_ready(struct server *server)
 		nodes += member->state == MEMBER_IN_EPOCH;
 	}
 	for (struct model *model = server->models; model; model = model->next) {
-		if (model->update.state == UPDATE_QUEUED && model->publication) {
+		if (model->update.state == UPDATE_QUEUED &&
+			model_publication(model, model->update.subset)) {
 			server->active = model;
 			server->node.wire_bytes = 0;
 			lead_do(server, model,
@@ -304,6 +311,11 @@ int lead_take_publish(
 	if (!model->publication) {
 		return error_set(err, -EBUSY,
 			"publish: not every rank of the trainer has declared its tensors");
+	}
+	if (!model_publication(model, publish->subset)) {
+		return error_set(err, -ENOENT,
+			"publish: not every rank of the trainer has named subset %u",
+			publish->subset);
 	}
 	return update_publish(&model->update, rank, publish, model->committed, clock_ns(), err);
 }

@@ -274,4 +274,5 @@ void lead_send_manifest(struct model *model, struct member *member)
 	message.u.manifest.nroots = publication->nroots;
 	message.u.manifest.committed = model->committed;
 	member_send(member, &message);
+	lead_send_subsets(model, member);
 }

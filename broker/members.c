@@ -152,8 +152,11 @@ int member_undeclare(struct member *member, const struct message *message, struc
 int member_publish(struct member *member, const struct message *message, struct error *err)
 {
 	const struct msg_rank_publish *said = &message->u.rank_publish;
-	const struct msg_publish publish = {
-		.version = said->version, .flags = said->flags, .timeout_ms = said->timeout_ms};
+	const struct msg_publish publish = {.version = said->version,
+		.flags = said->flags,
+		.timeout_ms = said->timeout_ms,
+		.subset = said->subset,
+		.base = said->base};
 	struct error refusal;
 	struct model *model;
 	struct seat *seat = find_seat(member, said->model, said->rank, &model);
@@ -175,6 +178,33 @@ int member_publish(struct member *member, const struct message *message, struct 
 	}
 	seat->publish_serial = message->serial;
 	answer_ok(member, message->serial);
+	return 0;
+}
+
+int member_subset(struct member *member, const struct message *message, struct error *err)
+{
+	const struct msg_rank_subset *said = &message->u.rank_subset;
+	const struct msg_subset subset = {
+		.subset = said->subset, .tensors = said->tensors, .ntensors = said->ntensors};
+	struct error refusal;
+	struct model *model;
+	struct seat *seat = find_seat(member, said->model, said->rank, &model);
+	int rc = check_owner(model, member, said->rank, "rank_subset", err);
+
+	if (rc) {
+		return rc;
+	}
+	if (!message->serial) {
+		return error_set(err, -EPROTO, "rank_subset without a serial");
+	}
+	rc = seat ? subset_take(
+			    member->server, model, said->rank, &subset, message->serial, &refusal)
+		  : error_set(&refusal, -EBUSY,
+			    "subset: trainer rank %u of model %s is not declared", said->rank,
+			    said->model);
+	if (rc) {
+		member_refuse(member, message->serial, &refusal);
+	}
 	return 0;
 }
 

@@ -38,6 +38,7 @@ void model_drop_publication(struct server *server, struct model *model)
 {
 	struct publication *publication = model->publication;
 
+	subsets_drop(server, model);
 	model->publication = NULL;
 	if (publication && --publication->references == 0) {
 		publication_retire(server, publication);
@@ -65,7 +66,7 @@ static void model_remove(struct server *server, struct model *model)
 	model_drop_publication(server, model);
 	blob_finish(&model->blob);
 	for (uint32_t i = 0; i < LIMIT_RANKS; i++) {
-		manifest_finish(&model->seats[i].declared);
+		seat_finish(&model->seats[i]);
 	}
 	free(model);
 }
@@ -193,8 +194,7 @@ void rank_mapped(struct client *client)
 
 static void seat_empty(struct model *model, uint32_t rank)
 {
-	manifest_finish(&model->seats[rank].declared);
-	memset(&model->seats[rank], 0, sizeof(model->seats[rank]));
+	seat_finish(&model->seats[rank]);
 	for (uint32_t i = 0; i < model->ranks; i++) {
 		if (seat_taken(&model->seats[i])) {
 			return;
@@ -216,7 +216,7 @@ void seat_leave(struct server *server, struct model *model, uint32_t rank, bool 
 	}
 	/* The report that may follow is not for this rank. */
 	model->seats[rank].client = NULL;
-	model->seats[rank].publish_serial = 0;
+	model->seats[rank].publish_serial = model->seats[rank].subset_serial = 0;
 	model->seats[rank].ready = false;
 	lead_rank_lost(server, model, rank, released, where);
 	model_drop_publication(server, model);

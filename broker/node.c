@@ -223,6 +223,23 @@ static int add_crew(struct node *node, struct team *team)
 	return 0;
 }
 
+/* A subset makes a version out of another one: of memory that holds anything else it would make a
+ * mixture, and it never heals what is written in part. */
+static bool has_base(
+	const struct node *node, const struct group *group, char text[LIMIT_TEXT_BYTES])
+{
+	if (!node->subset ||
+		(group->state == STREW_GROUP_CURRENT && group->version == node->base)) {
+		return true;
+	}
+	snprintf(text, LIMIT_TEXT_BYTES,
+		"a subset on version %llu is only for who is CURRENT at that; it holds version "
+		"%llu%s",
+		(unsigned long long)node->base, (unsigned long long)group->version,
+		group->state == STREW_GROUP_CURRENT ? "" : ", if that");
+	return false;
+}
+
 static void collect_teams(struct server *server, const char *model)
 {
 	struct node *node = &server->node;
@@ -233,7 +250,7 @@ static void collect_teams(struct server *server, const char *model)
 		team = team_next(server, team, model)) {
 		struct group_outcome *absent = &node->absent[node->nabsent];
 
-		if (group_stands(&team->group, text)) {
+		if (group_stands(&team->group, text) && has_base(node, &team->group, text)) {
 			if (add_crew(node, team) == 0) {
 				continue;
 			}
@@ -274,6 +291,8 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 {
 	struct node *node = &server->node;
 	struct model *model = model_find(server, begin->model, false);
+	struct publication *publication =
+		model && model->publication ? model_publication(model, begin->subset) : NULL;
 	uint64_t timeout_ns = (uint64_t)begin->timeout_ms * 1000000u;
 	char text[LIMIT_TEXT_BYTES];
 
@@ -285,6 +304,8 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	node->serial = begin->update;
 	node->version = begin->version;
 	node->flags = begin->flags;
+	node->subset = begin->subset;
+	node->base = begin->base;
 	node->unwanted = 0;
 	node->wanted.n = node->slot_types.n = 0;
 	node->touched = false;
@@ -296,7 +317,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	events_begun(server->events, clock_ns());
 	node->gate_deadline = clock_ns() + timeout_ns - timeout_ns / 8;
 	node->update_deadline = clock_ns() + timeout_ns;
-	if (!model || !model->publication || model->publication->hash != begin->manifest_hash ||
+	if (!publication || publication->hash != begin->manifest_hash ||
 		begin->slot_bytes != server->epoch.slot_bytes) {
 		snprintf(text, sizeof(text), "the manifest of model %.100s is not known here",
 			begin->model);
@@ -304,13 +325,13 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 		node_answer(server, MSG_ACCEPT, -ENOENT, text);
 		return;
 	}
-	if (!take_roots(server, model->publication, begin)) {
+	if (!take_roots(server, publication, begin)) {
 		node->nteams = node->nabsent = 0;
 		node_answer(server, MSG_ACCEPT, -EINVAL,
 			"begin names other brokers for the trainer ranks than the manifest");
 		return;
 	}
-	node->publication = model->publication;
+	node->publication = publication;
 	node->publication->references++;
 	node->stage = NODE_PLANNING;
 	collect_teams(server, begin->model);

@@ -12,7 +12,7 @@ static struct plan_for plan_for(const struct server *server)
 		.rank = server->epoch.rank,
 		.roots = server->node.roots,
 		.wire = server->epoch.ranks > 1,
-		.partial = server->node.flags & STREW_PUBLISH_PARTIAL};
+		.partial = node_partial(&server->node)};
 }
 
 static void planned(struct job *job)

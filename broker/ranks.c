@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/server.h"
+#include "plan/subset.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -40,7 +41,8 @@ static struct client *find_rank(struct server *server, uint64_t serial)
 	for (struct client *client = server->clients; client; client = client->next) {
 		if (is_rank(client) && serial &&
 			(client->told.declare_serial == serial ||
-				client->told.publish_serial == serial)) {
+				client->told.publish_serial == serial ||
+				client->told.subset_serial == serial)) {
 			return client;
 		}
 	}
@@ -76,6 +78,25 @@ static void refuse_publish(struct client *client, int code, const char *text)
 
 	end_publish(client);
 	client_error(client, serial, code, text);
+}
+
+static struct seat *seat_of(const struct client *client)
+{
+	return &client->model->seats[client->session.trainer.rank];
+}
+
+static void end_subset(struct client *client, int code, const char *text)
+{
+	struct told *told = &client->told;
+	uint64_t request = told->subset_request;
+
+	told->subset_serial = told->subset_request = 0;
+	if (request && code) {
+		choices_cut(seat_of(client), told->subset - 1);
+		client_error(client, request, code, text);
+	} else if (request) {
+		client_ok(client, request, told->subset);
+	}
 }
 
 void ranks_declare(struct client *client)
@@ -176,6 +197,9 @@ void ranks_link_down(struct server *server)
 	for (struct client *client = server->clients; client; client = client->next) {
 		client->told.declare_serial = 0;
 		client->told.declared = false;
+		if (is_rank(client)) {
+			end_subset(client, -ECONNRESET, "subset: the lead is gone");
+		}
 		client->told.abandoned = client->told.publish_serial != 0;
 		client->told.prepared = in_update(client) && stage == NODE_PREPARED;
 	}
@@ -241,6 +265,57 @@ static int check(const struct client *client, const struct msg_publish *publish,
 	return 0;
 }
 
+static void send_subset(struct client *client, uint32_t number)
+{
+	const struct manifest *declared = &client->session.holder->declared;
+	struct message message;
+	struct msg_rank_subset *request;
+
+	client->told.subset_serial = next_serial(client->server);
+	message_init(&message, MSG_RANK_SUBSET, client->told.subset_serial);
+	request = &message.u.rank_subset;
+	string_copy(request->model, sizeof(request->model), model_of(client));
+	request->rank = client->session.trainer.rank;
+	request->subset = number;
+	request->tensors = seat_of(client)->choices->v[number - 1];
+	request->ntensors = bits_bytes(declared->ntensors);
+	join_send(client->server, &message);
+}
+
+/* To a new lead, of which the process notices nothing. */
+static void send_subsets(struct client *client)
+{
+	const struct choices *choices = seat_of(client)->choices;
+
+	for (uint32_t i = 1; choices && i <= choices->n; i++) {
+		send_subset(client, i);
+	}
+	client->told.subset_serial = 0;
+}
+
+void ranks_subset(struct client *client, const struct message *message)
+{
+	const struct msg_subset *said = &message->u.subset;
+	struct told *told = &client->told;
+	struct error err;
+	int rc;
+
+	if (!client->server->lead.joined || !told->declared) {
+		rc = error_set(&err, -EBUSY,
+			"subset: not every rank of the trainer has declared its tensors");
+	} else {
+		rc = choices_keep(seat_of(client), &client->session.holder->declared, said, &err);
+	}
+	if (rc) {
+		client_error(client, message->serial, rc, err.text);
+		return;
+	}
+	/* An earlier request that still waits was given up by the process. */
+	told->subset_request = message->serial;
+	told->subset = said->subset;
+	send_subset(client, said->subset);
+}
+
 void ranks_publish(struct client *client, const struct message *message)
 {
 	const struct msg_publish *publish = &message->u.publish;
@@ -264,6 +339,8 @@ void ranks_publish(struct client *client, const struct message *message)
 	request.u.rank_publish.version = publish->version;
 	request.u.rank_publish.flags = publish->flags;
 	request.u.rank_publish.timeout_ms = publish->timeout_ms;
+	request.u.rank_publish.subset = publish->subset;
+	request.u.rank_publish.base = publish->base;
 	join_send(server, &request);
 	client_watch(client, WORD_PUBLISH, publish->word, stream_done);
 }
@@ -303,6 +380,7 @@ static void take_declared(struct client *client, const struct message *answer)
 		message.serial = client->session.seal_serial;
 		client_send(client, &message);
 	}
+	send_subsets(client);
 }
 
 static void take_ok(struct server *server, struct client *client, uint64_t serial)
@@ -310,6 +388,8 @@ static void take_ok(struct server *server, struct client *client, uint64_t seria
 	if (client && client->told.publish_serial == serial && !client->told.taken) {
 		client->told.taken = true;
 		client_ok(client, client->told.request_serial, 0);
+	} else if (client && client->told.subset_serial == serial) {
+		end_subset(client, 0, NULL);
 	}
 	for (struct model *model = server->models; model; model = model->next) {
 		if (model->leaving_serial == serial) {
@@ -324,6 +404,8 @@ static void take_refusal(struct client *client, uint64_t serial, const struct ms
 
 	if (client->told.publish_serial == serial && !client->told.taken) {
 		refuse_publish(client, code, said->text);
+	} else if (client->told.subset_serial == serial) {
+		end_subset(client, code, said->text);
 	} else if (client->told.declare_serial == serial) {
 		client->told.declare_serial = 0;
 		client_error(client, client->session.seal_serial, code, said->text);

@@ -14,6 +14,7 @@
 #include "broker/session.h"
 #include "broker/update.h"
 #include "ipc/socket.h"
+#include "strew/trainer.h"
 #include "wire/seal.h"
 
 struct server_options {
@@ -61,6 +62,9 @@ struct told {
 	bool committed; /* by the lead's word; it has not reported yet */
 	/* The lead is gone, nobody will report; prepared was said here, and nothing since. */
 	bool abandoned, prepared;
+	uint64_t subset_serial;	 /* of our request to name a subset, 0: none waits */
+	uint64_t subset_request; /* the trainer's own */
+	uint32_t subset;
 };
 
 /* One connection of the Unix socket. */
@@ -87,16 +91,32 @@ struct client {
 	unsigned jobs;
 };
 
+/* Which tensors of its declaration a rank has in each subset that it has named: a bit for each. */
+struct choices {
+	uint8_t *v[LIMIT_SUBSETS]; /* subset n is v[n - 1] */
+	uint32_t n;
+};
+
 /* The place of one trainer rank: empty, or that of a client here or (lead) of a member's. */
 struct seat {
 	struct client *client;
 	struct member *member;
 	bool ready; /* all of it was declared, and its memory is mapped where it lies */
+	struct choices *choices; /* owned; NULL: none yet */
+	/* lead: the request to name a subset that waits for the other ranks; 0: none */
+	uint64_t subset_serial;
+	uint32_t subset;
 	/* of a member's: */
 	struct manifest declared; /* owned */
 	uint64_t declare_serial;
 	bool answered;		 /* declare was */
 	uint64_t publish_serial; /* 0: nothing that waits for its report */
+};
+
+/* Tensors of a model that can be published by themselves. */
+struct subset {
+	struct publication *publication;
+	uint8_t *tensors; /* a bit for each tensor of the whole manifest; owned */
 };
 
 /* A model that is published here (lead), or was announced by the lead (others). */
@@ -106,12 +126,16 @@ struct model {
 	uint64_t committed; /* version */
 	bool decided;	    /* by a lead whom this broker has heard, not learnt from workers */
 	uint64_t last_use;
-	struct publication *publication; /* NULL: none is sealed */
-	uint32_t ranks;			 /* 0: all seats are empty */
+	struct publication *publication;       /* NULL: none is sealed */
+	struct subset *subsets[LIMIT_SUBSETS]; /* of it; number n is subsets[n - 1] */
+	uint32_t nsubsets;
+	uint32_t ranks; /* 0: all seats are empty */
 	struct seat seats[LIMIT_RANKS];
 	/* lead: */
 	struct blob blob; /* the sealed manifest, for brokers that join */
 	struct update update;
+	uint32_t committed_subset; /* that `committed` was of, 0: everything … */
+	uint64_t committed_base;   /* … else on this version */
 	/* others: */
 	uint64_t doubted;	 /* version that may be committed: the lead was gone then */
 	uint64_t leaving_serial; /* of the last undeclare that the lead has not answered, 0: none */
@@ -132,6 +156,8 @@ struct node {
 	enum node_stage stage;
 	uint64_t epoch, serial, version;
 	uint32_t flags;
+	uint32_t subset; /* 0: everything is published … */
+	uint64_t base;	 /* … else on this version */
 	bool wire;
 	uint64_t deadline; /* of the stage: groups that are late then sit out */
 	uint64_t gate_deadline, update_deadline;
@@ -336,6 +362,39 @@ void model_set(struct server *server, struct model *model, struct publication *p
 void model_drop_publication(struct server *server, struct model *model);
 void models_free(struct server *server);
 
+/* What an update of that subset (0: everything) publishes; NULL: it is not known. */
+static inline struct publication *model_publication(const struct model *model, uint32_t subset)
+{
+	if (!subset) {
+		return model->publication;
+	}
+	return subset <= model->nsubsets ? model->subsets[subset - 1]->publication : NULL;
+}
+
+/* Parameters that no tensor covers keep their bytes, and are no error. */
+static inline bool node_partial(const struct node *node)
+{
+	return (node->flags & STREW_PUBLISH_PARTIAL) || node->subset;
+}
+
+/* subsets.c: tensors that are published by themselves */
+/*
+ * What a rank of any broker names. The answer to `serial` goes out when every rank has named its
+ * part. Refused: a negative code, and nothing has changed.
+ */
+int subset_take(struct server *server, struct model *model, uint32_t rank,
+	const struct msg_subset *said, uint64_t serial, struct error *err);
+void lead_subset(struct client *client, const struct message *message);
+/* Keeps what a rank names, in its seat; the numbers come in order. */
+int choices_keep(struct seat *seat, const struct manifest *declared, const struct msg_subset *said,
+	struct error *err);
+void choices_cut(struct seat *seat, uint32_t n); /* forgets those behind the first n */
+void seat_finish(struct seat *seat);
+void subsets_drop(struct server *server, struct model *model);
+void lead_send_subsets(struct model *model, struct member *member);
+/* At a broker that joined. */
+int subset_chosen(struct server *server, const struct msg_chosen *said, struct error *err);
+
 /* manifests.c: declarations become one manifest */
 /* From the brokers of all ranks: whose memory is here, and where each box lies. -EPROTO: the
  * manifest is not what the trainers here have declared. */
@@ -349,6 +408,7 @@ int member_part(struct member *member, const struct msg_part *part, struct error
 int member_declare(struct member *member, const struct message *message, struct error *err);
 int member_undeclare(struct member *member, const struct message *message, struct error *err);
 int member_publish(struct member *member, const struct message *message, struct error *err);
+int member_subset(struct member *member, const struct message *message, struct error *err);
 int member_done(struct member *member, const struct msg_rank_done *done, struct error *err);
 void member_ranks_lost(struct member *member); /* before the member itself is */
 /* The report for one rank there, if it has published; the message's serial is set. */
@@ -359,6 +419,7 @@ void ranks_joined(struct server *server);
 void ranks_link_down(struct server *server);
 void ranks_declare(struct client *client);
 void ranks_gone(struct client *client);
+void ranks_subset(struct client *client, const struct message *message);
 void ranks_publish(struct client *client, const struct message *message);
 void ranks_released(struct server *server);  /* as node_released() */
 void ranks_committed(struct server *server); /* the node begins its commit */

@@ -26,6 +26,7 @@ static const struct rule {
 	{MSG_READY, S(LIVE) | S(LEAVING), ROLE_WORKER},
 	{MSG_RESUME, S(LIVE), ROLE_WORKER},
 	{MSG_PUBLISH, S(LIVE), ROLE_TRAINER},
+	{MSG_SUBSET, S(LIVE), ROLE_TRAINER},
 	{MSG_STATUS, S(OPEN) | S(LIVE), 0},
 	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
 	{MSG_EVENTS, S(OPEN) | S(LIVE), 0},
@@ -332,6 +333,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_PUBLISH:
 		*ret_verdict = VERDICT_PUBLISH;
+		return 0;
+	case MSG_SUBSET:
+		*ret_verdict = VERDICT_SUBSET;
 		return 0;
 	case MSG_STATUS:
 		*ret_verdict = VERDICT_STATUS;

@@ -48,6 +48,9 @@ static void fill_trainer(const struct model *model, struct status_trainer *said)
 		said->bytes = manifest_bytes(&model->publication->manifest);
 	}
 	said->version = model->committed;
+	said->subsets = model->nsubsets;
+	said->subset = model->committed_subset;
+	said->base = model->committed_base;
 	string_copy(said->stage, sizeof(said->stage), update_state_name(model->update.state));
 }
 

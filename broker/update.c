@@ -52,10 +52,18 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 				(unsigned long long)publish->version,
 				(unsigned long long)committed);
 		}
+		if (publish->subset && publish->base != committed) {
+			return error_set(err, -ESTALE,
+				"subset %u on version %llu, but version %llu was committed last",
+				publish->subset, (unsigned long long)publish->base,
+				(unsigned long long)committed);
+		}
 		reset(update);
 		update->state = UPDATE_RANKS;
 		update->version = publish->version;
 		update->flags = publish->flags;
+		update->subset = publish->subset;
+		update->base = publish->base;
 		update->published_ns = now;
 		update->deadline_ns = now + (uint64_t)timeout_ms * 1000000u;
 	} else if (update->state != UPDATE_RANKS || update->published[rank]) {
@@ -65,6 +73,12 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 		return error_set(err, -EINVAL,
 			"rank %u publishes version %llu, the other ranks version %llu", rank,
 			(unsigned long long)publish->version, (unsigned long long)update->version);
+	} else if (publish->subset != update->subset || publish->base != update->base) {
+		return error_set(err, -EINVAL,
+			"rank %u publishes subset %u on version %llu, the other ranks subset %u on "
+			"version %llu (0: everything)",
+			rank, publish->subset, (unsigned long long)publish->base, update->subset,
+			(unsigned long long)update->base);
 	} else if (publish->flags != update->flags) {
 		return error_set(err, -EINVAL,
 			"rank %u publishes with flags 0x%x, the other ranks with 0x%x", rank,

@@ -36,6 +36,8 @@ struct update {
 	enum update_state state;
 	uint64_t serial, version;
 	uint32_t flags;
+	uint32_t subset; /* 0: everything … */
+	uint64_t base;	 /* … else on this version */
 	uint64_t deadline_ns;
 	bool published[LIMIT_RANKS], done[LIMIT_RANKS];
 	uint32_t nranks;
@@ -62,10 +64,10 @@ struct update {
 void update_init(struct update *update, uint32_t nranks);
 
 /*
- * A rank publishes. The first one sets version, flags and deadline. Refused, with a
- * sentence and nothing changed: -ESTALE (not above `committed`), -EINVAL (another version
- * than the first rank's), -EBUSY (the last update has not ended, or this rank has published
- * already).
+ * A rank publishes. The first one sets version, subset, flags and deadline. Refused, with a
+ * sentence and nothing changed: -ESTALE (not above `committed`, or a subset not on it), -EINVAL
+ * (another version than the first rank's, or the like), -EBUSY (the last update has not ended, or
+ * this rank has published already).
  */
 int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
 	uint64_t committed, uint64_t now, struct error *err);

@@ -190,8 +190,16 @@ static const struct field publish_fields[] = {
 	U64("word", msg_publish, word),
 	U32("flags", msg_publish, flags),
 	U32("timeout_ms", msg_publish, timeout_ms),
+	RANGE("subset", msg_publish, subset, 0, LIMIT_SUBSETS),
+	U64("base", msg_publish, base),
 };
 TABLE(publish);
+
+static const struct field subset_fields[] = {
+	RANGE("subset", msg_subset, subset, 1, LIMIT_SUBSETS),
+	BLOB("tensors", msg_subset, tensors, ntensors),
+};
+TABLE(subset);
 
 static const struct field released_fields[] = {U64("version", msg_released, version)};
 TABLE(released);
@@ -255,6 +263,9 @@ static const struct field status_trainer_fields[] = {
 	U64("bytes", status_trainer, bytes),
 	U64("version", status_trainer, version),
 	STR("stage", status_trainer, stage),
+	U32("subsets", status_trainer, subsets),
+	U32("subset", status_trainer, subset),
+	U64("base", status_trainer, base),
 };
 TABLE(status_trainer);
 
@@ -458,6 +469,15 @@ static const struct field manifest_fields[] = {
 };
 TABLE(manifest);
 
+static const struct field chosen_fields[] = {
+	STR("model", msg_chosen, model),
+	U64("manifest_hash", msg_chosen, manifest_hash),
+	RANGE("subset", msg_chosen, subset, 1, LIMIT_SUBSETS),
+	U64("hash", msg_chosen, hash),
+	BLOB("tensors", msg_chosen, tensors, ntensors),
+};
+TABLE(chosen);
+
 static const struct field begin_fields[] = {
 	U64("epoch", msg_begin, epoch),
 	U64("update", msg_begin, update),
@@ -468,6 +488,8 @@ static const struct field begin_fields[] = {
 	U32("flags", msg_begin, flags),
 	U32("timeout_ms", msg_begin, timeout_ms),
 	LIST("roots", FIELD_U32_LIST, msg_begin, roots, nroots, LIMIT_RANKS),
+	RANGE("subset", msg_begin, subset, 0, LIMIT_SUBSETS),
+	U64("base", msg_begin, base),
 };
 TABLE(begin);
 
@@ -526,6 +548,8 @@ static const struct field rank_publish_fields[] = {
 	U64("version", msg_rank_publish, version),
 	U32("flags", msg_rank_publish, flags),
 	U32("timeout_ms", msg_rank_publish, timeout_ms),
+	RANGE("subset", msg_rank_publish, subset, 0, LIMIT_SUBSETS),
+	U64("base", msg_rank_publish, base),
 };
 TABLE(rank_publish);
 
@@ -535,6 +559,14 @@ static const struct field rank_done_fields[] = {
 	U64("version", msg_rank_done, version),
 };
 TABLE(rank_done);
+
+static const struct field rank_subset_fields[] = {
+	STR("model", msg_rank_subset, model),
+	RANGE("rank", msg_rank_subset, rank, 0, LIMIT_RANKS - 1),
+	RANGE("subset", msg_rank_subset, subset, 1, LIMIT_SUBSETS),
+	BLOB("tensors", msg_rank_subset, tensors, ntensors),
+};
+TABLE(rank_subset);
 
 static const struct known {
 	enum message_type type;
@@ -564,6 +596,7 @@ static const struct known {
 	{MSG_PUBLISH, "publish", &publish},
 	{MSG_RELEASED, "released", &released},
 	{MSG_REPORT, "report", &report},
+	{MSG_SUBSET, "subset", &subset},
 	{MSG_STATUS, "status", &status},
 	{MSG_STATUS_REPLY, "status_reply", &status_reply},
 	{MSG_PROGRESS, "progress", &status},
@@ -581,6 +614,7 @@ static const struct known {
 	{MSG_EPOCH, "epoch", &epoch},
 	{MSG_EPOCH_READY, "epoch_ready", &epoch_ready},
 	{MSG_MANIFEST, "manifest", &manifest},
+	{MSG_CHOSEN, "chosen", &chosen},
 	{MSG_BEGIN, "begin", &begin},
 	{MSG_ACCEPT, "accept", &groups},
 	{MSG_GO, "go", &decision},
@@ -596,6 +630,7 @@ static const struct known {
 	{MSG_UNDECLARE, "undeclare", &undeclare},
 	{MSG_RANK_PUBLISH, "rank_publish", &rank_publish},
 	{MSG_RANK_DONE, "rank_done", &rank_done},
+	{MSG_RANK_SUBSET, "rank_subset", &rank_subset},
 };
 
 static const struct known *find(unsigned type)

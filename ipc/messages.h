@@ -43,6 +43,7 @@ enum message_type {
 	MSG_PUBLISH = 42,  /* trainer→b; answered by MSG_OK (taken) or MSG_ERROR (refused) */
 	MSG_RELEASED = 43, /* b→trainer: the update reads your memory no more */
 	MSG_REPORT = 44,   /* b→trainer: the update has ended */
+	MSG_SUBSET = 45,   /* trainer→b: its part of a subset; answered by MSG_OK or MSG_ERROR */
 	MSG_STATUS = 60,   /* p→b */
 	MSG_STATUS_REPLY = 61,
 	MSG_PROGRESS = 62, /* p→b */
@@ -61,6 +62,7 @@ enum message_type {
 	MSG_EPOCH = 82,	      /* lead→m: make this communicator */
 	MSG_EPOCH_READY = 83, /* m→lead: made (and warm), or why not */
 	MSG_MANIFEST = 84,    /* lead→m: the parts before it are the manifest of this model */
+	MSG_CHOSEN = 85,      /* lead→m: a subset of the manifest that was sent last */
 	MSG_BEGIN = 86,
 	MSG_ACCEPT = 87,
 	MSG_GO = 88,
@@ -77,6 +79,7 @@ enum message_type {
 	MSG_UNDECLARE = 111, /* m→lead: the rank is gone; answered by MSG_OK */
 	MSG_RANK_PUBLISH = 112, /* m→lead; answered by MSG_OK and later MSG_REPORT, or MSG_ERROR */
 	MSG_RANK_DONE = 113,	/* m→lead: the stream of what the rank publishes was seen done */
+	MSG_RANK_SUBSET = 114,	/* m→lead; answered by MSG_OK or MSG_ERROR */
 };
 
 enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
@@ -210,6 +213,15 @@ struct msg_publish {
 	uint64_t word; /* value that the page's publish word will have when the stream is there */
 	uint32_t flags;
 	uint32_t timeout_ms;
+	uint32_t subset; /* 0: everything */
+	uint64_t base;	 /* of a subset: the version of the rest */
+};
+
+struct msg_subset {
+	uint32_t subset; /* its number, from 1 on */
+	const uint8_t
+		*tensors; /* a bit for each tensor of the declaration; borrowed, as in a part */
+	size_t ntensors;  /* bytes */
 };
 
 struct msg_released {
@@ -250,7 +262,10 @@ struct status_trainer {
 	char model[LIMIT_MODEL_BYTES];
 	uint32_t ranks, present;
 	uint64_t tensors, bytes, version;
-	char stage[24]; /* "idle", "moving", … */
+	char stage[24];	  /* "idle", "moving", … */
+	uint32_t subsets; /* that can be published */
+	uint32_t subset;  /* that `version` was of, 0: everything … */
+	uint64_t base;	  /* … else on this version */
 };
 
 struct status_broker {
@@ -414,6 +429,15 @@ struct msg_manifest {
 	uint64_t committed; /* version, 0: none yet */
 };
 
+struct msg_chosen {
+	char model[LIMIT_MODEL_BYTES];
+	uint64_t manifest_hash; /* of the whole */
+	uint32_t subset;
+	uint64_t hash;		/* of the subset's manifest */
+	const uint8_t *tensors; /* a bit for each tensor of the manifest; borrowed, as in a part */
+	size_t ntensors;	/* bytes */
+};
+
 struct msg_begin {
 	uint64_t epoch, update;
 	char model[LIMIT_MODEL_BYTES];
@@ -421,6 +445,8 @@ struct msg_begin {
 	uint32_t flags, timeout_ms; /* timeout: what is left of the update's */
 	uint32_t *roots;	    /* number in this epoch of each trainer rank's broker */
 	size_t nroots;
+	uint32_t subset; /* 0: everything … */
+	uint64_t base;	 /* … else: groups that are not CURRENT at this version sit out */
 };
 
 struct msg_groups { /* accept, prepared, applied */
@@ -470,6 +496,16 @@ struct msg_rank_publish {
 	uint64_t version;
 	uint32_t flags;
 	uint32_t timeout_ms;
+	uint32_t subset;
+	uint64_t base;
+};
+
+struct msg_rank_subset {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank;
+	uint32_t subset;
+	const uint8_t *tensors; /* a bit for each tensor of the rank's share; borrowed */
+	size_t ntensors;	/* bytes */
 };
 
 struct msg_rank_done {
@@ -500,6 +536,7 @@ struct message {
 		struct msg_trainer trainer;
 		struct msg_declared declared;
 		struct msg_publish publish;
+		struct msg_subset subset;
 		struct msg_released released;
 		struct msg_report report;
 		struct msg_status_reply status_reply;
@@ -518,6 +555,7 @@ struct message {
 		struct msg_epoch epoch;
 		struct msg_epoch_ready epoch_ready;
 		struct msg_manifest manifest;
+		struct msg_chosen chosen;
 		struct msg_begin begin;
 		struct msg_groups groups;     /* MSG_ACCEPT, MSG_PREPARED, MSG_APPLIED */
 		struct msg_decision decision; /* MSG_GO, MSG_COMMIT, MSG_ABORT */
@@ -526,6 +564,7 @@ struct message {
 		struct msg_undeclare undeclare;
 		struct msg_rank_publish rank_publish;
 		struct msg_rank_done rank_done;
+		struct msg_rank_subset rank_subset;
 	} u;
 	int fds[LIMIT_FRAME_FDS];
 	unsigned nfds;

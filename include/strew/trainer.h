@@ -115,6 +115,28 @@ STREW_API int strew_trainer_publish(struct strew_trainer *trainer, uint64_t vers
 	unsigned flags, int timeout_ms);
 
 /*
+ * Names some of the declared tensors, once, so that they can be published by themselves: the names
+ * of those that belong to the subset and that this rank has declared (a rank may have none). All
+ * ranks name their subsets in the same order, and the call waits until all have named this one.
+ * *ret_subset numbers them from 1 on; a broker that comes after this one is told of them by
+ * strew_trainer_reconnect(). -ENOENT: a name that was not declared here. -EINVAL names a tensor
+ * that another rank has in it and this one holds a part of as well. -ETIMEDOUT: call it again.
+ * -E2BIG: there are 64 already.
+ */
+STREW_API int strew_trainer_subset(struct strew_trainer *trainer, const char *const *names,
+	size_t nnames, uint32_t *ret_subset);
+
+/*
+ * As strew_trainer_publish(), of that subset alone; the memory of other tensors is not read. All
+ * other tensors are as in `base`, which must be the version that was committed last (0: what
+ * the engines have loaded, before the first), else it is refused with -ESTALE. Parameters that the
+ * subset does not cover keep their bytes; groups that are not CURRENT at `base` sit out, and
+ * only a whole version heals one that is DIRTY.
+ */
+STREW_API int strew_trainer_publish_subset(struct strew_trainer *trainer, uint32_t subset,
+	uint64_t base, uint64_t version, void *stream, unsigned flags, int timeout_ms);
+
+/*
  * Waits until the update no longer reads this process's memory. -ETIMEDOUT does
  * not release: the memory is still lent. After -ECONNRESET it is released once
  * the broker's process has ended, which this call waits for too.

@@ -42,11 +42,12 @@ static const struct {
 	{MSG_RESUME, "resume", ""},
 	{MSG_TRAINER, "trainer", "model rank ranks allocations"},
 	{MSG_DECLARED, "declared", "manifest_hash tensors bytes version"},
-	{MSG_PUBLISH, "publish", "version word flags timeout_ms"},
+	{MSG_PUBLISH, "publish", "version word flags timeout_ms subset base"},
 	{MSG_RELEASED, "released", "version"},
 	{MSG_REPORT, "report",
 		"version outcome text tensors unwanted bytes wire_bytes wait_ns accept_ns move_ns "
 		"commit_ns total_ns gather_ns local_ns wire_ns scatter_ns groups"},
+	{MSG_SUBSET, "subset", "subset tensors"},
 	{MSG_STATUS, "status", ""},
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
@@ -71,8 +72,10 @@ static const struct {
 	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
 	{MSG_EPOCH_READY, "epoch_ready", "epoch code text"},
 	{MSG_MANIFEST, "manifest", "model parts bytes hash roots committed"},
+	{MSG_CHOSEN, "chosen", "model manifest_hash subset hash tensors"},
 	{MSG_BEGIN, "begin",
-		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots"},
+		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots subset "
+		"base"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
 	{MSG_GO, "go", "epoch update replicas wire slot_types text"},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
@@ -85,8 +88,9 @@ static const struct {
 	{MSG_DATA, "data", "epoch rank token"},
 	{MSG_DECLARE, "declare", "model rank ranks parts bytes hash"},
 	{MSG_UNDECLARE, "undeclare", "model rank released"},
-	{MSG_RANK_PUBLISH, "rank_publish", "model rank version flags timeout_ms"},
+	{MSG_RANK_PUBLISH, "rank_publish", "model rank version flags timeout_ms subset base"},
 	{MSG_RANK_DONE, "rank_done", "model rank version"},
+	{MSG_RANK_SUBSET, "rank_subset", "model rank subset tensors"},
 };
 #define CONTRACT_TYPES (sizeof(contract) / sizeof(contract[0]))
 
@@ -249,6 +253,9 @@ static void fill_status_lists(struct msg_status_reply *reply)
 		trainer->bytes = any64();
 		trainer->version = any64();
 		STRING(trainer->stage);
+		trainer->subsets = any32();
+		trainer->subset = any32();
+		trainer->base = any64();
 	}
 	reply->nbrokers =
 		any_list((void **)&reply->brokers, sizeof(*reply->brokers), LIMIT_BROKERS);
@@ -412,6 +419,8 @@ static void fill_update(struct message *message)
 		begin->flags = any32();
 		begin->timeout_ms = any32();
 		any_u32_list(&begin->roots, &begin->nroots, LIMIT_RANKS);
+		begin->subset = between(0, LIMIT_SUBSETS);
+		begin->base = any64();
 		break;
 	case MSG_GO:
 	case MSG_COMMIT:
@@ -463,6 +472,8 @@ static void fill_rank(struct message *message)
 		publish->version = any64();
 		publish->flags = any32();
 		publish->timeout_ms = any32();
+		publish->subset = between(0, LIMIT_SUBSETS);
+		publish->base = any64();
 		break;
 	default:
 		STRING(done->model);
@@ -536,12 +547,42 @@ static void fill_session(struct message *message)
 		message->u.publish.word = any64();
 		message->u.publish.flags = any32();
 		message->u.publish.timeout_ms = any32();
+		message->u.publish.subset = between(0, LIMIT_SUBSETS);
+		message->u.publish.base = any64();
 		break;
 	}
 }
 
 /* The bytes of a part are borrowed from here. */
 static uint8_t part_bytes[4096];
+
+static void fill_subset(struct message *message)
+{
+	struct msg_subset *subset = &message->u.subset;
+	struct msg_chosen *chosen = &message->u.chosen;
+	struct msg_rank_subset *rank = &message->u.rank_subset;
+	size_t n = test_random_below(sizeof(part_bytes));
+
+	test_random_fill(part_bytes, sizeof(part_bytes));
+	if (message->type == MSG_SUBSET) {
+		subset->subset = between(1, LIMIT_SUBSETS);
+		subset->tensors = part_bytes;
+		subset->ntensors = n;
+	} else if (message->type == MSG_CHOSEN) {
+		STRING(chosen->model);
+		chosen->manifest_hash = any64();
+		chosen->subset = between(1, LIMIT_SUBSETS);
+		chosen->hash = any64();
+		chosen->tensors = part_bytes;
+		chosen->ntensors = n;
+	} else {
+		STRING(rank->model);
+		rank->rank = between(0, LIMIT_RANKS - 1);
+		rank->subset = between(1, LIMIT_SUBSETS);
+		rank->tensors = part_bytes;
+		rank->ntensors = n;
+	}
+}
 
 static void fill_message(struct message *message, enum message_type type)
 {
@@ -570,6 +611,11 @@ static void fill_message(struct message *message, enum message_type type)
 		message->u.apply.version = any64();
 		message->u.apply.missing = part_bytes;
 		message->u.apply.nmissing = test_random_below(sizeof(part_bytes));
+		break;
+	case MSG_SUBSET:
+	case MSG_CHOSEN:
+	case MSG_RANK_SUBSET:
+		fill_subset(message);
 		break;
 	case MSG_PART:
 		test_random_fill(part_bytes, sizeof(part_bytes));
@@ -681,6 +727,18 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 	case MSG_APPLY:
 		ret[0] = (struct borrowed){
 			(void **)(uintptr_t)&message->u.apply.missing, message->u.apply.nmissing};
+		return 1;
+	case MSG_SUBSET:
+		ret[0] = (struct borrowed){
+			(void **)(uintptr_t)&message->u.subset.tensors, message->u.subset.ntensors};
+		return 1;
+	case MSG_CHOSEN:
+		ret[0] = (struct borrowed){
+			(void **)(uintptr_t)&message->u.chosen.tensors, message->u.chosen.ntensors};
+		return 1;
+	case MSG_RANK_SUBSET:
+		ret[0] = (struct borrowed){(void **)(uintptr_t)&message->u.rank_subset.tensors,
+			message->u.rank_subset.ntensors};
 		return 1;
 	case MSG_PART:
 		ret[0] = (struct borrowed){
