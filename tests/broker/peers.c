@@ -127,7 +127,7 @@ static bool all_poison(const uint32_t *at, uint64_t n)
 	return true;
 }
 
-void worker_holds_some(const struct worker *worker, uint64_t version, unsigned entries)
+void worker_holds_each(const struct worker *worker, const uint64_t *versions)
 {
 	const uint32_t *at = worker->memory;
 
@@ -135,17 +135,24 @@ void worker_holds_some(const struct worker *worker, uint64_t version, unsigned e
 		const struct rows *rows = &worker->rows[i];
 		uint64_t n = rows->n * rows->cols;
 
-		if (entries >> i & 1) {
-			for (uint64_t k = 0; k < n; k++) {
-				assert_int_equal(at[k],
-					value(rows->tensor, version, rows->first * rows->cols + k));
-			}
-		} else {
-			assert_true(all_poison(at, n));
+		for (uint64_t k = 0; versions[i] && k < n; k++) {
+			assert_int_equal(at[k],
+				value(rows->tensor, versions[i], rows->first * rows->cols + k));
 		}
+		assert_true(versions[i] || all_poison(at, n));
 		assert_true(all_poison(at + n, rows->cols));
 		at += n + rows->cols;
 	}
+}
+
+void worker_holds_some(const struct worker *worker, uint64_t version, unsigned entries)
+{
+	uint64_t versions[PEER_ROWS];
+
+	for (size_t i = 0; i < PEER_ROWS; i++) {
+		versions[i] = entries >> i & 1 ? version : 0;
+	}
+	worker_holds_each(worker, versions);
 }
 
 void worker_holds(const struct worker *worker, uint64_t version)

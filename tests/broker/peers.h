@@ -40,6 +40,8 @@ void worker_stop(struct worker *worker);
 void worker_holds(const struct worker *worker, uint64_t version);
 /* The same for those entries of `rows` whose bits are set; the others are poisoned. */
 void worker_holds_some(const struct worker *worker, uint64_t version, unsigned entries);
+/* The same with a version for each entry; 0: it is poisoned. */
+void worker_holds_each(const struct worker *worker, const uint64_t *versions);
 void worker_is_poisoned(const struct worker *worker);
 /* The agent's next event, which must be of that type (and, of DONE, with that outcome). */
 void worker_event(struct worker *worker, enum strew_event_type type, enum strew_outcome outcome);
