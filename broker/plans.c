@@ -16,6 +16,9 @@
  */
 #define STRETCH_BYTES (1ull << 20)
 #define PLANS_MAX 256 /* kept of each sort; more than groups × models in use */
+/* What was found out about a publication and a set of crews is kept so often: an update of a subset
+ * follows one of another, or of everything, and must not count tensors again. */
+#define MARKS_MAX 64
 
 struct plans {
 	struct gpu *gpu;
@@ -26,9 +29,13 @@ struct plans {
 	struct plan_crew *crews[PLANS_MAX];
 	size_t ncrews;
 	uint64_t uses;
-	uint64_t unwanted, unwanted_mark; /* of the last update, and for whom it was counted */
-	struct slot_types wanted;	  /* the same */
-	uint64_t wanted_mark;
+	struct {
+		uint64_t mark, tensors;
+	} unwanted[MARKS_MAX]; /* at its mark, modulo their number; mark 0: none */
+	struct {
+		uint64_t mark;
+		struct slot_types types;
+	} wanted[MARKS_MAX]; /* the same */
 	uint64_t next_id;
 };
 
@@ -434,21 +441,22 @@ int plans_wanted(struct plans *plans, const struct plan_for *plan_for,
 {
 	const struct publication *publication = plan_for->publication;
 	uint64_t mark = mark_of(publication, crews, ncrews) * 31 + publication->own_root;
+	size_t at = mark % MARKS_MAX;
 	int rc = 0;
 
-	if (plans->wanted_mark != mark) {
+	if (plans->wanted[at].mark != mark) {
 		size_t n;
 		const struct layout **layouts = layouts_of(crews, ncrews, &n);
 
 		rc = layouts ? slot_types_wanted(&publication->manifest, publication->roots,
 				       publication->nroots, publication->own_root, layouts, n,
-				       &plans->wanted)
+				       &plans->wanted[at].types)
 			     : -ENOMEM;
 		free(layouts);
-		plans->wanted_mark = rc ? 0 : mark;
+		plans->wanted[at].mark = rc ? 0 : mark;
 	}
 	if (rc == 0) {
-		*ret_types = plans->wanted;
+		*ret_types = plans->wanted[at].types;
 	}
 	return rc;
 }
@@ -483,10 +491,11 @@ int plans_unwanted(struct plans *plans, const struct publication *publication,
 	const struct crew *const *crews, size_t ncrews, uint64_t *ret_unwanted)
 {
 	uint64_t mark = mark_of(publication, crews, ncrews);
+	size_t at = mark % MARKS_MAX;
 	struct plan_uncovered uncovered;
 	int rc;
 
-	if (plans->unwanted_mark != mark) {
+	if (plans->unwanted[at].mark != mark) {
 		size_t n;
 		const struct layout **layouts = layouts_of(crews, ncrews, &n);
 
@@ -498,10 +507,10 @@ int plans_unwanted(struct plans *plans, const struct publication *publication,
 		if (rc) {
 			return rc;
 		}
-		plans->unwanted = uncovered.tensors;
-		plans->unwanted_mark = mark;
+		plans->unwanted[at].tensors = uncovered.tensors;
+		plans->unwanted[at].mark = mark;
 	}
-	*ret_unwanted = plans->unwanted;
+	*ret_unwanted = plans->unwanted[at].tensors;
 	return 0;
 }
 

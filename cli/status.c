@@ -91,9 +91,14 @@ static void print_others(const struct msg_status_reply *status)
 		char ranks[32], bytes[32];
 
 		snprintf(ranks, sizeof(ranks), "%u/%u", trainer->present, trainer->ranks);
-		printf("%-16s %7s %10" PRIu64 " %10s %10" PRIu64 " %s\n", trainer->model, ranks,
+		printf("%-16s %7s %10" PRIu64 " %10s %10" PRIu64 " %s", trainer->model, ranks,
 			trainer->tensors, format_bytes(bytes, sizeof(bytes), trainer->bytes),
 			trainer->version, trainer->stage);
+		if (trainer->subset) {
+			printf(" (subset %u on version %" PRIu64 ")", trainer->subset,
+				trainer->base);
+		}
+		printf("\n");
 	}
 	if (status->nbrokers) {
 		printf("\n%-6s %-24s %s\n", "BROKER", "NAME", "DEVICE");

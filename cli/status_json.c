@@ -36,6 +36,9 @@ static json_t *trainer_json(const struct status_trainer *trainer)
 	json_put(object, "tensors", trainer->tensors);
 	json_put(object, "bytes", trainer->bytes);
 	json_put(object, "version", trainer->version);
+	json_put(object, "subsets", trainer->subsets);
+	json_put(object, "subset", trainer->subset);
+	json_put(object, "base", trainer->base);
 	json_put_text(object, "stage", trainer->stage);
 	return object;
 }

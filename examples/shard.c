@@ -43,7 +43,7 @@ void shard_finish(struct shard *shard)
 	*shard = (struct shard){0};
 }
 
-uint64_t shard_check(const struct shard *shard, uint64_t version, uint64_t seed)
+uint64_t shard_check(const struct shard *shard, uint64_t version, uint64_t seed, const char *only)
 {
 	uint64_t differ = 0;
 
@@ -58,8 +58,8 @@ uint64_t shard_check(const struct shard *shard, uint64_t version, uint64_t seed)
 			differ += copy[k] != POISON;
 			differ += copy[GUARD_BYTES + bytes + k] != POISON;
 		}
-		differ += values_check(
-			shard->model, parameter, shard->rank, version, seed, copy + GUARD_BYTES);
+		differ += values_check(shard->model, parameter, shard->rank, version, seed, only,
+			copy + GUARD_BYTES);
 		free(copy);
 	}
 	return differ;

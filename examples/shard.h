@@ -22,7 +22,7 @@ void shard_init(struct shard *shard, const struct model *model, uint32_t rank, i
 void shard_finish(struct shard *shard);
 
 /* Bytes that differ from that version of values.h, in parameters and guards. */
-uint64_t shard_check(const struct shard *shard, uint64_t version, uint64_t seed);
+uint64_t shard_check(const struct shard *shard, uint64_t version, uint64_t seed, const char *only);
 
 /* All parameters one after the other into `path`, their places into `path`.json. 0 or -1. */
 int shard_dump(const struct shard *shard, uint64_t version, const char *path);

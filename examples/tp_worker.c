@@ -30,6 +30,7 @@ struct worker {
 	bool ordinary;	   /* which is that of malloc() */
 	uint64_t versions; /* NONE: until SIGTERM */
 	uint64_t seed;	   /* NONE: values are not checked */
+	const char *only;  /* see values.h */
 	uint64_t patience; /* seconds to wait for another broker when this one is gone */
 	bool live, direct, partial;
 	/* what follows from it */
@@ -137,7 +138,7 @@ static void check(struct worker *worker, const char *what)
 
 	printf("worker %" PRIu64 ": version %" PRIu64 " %s", worker->rank, worker->version, what);
 	if (worker->version == 0 || worker->seed != NONE) {
-		differ = shard_check(&worker->shard, worker->version, worker->seed);
+		differ = shard_check(&worker->shard, worker->version, worker->seed, worker->only);
 		worker->mismatches += differ;
 		printf(" bytes=%" PRIu64 " mismatches=%" PRIu64, worker->shard.bytes, differ);
 	}
@@ -264,6 +265,7 @@ static const char usage[] =
 	"  --versions N    end after N versions (else at SIGTERM)\n"
 	"  --reconnect S   when the broker is gone, wait S seconds for another one (0)\n"
 	"  --check SEED    compare each version with what `trainer --seed SEED` sends\n"
+	"  --only TEXT     versions above 1 bring only tensors whose names contain TEXT\n"
 	"  --dump FILE     at the end, write all parameters to FILE, their places to FILE.json\n"
 	"\n"
 	"example: tp_worker --config tiny-llama.json --model demo --rank 0 --size 2 --check 7\n";
@@ -276,6 +278,7 @@ static void parse(int argc, char **argv, struct worker *worker)
 		{.name = "model", .text = &worker->model_name},
 		{.name = "socket", .text = &worker->socket},
 		{.name = "dump", .text = &worker->dump},
+		{.name = "only", .text = &worker->only},
 		{.name = "gate", .text = &gate},
 		{.name = "apply", .text = &apply},
 		{.name = "partial", .flag = &worker->partial},

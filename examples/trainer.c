@@ -30,7 +30,9 @@ struct trainer {
 	int timeout_ms;
 	uint64_t patience; /* seconds to wait for another broker when this one is gone */
 	bool by_line, partial;
-	bool ordinary; /* memory of malloc() */
+	bool ordinary;	  /* memory of malloc() */
+	const char *only; /* above version 1 publish only tensors whose names contain it */
+	uint32_t subset;  /* those */
 	struct model model;
 	struct memory *memory;
 	unsigned char **data; /* of each tensor's box, NULL: this rank has none of it */
@@ -72,6 +74,23 @@ static int declare(struct trainer *trainer, size_t i)
 	return strew_trainer_declare(trainer->strew, &box);
 }
 
+/* Once, so that publishing it says nothing of tensors. Waits until all ranks have done the same. */
+static int name_subset(struct trainer *trainer)
+{
+	const char **names = calloc(trainer->model.ntensors + 1, sizeof(*names));
+	size_t n = 0;
+	int rc;
+
+	for (size_t i = 0; names && i < trainer->model.ntensors; i++) {
+		if (trainer->data[i] && strstr(trainer->model.tensors[i].name, trainer->only)) {
+			names[n++] = trainer->model.tensors[i].name;
+		}
+	}
+	rc = names ? strew_trainer_subset(trainer->strew, names, n, &trainer->subset) : -ENOMEM;
+	free(names);
+	return rc;
+}
+
 static int join(struct trainer *trainer)
 {
 	struct strew_trainer_options options = {
@@ -86,7 +105,8 @@ static int join(struct trainer *trainer)
 		rc = declare(trainer, i);
 	}
 	/* Seal waits until all ranks have declared and the broker has mapped the memory. */
-	return rc < 0 ? rc : strew_trainer_seal(trainer->strew);
+	rc = rc < 0 ? rc : strew_trainer_seal(trainer->strew);
+	return rc < 0 || !trainer->only ? rc : name_subset(trainer);
 }
 
 /* The step: every value of the model becomes that of the new version. */
@@ -145,7 +165,11 @@ static int step(struct trainer *trainer, uint64_t version)
 
 	compute(trainer, version);
 	/* The stream: that of the optimizer's step. Ours has finished already. */
-	rc = strew_trainer_publish(trainer->strew, version, NULL, flags, trainer->timeout_ms);
+	rc = trainer->only && version > 1
+		     ? strew_trainer_publish_subset(trainer->strew, trainer->subset, version - 1,
+			       version, NULL, flags, trainer->timeout_ms)
+		     : strew_trainer_publish(
+			       trainer->strew, version, NULL, flags, trainer->timeout_ms);
 	if (rc < 0) {
 		return rc;
 	}
@@ -180,6 +204,7 @@ static const char usage[] =
 	"  --interval-ms MS   pause between versions (0)\n"
 	"  --reconnect S      when the broker is gone, wait S seconds for another one (0)\n"
 	"  --by-line          publish when a line comes on standard input\n"
+	"  --only TEXT        above version 1 publish only tensors whose names contain TEXT\n"
 	"  --partial          parameters that no tensor covers are not an error\n"
 	"  --timeout SECONDS  deadline of each update (60)\n"
 	"\n"
@@ -194,6 +219,7 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 		{.name = "socket", .text = &trainer->socket},
 		{.name = "by-line", .flag = &trainer->by_line},
 		{.name = "partial", .flag = &trainer->partial},
+		{.name = "only", .text = &trainer->only},
 		{.name = "rank", .number = &trainer->rank},
 		{.name = "ranks", .number = &trainer->ranks},
 		{.name = "versions", .number = &trainer->versions},

@@ -125,8 +125,14 @@ static uint64_t compare(const struct model_parameter *parameter, uint64_t row, u
 	return differ;
 }
 
+uint64_t values_version(const char *tensor, uint64_t version, const char *only)
+{
+	return !only || !version || strstr(tensor, only) ? version : 1;
+}
+
 uint64_t values_check(const struct model *model, const struct model_parameter *parameter,
-	uint32_t rank, uint64_t version, uint64_t seed, const unsigned char *memory)
+	uint32_t rank, uint64_t version, uint64_t seed, const char *only,
+	const unsigned char *memory)
 {
 	size_t element = strew_dtype_size(parameter->dtype);
 	size_t width = parameter->cols * element;
@@ -138,7 +144,9 @@ uint64_t values_check(const struct model *model, const struct model_parameter *p
 		exit(1);
 	}
 	for (uint32_t i = 0; i < 3 && parameter->first + i < model->ntensors; i++) {
-		keys[i] = key_of(model->tensors[parameter->first + i].name, version, seed);
+		const char *name = model->tensors[parameter->first + i].name;
+
+		keys[i] = key_of(name, values_version(name, version, only), seed);
 	}
 	for (uint64_t row = 0; row < parameter->rows; row++, memory += width) {
 		struct origin from;

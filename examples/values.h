@@ -19,9 +19,16 @@ void values_fill(const char *tensor, uint64_t version, uint64_t seed, uint64_t o
 /*
  * Compares a copy of a rank's parameter, byte for byte, with what `version`
  * should have left there (version 0: nothing yet). Returns the number of bytes
- * that differ, and says on stderr where the first one is.
+ * that differ, and says on stderr where the first one is. `only`: as below.
  */
 uint64_t values_check(const struct model *model, const struct model_parameter *parameter,
-	uint32_t rank, uint64_t version, uint64_t seed, const unsigned char *memory);
+	uint32_t rank, uint64_t version, uint64_t seed, const char *only,
+	const unsigned char *memory);
+
+/*
+ * Of which version a tensor's values are where version 1 has brought all tensors and later ones
+ * only those whose names contain `only` (NULL: all).
+ */
+uint64_t values_version(const char *tensor, uint64_t version, const char *only);
 
 #endif

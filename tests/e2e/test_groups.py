@@ -60,6 +60,39 @@ def test_ordinary_memory(stage):
     scene.untouched(workers, 3)
 
 
+def test_subset(stage):
+    """Above version 1 only the q projections, a part of each fused parameter, on two nodes."""
+    subset_test(stage, "q_proj", 3)
+
+
+def test_subset_of_one_layer(stage):
+    """Tensors that lie behind each other, among others that the trainer changes as well."""
+    subset_test(stage, "layers.1.", 9)
+
+
+def subset_test(stage, only, tensors):
+    """All replicas and memories alike; whatever else the trainer has changed stays with it."""
+    stage.two_nodes()
+    workers = stage.workers(2, "--check", 5, "--only", only, "--replica", 0, broker="lead",
+                            prefix="a-")
+    workers += stage.workers(4, "--check", 5, "--only", only, "--replica", 1, "--gate", "live",
+                             "--apply", "direct", broker="node", prefix="b-")
+    workers += stage.workers(1, "--check", 5, "--only", only, "--replica", 2, "--malloc",
+                             broker="node", prefix="c-")
+    trainers = [stage.trainer("--seed", 5, "--versions", 4, "--only", only, "--rank", rank,
+                              "--ranks", 2, broker=broker, name=f"trainer{rank}")
+                for rank, broker in enumerate(("lead", "node"))]
+    for version in (1, 2, 3, 4):
+        publish(trainers, workers, version)
+        for trainer in trainers:
+            assert (f"tensors={tensors} " in trainer.log) == (version > 1), trainer.log
+    status = stage.start("status", "strew", "status", "--socket", stage.socket("lead"))
+    assert "(subset 1 on version 3)" in status.end(), status.log
+    for trainer in trainers:
+        trainer.end()
+    scene.untouched(workers, 4)
+
+
 def test_trainer_ranks(stage):
     """Two ranks on one broker hold a stretch of every tensor's rows each."""
     ranks_test(stage, 2, 2, "tiny-llama")
