@@ -300,7 +300,11 @@ static int take_manifest(struct server *server, const struct msg_manifest *said,
 		return rc;
 	}
 	model_set(server, model, publication);
-	model->committed = MAX(model->committed, said->committed);
+	if (said->committed > model->committed) {
+		model->committed = said->committed;
+		model->committed_subset = 0; /* it is not said */
+		model->committed_base = 0;
+	}
 	teams_missed(server, model->name);
 	log_info("model %s is announced: %zu tensors", model->name, publication->manifest.ntensors);
 	return 0;

@@ -199,8 +199,6 @@ static void send_decision(struct server *server, struct model *model, enum messa
 	} else if (type == MSG_COMMIT) {
 		model->committed = update->version;
 		model->decided = true;
-		model->committed_subset = update->subset;
-		model->committed_base = update->base;
 		node_commit(server, &message.u.decision);
 	} else {
 		node_abort(server, update->serial, update->text);

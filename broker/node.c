@@ -422,6 +422,8 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 	model = model_find(server, node->publication->model, false);
 	if (model && commit->nreplicas) {
 		model->committed = node->version;
+		model->committed_subset = node->subset;
+		model->committed_base = node->base;
 		model->doubted = 0;
 		model->decided = true;
 	}

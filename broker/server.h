@@ -123,8 +123,10 @@ struct subset {
 struct model {
 	char name[LIMIT_MODEL_BYTES];
 	struct model *next;
-	uint64_t committed; /* version */
-	bool decided;	    /* by a lead whom this broker has heard, not learnt from workers */
+	uint64_t committed;	   /* version */
+	uint32_t committed_subset; /* that `committed` was of, 0: everything … */
+	uint64_t committed_base;   /* … else on this version */
+	bool decided; /* by a lead whom this broker has heard, not learnt from workers */
 	uint64_t last_use;
 	struct publication *publication;       /* NULL: none is sealed */
 	struct subset *subsets[LIMIT_SUBSETS]; /* of it; number n is subsets[n - 1] */
@@ -134,8 +136,6 @@ struct model {
 	/* lead: */
 	struct blob blob; /* the sealed manifest, for brokers that join */
 	struct update update;
-	uint32_t committed_subset; /* that `committed` was of, 0: everything … */
-	uint64_t committed_base;   /* … else on this version */
 	/* others: */
 	uint64_t doubted;	 /* version that may be committed: the lead was gone then */
 	uint64_t leaving_serial; /* of the last undeclare that the lead has not answered, 0: none */

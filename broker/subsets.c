@@ -52,7 +52,9 @@ int choices_keep(struct seat *seat, const struct manifest *declared, const struc
 		free(bits);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	memcpy(bits, said->tensors, said->ntensors);
+	if (said->ntensors) {
+		memcpy(bits, said->tensors, said->ntensors);
+	}
 	choices_cut(seat, said->subset - 1);
 	choices->v[choices->n++] = bits;
 	return 0;
@@ -122,7 +124,7 @@ static void *copy_of(const void *data, size_t n, size_t size)
 {
 	void *copy = calloc(n + 1, size);
 
-	if (copy) {
+	if (copy && n) {
 		memcpy(copy, data, n * size);
 	}
 	return copy;
@@ -303,8 +305,9 @@ int subset_take(struct server *server, struct model *model, uint32_t rank,
 	}
 	if (said->subset <= model->nsubsets && said->subset <= n) {
 		rc = bits_check(said->tensors, said->ntensors, seat_declared(seat)->ntensors, err);
-		if (rc == 0 && memcmp(said->tensors, seat->choices->v[said->subset - 1],
-				       said->ntensors) != 0) {
+		if (rc == 0 && said->ntensors &&
+			memcmp(said->tensors, seat->choices->v[said->subset - 1], said->ntensors) !=
+				0) {
 			rc = error_set(
 				err, -EEXIST, "subset %u has other tensors already", said->subset);
 		}

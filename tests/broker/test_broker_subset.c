@@ -561,7 +561,7 @@ static void test_reconnect(void **state)
 	struct strew_report report;
 	struct trainer trainer;
 	struct worker worker;
-	struct broker alone;
+	struct broker alone = {0};
 
 	(void)state;
 	broker_start(&alone, NULL);

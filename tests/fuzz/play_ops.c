@@ -228,8 +228,10 @@ static void say(struct input *input, struct end *end, enum message_type type)
 		message.u.groups.update =
 			type == MSG_BEGIN ? end->serial : play.server->node.serial;
 	}
-	if (type == MSG_BEGIN || type == MSG_MANIFEST || (type >= MSG_DECLARE)) {
+	if (type == MSG_BEGIN || type == MSG_MANIFEST || type == MSG_CHOSEN ||
+		type >= MSG_DECLARE) {
 		char *model = type == MSG_BEGIN	     ? message.u.begin.model
+			      : type == MSG_CHOSEN   ? message.u.chosen.model
 			      : type == MSG_MANIFEST ? message.u.manifest.model
 						     : message.u.declare.model;
 
@@ -247,7 +249,7 @@ void op_say_client(struct input *input)
 	static const enum message_type types[] = {MSG_HELLO, MSG_REGISTER, MSG_ALLOCATION, MSG_PART,
 		MSG_SEAL, MSG_WITHDRAW, MSG_CHECKED, MSG_READY, MSG_RESUME, MSG_TRAINER,
 		MSG_PUBLISH, MSG_STATUS, MSG_PROGRESS, MSG_EVENTS, MSG_EXPLAIN, MSG_LAYOUT,
-		MSG_READ};
+		MSG_READ, MSG_SUBSET};
 	struct end *end = choose(input, END_CLIENT);
 	uint8_t which = input_byte(input);
 
@@ -265,7 +267,7 @@ void op_say_member(struct input *input)
 {
 	static const enum message_type types[] = {MSG_JOIN, MSG_EPOCH_READY, MSG_ACCEPT,
 		MSG_PREPARED, MSG_APPLIED, MSG_PART, MSG_DECLARE, MSG_UNDECLARE, MSG_RANK_PUBLISH,
-		MSG_RANK_DONE, MSG_BYE, MSG_DATA};
+		MSG_RANK_DONE, MSG_BYE, MSG_DATA, MSG_RANK_SUBSET};
 	struct end *end = choose(input, END_MEMBER);
 	uint8_t which = input_byte(input);
 
