@@ -220,6 +220,7 @@ static void on_data(void *data, uint32_t events)
 static void take_epoch(struct server *server, const struct msg_epoch *said)
 {
 	struct lead_link *link = &server->lead;
+	char address[SOCKET_REMOTE_BYTES];
 	struct error err;
 	int rc = 0;
 
@@ -231,8 +232,11 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 		atomic_store(&server->epoch.job.cancel, 1);
 	}
 	if (said->carrier == CARRIER_TCP) {
-		rc = socket_connect_tcp(server->options.join, server->options.key_file != NULL,
-			&link->data_connecting, &err);
+		/* To the very address that has shown the key: a name may have several, and looking
+		 * it up may take longer than a lead waits for a word. */
+		socket_remote(conn_fd(link->conn), address);
+		rc = socket_connect_tcp(
+			address, server->options.key_file != NULL, &link->data_connecting, &err);
 		if (rc == 0) {
 			rc = loop_add(server->loop, link->data_connecting, EPOLLOUT, on_data,
 				server, &link->data_source);
