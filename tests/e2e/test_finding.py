@@ -510,6 +510,28 @@ def test_verify_names_what_differs(stage):
         assert result.stdout.count(why) == 2, lines
 
 
+def test_verify_on_a_gpu(stage):
+    """The same out of a GPU's memory, written raw and staged; and a doctor who finds it in order."""
+    if not has_driver(doctor(stage, "--socket", stage.socket())[1]):
+        raise scene.Skip("there is no GPU")
+    stage.broker(backend="cuda")
+    code, found = doctor(stage, "--socket", stage.socket(), "--backend", "cuda")
+    assert code == 0 and found["socket"][0] == "ok", found
+    assert found["devices"][1].split()[1].startswith("GPU"), found
+    workers = [*stage.workers(1, "--device", 0, "--apply", "direct"),
+               *stage.workers(1, "--device", 0, "--replica", 1, prefix="staged-")]
+    tensors = whole_checkpoint(stage)
+    for row in explain(stage, "lm_head.weight"):
+        assert row["handle"].startswith("CUDA") and row["device"].startswith("GPU-"), row
+    path = scene.safetensors(stage.dir / "m.safetensors", tensors)
+    assert verify(stage, path).returncode == 1
+    assert stage.push(path, 3).returncode == 0
+    for worker in workers:
+        worker.says("version 3")
+    result = verify(stage, path)
+    assert result.returncode == 0 and f"{2 * len(tensors)} tensors" in result.stdout, result
+
+
 def test_verify_and_updates(stage):
     """While an update is under way it waits, and it does not mix two versions."""
     stage.broker()
