@@ -467,6 +467,57 @@ static void test_two_ranks(void **state)
 	}
 }
 
+/* A rank that gives up waiting names it again, and may think better of it. */
+static void test_a_rank_that_names_late(void **state)
+{
+	(void)state;
+	for (unsigned first = 0; first < 2; first++) {
+		static const unsigned before = 1u << FIRST, after = 1u << HALVES;
+		struct starting starts[2];
+		const char *names[PEER_ROWS];
+		uint64_t held[TENSORS];
+		struct scene scene;
+		uint32_t subset = 0;
+		unsigned bits[2];
+		size_t n;
+
+		scene_draw(&scene);
+		for (uint32_t i = 0; i < 2; i++) {
+			starts[i] = (struct starting){.trainer = &scene.ranks[i],
+				.broker = &nodes[i ? 1 - first : first],
+				.options = {.model = "m",
+					.rank = i,
+					.ranks = 2,
+					.timeout_ms = 1500},
+				.rows = scene.held[i],
+				.nrows = scene.nheld[i]};
+			assert_int_equal(
+				pthread_create(&starts[i].thread, NULL, rank_starts, &starts[i]),
+				0);
+		}
+		rank_started(&starts[0], 0, "");
+		rank_started(&starts[1], 0, "");
+		workers_start(&scene);
+		n = names_of(scene.held[0], scene.nheld[0], bits_of_rank(&scene, 0, before), names);
+		assert_int_equal(strew_trainer_subset(scene.ranks[0].trainer, names, n, &subset),
+			-ETIMEDOUT);
+		assert_int_equal(subset, 0);
+		for (uint32_t i = 0; i < 2; i++) {
+			bits[i] = bits_of_rank(&scene, i, after);
+		}
+		both_name(&scene, bits, 0, "", 1);
+		ranks_commit(&scene, ++version);
+		both_publish(&scene, 1, after, version, version + 1);
+		for (unsigned i = 0; i < TENSORS; i++) {
+			held[i] = after >> i & 1 ? version + 1 : version;
+		}
+		version++;
+		expect_rows(&scene, held);
+		workers_stop(&scene);
+		ranks_stop(&scene);
+	}
+}
+
 /* Ranks that do not agree on what they publish, and one that does not come. */
 static void test_ranks_that_differ(void **state)
 {
@@ -596,6 +647,7 @@ int main(void)
 		CASE(test_who_does_not_hold_the_base),
 		CASE(test_dirty_stays_dirty),
 		CASE(test_two_ranks),
+		CASE(test_a_rank_that_names_late),
 		CASE(test_ranks_that_differ),
 		CASE(test_brokers_that_come_back),
 		CASE(test_reconnect),
