@@ -303,6 +303,8 @@ static int trainer_reconnect(struct strew_trainer *trainer, uint64_t deadline, s
 	trainer_forget(trainer);
 	trainer->stage = TRAINER_DECLARING;
 	trainer->subsets_told = 0;
+	free(trainer->subset_late);
+	trainer->subset_late = NULL;
 	rc = trainer_seal_again(trainer, deadline, err);
 	if (rc && trainer->stage != TRAINER_SEALING && trainer->stage != TRAINER_SEALED) {
 		agent_session_lose(&trainer->session, rc, err->text);

@@ -37,6 +37,7 @@ struct strew_trainer {
 	struct agent_request request;	 /* seal */
 	uint8_t *subsets[LIMIT_SUBSETS]; /* a bit for each tensor of the manifest; owned */
 	uint32_t nsubsets;
+	uint8_t *subset_late;  /* of the next one, if the other ranks were late; owned */
 	uint32_t subsets_told; /* how many of them this broker knows */
 	/* the update that was published last */
 	struct agent_request publish; /* cleared when its answer was looked at */

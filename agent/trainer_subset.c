@@ -64,6 +64,21 @@ void trainer_free_subsets(struct strew_trainer *trainer)
 	while (trainer->nsubsets) {
 		free(trainer->subsets[--trainer->nsubsets]);
 	}
+	free(trainer->subset_late);
+	trainer->subset_late = NULL;
+}
+
+/* What the broker has heard counts as soon as the other ranks have named theirs: it is too late to
+ * think better of it. */
+static int check_late(struct strew_trainer *trainer, const uint8_t *bits, struct error *err)
+{
+	if (trainer->subset_late &&
+		memcmp(trainer->subset_late, bits, bits_bytes(trainer->manifest.ntensors)) != 0) {
+		return error_set(err, -EINVAL,
+			"subset: number %u waits for the other ranks with other tensors",
+			trainer->nsubsets + 1);
+	}
+	return 0;
 }
 
 static int trainer_subset(struct strew_trainer *trainer, const char *const *names, size_t n,
@@ -88,10 +103,17 @@ static int trainer_subset(struct strew_trainer *trainer, const char *const *name
 		rc = find_tensors(trainer, names, n, bits, err);
 	}
 	if (rc == 0) {
-		rc = tell(trainer, bits, deadline, err);
+		rc = check_late(trainer, bits, err);
 	}
 	if (rc) {
 		free(bits);
+		return rc;
+	}
+	rc = tell(trainer, bits, deadline, err);
+	free(trainer->subset_late);
+	trainer->subset_late = rc == -ETIMEDOUT ? bits : NULL;
+	if (rc) {
+		free(rc == -ETIMEDOUT ? NULL : bits);
 		return rc;
 	}
 	trainer->subsets[trainer->nsubsets++] = bits;

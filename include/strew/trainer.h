@@ -120,7 +120,8 @@ STREW_API int strew_trainer_publish(struct strew_trainer *trainer, uint64_t vers
  * ranks name their subsets in the same order, and the call waits until all have named this one.
  * *ret_subset numbers them from 1 on; a broker that comes after this one is told of them by
  * strew_trainer_reconnect(). -ENOENT: a name that was not declared here. -EINVAL names a tensor
- * that another rank has in it and this one holds a part of as well. -ETIMEDOUT: call it again.
+ * that another rank has in it and this one holds a part of as well. -ETIMEDOUT: the
+ * other ranks may still come; call it again with the same names.
  * -E2BIG: there are 64 already.
  */
 STREW_API int strew_trainer_subset(struct strew_trainer *trainer, const char *const *names,
