@@ -220,8 +220,8 @@ class Agent(Closing):
             moved = lookup()
             if moved:
                 name, why = next(iter(moved.items()))
-                raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); close this "
-                            "agent and register with a new one")
+                raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); close "
+                            "this agent and register with a new one")
 
     @property
     def state(self) -> str:
