@@ -323,31 +323,43 @@ static int stale(uint64_t base, uint64_t size_bytes, struct error *err)
 		size_bytes, base);
 }
 
+/* Memory that is gone is an invalid value to the driver; any other failure is of the device. */
+static int verify_range(uint64_t base, uint64_t size_bytes, uint64_t buffer_id, struct error *err)
+{
+	uint64_t id = 0;
+	unsigned result = cuda_driver.cuPointerGetAttribute(&id, CUDA_POINTER_BUFFER_ID, base);
+
+	if (result == CUDA_OK || result == CUDA_INVALID_VALUE) {
+		return id == buffer_id && result == CUDA_OK ? 0 : stale(base, size_bytes, err);
+	}
+	return cuda_outcome(err, "cuPointerGetAttribute", result);
+}
+
 static int verify_entry(const struct export_entry *entry, struct error *err)
 {
-	uint64_t id, base, size;
+	uint64_t base, size;
 	cuda_ptr range_base;
 	size_t range_size;
+	int rc = 0;
 
 	if (entry->kind == HANDLE_CUDA_IPC) {
-		if (!attribute(entry->base, CUDA_POINTER_BUFFER_ID, &id) ||
-			id != entry->buffer_id ||
-			cuda_driver.cuMemGetAddressRange(&range_base, &range_size, entry->base) ||
-			range_base != entry->base || range_size != entry->size_bytes) {
+		rc = verify_range(entry->base, entry->size_bytes, entry->buffer_id, err);
+		if (rc == 0 &&
+			(cuda_driver.cuMemGetAddressRange(&range_base, &range_size, entry->base) ||
+				range_base != entry->base || range_size != entry->size_bytes)) {
 			return stale(entry->base, entry->size_bytes, err);
 		}
 	}
-	for (uint32_t i = 0; i < entry->nchunks; i++) {
+	for (uint32_t i = 0; i < entry->nchunks && rc == 0; i++) {
 		const struct export_chunk *chunk = &entry->chunks[i];
 
-		id = 0;
-		if (!attribute(chunk->base, CUDA_POINTER_BUFFER_ID, &id) ||
-			id != chunk->buffer_id || find_chunk(chunk->base, &base, &size, NULL) ||
-			base != chunk->base || size != chunk->size_bytes) {
+		rc = verify_range(chunk->base, chunk->size_bytes, chunk->buffer_id, err);
+		if (rc == 0 && (find_chunk(chunk->base, &base, &size, NULL) ||
+				       base != chunk->base || size != chunk->size_bytes)) {
 			return stale(chunk->base, chunk->size_bytes, err);
 		}
 	}
-	return 0;
+	return rc;
 }
 
 int export_cuda_verify(

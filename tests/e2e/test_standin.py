@@ -143,6 +143,34 @@ def test_shadow_fails_to_be_made(stage):
     scene.untouched(workers, 1)
 
 
+def test_worker_fails_for_good(stage):
+    """A sticky error in a worker's process: it sits the update out, named; its successor takes part."""
+    driver(stage)
+    folder = stage.dir / "worker"
+    folder.mkdir()
+    broker = stage.broker(backend="cuda")
+    good = group(stage, size=1, prefix="good-")
+    bad = stage.start("bad", "tp_worker", "--config", scene.CONFIGS / "tiny-llama.json", "--model",
+                      "m", "--rank", 0, "--size", 1, "--replica", 1, "--device", 0, "--check", 7,
+                      "--socket", stage.socket(), env={"STANDIN_DIR": str(folder)})
+    bad.says("registered")
+    publisher = trainer(stage, "--versions", 3)
+    publish([publisher], good + [bad], 1)
+    (folder / "faults").write_text("cuPointerGetAttribute:1=sticky:719")
+    publisher.line()
+    publisher.says("node 0 replica 1: sat out, ")  # STALE, or LOST if it has ended by then
+    broker.says("replica 1 part 0: worker 0: cuPointerGetAttribute: CUDA_ERROR_LAUNCH_FAILED")
+    for worker in good:
+        worker.says("version 2 ok")
+    log = bad.end(1)  # its own reading fails
+    assert "update sat out, STALE: worker 0: cuPointerGetAttribute: CUDA_ERROR_LAUNCH" in log, log
+    broker.says("replica 1 part 0: worker 0 is gone")
+    bad = group(stage, "--replica", 1, size=1, prefix="next-")
+    publish([publisher], good + bad, 3)
+    publisher.end(1)  # a group has sat out
+    scene.untouched(good + bad, 3)
+
+
 def test_no_peer_access(stage):
     """Two GPUs that do not reach one another: refused by both names, and the others are served."""
     driver(stage, devices=2, peers=0)

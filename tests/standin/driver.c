@@ -30,6 +30,9 @@ unsigned driver_enter(const char *call, struct standin_cell *_Atomic *cell)
 		return NOT_INITIALIZED;
 	}
 	fault = standin_enter(call, cell);
+	if (fault.kind == FAULT_STICKY && depth) {
+		driver_break(stack[depth - 1], fault.argument);
+	}
 	return fault.kind == FAULT_NONE ? CUDA_OK : fault.argument;
 }
 
