@@ -11,7 +11,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct cuda_ctx contexts[DEVICES_MAX];
-static int devices, visible[DEVICES_MAX];
+static int devices;
 static atomic_int initialised; /* the process that was; a fork has to begin anew, and cannot */
 
 static __thread struct cuda_ctx *stack[CONTEXTS_DEEP];
@@ -70,21 +70,6 @@ int driver_devices(void)
 	return devices;
 }
 
-int driver_physical(int device)
-{
-	return visible[device];
-}
-
-int driver_seen(int physical)
-{
-	for (int i = 0; i < devices; i++) {
-		if (visible[i] == physical) {
-			return i;
-		}
-	}
-	return -1;
-}
-
 struct cuda_ctx *driver_ctx(int device)
 {
 	return device >= 0 && device < devices ? &contexts[device] : NULL;
@@ -99,21 +84,10 @@ bool driver_peers(void)
 
 static void list_devices(void)
 {
-	const char *count = getenv("STANDIN_DEVICES"), *seen = getenv("STANDIN_VISIBLE");
+	const char *count = getenv("STANDIN_DEVICES");
 	int n = count ? atoi(count) : 1;
 
-	n = n < 0 ? 0 : n > DEVICES_MAX ? DEVICES_MAX : n;
-	devices = 0;
-	if (!seen) {
-		for (; devices < n; devices++) {
-			visible[devices] = devices;
-		}
-	}
-	for (const char *at = seen; at && *at && devices < DEVICES_MAX; at++) {
-		if (*at >= '0' && *at - '0' < n) {
-			visible[devices++] = *at - '0';
-		}
-	}
+	devices = n < 0 ? 0 : n > DEVICES_MAX ? DEVICES_MAX : n;
 	for (int i = 0; i < devices; i++) {
 		contexts[i].device = i;
 	}
@@ -231,7 +205,7 @@ unsigned cuDeviceGetName(char *name, int len, int device)
 	if (!driver_ctx(device)) {
 		return INVALID_DEVICE;
 	}
-	snprintf(name, (size_t)len, "stand-in %d", visible[device]);
+	snprintf(name, (size_t)len, "stand-in %d", device);
 	return CUDA_OK;
 }
 
@@ -243,7 +217,7 @@ unsigned cuDeviceGetUuid_v2(struct cuda_uuid *ret_uuid, int device)
 		return INVALID_DEVICE;
 	}
 	memcpy(ret_uuid->bytes, "strew stand-in ", sizeof(ret_uuid->bytes));
-	ret_uuid->bytes[15] = (char)('0' + visible[device]);
+	ret_uuid->bytes[15] = (char)('0' + device);
 	return CUDA_OK;
 }
 
@@ -338,13 +312,6 @@ unsigned cuCtxSetCurrent(struct cuda_ctx *ctx)
 	}
 	depth += depth == 0;
 	stack[depth - 1] = ctx;
-	return CUDA_OK;
-}
-
-unsigned cuCtxGetCurrent(struct cuda_ctx **ret_ctx)
-{
-	ENTER(cuCtxGetCurrent);
-	*ret_ctx = depth ? stack[depth - 1] : NULL;
 	return CUDA_OK;
 }
 

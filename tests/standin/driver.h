@@ -28,7 +28,6 @@ enum {
 
 /* Entry points that tests, examples or others than strew call. */
 #define STANDIN_CALLS(X)                                                                           \
-	X(cuCtxGetCurrent, cuCtxGetCurrent, (struct cuda_ctx **))                                  \
 	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
 	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
 	X(cuMemCreate, cuMemCreate,                                                                \
@@ -37,12 +36,7 @@ enum {
 	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
 	X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2,                                                 \
 		(cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))                                \
-	X(cuMemsetD8, cuMemsetD8_v2, (cuda_ptr, unsigned char, size_t))                            \
 	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
-	X(cuStreamWaitValue64, cuStreamWaitValue64_v2,                                             \
-		(struct cuda_stream *, cuda_ptr, uint64_t, unsigned))                              \
-	X(cuLaunchHostFunc, cuLaunchHostFunc, (struct cuda_stream *, void (*)(void *), void *))    \
-	X(cuEventSynchronize, cuEventSynchronize, (struct cuda_event *))                           \
 	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
 		(float *, struct cuda_event *, struct cuda_event *))
 
@@ -91,9 +85,6 @@ struct cuda_ctx {
 };
 
 int driver_devices(void);
-/* Of the machine's GPUs the one that this process calls `device`, and back (-1: not seen). */
-int driver_physical(int device);
-int driver_seen(int physical);
 struct cuda_ctx *driver_ctx(int device);
 bool driver_peers(void);
 void driver_break(struct cuda_ctx *ctx, unsigned code);
@@ -106,6 +97,7 @@ unsigned stream_kernel(struct cuda_ctx *ctx, struct cuda_stream *stream, const s
 	const void *launch, size_t launch_bytes);
 /* Waits until all streams of the context are empty: what frees memory does. */
 void streams_drain(struct cuda_ctx *ctx);
+void stream_drain_legacy(struct cuda_ctx *ctx);
 
 /* Address spaces (memory.c). */
 enum space_kind {
@@ -160,6 +152,9 @@ unsigned space_fits(int device, size_t size);
 void spaces_hold(void);
 void spaces_release(void);
 char *space_reach(int device, cuda_ptr address, size_t *len_bytes, unsigned access);
+
+/* In which ways the chunk may be shared (chunks.c). */
+int chunk_types(const struct chunk *chunk);
 
 /* Kernels (kernels.c). `launch` is what kernel_launch() has made, on the stream by kernel_run(). */
 unsigned kernel_run(int device, const void *launch);

@@ -24,7 +24,6 @@ static struct standin_cell fallback[CELLS], *cells;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct {
-	char text[PLAN_BYTES];
 	unsigned number;
 	struct entry entries[ENTRIES];
 	size_t n;
@@ -161,7 +160,6 @@ static void take_plan(const char *text)
 {
 	char copy[PLAN_BYTES], *save = NULL;
 
-	snprintf(plan.text, sizeof(plan.text), "%s", text);
 	snprintf(copy, sizeof(copy), "%s", text);
 	plan.number++;
 	plan.n = 0;
@@ -173,10 +171,10 @@ static void take_plan(const char *text)
 	}
 }
 
-/* The file if it is there, else the variable. A new file counts anew even if it says the same. */
+/* A new file counts anew even if it says the same. */
 static void look(void)
 {
-	const char *folder = getenv("STANDIN_DIR"), *set = getenv("STANDIN_FAULTS");
+	const char *folder = getenv("STANDIN_DIR");
 	char path[512], text[PLAN_BYTES] = "";
 	struct stat stat_;
 	FILE *file;
@@ -184,9 +182,6 @@ static void look(void)
 
 	snprintf(path, sizeof(path), "%s/faults", folder ? folder : "");
 	if (!folder || stat(path, &stat_)) {
-		if (!plan.from_file && strcmp(plan.text, set ? set : "") != 0) {
-			take_plan(set ? set : "");
-		}
 		return;
 	}
 	if (plan.from_file && stat_.st_ino == plan.inode &&
@@ -238,13 +233,9 @@ static struct fault ask(const char *call)
 
 static void hang(unsigned number)
 {
-	struct standin_cell *cell = standin_cell("hanging");
-
-	atomic_fetch_add(&cell->value, 1);
 	while (standin_planned(number)) {
 		standin_nap(2000);
 	}
-	atomic_fetch_sub(&cell->value, 1);
 }
 
 struct fault standin_enter(const char *call, struct standin_cell *_Atomic *cell)

@@ -228,7 +228,7 @@ static unsigned make_memory(struct cuda_ctx *ctx, size_t size, struct space *spa
 	space->kind = SPACE_MEMORY;
 	space->size = size;
 	space->device = ctx->device;
-	space->owner = driver_physical(ctx->device);
+	space->owner = ctx->device;
 	space->buffer_id = space_new_id();
 	space->base = space_reserve(size, 4096);
 	space->fd = memfd_create("strew-standin-memory", MFD_CLOEXEC);
@@ -277,11 +277,8 @@ unsigned cuMemAlloc_v2(cuda_ptr *ret_address, size_t size)
 
 static unsigned add_host(struct cuda_ctx *ctx, enum space_kind kind, size_t size, void **ret_host)
 {
-	struct space space = {.kind = kind,
-		.size = size,
-		.device = ctx->device,
-		.owner = driver_physical(ctx->device),
-		.fd = -1};
+	struct space space = {
+		.kind = kind, .size = size, .device = ctx->device, .owner = ctx->device, .fd = -1};
 	void *host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (size == 0 || host == MAP_FAILED) {
@@ -374,7 +371,7 @@ unsigned cuMemHostRegister_v2(void *host, size_t size, unsigned flags)
 		return CUDA_INVALID_VALUE;
 	}
 	space.device = ctx->device;
-	space.owner = driver_physical(ctx->device);
+	space.owner = ctx->device;
 	space.buffer_id = space_new_id();
 	if (space_add(&space)) {
 		return CUDA_HOST_ALREADY_REGISTERED;

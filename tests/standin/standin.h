@@ -6,12 +6,10 @@
  * tests/gpu/gpu_check.c runs against it and against real ones.
  *
  *   STANDIN_DEVICES=N      how many GPUs there are (1, at most 8)
- *   STANDIN_VISIBLE=1,0    which of them this process sees, in its order (all)
  *   STANDIN_MEMORY=BYTES   of each GPU, counted in each process by itself (8 GiB)
  *   STANDIN_PEERS=0        no GPU reaches another one's memory
- *   STANDIN_FAULTS=PLAN    what goes wrong in this process
- *   STANDIN_DIR=FOLDER     a plan in FOLDER/faults counts instead of $STANDIN_FAULTS, once it is
- *                          there, and FOLDER/PID.cuda holds this process's counts
+ *   STANDIN_DIR=FOLDER     FOLDER/faults is the plan of what goes wrong in this process, and
+ *                          FOLDER/PID.cuda holds its counts
  *
  * A plan is words "CALL:N=WHAT", N the number of the call from when the plan was first seen, "N+"
  * that one and all later ones, CALL without the version that the symbol may have:
@@ -23,7 +21,7 @@
  *   stall        it returns, and what it has enqueued never ends, until the plan is another one
  *   async:CODE   it returns; what it has enqueued fails, as if by "sticky"
  *
- * Both the variable and the file may be replaced at any time (the file by rename).
+ * The file may be made and replaced at any time (by rename).
  *
  * The counts are records of 64 bytes: a name (56 bytes, NUL at its end) and a number (64 bits).
  * They are always up to date, and stay when the process has ended, however it did:
@@ -32,7 +30,6 @@
  *   open.KIND    what was made and not unmade: contexts (retained), streams, events, modules,
  *                memory, host, registered, imports (of legacy IPC, each open), chunks, mappings,
  *                reserved, fds
- *   hanging      calls that hang now;  stalled: streams that do
  */
 #ifndef STANDIN_STANDIN_H
 #define STANDIN_STANDIN_H

@@ -1,6 +1,6 @@
 /*
  * The stand-in driver: streams, a thread each, and events. A call only enqueues; what waits (for an
- * event, for a word, for a stalled plan) holds its stream and nobody else. Stream 0 and its kin are
+ * event, for a stalled plan) holds its stream and nobody else. Stream 0 and its kin are
  * one stream of each context; it does not wait for the others, nor they for it: strew's own are all
  * made non-blocking.
  */
@@ -12,17 +12,13 @@
 #include <time.h>
 
 #define KERNEL_BYTES 256
-#define WORD_NAP_US 100
 
 enum work_kind {
 	WORK_COPY,
-	WORK_FILL,
 	WORK_KERNEL,
 	WORK_WRITE,
-	WORK_WAIT_WORD,
 	WORK_RECORD,
 	WORK_WAIT_EVENT,
-	WORK_HOST,
 };
 
 struct work {
@@ -32,10 +28,7 @@ struct work {
 	cuda_ptr dst, src;
 	size_t len_bytes;
 	uint64_t value;
-	unsigned flags;
 	struct cuda_event *event;
-	void (*host)(void *);
-	void *data;
 	unsigned char launch[KERNEL_BYTES];
 };
 
@@ -73,17 +66,13 @@ static unsigned run_copy(int device, const struct work *work)
 	spaces_hold();
 	for (cuda_ptr dst = work->dst, src = work->src; left && result == CUDA_OK;) {
 		size_t n = left;
-		char *to = space_reach(device, dst, &n, MAY_WRITE), *from = to;
+		char *to = space_reach(device, dst, &n, MAY_WRITE);
+		char *from = to ? space_reach(device, src, &n, MAY_READ) : NULL;
 
-		if (to && work->kind == WORK_COPY) {
-			from = space_reach(device, src, &n, MAY_READ);
-		}
 		if (!from) {
 			result = CUDA_ILLEGAL_ADDRESS;
-		} else if (work->kind == WORK_COPY) {
-			memmove(to, from, n);
 		} else {
-			memset(to, (int)work->value, n);
+			memmove(to, from, n);
 		}
 		dst += n;
 		src += n;
@@ -110,45 +99,6 @@ static unsigned run_write(int device, const struct work *work)
 	return result;
 }
 
-static bool word_is_there(const struct work *work, uint64_t word)
-{
-	switch (work->flags & 3) {
-	case 0:
-		return (int64_t)(word - work->value) >= 0;
-	case 1:
-		return word == work->value;
-	case 2:
-		return (word & work->value) != 0;
-	default:
-		return ~(word | work->value) != 0;
-	}
-}
-
-static unsigned run_wait_word(struct cuda_ctx *ctx, const struct work *work)
-{
-	while (!atomic_load(&ctx->broken)) {
-		size_t n = sizeof(uint64_t);
-		bool there = false;
-		char *at;
-
-		spaces_hold();
-		at = space_reach(ctx->device, work->dst, &n, MAY_READ);
-		if (at && n == sizeof(uint64_t)) {
-			there = word_is_there(
-				work, __atomic_load_n((uint64_t *)(void *)at, __ATOMIC_ACQUIRE));
-		}
-		spaces_release();
-		if (!at || n != sizeof(uint64_t)) {
-			return CUDA_ILLEGAL_ADDRESS;
-		}
-		if (there) {
-			return CUDA_OK;
-		}
-		standin_nap(WORD_NAP_US);
-	}
-	return CUDA_OK;
-}
-
 static void run_event(struct cuda_ctx *ctx, const struct work *work)
 {
 	struct cuda_event *event = work->event;
@@ -167,13 +117,9 @@ static void run_event(struct cuda_ctx *ctx, const struct work *work)
 
 static void stall(unsigned plan)
 {
-	struct standin_cell *cell = standin_cell("stalled");
-
-	atomic_fetch_add(&cell->value, 1);
 	while (standin_planned(plan)) {
 		standin_nap(2000);
 	}
-	atomic_fetch_sub(&cell->value, 1);
 }
 
 static void run(struct cuda_ctx *ctx, const struct work *work)
@@ -189,7 +135,6 @@ static void run(struct cuda_ctx *ctx, const struct work *work)
 	if (result == CUDA_OK && !atomic_load(&ctx->broken)) {
 		switch (work->kind) {
 		case WORK_COPY:
-		case WORK_FILL:
 			result = run_copy(ctx->device, work);
 			break;
 		case WORK_KERNEL:
@@ -197,12 +142,6 @@ static void run(struct cuda_ctx *ctx, const struct work *work)
 			break;
 		case WORK_WRITE:
 			result = run_write(ctx->device, work);
-			break;
-		case WORK_WAIT_WORD:
-			result = run_wait_word(ctx, work);
-			break;
-		case WORK_HOST:
-			work->host(work->data);
 			break;
 		default:
 			run_event(ctx, work);
@@ -367,6 +306,15 @@ static void drain_one(struct cuda_stream *stream)
 	}
 }
 
+void stream_drain_legacy(struct cuda_ctx *ctx)
+{
+	pthread_mutex_lock(&lock);
+	if (ctx->legacy) {
+		drain_one(ctx->legacy);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
 void streams_drain(struct cuda_ctx *ctx)
 {
 	bool busy;
@@ -465,106 +413,18 @@ unsigned cuStreamWaitEvent(struct cuda_stream *stream, struct cuda_event *event,
 	return flags || !event ? INVALID_HANDLE : enqueue(ctx, stream, &work);
 }
 
-static unsigned word_work(struct cuda_ctx *ctx, struct cuda_stream *stream, struct work *work)
-{
-	struct space space;
-
-	if (work->dst % sizeof(uint64_t) || !space_find(work->dst, &space)) {
-		return CUDA_INVALID_VALUE;
-	}
-	return enqueue(ctx, stream, work);
-}
-
 unsigned cuStreamWriteValue64_v2(
 	struct cuda_stream *stream, cuda_ptr address, uint64_t value, unsigned flags)
 {
-	struct work work = {.kind = WORK_WRITE, .dst = address, .value = value, .flags = flags};
+	struct work work = {.kind = WORK_WRITE, .dst = address, .value = value};
+	struct space space;
 
 	ENTER_CTX(cuStreamWriteValue64);
 	work.fault = fault;
-	return word_work(ctx, stream, &work);
-}
-
-unsigned cuStreamWaitValue64_v2(
-	struct cuda_stream *stream, cuda_ptr address, uint64_t value, unsigned flags)
-{
-	struct work work = {.kind = WORK_WAIT_WORD, .dst = address, .value = value, .flags = flags};
-
-	ENTER_CTX(cuStreamWaitValue64);
-	work.fault = fault;
-	return word_work(ctx, stream, &work);
-}
-
-unsigned cuLaunchHostFunc(struct cuda_stream *stream, void (*host)(void *), void *data)
-{
-	struct work work = {.kind = WORK_HOST, .host = host, .data = data};
-
-	ENTER_CTX(cuLaunchHostFunc);
-	work.fault = fault;
-	return host ? enqueue(ctx, stream, &work) : CUDA_INVALID_VALUE;
-}
-
-unsigned cuMemcpyAsync(cuda_ptr dst, cuda_ptr src, size_t len_bytes, struct cuda_stream *stream)
-{
-	ENTER_CTX(cuMemcpyAsync);
-	return stream_copy(ctx, stream, &fault, dst, src, len_bytes);
-}
-
-unsigned cuMemcpyDtoDAsync_v2(
-	cuda_ptr dst, cuda_ptr src, size_t len_bytes, struct cuda_stream *stream)
-{
-	ENTER_CTX(cuMemcpyDtoDAsync);
-	return stream_copy(ctx, stream, &fault, dst, src, len_bytes);
-}
-
-/* Between the GPU and any memory of the CPU, done on return. */
-static unsigned copy_now(
-	struct cuda_ctx *ctx, cuda_ptr address, void *host, size_t len_bytes, bool to_device)
-{
-	unsigned result = CUDA_OK;
-
-	spaces_hold();
-	while (len_bytes && result == CUDA_OK) {
-		size_t n = len_bytes;
-		char *at = space_reach(ctx->device, address, &n, to_device ? MAY_WRITE : MAY_READ);
-
-		if (!at) {
-			result = CUDA_INVALID_VALUE;
-		} else {
-			memcpy(to_device ? at : host, to_device ? host : at, n);
-		}
-		address += n;
-		host = (char *)host + n;
-		len_bytes -= n;
+	if (flags || address % sizeof(value) || !space_find(address, &space)) {
+		return CUDA_INVALID_VALUE;
 	}
-	spaces_release();
-	return result;
-}
-
-unsigned cuMemcpyHtoD_v2(cuda_ptr dst, const void *src, size_t len_bytes)
-{
-	ENTER_CTX(cuMemcpyHtoD);
-	return copy_now(ctx, dst, (void *)(uintptr_t)src, len_bytes, true);
-}
-
-unsigned cuMemcpyDtoH_v2(void *dst, cuda_ptr src, size_t len_bytes)
-{
-	ENTER_CTX(cuMemcpyDtoH);
-	pthread_mutex_lock(&lock);
-	if (ctx->legacy) {
-		drain_one(ctx->legacy);
-	}
-	pthread_mutex_unlock(&lock);
-	return copy_now(ctx, src, dst, len_bytes, false);
-}
-
-unsigned cuMemsetD8_v2(cuda_ptr dst, unsigned char value, size_t len_bytes)
-{
-	struct work work = {.kind = WORK_FILL, .dst = dst, .value = value, .len_bytes = len_bytes};
-
-	ENTER_CTX(cuMemsetD8);
-	work.fault = fault;
-	return enqueue(ctx, NULL, &work);
+	return enqueue(ctx, stream, &work);
 }
 
 unsigned cuEventCreate(struct cuda_event **ret_event, unsigned flags)
@@ -614,17 +474,6 @@ unsigned cuEventQuery(struct cuda_event *event)
 	done = event->done >= event->recorded;
 	pthread_mutex_unlock(&lock);
 	return done ? CUDA_OK : CUDA_NOT_READY;
-}
-
-unsigned cuEventSynchronize(struct cuda_event *event)
-{
-	ENTER_CTX(cuEventSynchronize);
-	pthread_mutex_lock(&lock);
-	while (event->done < event->recorded && !atomic_load(&ctx->broken)) {
-		pthread_cond_wait(&changed, &lock);
-	}
-	pthread_mutex_unlock(&lock);
-	return atomic_load(&ctx->broken);
 }
 
 unsigned cuEventElapsedTime(float *ret_ms, struct cuda_event *from, struct cuda_event *to)
