@@ -128,19 +128,22 @@ def test_late_call(stage):
 
 
 def test_shadow_fails_to_be_made(stage):
-    """The n-th allocation fails: that group is refused, and the next registration is not."""
+    """The n-th allocation fails: that group is refused; who was there goes on, and the next is taken."""
     driver(stage)
     plan = run_broker(stage)
+    workers = group(stage)
+    publisher = trainer(stage, "--versions", 3)
+    publish([publisher], workers, 1)
     plan.write_text("cuMemAlloc:1=fail:2")
     refused = stage.start("refused", "tp_worker", "--config", scene.CONFIGS / "tiny-llama.json",
-                          "--model", "m", "--rank", 0, "--size", 2, "--device", 0, "--socket",
-                          stage.socket())
+                          "--model", "m", "--rank", 0, "--size", 2, "--replica", 1, "--device", 0,
+                          "--socket", stage.socket())
     assert "no shadow memory for staged apply" in refused.end(1), refused.log
-    workers = group(stage)
-    publisher = trainer(stage)
-    publish([publisher], workers, 1)
+    publish([publisher], workers, 2)
+    workers += group(stage, "--replica", 1, prefix="next-")
+    publish([publisher], workers, 3)
     publisher.end()
-    scene.untouched(workers, 1)
+    scene.untouched(workers, 3)
 
 
 def test_worker_fails_for_good(stage):
@@ -198,7 +201,7 @@ def counts(stage, folder):
 
 
 def test_what_is_opened_is_closed(stage):
-    """Groups and trainers that come and go leave nothing at the driver."""
+    """A hundred updates, groups and trainers that come and go leave nothing at the driver."""
     driver(stage)
     folder = stage.dir / "counts"
     folder.mkdir()
@@ -207,12 +210,12 @@ def test_what_is_opened_is_closed(stage):
     for life in range(3):
         workers = group(stage, prefix=f"{life}-")
         workers += group(stage, "--replica", 1, "--malloc", prefix=f"{life}-malloc-")
-        publisher = trainer(stage, "--first", 20 * life + 1, "--versions", 20, name=f"trainer{life}")
-        for version in range(20):
+        publisher = trainer(stage, "--first", 34 * life + 1, "--versions", 34, name=f"trainer{life}")
+        for _ in range(34):
             publisher.line()
         publisher.end()
         assert counts(stage, folder)["open.imports"] == 2, counts(stage, folder)
-        scene.untouched(workers, 20 * life + 20)
+        scene.untouched(workers, 34 * life + 34)
         wait_until("no group", lambda: not stage.status()["groups"])
         seen.append(counts(stage, folder))
     assert seen[0] == seen[1] == seen[2], seen
