@@ -15,7 +15,7 @@ from typing import Any
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
-from ._lib import MAX_DIMS, Closing, Handle, lib
+from ._lib import MAX_DIMS, Closing, Handle, lib, peek
 from ._tensors import describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 
@@ -238,11 +238,48 @@ class Agent(Closing):
         self._handle.call(lib.strew_agent_state, ctypes.byref(state), ctypes.byref(version))
         return state.value, version.value
 
+    def peek(self) -> tuple[str, int] | None:
+        """(state, version) from the broker's page, without a lock or a system call.
+
+        Read before and after a step, two equal answers of "CURRENT" say which version it ran on.
+        None: the page says nothing yet. From any thread, while no other is in close() or
+        reconnect().
+        """
+        address = self._handle.address
+        if address is None:
+            raise InvalidArgument(errno.EINVAL, "it is closed already")
+        state, version = ctypes.c_int(), ctypes.c_uint64()
+        if peek(address, ctypes.byref(state), ctypes.byref(version)) < 0:
+            return None
+        return STATES[state.value], version.value
+
+    def wait_current(self, timeout: float | None = 60.0) -> int:
+        """For an engine that was just started: waits until its group is CURRENT; the version.
+
+        That takes all members of the group, and a whole update if versions were committed without
+        it. With a held gate call it inside paused(), or no update gets in. Events are kept.
+        timeout: seconds, None: for ever. Raises Timeout (it says the state), BrokerLost.
+        """
+        self._handle.wait(lib.strew_agent_wait_current, timeout)
+        return self.version
+
     def fileno(self) -> int:
         """Polls readable when poll() has work."""
         return self._handle.call(lib.strew_agent_fd)
 
-    # Leaving
+    # Leaving, and coming back
+
+    def reconnect(self, timeout: float = 60.0) -> None:
+        """After BrokerLost or a "lost" event: registers the same with the broker that serves the
+        socket now, waiting for one and for the old one's end (seconds, in all).
+
+        The broker is told what the memory holds: see state and version after it. An engine that
+        is paused calls ready() again. On failure the memory is as it was: call it again. Timeout,
+        BrokerMissing; InvalidArgument: the broker is not gone; Moved: see ready().
+        """
+        self._check_addresses()
+        self._handle.reconnect(lib.strew_agent_reconnect, timeout)
+        self._ready = False
 
     def withdraw(self) -> None:
         """Takes the memory back: after it nothing writes to it."""

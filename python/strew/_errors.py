@@ -45,7 +45,7 @@ class BrokerMissing(Error, ConnectionError):
 
 
 class BrokerLost(Error, ConnectionError):
-    """The connection to the broker ended; only ``close()`` is of use."""
+    """The connection to the broker ended; only ``reconnect()`` and ``close()`` are of use."""
 
 
 class Dirty(Error):
@@ -79,6 +79,7 @@ _CLASSES: dict[int, type[Error]] = {
     errno.ERANGE: InvalidArgument,
     errno.EEXIST: InvalidArgument,
     errno.E2BIG: InvalidArgument,
+    errno.EISCONN: InvalidArgument,
     errno.ENOTSUP: NotShareable,
     errno.ETIMEDOUT: Timeout,
     errno.EBUSY: Busy,

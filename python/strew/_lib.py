@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_DIMS = 6
 SLICE_MS = 100  # a call that waits comes up for air (and for Ctrl-C) this often
+_RETRY_S = 0.05  # between looks for a broker that serves the socket again
 
 c_u32, c_u64, c_int = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
 c_char_p, c_void_p = ctypes.c_char_p, ctypes.c_void_p
@@ -94,17 +95,20 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "strew_agent_declare": (c_int, [c_void_p, c_void_p, c_void_p]),
     "strew_agent_piece": (c_int, [c_void_p, c_void_p]),
     "strew_agent_register": (c_int, [c_void_p]),
+    "strew_agent_reconnect": (c_int, [c_void_p, c_int]),
     "strew_agent_fd": (c_int, [c_void_p]),
     "strew_agent_dispatch": (c_int, [c_void_p, c_void_p]),
     "strew_agent_wait": (c_int, [c_void_p, c_int, c_void_p]),
     "strew_agent_ready": (c_int, [c_void_p, c_void_p]),
     "strew_agent_resume": (c_int, [c_void_p, c_int]),
     "strew_agent_state": (c_int, [c_void_p, c_void_p, c_void_p]),
+    "strew_agent_wait_current": (c_int, [c_void_p, c_int]),
     "strew_agent_withdraw": (c_int, [c_void_p]),
     "strew_agent_close": (None, [c_void_p]),
     "strew_trainer_open": (c_int, [c_void_p, c_void_p]),
     "strew_trainer_declare": (c_int, [c_void_p, c_void_p]),
     "strew_trainer_seal": (c_int, [c_void_p]),
+    "strew_trainer_reconnect": (c_int, [c_void_p, c_int]),
     "strew_trainer_publish": (c_int, [c_void_p, c_u64, c_void_p, ctypes.c_uint, c_int]),
     "strew_trainer_wait_released": (c_int, [c_void_p, c_int]),
     "strew_trainer_wait_report": (c_int, [c_void_p, c_int, c_void_p]),
@@ -130,6 +134,9 @@ def _load() -> ctypes.CDLL:
 
 
 lib = _load()
+# What only reads a page keeps the GIL: to give it back and take it again would cost more.
+peek = ctypes.PyDLL(lib._name, handle=lib._handle).strew_agent_peek
+peek.restype, peek.argtypes = c_int, [c_void_p, c_void_p, c_void_p]
 VERSION: str = lib.strew_version().decode()
 
 
@@ -217,6 +224,22 @@ class Handle:
         if result[0] < 0:
             raise make_error(result[0], result[1])
         return int(result[0])
+
+    def reconnect(self, function: Callable[[int, int], int], timeout: float) -> None:
+        """function(address, timeout_ms) until a broker serves the socket; timeout: seconds."""
+        end = time.monotonic() + timeout
+        while True:
+            left = end - time.monotonic()
+            with self.lock:
+                address = self.get()
+            try:
+                self.long(function, address, max(1, int(1000 * left)))
+                return
+            except Error as failure:
+                if failure.code not in (errno.ENOENT, errno.ECONNREFUSED, errno.EEXIST) or \
+                        left <= 0:
+                    raise
+            time.sleep(_RETRY_S)
 
     def close(self) -> None:
         """Closes it; waits for what the library waits for. A second time is fine."""

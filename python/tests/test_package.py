@@ -12,6 +12,7 @@ import time
 
 import numpy
 import pytest
+from conftest import Broker
 
 import strew
 from strew import _lib
@@ -300,6 +301,89 @@ def test_a_broker_that_dies(broker):
     agent.close()
     broker.stop = lambda: None
     broker.process.wait = lambda timeout: 0
+
+
+def test_a_broker_that_is_started_again(tmp_path):
+    """Both faces register the same with the next broker, which is told what the memory holds."""
+    rng = numpy.random.default_rng()
+    source, target = (host_copy(numpy.full((3, 5), v, "float32")) for v in (1, -1))
+    broker = Broker(tmp_path)
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer, \
+            strew.Agent("m", socket=broker.socket) as agent:
+        trainer.declare({"a": source})
+        agent.piece(agent.declare("a", target), whole("a", target))
+        agent.register()
+        trainer.seal()
+        for face in (agent, trainer):
+            with pytest.raises(strew.InvalidArgument, match="not gone"):
+                face.reconnect()
+        for version in (1, 2):
+            source[...] = rng.standard_normal(source.shape, "float32")
+            join = in_thread(follow, agent, version)
+            assert trainer.publish(version).committed
+            join()
+            assert target.tobytes() == source.tobytes()
+            if version == 1:
+                broker.process.kill()
+                broker.process.wait()
+                while agent.wait(timeout=20).kind != "lost":
+                    pass
+                with pytest.raises(strew.BrokerMissing):
+                    agent.reconnect(timeout=0.2)
+                with pytest.raises(strew.BrokerLost):
+                    trainer.publish(2)
+                # It comes while they wait for it.
+                join = in_thread(agent.reconnect, 30)
+                broker = Broker(tmp_path)
+                join()
+                trainer.reconnect(30)
+                assert (agent.state, agent.version) == ("CURRENT", 1)
+                assert agent.poll() is None
+    broker.stop()
+
+
+def test_readiness_and_the_page(broker):
+    """wait_current() is for all members, and after what was committed without them."""
+    source, *targets = (host_copy(numpy.full(4, v, "float32")) for v in (3, 0, 0))
+    agents = [strew.Agent("m", rank=rank, size=2, socket=broker.socket) for rank in range(2)]
+    for agent, target in zip(agents, targets):
+        agent.piece(agent.declare("a", target), whole("a", target))
+    with agents[0], agents[1], \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        assert agents[0].peek() is None
+        agents[0].register()
+        with pytest.raises(strew.Timeout, match="FORMING"):
+            agents[0].wait_current(timeout=0.2)
+        join = in_thread(agents[0].wait_current, 20)
+        agents[1].register()
+        join()
+        assert agents[0].peek() == ("CURRENT", 0) == agents[1].peek()
+        trainer.declare({"a": source})
+        joins = [in_thread(follow, agent, 4) for agent in agents]
+        assert trainer.publish(4).committed
+        for join in joins:
+            join()
+        assert [agent.peek() for agent in agents] == [("CURRENT", 4)] * 2
+        # Another process in one's place: it lacks what was committed.
+        agents[1].close()
+        with pytest.raises(strew.InvalidArgument, match="closed"):
+            agents[1].peek()
+        targets[1][...] = -1
+        with strew.Agent("m", rank=1, size=2, socket=broker.socket) as fresh:
+            fresh.piece(fresh.declare("a", targets[1]), whole("a", targets[1]))
+            fresh.register()
+            with pytest.raises(strew.Timeout, match="STALE"):
+                fresh.wait_current(timeout=0.2)
+            join = in_thread(follow, agents[0], 5)
+            running = trainer.publish_async(5)
+            with fresh.paused(timeout=20):
+                assert fresh.wait_current(20) == 5
+            join()
+            assert running.report(20).committed
+            assert (targets[1] == 3).all() and fresh.wait(20).version == 5
+    with pytest.raises(strew.InvalidArgument, match="not registered"):
+        with strew.Agent("m", socket=broker.socket) as agent:
+            agent.wait_current()
 
 
 def test_ctrl_c_is_obeyed(broker):
