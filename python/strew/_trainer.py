@@ -163,6 +163,9 @@ class Trainer(Closing):
             rank=said_rank if rank is None else rank, ranks=said_size if size is None else size,
             timeout_ms=max(1, int(timeout * 1000)))
         self._timeout = timeout
+        self._size = options.ranks
+        self._committed = 0  # the version that was, as far as this trainer has heard
+        self._subsets: dict[frozenset[str], int] = {}
         self._keep: list[Any] = []
         self._torch: list[Any] = []  # torch tensors and their addresses: looked at before each
         self._addresses: list[int] = []  # update
@@ -277,12 +280,35 @@ class Trainer(Closing):
             if address(value) != before:
                 raise Moved(errno.ESTALE, f"tensor {name} has moved since it was declared")
 
-    def publish_async(self, version: int, *, stream: Any = None, partial: bool = False,
+    def _subset(self, only: Iterable[str]) -> int:
+        """The number of that subset, which all ranks name when it is published first."""
+        names = frozenset(only)
+        number = self._subsets.get(names)
+        if number is None:
+            unknown = sorted(names - self._declared)
+            if unknown and self._size == 1:
+                raise InvalidArgument(errno.ENOENT,
+                                      f"publish: tensor {unknown[0]} was not declared")
+            mine = [name.encode() for name in sorted(names & self._declared)]
+            array = (ctypes.c_char_p * max(1, len(mine)))(*mine)
+            said = ctypes.c_uint32()
+            self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(mine),
+                              ctypes.byref(said))
+            number = self._subsets[names] = said.value
+        return number
+
+    def publish_async(self, version: int, *, only: Iterable[str] | None = None,
+                      base: int | None = None, stream: Any = None, partial: bool = False,
                       scope_all: bool = False, timeout: float = 60.0) -> Publishing:
         """Publishes what is declared as it is after the current stream's work; returns at once.
 
         Args:
             version: a number above the last committed one, at most 2^64 - 2.
+            only: names of tensors, as declared: the others are as in version `base`, their memory
+                is not read, and parameters that they fill keep their bytes. Groups that are not
+                CURRENT at `base` sit out. All ranks name the same; at most 64 different sets.
+            base: of `only`; it must be the version committed last. None: the last one of this
+                trainer, 0 before the first (what the engines have loaded).
             stream: a torch stream or the address of a CUstream; None: torch's current one.
             partial: parameters that no tensor covers are not an error.
             scope_all: commit every group or none.
@@ -297,19 +323,25 @@ class Trainer(Closing):
         if not 0 < version < 2**64 - 1:
             raise InvalidArgument(errno.EINVAL, f"publish: version {version}: 1 to 2^64 - 2 are "
                                   "allowed")
-        self._handle.call(lib.strew_trainer_publish, version, stream_address(stream, self._cuda),
-                          flags, int(timeout * 1000))
+        at = stream_address(stream, self._cuda)
+        if only is None:
+            self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
+        else:
+            self._handle.call(lib.strew_trainer_publish_subset, self._subset(only),
+                              self._committed if base is None else base, version, at, flags,
+                              int(timeout * 1000))
         return Publishing(self, version)
 
-    def publish(self, version: int, *, stream: Any = None, partial: bool = False,
-                scope_all: bool = False, timeout: float = 60.0) -> Report:
+    def publish(self, version: int, *, only: Iterable[str] | None = None, base: int | None = None,
+                stream: Any = None, partial: bool = False, scope_all: bool = False,
+                timeout: float = 60.0) -> Report:
         """The same, waiting for the report.
 
         Raises NotCommitted if no group has the version; groups that sat out are in the report.
         Ctrl-C leaves the update running; its memory is lent until close() has returned.
         """
-        handle = self.publish_async(version, stream=stream, partial=partial, scope_all=scope_all,
-                                    timeout=timeout)
+        handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
+                                    scope_all=scope_all, timeout=timeout)
         return handle.report(timeout + self._timeout)
 
     def _take_report(self, timeout: float | None) -> Report:
@@ -317,7 +349,10 @@ class Trainer(Closing):
         self._handle.wait(
             lambda at, ms: lib.strew_trainer_wait_report(at, ms, ctypes.byref(said)), timeout)
         try:
-            return _make_report(said)
+            report = _make_report(said)
+            if report.outcome != "aborted":
+                self._committed = report.version
+            return report
         finally:
             lib.strew_report_finish(ctypes.byref(said))
 

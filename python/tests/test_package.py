@@ -286,6 +286,34 @@ def test_ordinary_memory(broker):
             assert (target.numpy() == source).all() and (memory[:, 1::2] == -1).all()
 
 
+def test_a_subset(broker):
+    """What is not in it keeps its bytes, also where the trainer has changed its own."""
+    rng = numpy.random.default_rng()
+    sources = {name: host_copy(rng.standard_normal((3, 5), "float32")) for name in "abc"}
+    targets = {name: host_copy(numpy.full((3, 5), -1, "float32")) for name in "abc"}
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer, \
+            strew.Agent("m", socket=broker.socket) as agent:
+        trainer.declare(sources)
+        for name, target in targets.items():
+            agent.piece(agent.declare(name, target), whole(name, target))
+        agent.register()
+        held = {}
+        for version, only in enumerate((None, ["b"], {"c", "a"}, ["b"], None), 1):
+            for source in sources.values():
+                source[...] = rng.standard_normal(source.shape, "float32")
+            held.update({name: sources[name].copy() for name in only or sources})
+            join = in_thread(follow, agent, version)
+            report = trainer.publish(version, only=only)
+            join()
+            assert report.committed and report.tensors == len(only or sources)
+            assert all(targets[name].tobytes() == held[name].tobytes() for name in sources)
+        with pytest.raises(strew.InvalidArgument, match="tensor d was not declared"):
+            trainer.publish(6, only=["a", "d"])
+        with pytest.raises(strew.Error, match="on version 3, but version 5 was committed"):
+            trainer.publish(6, only=["b"], base=3)
+        assert all(targets[name].tobytes() == held[name].tobytes() for name in sources)
+
+
 def test_a_broker_that_dies(broker):
     array = host_copy(numpy.zeros(4, "float32"))
     agent = strew.Agent("m", socket=broker.socket)
