@@ -53,7 +53,7 @@ static void draw(struct manifest *manifest, size_t n)
 static void check_boxes(const struct manifest *whole, const uint8_t *bits,
 	const struct manifest *subset, const uint32_t *boxes)
 {
-	size_t next = 0, adjacent = 0;
+	size_t next = 0;
 	uint64_t bytes = 0;
 
 	for (size_t i = 0; i < whole->nboxes; i++) {
@@ -75,7 +75,6 @@ static void check_boxes(const struct manifest *whole, const uint8_t *bits,
 		assert_int_equal(boxes[next], i);
 		/* It lies behind the one before it, and that one is here too. */
 		assert_int_equal(got->adjacent, box->adjacent && before);
-		adjacent += got->adjacent;
 		bytes += box->box.extent[0] * box->box.extent[1] * 4;
 		next++;
 	}
