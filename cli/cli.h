@@ -29,6 +29,9 @@ int status_ask(struct conn *conn, struct message *ret_reply, struct error *err);
 /* Until Ctrl-C (which ends the process with 0), or the broker goes. */
 int status_watch(const char *socket, bool json);
 
+/* What this strew takes at most, on stdout. */
+void status_limits(bool json);
+
 /* The status as JSON on stdout. */
 void status_print_json(const struct msg_status_reply *status);
 

@@ -9,6 +9,7 @@
 
 static const char help[] =
 	"Usage: strew status [--socket PATH] [--watch] [--json]\n"
+	"       strew status --limits [--json]\n"
 	"\n"
 	"Says what this node's broker has: groups of workers with their states and versions,\n"
 	"trainers, and the brokers of the epoch.\n"
@@ -19,6 +20,7 @@ static const char help[] =
 	"that\n"
 	"                 this broker has moved, who is awaited; until Ctrl-C (0), or until the\n"
 	"                 broker goes (1)\n"
+	"  --limits       instead: what strew takes at most, by the names of base/limits.h\n"
 	"  --json         the same as JSON, for scripts; with --watch one object a line\n"
 	"  --help\n"
 	"\n"
@@ -147,9 +149,10 @@ int cmd_status(int argc, char **argv)
 {
 	static const struct option options[] = {{"socket", required_argument, NULL, 's'},
 		{"json", no_argument, NULL, 'j'}, {"watch", no_argument, NULL, 'w'},
-		{"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+		{"limits", no_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0}};
 	const char *socket = NULL;
-	int option, json = 0, watch = 0;
+	int option, json = 0, watch = 0, limits = 0;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (option) {
@@ -161,6 +164,9 @@ int cmd_status(int argc, char **argv)
 			break;
 		case 'w':
 			watch = 1;
+			break;
+		case 'l':
+			limits = 1;
 			break;
 		case 'h':
 			fputs(help, stdout);
@@ -174,6 +180,10 @@ int cmd_status(int argc, char **argv)
 			"strew status: %s: no argument is wanted; see strew status --help\n",
 			argv[optind]);
 		return EXIT_USAGE;
+	}
+	if (limits) {
+		status_limits(json);
+		return EXIT_OK;
 	}
 	return watch ? status_watch(socket, json) : run(socket, json);
 }

@@ -1,6 +1,8 @@
 """strew run, strew status, and what every program says about its own use."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -281,6 +283,20 @@ def test_output_ends_in_a_closed_pipe(stage):
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60,
                             check=False)
     assert result.returncode == 0 and result.stderr == "", result
+
+
+def test_limits(stage):
+    """Those of base/limits.h, in a table and as JSON; no broker is needed."""
+    source = (scene.ROOT / "base" / "limits.h").read_text()
+    wanted = {}
+    for name, text in re.findall(r"#define (LIMIT_\w+)\s+(\([^)]*\)|\w+)", source):
+        wanted[name] = eval(re.sub(r"(\d)(?:ull|u)\b", r"\1", text))  # pylint: disable=eval-used
+    result = stage.run("strew", "status", "--limits", "--json")
+    assert result.returncode == 0, result
+    said = json.loads(result.stdout)
+    assert len(said) > 30 and said == {name: wanted[name] for name in said}, said
+    rows = [line.split()[:2] for line in stage.run("strew", "status", "--limits").stdout.splitlines()]
+    assert rows == [[name, str(value)] for name, value in said.items()], rows
 
 
 if __name__ == "__main__":
