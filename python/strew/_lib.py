@@ -239,8 +239,9 @@ class Handle:
                 self.long(function, address, max(1, int(1000 * left)))
                 return
             except Error as failure:
-                if failure.code not in (errno.ENOENT, errno.ECONNREFUSED, errno.EEXIST) or \
-                        left <= 0:
+                # A socket may outlive its killed broker for some time: ECONNRESET.
+                if failure.code not in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET,
+                                        errno.EEXIST) or left <= 0:
                     raise
             time.sleep(_RETRY_S)
 
