@@ -129,10 +129,10 @@ STREW_API int strew_agent_register(struct strew_agent *agent);
  * the socket now, which is told what the memory holds: a group whose workers hold one version is
  * CURRENT again, one that was being written is DIRTY until a whole update. Waits for the end of
  * the old broker's process too, at most timeout_ms in all; on failure (-ENOENT, -ECONNREFUSED:
- * nobody serves the socket yet; -ECONNRESET: only a dead broker's socket was left there; -ETIMEDOUT;
- * -EEXIST: the broker has not noticed yet that the old connection is over) the memory is as it was:
- * call it again. Events that were not taken are dropped, and an engine that is paused calls ready
- * again. -EISCONN: the broker is not gone.
+ * nobody serves the socket yet; -ECONNRESET: only a dead broker's socket was left there;
+ * -ETIMEDOUT; -EEXIST: the broker has not noticed yet that the old connection is over) the memory
+ * is as it was: call it again. Events that were not taken are dropped, and an engine that is paused
+ * calls ready again. -EISCONN: the broker is not gone.
  */
 STREW_API int strew_agent_reconnect(struct strew_agent *agent, int timeout_ms);
 
