@@ -5,9 +5,10 @@
  * What strew rests on (decision 7 of the house) is checked: nothing is written after the pidfd.
  * What comes between the end of the socket and the last write is only told.
  *
- *     last_write [ROUNDS]
+ *     last_write [ROUNDS] [--small]
  *
- * The writer is this program again, with --writer FD: CUDA must not be touched before a fork.
+ * --small is for the stand-in driver, whose copies are the CPU's. The writer is this program again,
+ * with --writer FD: CUDA must not be touched before a fork.
  */
 #include "base/clock.h"
 #include "base/util.h"
@@ -24,19 +25,21 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TARGET_BYTES (256ull << 20)
 #define VALUES 61 /* sources whose words all have their own value */
 #define SOURCE_BYTES (8ull << 20)
-#define AHEAD 4096   /* copies enqueued: tens of milliseconds of work */
-#define AFTER_MS 300 /* of sampling, once the writer is gone for good */
+#define SOURCE_BYTES_SMALL (96ull << 10)
+#define AHEAD 4096	  /* copies enqueued: tens of milliseconds of work */
+#define AFTER_MS 300	  /* of sampling, once the writer is gone for good */
+#define DEADLINE_MS 60000 /* of all else */
 
 enum way { WAY_ENGINE, WAY_KERNEL, WAYS };
 static const char *const way_names[WAYS] = {"copy engine", "kernel"};
 
 struct order {
 	enum way way;
-	uint64_t seed;	      /* the values are seed + 0 .. VALUES - 1 */
-	struct handle handle; /* of an IPC allocation: no arrays */
+	uint64_t seed;	       /* the values are seed + 0 .. VALUES - 1 */
+	uint64_t source_bytes; /* each; the target is as long */
+	struct handle handle;  /* of an IPC allocation: no arrays */
 };
 
 /* The writer */
@@ -46,21 +49,22 @@ struct writer {
 	struct gpu_device *device;
 	struct gpu_stream *stream;
 	struct gpu_memory *target, *sources;
+	uint64_t source_bytes;
 	struct gpu_copies *copies; /* by kernel: range i is source i → the target's beginning */
 };
 
 static void fill_sources(struct writer *writer, uint64_t seed)
 {
-	uint64_t *words = malloc(SOURCE_BYTES);
+	uint64_t *words = malloc(writer->source_bytes);
 	struct error err = {0};
 
 	for (uint64_t i = 0; i < VALUES; i++) {
-		for (size_t k = 0; k < SOURCE_BYTES / sizeof(*words); k++) {
+		for (size_t k = 0; k < writer->source_bytes / sizeof(*words); k++) {
 			words[k] = seed + i;
 		}
 		must(CUDA(&err, cuMemcpyHtoD,
-			     gpu_memory_address(writer->sources) + i * SOURCE_BYTES, words,
-			     SOURCE_BYTES),
+			     gpu_memory_address(writer->sources) + i * writer->source_bytes, words,
+			     writer->source_bytes),
 			"filling a source", &err);
 	}
 	free(words);
@@ -79,11 +83,11 @@ static void make_kernel(struct writer *writer)
 	memset(v, 0, sizeof(v));
 	for (size_t i = 0; i < VALUES; i++) {
 		first[i] = i;
-		v[i].src = i * SOURCE_BYTES;
+		v[i].src = i * writer->source_bytes;
 		v[i].dst_space = 1;
 		v[i].run_bytes = 768;
 		v[i].ndim = 1;
-		v[i].extent[0] = SOURCE_BYTES / 1536;
+		v[i].extent[0] = writer->source_bytes / 1536;
 		v[i].src_stride[0] = v[i].dst_stride[0] = 1536;
 	}
 	first[VALUES] = VALUES;
@@ -101,8 +105,8 @@ static void write_one(struct writer *writer, enum way way, uint64_t number)
 		rc = gpu_copies_run(writer->copies, source, 0, writer->stream, &err);
 	} else {
 		rc = gpu_copy(writer->device, gpu_memory_address(writer->target),
-			gpu_memory_address(writer->sources) + source * SOURCE_BYTES, SOURCE_BYTES,
-			writer->stream, &err);
+			gpu_memory_address(writer->sources) + source * writer->source_bytes,
+			writer->source_bytes, writer->stream, &err);
 	}
 	must(rc, "enqueueing", &err);
 }
@@ -118,12 +122,13 @@ static int writer_main(int socket)
 	if (recv(socket, &order, sizeof(order), 0) != sizeof(order)) {
 		return 1;
 	}
+	writer.source_bytes = order.source_bytes;
 	must(gpu_open(GPU_CUDA, &writer.gpu, &err), "opening the backend", &err);
 	must(gpu_device(writer.gpu, order.handle.uuid, &writer.device, &err), "a context", &err);
 	must(gpu_stream_create(writer.device, &writer.stream, &err), "a stream", &err);
 	must(gpu_import(writer.device, &order.handle, true, &writer.target, &err), "import", &err);
-	must(gpu_alloc(writer.device, VALUES * SOURCE_BYTES, &writer.sources, &err), "sources",
-		&err);
+	must(gpu_alloc(writer.device, VALUES * order.source_bytes, &writer.sources, &err),
+		"sources", &err);
 	fill_sources(&writer, order.seed);
 	make_kernel(&writer);
 	for (int i = 0; i < 2; i++) {
@@ -155,6 +160,7 @@ static int writer_main(int socket)
 
 struct owner {
 	cuda_ptr memory;
+	uint64_t bytes;
 	struct export_set *set;
 	struct handle handle;
 };
@@ -175,7 +181,7 @@ static uint64_t sample(const struct owner *owner)
 
 	must(cuda_outcome(&err, "cuMemcpyDtoH",
 		     extra.cuMemcpyDtoH(
-			     &word, owner->memory + SOURCE_BYTES / 1536 / 2 * 1536, sizeof(word))),
+			     &word, owner->memory + owner->bytes / 1536 / 2 * 1536, sizeof(word))),
 		"sampling", &err);
 	return word;
 }
@@ -246,13 +252,15 @@ static void watch(const struct owner *owner, int socket, int pidfd, struct sight
 		}
 		ret->widest = MAX(ret->widest, now - before);
 		before = begin;
-		must(now - killed > 60000000000ull ? -ETIMEDOUT : 0, "the writer's end", NULL);
+		must(now - killed > DEADLINE_MS * 1000000ull ? -ETIMEDOUT : 0, "the writer's end",
+			NULL);
 	}
 }
 
 static void round_of(const struct owner *owner, enum way way, uint64_t number)
 {
-	struct order order = {.way = way, .handle = owner->handle};
+	struct order order = {.way = way, .handle = owner->handle, .source_bytes = owner->bytes};
+	uint64_t deadline = deadline_in_ms(DEADLINE_MS);
 	struct sighting seen = {0};
 	struct timespec nap;
 	uint64_t jitter;
@@ -266,9 +274,11 @@ static void round_of(const struct owner *owner, enum way way, uint64_t number)
 	must(pidfd < 0 ? -errno : 0, "pidfd_open", NULL);
 	must(send(socket, &order, sizeof(order), 0) == sizeof(order) ? 0 : -EPIPE, "order", NULL);
 	must(recv(socket, &word, 1, 0) == 1 && word == 'w' ? 0 : -EPIPE, "the writer", NULL);
+	while (sample(owner) - order.seed >= VALUES) {
+		must(deadline_passed(deadline) ? -ETIMEDOUT : 0, "the first write", NULL);
+	}
 	nap = (struct timespec){.tv_nsec = 20000000 + (long)(jitter % 80000000)};
 	nanosleep(&nap, NULL);
-	must(sample(owner) - order.seed < VALUES ? 0 : -EIO, "nothing was written", NULL);
 	must(kill(pid, SIGKILL) ? -errno : 0, "kill", NULL);
 	watch(owner, socket, pidfd, &seen);
 	must(waitpid(pid, &status, 0) == pid ? 0 : -errno, "waitpid", NULL);
@@ -295,9 +305,9 @@ static void owner_start(struct owner *owner)
 	must(CUDA(&err, cuDeviceGet, &device, 0), "a device", &err);
 	must(CUDA(&err, cuDevicePrimaryCtxRetain, &ctx, device), "a context", &err);
 	must(CUDA(&err, cuCtxSetCurrent, ctx), "a context", &err);
-	must(CUDA(&err, cuMemAlloc, &owner->memory, TARGET_BYTES), "memory", &err);
+	must(CUDA(&err, cuMemAlloc, &owner->memory, owner->bytes), "memory", &err);
 	must(export_set_create(&owner->set), "a set", NULL);
-	must(export_add(owner->set, (void *)(uintptr_t)owner->memory, TARGET_BYTES, &err), "export",
+	must(export_add(owner->set, (void *)(uintptr_t)owner->memory, owner->bytes, &err), "export",
 		&err);
 	must(export_settle(owner->set, &err), "export", &err);
 	must(export_handle(owner->set, 0, &owner->handle, &err), "its handle", &err);
@@ -306,8 +316,9 @@ static void owner_start(struct owner *owner)
 
 int main(int argc, char **argv)
 {
-	unsigned long rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 10;
-	struct owner owner = {0};
+	bool small = argc > 1 && strcmp(argv[argc - 1], "--small") == 0;
+	unsigned long rounds = argc > 1 + small ? strtoul(argv[1], NULL, 10) : 10;
+	struct owner owner = {.bytes = small ? SOURCE_BYTES_SMALL : SOURCE_BYTES};
 	struct error err = {0};
 
 	if (argc == 3 && strcmp(argv[1], "--writer") == 0) {
