@@ -177,10 +177,6 @@ void epoch_made(struct job *job)
 	if (work->carrier.ranks > 1) {
 		server_count_epoch(server);
 	}
-	if (work->hung) {
-		server_abandon(server, job->err.text);
-		return;
-	}
 	if (!server_is_lead(server)) {
 		join_epoch_made(server, work);
 		return;

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/server.h"
+#include "plan/subset.h"
 #include "strew/trainer.h"
 #include <errno.h>
 #include <stdio.h>
@@ -296,7 +297,7 @@ static uint8_t *find_missing(
 	missing = calloc(layout->ntensors / 8 + 1, 1);
 	for (size_t i = 0; missing && i < layout->ntensors; i++) {
 		if (manifest_find(&node->publication->manifest, layout->tensors[i].name) < 0) {
-			missing[i / 8] |= (uint8_t)(1u << i % 8);
+			bits_set(missing, i);
 		}
 	}
 	*ret_nbytes = missing ? layout->ntensors / 8 + 1 : 0;

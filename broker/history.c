@@ -46,9 +46,9 @@ void history_lead(struct server *server, const char *model, const struct msg_rep
 
 void history_node(struct server *server, enum strew_outcome outcome, const char *text)
 {
-	static const char *const stages[] = {
-		"", "planning", "accepted", "moving", "prepared", "committing", "moving"};
 	const struct node *node = &server->node;
+	/* It was in the move that the abort stopped. */
+	enum node_stage stage = node->stage == NODE_STOPPING ? NODE_MOVING : node->stage;
 	struct group_outcome groups[LIMIT_GROUPS * 2];
 	struct msg_report report;
 
@@ -80,7 +80,7 @@ void history_node(struct server *server, enum strew_outcome outcome, const char 
 		string_copy(group->text, sizeof(group->text), team->group.text);
 	}
 	keep(server, node->publication->model,
-		outcome == STREW_OUTCOME_COMMITTED ? "" : stages[node->stage], &report);
+		outcome == STREW_OUTCOME_COMMITTED ? "" : node_stage_name(stage), &report);
 }
 
 void events_answer(struct client *client, const struct message *message)

@@ -17,7 +17,8 @@ void exports_uuid(const struct exports *exports, uint8_t ret_uuid[GPU_UUID_BYTES
 	}
 }
 
-static struct gpu_memory **find_map(const struct exports *exports, const struct gpu_device *device)
+struct gpu_memory *const *exports_memory(
+	const struct exports *exports, const struct gpu_device *device)
 {
 	for (size_t i = 0; i < exports->nmaps; i++) {
 		if (exports->maps[i].device == device) {
@@ -40,7 +41,7 @@ int exports_map(struct exports *exports, struct gpu_device *device, struct error
 	struct gpu_memory **v;
 	int rc;
 
-	if (find_map(exports, device)) {
+	if (exports_memory(exports, device)) {
 		return 0;
 	}
 	if (exports->nmaps == MEMORY_DEVICES) {
@@ -66,15 +67,9 @@ int exports_map(struct exports *exports, struct gpu_device *device, struct error
 	return 0;
 }
 
-struct gpu_memory *const *exports_memory(
-	const struct exports *exports, const struct gpu_device *device)
-{
-	return find_map(exports, device);
-}
-
 void exports_bases(const struct exports *exports, struct gpu_device *device, uint64_t *ret_bases)
 {
-	struct gpu_memory **v = find_map(exports, device);
+	struct gpu_memory *const *v = exports_memory(exports, device);
 
 	for (size_t i = 0; v && i < exports->nhandles; i++) {
 		ret_bases[i] = gpu_memory_address(v[i]);

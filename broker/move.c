@@ -134,14 +134,6 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 	}
 }
 
-/* After a failure: waits until nothing that was enqueued on the lane is in flight. */
-static int settle(struct run *run, struct lane *lane, struct error *err)
-{
-	int rc = lane->stream ? gpu_event_record(lane->events[0], lane->stream, err) : 0;
-
-	return rc || !lane->stream ? rc : wait_event(run, lane->events[0], err);
-}
-
 /* Its last bucket was gathered here and sent, or received and scattered. */
 static int wait_slot(struct run *run, size_t turn, struct error *err)
 {
@@ -343,7 +335,7 @@ static int settle_all(struct run *run, struct error *err)
 	patient.cancel = NULL;
 	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
 	for (size_t i = 0; rc == 0 && i < moves->nlocal; i++) {
-		rc = settle(&patient, &moves->local[i], err);
+		rc = wait_lane(&patient, &moves->local[i], err);
 	}
 	if (rc || !run->wire) {
 		return rc;
@@ -355,9 +347,9 @@ static int settle_all(struct run *run, struct error *err)
 		return error_set(err, rc, "the communicator's abort did not return");
 	}
 	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
-	rc = settle(&patient, &moves->gather, err);
-	rc = rc ? rc : settle(&patient, &moves->wire, err);
-	return rc ? rc : settle(&patient, &moves->scatter, err);
+	rc = wait_lane(&patient, &moves->gather, err);
+	rc = rc ? rc : wait_lane(&patient, &moves->wire, err);
+	return rc ? rc : wait_lane(&patient, &moves->scatter, err);
 }
 
 /* After a failure: nothing of ours may be in flight when the job ends. False: something may be. */
@@ -421,7 +413,7 @@ void job_move_run(struct job *job)
 	if (job->rc == 0) {
 		job->rc = move_all(&run, work, &job->err);
 		if (job->rc) {
-			work->hung = !is_quiet(&run, &job->err);
+			job->hung = !is_quiet(&run, &job->err);
 		}
 	}
 	free(run.crews);
@@ -459,7 +451,7 @@ void job_commit_run(struct job *job)
 	if (job->rc == 0) {
 		job->rc = commit_all(&run, &job->err);
 		if (job->rc) {
-			work->hung = !is_quiet(&run, &job->err);
+			job->hung = !is_quiet(&run, &job->err);
 		}
 	}
 	free(run.crews);

@@ -30,7 +30,7 @@ struct mover {
 	bool stop;
 	struct job *queued, **queued_end;
 	struct job *running;
-	uint64_t running_due;
+	atomic_ullong running_due; /* UINT64_MAX: none is running */
 	void (*broken)(void *data, const char *text);
 	void *data;
 	struct job *ended, **ended_end;
@@ -91,11 +91,13 @@ static void run_one(struct mover *mover)
 		mover->queued_end = &mover->queued;
 	}
 	mover->running = job;
-	mover->running_due = job->due ? job->due : clock_ns() + LIMIT_JOB_MS * 1000000ull;
+	atomic_store(
+		&mover->running_due, job->due ? job->due : clock_ns() + LIMIT_JOB_MS * 1000000ull);
 	pthread_mutex_unlock(&mover->lock);
 	job->run(job);
 	pthread_mutex_lock(&mover->lock);
 	mover->running = NULL;
+	atomic_store(&mover->running_due, UINT64_MAX);
 	job->next = NULL;
 	*mover->ended_end = job;
 	mover->ended_end = &job->next;
@@ -162,6 +164,7 @@ int mover_create(void (*broken)(void *data, const char *text), void *data, struc
 	if (!mover) {
 		return error_set(err, -ENOMEM, "out of memory");
 	}
+	atomic_init(&mover->running_due, UINT64_MAX);
 	mover->broken = broken;
 	mover->data = data;
 	mover->queued_end = &mover->queued;
@@ -218,6 +221,7 @@ void mover_submit(struct mover *mover, struct job *job)
 	job->mover = mover;
 	job->next = NULL;
 	job->rc = 0;
+	job->hung = false;
 	error_clear(&job->err);
 	atomic_store(&job->notes, 0);
 	job->notes_seen = 0;
@@ -231,12 +235,7 @@ void mover_submit(struct mover *mover, struct job *job)
 
 uint64_t mover_due(struct mover *mover)
 {
-	uint64_t due;
-
-	pthread_mutex_lock(&mover->lock);
-	due = mover->running ? mover->running_due : UINT64_MAX;
-	pthread_mutex_unlock(&mover->lock);
-	return due;
+	return atomic_load(&mover->running_due);
 }
 
 unsigned mover_pending(struct mover *mover)
@@ -328,13 +327,16 @@ void mover_reap(struct mover *mover)
 	while (ended) {
 		struct job *next = ended->next;
 
+		if (ended->hung || ended->rc == -ENOTRECOVERABLE) {
+			mover->broken(mover->data, ended->err.text);
+		}
+		if (ended->hung) {
+			return;
+		}
 		report_notes(ended);
 		pthread_mutex_lock(&mover->lock);
 		mover->pending--;
 		pthread_mutex_unlock(&mover->lock);
-		if (ended->rc == -ENOTRECOVERABLE) {
-			mover->broken(mover->data, ended->err.text);
-		}
 		ended->done(ended);
 		ended = next;
 	}

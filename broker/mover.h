@@ -21,6 +21,7 @@ struct job {
 		unsigned notes); /* in the event loop, while it runs; may be NULL */
 	int rc;
 	struct error err;
+	bool hung;    /* something of it may be in flight for ever: the process must end */
 	uint64_t due; /* by when it must have ended, once it runs; 0: LIMIT_JOB_MS from then */
 	/* the mover's */
 	struct mover *mover;
@@ -41,7 +42,10 @@ struct watch {
 	bool active, fired;
 };
 
-/* `broken` is called in the event loop, before `done`, for a job that ends with -ENOTRECOVERABLE.
+/*
+ * `broken` is called in the event loop, before `done`, for a job that ends with -ENOTRECOVERABLE.
+ * For one that has hung it is all that is called, and nothing for those behind it: nobody may hear
+ * that memory is his own.
  */
 int mover_create(void (*broken)(void *data, const char *text), void *data, struct mover **ret_mover,
 	struct error *err);

@@ -294,7 +294,7 @@ void job_epoch_run(struct job *job)
 		job->rc = carrier_destroy(moves->carrier, true);
 		moves->carrier = NULL;
 		if (job->rc) {
-			work->hung = true;
+			job->hung = true;
 			error_set(&job->err, job->rc, "the old communicator did not end: %s",
 				strerror(-job->rc));
 			return;

@@ -81,7 +81,6 @@ struct job_move {
 	uint64_t wire_bytes;
 	atomic_ullong done_bytes, total_bytes; /* read by the event loop meanwhile */
 	struct stages stages;
-	bool hung; /* something may still be in flight: the process must end */
 	void *data;
 };
 void job_move_run(struct job *job);
@@ -94,7 +93,6 @@ struct job_commit {
 	const struct crew *crews;
 	size_t ncrews;
 	uint64_t deadline;
-	bool hung; /* as of a move */
 	void *data;
 };
 void job_commit_run(struct job *job);
@@ -119,7 +117,6 @@ struct job_epoch {
 	struct carrier_options carrier; /* device is filled in by the job */
 	uint64_t deadline;
 	atomic_int cancel;
-	bool hung; /* the old communicator's abort did not return: the process must end */
 	uint64_t elapsed_ns;
 	void *data;
 };

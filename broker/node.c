@@ -19,6 +19,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char *node_stage_name(enum node_stage stage)
+{
+	static const char *const names[] = {
+		"idle", "planning", "accepted", "moving", "prepared", "committing", "stopping"};
+
+	return names[stage];
+}
+
 /*
  * A group that went out between two words that the lead waits for (a plan that failed after every
  * member was checked, a worker lost after accept) has said nothing: its state says it.

@@ -94,10 +94,6 @@ static void moved(struct job *job)
 	struct group_event event = {.type = GE_MOVED};
 
 	node->job_running = false;
-	if (work->hung) {
-		server_abandon(server, job->err.text);
-		return;
-	}
 	node->touched = atomic_load(&work->touched);
 	node->wire_bytes = work->wire_bytes;
 	node->stages = work->stages;
@@ -155,10 +151,6 @@ static void copied(struct job *job)
 	struct group_event event = {.type = GE_COPIED};
 
 	node->job_running = false;
-	if (work->hung) {
-		server_abandon(server, job->err.text);
-		return;
-	}
 	if (job->rc) {
 		log_error("commit of version %llu: %s", (unsigned long long)node->version,
 			job->err.text);

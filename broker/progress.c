@@ -148,12 +148,11 @@ static void fill_lead(const struct server *server, const struct model *model, st
 static void fill_member(
 	const struct server *server, const struct model *model, struct progress *said)
 {
-	static const char *const stages[] = {
-		"idle", "planning", "accepted", "moving", "prepared", "committing", "stopping"};
 	const struct node *node = &server->node;
 	bool ours = node->publication && strcmp(node->publication->model, model->name) == 0;
 
-	string_copy(said->stage, sizeof(said->stage), stages[ours ? node->stage : NODE_IDLE]);
+	string_copy(
+		said->stage, sizeof(said->stage), node_stage_name(ours ? node->stage : NODE_IDLE));
 	if (!ours || node->stage == NODE_IDLE) {
 		said->version = model->committed;
 		return;

@@ -4,7 +4,6 @@
 #include "broker/moves_internal.h"
 #include "gpu/memfd.h"
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,7 +16,6 @@ static int find_address(const struct job_read *work, struct gpu_device **ret_dev
 	uint64_t *ret_address, struct error *err)
 {
 	struct exports *exports = &work->worker->exports;
-	uint64_t *bases;
 	int rc = 0;
 
 	if (exports->nmaps) {
@@ -30,13 +28,8 @@ static int find_address(const struct job_read *work, struct gpu_device **ret_dev
 	if (rc) {
 		return rc;
 	}
-	bases = calloc(exports->nhandles, sizeof(*bases));
-	if (!bases) {
-		return error_set(err, -ENOMEM, "out of memory");
-	}
-	exports_bases(exports, *ret_device, bases);
-	*ret_address = bases[work->allocation] + work->offset;
-	free(bases);
+	*ret_address = gpu_memory_address(exports_memory(exports, *ret_device)[work->allocation]) +
+		       work->offset;
 	return 0;
 }
 

@@ -152,6 +152,8 @@ enum node_stage {
 	NODE_STOPPING,	 /* aborted while the mover runs; applied is due */
 };
 
+const char *node_stage_name(enum node_stage stage);
+
 struct node {
 	enum node_stage stage;
 	uint64_t epoch, serial, version;

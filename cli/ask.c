@@ -8,6 +8,19 @@
 #include <stdio.h>
 #include <unistd.h>
 
+int ask_check(const struct message *answer, enum message_type wanted, struct error *err)
+{
+	if (answer->type == wanted) {
+		return 0;
+	}
+	if (answer->type == MSG_ERROR) {
+		return error_set(err, error_from_wire(answer->u.error.code), "the broker says: %s",
+			answer->u.error.text);
+	}
+	return error_set(err, -EPROTO, "the broker answered with %s instead of %s",
+		message_name(answer->type), message_name(wanted));
+}
+
 int ask(struct conn *conn, struct message *question, enum message_type wanted,
 	struct message *ret_answer, struct error *err)
 {
@@ -21,18 +34,12 @@ int ask(struct conn *conn, struct message *question, enum message_type wanted,
 	if (rc < 0) {
 		return rc;
 	}
-	if (answer.type == wanted) {
-		*ret_answer = answer;
-		return 0;
-	}
-	if (answer.type == MSG_ERROR) {
-		rc = error_set(err, error_from_wire(answer.u.error.code), "the broker says: %s",
-			answer.u.error.text);
+	rc = ask_check(&answer, wanted, err);
+	if (rc) {
+		message_finish(&answer);
 	} else {
-		rc = error_set(err, -EPROTO, "the broker answered with %s instead of %s",
-			message_name(answer.type), message_name(wanted));
+		*ret_answer = answer;
 	}
-	message_finish(&answer);
 	return rc;
 }
 

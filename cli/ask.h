@@ -15,6 +15,9 @@
 int ask_connect(
 	const char *path, struct conn **ret_conn, struct message *ret_welcome, struct error *err);
 
+/* Is the answer of that type? If not, what the broker says, or -EPROTO. */
+int ask_check(const struct message *answer, enum message_type wanted, struct error *err);
+
 /* Sends one message and receives the answer, which must have that type. */
 int ask(struct conn *conn, struct message *question, enum message_type wanted,
 	struct message *ret_answer, struct error *err);

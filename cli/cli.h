@@ -24,6 +24,9 @@ int cmd_events(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 
+/* Is there an argument behind the options? None is wanted, and that is said. */
+bool has_argument(int argc, char *const *argv);
+
 struct conn;
 int status_ask(struct conn *conn, struct message *ret_reply, struct error *err);
 /* Until Ctrl-C (which ends the process with 0), or the broker goes. */

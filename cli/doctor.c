@@ -82,10 +82,7 @@ int cmd_doctor(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (optind < argc) {
-		fprintf(stderr,
-			"strew doctor: %s: no argument is wanted; see strew doctor --help\n",
-			argv[optind]);
+	if (has_argument(argc, argv)) {
 		return EXIT_USAGE;
 	}
 	return diagnose(socket, (enum gpu_kind)kind);

@@ -176,10 +176,7 @@ int cmd_events(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (optind < argc) {
-		fprintf(stderr,
-			"strew events: %s: no argument is wanted; see strew events --help\n",
-			argv[optind]);
+	if (has_argument(argc, argv)) {
 		return EXIT_USAGE;
 	}
 	return run(socket, json);

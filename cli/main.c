@@ -1,5 +1,6 @@
 /* strew: which subcommand, and the help that leads to each. */
 #include "cli/cli.h"
+#include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -30,6 +31,15 @@ static const char help[] =
 	"Example:\n"
 	"  strew run -- ./my_engine &                  the engine finds $STREW_SOCKET\n"
 	"  strew push checkpoints/step-2 --model llama --version 2 --socket PATH\n";
+
+bool has_argument(int argc, char *const *argv)
+{
+	if (optind < argc) {
+		fprintf(stderr, "%s: %s: no argument is wanted; see %s --help\n", argv[0],
+			argv[optind], argv[0]);
+	}
+	return optind < argc;
+}
 
 int main(int argc, char **argv)
 {

@@ -175,10 +175,7 @@ int cmd_status(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (optind < argc) {
-		fprintf(stderr,
-			"strew status: %s: no argument is wanted; see strew status --help\n",
-			argv[optind]);
+	if (has_argument(argc, argv)) {
 		return EXIT_USAGE;
 	}
 	if (limits) {

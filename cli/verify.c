@@ -146,14 +146,8 @@ static int take_layout(struct verify *verify, uint64_t after, struct error *err)
 		blob_finish(&blob);
 		return rc;
 	}
-	rc = 0;
-	if (message.type == MSG_ERROR) {
-		rc = error_set(err, error_from_wire(message.u.error.code), "the broker says: %s",
-			message.u.error.text);
-	} else if (message.type != MSG_LAID_OUT) {
-		rc = error_set(
-			err, -EPROTO, "the broker answered with %s", message_name(message.type));
-	} else if (message.u.laid_out.worker) {
+	rc = ask_check(&message, MSG_LAID_OUT, err);
+	if (rc == 0 && message.u.laid_out.worker) {
 		const struct msg_laid_out *said = &message.u.laid_out;
 
 		rc = blob_check(&blob, said->parts, said->bytes, said->hash, err);

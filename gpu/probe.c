@@ -3,8 +3,6 @@
 #include <errno.h>
 #include <string.h>
 
-#define ATTRIBUTE_POSIX_FDS 103
-
 static int look_at(int ordinal, struct gpu_probe_device *device, struct error *err)
 {
 	struct cuda_uuid uuid;
@@ -24,7 +22,7 @@ static int look_at(int ordinal, struct gpu_probe_device *device, struct error *e
 	memcpy(device->uuid, uuid.bytes, sizeof(device->uuid));
 	/* There is no attribute for it; the name of a slice is "NVIDIA H100 MIG 1g.10gb". */
 	device->mig = strstr(device->name, " MIG ") != NULL;
-	if (cuda_driver.cuDeviceGetAttribute(&value, ATTRIBUTE_POSIX_FDS, number) == CUDA_OK) {
+	if (cuda_driver.cuDeviceGetAttribute(&value, CUDA_ATTRIBUTE_POSIX_FDS, number) == CUDA_OK) {
 		device->posix_fds = value != 0;
 	}
 	return 0;

@@ -2,6 +2,7 @@
 #include "base/util.h"
 #include "plan/copies.h"
 #include "plan/plan.h"
+#include "plan/subset.h"
 
 /* The piece's place in its allocation; false if it has no bytes. */
 static bool piece_place(const struct layout *layout, const struct piece *piece, uint32_t space_base,
@@ -52,7 +53,7 @@ int plan_apply(const struct layout *layout, uint32_t first, const uint8_t *missi
 		struct copy copy;
 
 		if (layout->parameters[piece->parameter].allocation < first ||
-			(missing && missing[piece->tensor / 8] & (1u << piece->tensor % 8)) ||
+			(missing && bits_has(missing, piece->tensor)) ||
 			!piece_place(layout, piece, 0, &copy)) {
 			continue;
 		}

@@ -195,8 +195,6 @@ const char *world_check_end(const struct world *world)
 
 void world_say(const struct world *world, char *buf, size_t size)
 {
-	static const char *const stages[] = {
-		"idle", "planning", "accepted", "moving", "prepared", "committing", "stopping"};
 	static const char *const states[] = {
 		"?", "FORMING", "CURRENT", "PENDING", "IN_DOUBT", "DIRTY", "STALE", "LOST"};
 	size_t n = 0;
@@ -206,7 +204,7 @@ void world_say(const struct world *world, char *buf, size_t size)
 				     : "dead");
 	for (unsigned i = 0; i < config.nodes && n < size; i++) {
 		n += (size_t)snprintf(buf + n, size - n, ", node %u %s", i,
-			world->node[i].alive ? stages[world->node[i].stage] : "dead");
+			world->node[i].alive ? node_stage_name(world->node[i].stage) : "dead");
 	}
 	for (unsigned g = 0; g < config.ngroups && n < size; g++) {
 		const struct team *team = live_team(g);

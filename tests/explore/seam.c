@@ -332,7 +332,7 @@ void job_done_call(unsigned n, struct w_job *ended)
 	job->err.text[1] = 0;
 	node->plan.data = node->move.data = node->commit.data = server;
 	node->plan.wanted.n = 0;
-	node->move.hung = false;
+	node->move.job.hung = false;
 	for (size_t i = 0; i < node->nteams; i++) {
 		if (ended->errors & (1u << node->teams[i]->group.part)) {
 			error_set(&node->errors[i], -22, "x");
