@@ -9,22 +9,7 @@
 #include "gpu/cuda_driver.h"
 #include "gpu/export.h"
 #include "gpu/gpu.h"
-
-/* Driver calls that only the check makes. */
-#define EXTRA_CALLS(X)                                                                             \
-	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
-	X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2,                                                 \
-		(cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))                                \
-	X(cuMemCreate, cuMemCreate,                                                                \
-		(unsigned long long *, size_t, const struct cuda_alloc_prop *,                     \
-			unsigned long long))                                                       \
-	X(cuMemHostAlloc, cuMemHostAlloc, (void **, size_t, unsigned))                             \
-	X(cuMemFreeHost, cuMemFreeHost, (void *))                                                  \
-	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
-	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
-	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
-	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
-		(float *, struct cuda_event *, struct cuda_event *))
+#include "tests/gpu/extra_calls.h"
 
 struct extra {
 #define EXTRA_FIELD(name, symbol, parameters) unsigned(*name) parameters;

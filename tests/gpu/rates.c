@@ -207,7 +207,7 @@ void rates(struct gpu_device *device, const char *kernel)
 	must(gpu_stream_create(device, &bench.stream, &err), "a stream", &err);
 	must(gpu_alloc(device, MEMORY_BYTES + (1u << 20), &bench.src, &err), "1 GiB", &err);
 	must(gpu_alloc(device, 2 * MEMORY_BYTES, &bench.dst, &err), "2 GiB", &err);
-	must((int)extra.cuMemHostAlloc(&bench.host, 64u << 20, 0), "pinned memory", NULL);
+	must((int)cuda_driver.cuMemHostAlloc(&bench.host, 64u << 20, 0), "pinned memory", NULL);
 	must(CUDA(&err, cuEventCreate, &bench.start, 0), "an event", &err);
 	must(CUDA(&err, cuEventCreate, &bench.end, 0), "an event", &err);
 	for (size_t i = 0; i < ARRAY_LEN(patterns); i++) {
@@ -215,7 +215,7 @@ void rates(struct gpu_device *device, const char *kernel)
 	}
 	CUDA(NULL, cuEventDestroy, bench.start);
 	CUDA(NULL, cuEventDestroy, bench.end);
-	extra.cuMemFreeHost(bench.host);
+	cuda_driver.cuMemFreeHost(bench.host);
 	gpu_memory_release(bench.src);
 	gpu_memory_release(bench.dst);
 	gpu_stream_destroy(bench.stream);

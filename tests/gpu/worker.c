@@ -67,7 +67,7 @@ static int allocate(struct worker *worker)
 		rc = (int)extra.cuMemAllocManaged(&address, CHECK_BYTES, 1);
 		break;
 	case MEMORY_PINNED:
-		return (int)extra.cuMemHostAlloc(&worker->memory, CHECK_BYTES, 0);
+		return (int)cuda_driver.cuMemHostAlloc(&worker->memory, CHECK_BYTES, 0);
 	case MEMORY_HOST:
 		return host_memory_alloc(CHECK_BYTES, &worker->memory);
 	default:
@@ -86,7 +86,7 @@ static void release(struct worker *worker)
 	if (worker->memory && worker->kind == MEMORY_HOST) {
 		host_memory_free(worker->memory);
 	} else if (worker->memory && worker->kind == MEMORY_PINNED) {
-		extra.cuMemFreeHost(worker->memory);
+		cuda_driver.cuMemFreeHost(worker->memory);
 	} else if (worker->memory &&
 		   (worker->kind == MEMORY_PLAIN || worker->kind == MEMORY_MANAGED)) {
 		CUDA(NULL, cuMemFree, address);

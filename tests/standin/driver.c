@@ -19,7 +19,7 @@ static __thread unsigned depth;
 
 /* Every entry point is there, or this does not link. */
 #define ENTRY(name, symbol, parameters) (const void *)symbol,
-__attribute__((used)) static const void *const entries[] = {CUDA_CALLS(ENTRY) STANDIN_CALLS(ENTRY)};
+__attribute__((used)) static const void *const entries[] = {CUDA_CALLS(ENTRY) EXTRA_CALLS(ENTRY)};
 #undef ENTRY
 
 unsigned driver_enter(const char *call, struct standin_cell *_Atomic *cell)

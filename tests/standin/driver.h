@@ -6,7 +6,7 @@
 #ifndef STANDIN_DRIVER_H
 #define STANDIN_DRIVER_H
 
-#include "gpu/cuda_driver.h"
+#include "tests/gpu/extra_calls.h"
 #include "tests/standin/standin.h"
 #include <pthread.h>
 #include <stddef.h>
@@ -26,23 +26,9 @@ enum {
 	HOST_NOT_REGISTERED = 713,
 };
 
-/* Entry points that tests, examples or others than strew call. */
-#define STANDIN_CALLS(X)                                                                           \
-	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
-	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
-	X(cuMemCreate, cuMemCreate,                                                                \
-		(unsigned long long *, size_t, const struct cuda_alloc_prop *,                     \
-			unsigned long long))                                                       \
-	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
-	X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2,                                                 \
-		(cuda_ptr, cuda_ptr, size_t, struct cuda_stream *))                                \
-	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
-	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
-		(float *, struct cuda_event *, struct cuda_event *))
-
 #define DECLARE(name, symbol, parameters) STANDIN_EXPORT unsigned symbol parameters;
 CUDA_CALLS(DECLARE)
-STANDIN_CALLS(DECLARE)
+EXTRA_CALLS(DECLARE)
 #undef DECLARE
 
 /*
