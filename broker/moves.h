@@ -97,11 +97,11 @@ struct job_commit {
 };
 void job_commit_run(struct job *job);
 
-/* Reads a stretch of what a worker has exported into a memfd. Between updates. */
+/* Reads a stretch of what a worker or trainer has exported into a memfd. Between updates. */
 struct job_read {
 	struct job job;
 	struct moves *moves;
-	struct worker *worker; /* mapped; stays so, as unmapping is a job too */
+	struct exports *exports; /* mapped; stays so, as unmapping is a job too */
 	uint32_t allocation;
 	uint64_t offset, bytes; /* inside it */
 	int fd;			/* the result, -1: none; owned */

@@ -1,4 +1,4 @@
-/* The mover's part of reading a worker's memory back: one bounded copy into a memfd. */
+/* The mover's part of reading others' memory back: one bounded copy into a memfd. */
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/moves_internal.h"
@@ -15,7 +15,7 @@
 static int find_address(const struct job_read *work, struct gpu_device **ret_device,
 	uint64_t *ret_address, struct error *err)
 {
-	struct exports *exports = &work->worker->exports;
+	struct exports *exports = work->exports;
 	int rc = 0;
 
 	if (exports->nmaps) {

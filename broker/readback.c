@@ -1,7 +1,8 @@
 /*
- * For strew verify: the layouts of the workers here, and stretches of their live memory. Whoever
- * may read all of it must be the broker's own user. One job a reader, of a bounded length, and
- * none while the node is in an update: so no update waits for more than one.
+ * For strew verify: the layouts of the workers here, what trainer ranks have declared, and
+ * stretches of their live memory. Whoever may read all of it must be the broker's own user. One
+ * job a reader, of a bounded length, and none while the node is in an update: so no update waits
+ * for more than one.
  */
 #include "base/util.h"
 #include "broker/server.h"
@@ -10,10 +11,26 @@
 #include <string.h>
 #include <unistd.h>
 
-static bool readable(const struct client *client)
+/* What may be read of it; NULL: nothing. */
+static struct exports *readable(const struct client *client)
 {
-	return !client->gone && client->team && client->session.worker &&
-	       client->session.state == SESSION_LIVE;
+	const struct session *session = &client->session;
+
+	if (client->gone || session->state != SESSION_LIVE) {
+		return NULL;
+	}
+	if (client->team && session->worker) {
+		return &session->worker->exports;
+	}
+	return client->model && client->declared && session->holder ? &session->holder->exports
+								    : NULL;
+}
+
+/* What it holds: a group's version, or the last one that was committed of a trainer's model. */
+static void tell_version(const struct client *client, uint32_t *ret_state, uint64_t *ret_version)
+{
+	*ret_state = client->team ? group_state(&client->team->group) : STREW_GROUP_CURRENT;
+	*ret_version = client->team ? client->team->group.version : client->model->committed;
 }
 
 static bool allowed(struct client *client, const struct message *message)
@@ -22,7 +39,7 @@ static bool allowed(struct client *client, const struct message *message)
 		return true;
 	}
 	client_error(client, message->serial, -EPERM,
-		"workers' memory is read for the broker's own user alone");
+		"the memory of workers and trainers is read for the broker's own user alone");
 	return false;
 }
 
@@ -37,35 +54,45 @@ static int list_twins(const struct exports *exports, struct msg_laid_out *said)
 	return said->twins ? 0 : -ENOMEM;
 }
 
+static void tell_who(const struct client *client, struct msg_laid_out *said)
+{
+	said->worker = client->id;
+	said->pid = (uint64_t)client->peer.pid;
+	tell_version(client, &said->state, &said->version);
+	if (!client->team) {
+		string_copy(said->model, sizeof(said->model), client->model->name);
+		said->member = client->session.holder->rank;
+		return;
+	}
+	string_copy(said->model, sizeof(said->model), client->team->group.model);
+	said->replica = client->team->group.replica;
+	said->part = client->team->group.part;
+	said->member = client->member;
+	said->partial = client->session.reg.partial != 0;
+}
+
 static int lay_out(struct client *asker, const struct client *client, struct msg_laid_out *said,
 	struct error *err)
 {
-	const struct worker *worker = client->session.worker;
+	const struct holder *holder = client->session.holder;
 	struct blob blob = {0};
-	int rc = blob_from_layout(&worker->layout, &blob, err);
+	int rc = client->team ? blob_from_layout(&client->session.worker->layout, &blob, err)
+			      : blob_from_manifest(&holder->declared, holder->sources, &blob, err);
 
 	/* The answer is queued as a whole. */
 	if (rc == 0 && blob.len > LIMIT_OUTBOX_BYTES / 2) {
-		rc = error_set(err, -E2BIG, "a layout of %zu bytes is not sent to who only looks",
-			blob.len);
+		rc = error_set(err, -E2BIG, "%zu bytes are not sent to who only looks", blob.len);
 	}
-	if (rc == 0 && list_twins(&worker->exports, said)) {
+	if (rc == 0 && list_twins(readable(client), said)) {
 		rc = error_set(err, -ENOMEM, "out of memory");
 	}
 	if (rc == 0) {
-		said->worker = client->id;
-		string_copy(said->model, sizeof(said->model), client->team->group.model);
-		said->replica = client->team->group.replica;
-		said->part = client->team->group.part;
-		said->member = client->member;
-		said->partial = client->session.reg.partial != 0;
-		said->pid = (uint64_t)client->peer.pid;
-		said->state = group_state(&client->team->group);
-		said->version = client->team->group.version;
+		tell_who(client, said);
 		said->parts = blob_parts(&blob);
 		said->bytes = blob.len;
 		said->hash = blob_hash(&blob);
-		rc = blob_send(asker->conn, &blob, PART_LAYOUT, err);
+		rc = blob_send(
+			asker->conn, &blob, client->team ? PART_LAYOUT : PART_DECLARATION, err);
 	}
 	blob_finish(&blob);
 	return rc;
@@ -83,8 +110,8 @@ void layout_answer(struct client *client, const struct message *message)
 		return;
 	}
 	for (const struct client *each = client->server->clients; each; each = each->next) {
-		if (readable(each) && each->id > message->u.layout.after &&
-			(!found || each->id < found->id)) {
+		if (readable(each) && (each->team == NULL) == (message->u.layout.trainers != 0) &&
+			each->id > message->u.layout.after && (!found || each->id < found->id)) {
 			found = each;
 		}
 	}
@@ -110,11 +137,10 @@ static void read_done(struct job *job)
 	if (job->rc) {
 		client_error(reader, work->serial, job->rc, job->err.text);
 	} else if (!readable(owner)) {
-		client_error(reader, work->serial, -ECONNRESET, "the worker has left");
+		client_error(reader, work->serial, -ECONNRESET, "it has left");
 	} else {
 		message_init(&answer, MSG_READ_OUT, work->serial);
-		answer.u.read_out.state = group_state(&owner->team->group);
-		answer.u.read_out.version = owner->team->group.version;
+		tell_version(owner, &answer.u.read_out.state, &answer.u.read_out.version);
 		answer.fds[answer.nfds++] = fd_take(&work->fd);
 		client_send(reader, &answer);
 	}
@@ -136,19 +162,20 @@ static int find(const struct client *reader, const struct msg_read *asked,
 	struct client **ret_owner, struct error *err)
 {
 	struct client *owner = reader->server->clients;
+	const struct exports *exports;
 	const struct handle *handle;
 
 	while (owner && (owner->id != asked->worker || !readable(owner))) {
 		owner = owner->next;
 	}
 	if (!owner) {
-		return error_set(err, -ENOENT, "the worker has left");
+		return error_set(err, -ENOENT, "it has left");
 	}
-	if (asked->allocation >= owner->session.worker->exports.nhandles) {
-		return error_set(
-			err, -ERANGE, "the worker has no allocation %u", asked->allocation);
+	exports = readable(owner);
+	if (asked->allocation >= exports->nhandles) {
+		return error_set(err, -ERANGE, "it has no allocation %u", asked->allocation);
 	}
-	handle = &owner->session.worker->exports.handles[asked->allocation];
+	handle = &exports->handles[asked->allocation];
 	if (asked->bytes == 0 || asked->bytes > LIMIT_READ_BYTES ||
 		asked->offset > handle->size_bytes ||
 		asked->bytes > handle->size_bytes - asked->offset) {
@@ -190,7 +217,7 @@ void read_begin(struct client *client, const struct message *message)
 	work->job.run = job_read_run;
 	work->job.done = read_done;
 	work->moves = client->server->moves;
-	work->worker = owner->session.worker;
+	work->exports = readable(owner);
 	work->allocation = asked->allocation;
 	work->offset = asked->offset;
 	work->bytes = asked->bytes;

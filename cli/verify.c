@@ -1,29 +1,23 @@
 /*
  * strew verify: reads the workers' live memory back through the broker, stretch by stretch while
- * no update is under way, and compares it with a checkpoint, tensor by tensor.
+ * no update is under way, and compares it with a checkpoint or with the trainer's own memory,
+ * tensor by tensor.
  */
-#include "base/clock.h"
 #include "base/util.h"
 #include "cli/ask.h"
-#include "cli/checkpoint.h"
 #include "cli/cli.h"
 #include "cli/compare.h"
-#include "ipc/blob.h"
+#include "cli/originals.h"
+#include "cli/readback.h"
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <strew/strew.h>
 #include <string.h>
-#include <sys/mman.h>
-
-#define BUSY_MS 50	   /* between two tries while an update is under way */
-#define PATIENCE_MS 120000 /* for an update to end */
 
 static const char help[] =
-	"Usage: strew verify FILE|DIRECTORY [--model NAME] [--socket PATH]\n"
+	"Usage: strew verify FILE|DIRECTORY|--trainer [--model NAME] [--socket PATH]\n"
 	"\n"
 	"Reads the memory of the workers of this node back while they run, and compares it with a\n"
 	"checkpoint, which is a safetensors file or a directory as for strew push. A line for "
@@ -33,6 +27,9 @@ static const char help[] =
 	"What a worker pulls is compared in the broker's twin of it. It waits while an update is\n"
 	"under way, and gives up if one was committed meanwhile.\n"
 	"\n"
+	"  --trainer      compare with what the trainer ranks of this node hold now: right after\n"
+	"                 an update, as long as the trainer does not go on. It is read into this\n"
+	"                 process, so there must be free memory for the model.\n"
 	"  --model NAME   only workers of this model\n"
 	"  --socket PATH  the broker's socket (default: $STREW_SOCKET, else\n"
 	"                 $XDG_RUNTIME_DIR/strew/broker.sock, else /tmp/strew-UID/broker.sock)\n"
@@ -42,17 +39,10 @@ static const char help[] =
 	"\n"
 	"Example: strew verify checkpoints/step-200 && echo the engine runs step 200\n";
 
-struct original {
-	const struct tensor *tensor;
-	const unsigned char *bytes;
-};
-
 struct verify {
 	const char *model;
 	struct conn *conn;
-	struct checkpoint checkpoint;
-	unsigned char **images;	    /* one a shard, mapped */
-	struct original *originals; /* one a tensor, by name */
+	struct originals originals;
 	/* the worker under way */
 	struct msg_laid_out worker;
 	struct layout layout;
@@ -62,162 +52,6 @@ struct verify {
 	uint64_t workers, compared, bytes, wrong, twins;
 };
 
-static int by_name(const void *a, const void *b)
-{
-	return strcmp(((const struct original *)a)->tensor->name,
-		((const struct original *)b)->tensor->name);
-}
-
-static int open_checkpoint(struct verify *verify, const char *path, struct error *err)
-{
-	struct checkpoint *checkpoint = &verify->checkpoint;
-	size_t n = 0;
-	int rc = checkpoint_open(path, checkpoint, err);
-
-	if (rc) {
-		return rc;
-	}
-	verify->images = calloc(checkpoint->nshards + 1, sizeof(*verify->images));
-	verify->originals = calloc(checkpoint->ntensors + 1, sizeof(*verify->originals));
-	if (!verify->images || !verify->originals) {
-		return error_set(err, -ENOMEM, "out of memory");
-	}
-	for (size_t i = 0; i < checkpoint->nshards; i++) {
-		const struct shard *shard = &checkpoint->shards[i];
-		void *image = mmap(NULL, shard->bytes, PROT_READ, MAP_PRIVATE, shard->file.fd, 0);
-
-		if (image == MAP_FAILED) {
-			return error_set(err, -errno, "%s: %s", shard->path, strerror(errno));
-		}
-		verify->images[i] = image;
-		for (size_t k = 0; k < shard->file.ntensors; k++) {
-			const struct safetensors_tensor *tensor = &shard->file.tensors[k];
-
-			verify->originals[n++] = (struct original){&tensor->tensor,
-				verify->images[i] + shard->file.data_offset + tensor->offset};
-		}
-	}
-	qsort(verify->originals, n, sizeof(*verify->originals), by_name);
-	return 0;
-}
-
-/* The tensor of the checkpoint, or NULL and why it cannot be compared. */
-static const struct original *find_original(
-	const struct verify *verify, const struct tensor *wanted, const char **ret_why)
-{
-	struct original key = {wanted, NULL};
-	const struct original *found =
-		bsearch(&key, verify->originals, verify->checkpoint.ntensors, sizeof(key), by_name);
-
-	*ret_why = !found ? "the checkpoint does not have it"
-		   : found->tensor->dtype != wanted->dtype
-			   ? "the checkpoint has it in another dtype"
-		   : found->tensor->ndim != wanted->ndim ||
-				   memcmp(found->tensor->shape, wanted->shape,
-					   (size_t)wanted->ndim * sizeof(wanted->shape[0])) != 0
-			   ? "the checkpoint has it in another shape"
-			   : NULL;
-	return *ret_why ? NULL : found;
-}
-
-/* The layout of the worker behind that one. 1: it is there; 0: there are no more. */
-static int take_layout(struct verify *verify, uint64_t after, struct error *err)
-{
-	uint64_t deadline = deadline_in_ms(ASK_MS);
-	struct blob blob = {0};
-	struct message message;
-	int rc;
-
-	message_init(&message, MSG_LAYOUT, 2);
-	message.u.layout.after = after;
-	rc = conn_send_wait(verify->conn, &message, deadline, err);
-	while (rc >= 0) {
-		rc = conn_receive_wait(verify->conn, deadline, &message, err);
-		if (rc < 0) {
-			break;
-		}
-		if (message.type != MSG_PART) {
-			break;
-		}
-		rc = blob_append(&blob, &message.u.part, err);
-		message_finish(&message);
-	}
-	if (rc < 0) {
-		blob_finish(&blob);
-		return rc;
-	}
-	rc = ask_check(&message, MSG_LAID_OUT, err);
-	if (rc == 0 && message.u.laid_out.worker) {
-		const struct msg_laid_out *said = &message.u.laid_out;
-
-		rc = blob_check(&blob, said->parts, said->bytes, said->hash, err);
-		rc = rc ? rc : blob_to_layout(&blob, said->partial != 0, &verify->layout, err);
-		if (rc == 0) {
-			verify->worker = *said; /* with its list */
-			message.u.laid_out.twins = NULL;
-			rc = 1;
-		}
-	}
-	blob_finish(&blob);
-	message_finish(&message);
-	return rc;
-}
-
-static int copy_out(struct message *answer, uint64_t bytes, void *to, struct error *err)
-{
-	void *from;
-
-	if (answer->nfds != 1) {
-		return error_set(err, -EPROTO, "the broker sent no memory");
-	}
-	from = mmap(NULL, bytes, PROT_READ, MAP_SHARED, answer->fds[0], 0);
-	if (from == MAP_FAILED) {
-		return error_set(err, -errno, "mmap: %s", strerror(errno));
-	}
-	memcpy(to, from, bytes);
-	munmap(from, bytes);
-	return 0;
-}
-
-/* One stretch, waiting for an update to end. */
-static int read_stretch(struct verify *verify, uint32_t allocation, uint64_t offset, uint64_t bytes,
-	void *to, struct error *err)
-{
-	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
-	struct message question, answer;
-	int rc;
-
-	for (;;) {
-		message_init(&question, MSG_READ, 3);
-		question.u.read = (struct msg_read){.worker = verify->worker.worker,
-			.allocation = allocation,
-			.offset = offset,
-			.bytes = bytes};
-		rc = ask(verify->conn, &question, MSG_READ_OUT, &answer, err);
-		if (rc != -EBUSY || deadline_passed(deadline)) {
-			break;
-		}
-		poll(NULL, 0, BUSY_MS);
-	}
-	if (rc) {
-		return rc;
-	}
-	if (answer.u.read_out.version != verify->worker.version ||
-		answer.u.read_out.state != verify->worker.state) {
-		rc = error_set(err, -ESTALE,
-			"the group went from %s at version %" PRIu64 " to %s at version %" PRIu64
-			" meanwhile: begin again",
-			strew_group_state_name((enum strew_group_state)verify->worker.state),
-			verify->worker.version,
-			strew_group_state_name((enum strew_group_state)answer.u.read_out.state),
-			answer.u.read_out.version);
-	} else {
-		rc = copy_out(&answer, bytes, to, err);
-	}
-	message_finish(&answer);
-	return rc;
-}
-
 /* Compares all pieces of one parameter, which are order[first .. first + n). */
 static int verify_parameter(struct verify *verify, const struct parameter *parameter, size_t first,
 	size_t n, struct error *err)
@@ -226,15 +60,14 @@ static int verify_parameter(struct verify *verify, const struct parameter *param
 	unsigned char *memory = malloc(bytes + 1);
 	int rc = memory ? 0 : error_set(err, -ENOMEM, "out of memory");
 
-	for (uint64_t at = 0; rc == 0 && at < bytes; at += LIMIT_READ_BYTES) {
-		rc = read_stretch(verify, parameter->allocation, parameter->offset_bytes + at,
-			MIN(bytes - at, LIMIT_READ_BYTES), memory + at, err);
-	}
+	rc = rc ? rc
+		: readback_read(verify->conn, &verify->worker, parameter->allocation,
+			  parameter->offset_bytes, bytes, memory, err);
 	for (size_t i = first; rc == 0 && i < first + n; i++) {
 		const struct piece *piece = &verify->layout.pieces[verify->order[i]];
 		const struct tensor *tensor = &verify->layout.tensors[piece->tensor];
 		const char *why;
-		const struct original *original = find_original(verify, tensor, &why);
+		const struct original *original = originals_find(&verify->originals, tensor, &why);
 
 		if (original) {
 			compare_piece(tensor, original->bytes, piece, parameter, memory,
@@ -273,7 +106,7 @@ static void say_worker(struct verify *verify)
 		char at[160];
 
 		verify->compared++;
-		if (find_original(verify, tensor, &why) && !comparison->differ) {
+		if (originals_find(&verify->originals, tensor, &why) && !comparison->differ) {
 			continue;
 		}
 		verify->wrong++;
@@ -281,13 +114,29 @@ static void say_worker(struct verify *verify)
 			tensor->name, worker->model, worker->replica, worker->part, worker->member,
 			worker->pid);
 		if (why) {
-			printf("not compared: %s\n", why);
+			printf("not compared: %s %s\n", verify->originals.owner, why);
 		} else {
 			printf("%" PRIu64 " of %" PRIu64 " elements differ, the first at %s\n",
 				comparison->differ, comparison->elements,
 				index_text(at, sizeof(at), tensor, comparison->first));
 		}
 	}
+}
+
+/* The worker behind that one. 1: it is there; 0: there are no more. */
+static int take_worker(struct verify *verify, uint64_t after, struct error *err)
+{
+	struct blob blob;
+	int rc = readback_next(verify->conn, after, false, &verify->worker, &blob, err);
+
+	if (rc > 0) {
+		int failed =
+			blob_to_layout(&blob, verify->worker.partial != 0, &verify->layout, err);
+
+		rc = failed ? failed : rc;
+		blob_finish(&blob);
+	}
+	return rc;
 }
 
 static const struct layout *sorting; /* qsort has no argument of the caller's */
@@ -352,7 +201,7 @@ static int verify_all(struct verify *verify)
 	int rc = 1;
 
 	while (rc > 0) {
-		rc = take_layout(verify, after, &err);
+		rc = take_worker(verify, after, &err);
 		after = verify->worker.worker;
 		if (rc > 0 &&
 			(!verify->model || strcmp(verify->model, verify->worker.model) == 0)) {
@@ -374,44 +223,47 @@ static int verify_all(struct verify *verify)
 	if (verify->twins) {
 		printf(", %" PRIu64 " parameters in their twins", verify->twins);
 	}
+	if (verify->originals.twins) {
+		printf(", %" PRIu64 " boxes of the trainer in their twins",
+			verify->originals.twins);
+	}
 	printf(": %" PRIu64 " differ\n", verify->wrong);
 	return verify->wrong ? EXIT_RUNTIME : EXIT_OK;
 }
 
+/* path NULL: the trainer's memory. */
 static int run(struct verify *verify, const char *path, const char *socket)
 {
 	struct error err = {0};
-	int code;
+	int code = EXIT_OK, rc = 0;
 
 	layout_init(&verify->layout);
-	if (open_checkpoint(verify, path, &err)) {
+	if (path && originals_of_checkpoint(path, &verify->originals, &err)) {
 		fprintf(stderr, "strew verify: %s\n", err.text);
 		code = EXIT_RUNTIME;
-	} else {
-		code = ask_open("strew verify", socket, &verify->conn);
 	}
-	if (code == EXIT_OK) {
-		code = verify_all(verify);
+	code = code ? code : ask_open("strew verify", socket, &verify->conn);
+	if (code == EXIT_OK && !path) {
+		rc = originals_of_trainer(verify->conn, verify->model, &verify->originals, &err);
+		verify->model = verify->originals.model;
+		code = rc ? ask_failed("strew verify", rc, &err) : EXIT_OK;
+	}
+	code = code ? code : verify_all(verify);
+	if (verify->conn) {
 		conn_destroy(verify->conn);
 	}
-	for (size_t i = 0; verify->images && i < verify->checkpoint.nshards; i++) {
-		if (verify->images[i]) {
-			munmap(verify->images[i], verify->checkpoint.shards[i].bytes);
-		}
-	}
-	free(verify->images);
-	free(verify->originals);
-	checkpoint_close(&verify->checkpoint);
+	originals_close(&verify->originals);
 	return code;
 }
 
 int cmd_verify(int argc, char **argv)
 {
 	static const struct option options[] = {{"socket", required_argument, NULL, 's'},
-		{"model", required_argument, NULL, 'm'}, {"help", no_argument, NULL, 'h'},
-		{NULL, 0, NULL, 0}};
+		{"model", required_argument, NULL, 'm'}, {"trainer", no_argument, NULL, 't'},
+		{"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
 	struct verify verify = {0};
 	const char *socket = NULL;
+	bool trainer = false;
 	int option;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -422,6 +274,9 @@ int cmd_verify(int argc, char **argv)
 		case 'm':
 			verify.model = optarg;
 			break;
+		case 't':
+			trainer = true;
+			break;
 		case 'h':
 			fputs(help, stdout);
 			return EXIT_OK;
@@ -429,9 +284,9 @@ int cmd_verify(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (optind + 1 != argc) {
-		fprintf(stderr, "strew verify: one FILE or DIRECTORY is wanted; see strew verify "
-				"--help\n");
+	if (optind + !trainer != argc) {
+		fprintf(stderr, "strew verify: one FILE or DIRECTORY is wanted, or --trainer; see "
+				"strew verify --help\n");
 		return EXIT_USAGE;
 	}
 	return run(&verify, argv[optind], socket);

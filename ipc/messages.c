@@ -389,7 +389,10 @@ static const struct field explained_fields[] = {
 };
 TABLE(explained);
 
-static const struct field layout_fields[] = {U64("after", msg_layout, after)};
+static const struct field layout_fields[] = {
+	U64("after", msg_layout, after),
+	RANGE("trainers", msg_layout, trainers, 0, 1),
+};
 TABLE(layout);
 
 static const struct field laid_out_fields[] = {

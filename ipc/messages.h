@@ -52,7 +52,8 @@ enum message_type {
 	MSG_EVENT = 65,
 	MSG_EXPLAIN = 66, /* p→b: the way of a tensor; answered by MSG_EXPLAINED or MSG_ERROR */
 	MSG_EXPLAINED = 67,
-	MSG_LAYOUT = 68, /* p→b: of the next worker here; answered by MSG_PART … and MSG_LAID_OUT */
+	MSG_LAYOUT = 68, /* p→b: of the next worker or trainer rank here; answered by MSG_PART … and
+			    MSG_LAID_OUT */
 	MSG_LAID_OUT = 69, /* b→p */
 	MSG_READ = 70,	   /* p→b: a stretch of a worker's live memory */
 	MSG_READ_OUT = 71, /* b→p; fd 0: a memfd with the bytes */
@@ -360,11 +361,12 @@ struct msg_explained {
 };
 
 struct msg_layout {
-	uint64_t after; /* the worker with the next id; 0: the first */
+	uint64_t after;	   /* the worker with the next id; 0: the first */
+	uint32_t trainers; /* 1: the trainer rank with the next id instead */
 };
 
 struct msg_laid_out {
-	uint64_t worker; /* its id, for MSG_READ; 0: there are no more */
+	uint64_t worker; /* or trainer rank; its id, for MSG_READ; 0: there are no more */
 	char model[LIMIT_MODEL_BYTES];
 	uint32_t replica, part, member, partial;
 	uint64_t pid;

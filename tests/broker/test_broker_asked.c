@@ -339,7 +339,7 @@ static void test_reading_back(void **state)
 		message_finish(&message);
 	}
 	ask_read(&observer, worker + 1000, 0, 0, 1);
-	raw_expect_error(&observer, -ENOENT, "the worker has left");
+	raw_expect_error(&observer, -ENOENT, "it has left");
 	ask_read(&observer, worker, 1, 0, 1);
 	raw_expect_error(&observer, -ERANGE, "no allocation 1");
 	ask_read(&observer, worker, 0, 0, 0);

@@ -510,6 +510,69 @@ def test_verify_names_what_differs(stage):
         assert result.stdout.count(why) == 2, lines
 
 
+def test_verify_trainer(stage):
+    """Workers against the trainer's own memory: two ranks with a stretch of all rows each, ordinary
+    memory behind twins, a bit here and a bit there; and what cannot be compared."""
+    stage.broker()
+    workers = stage.workers(2) + stage.workers(1, "--replica", 1, "--apply", "direct", prefix="d")
+    result = verify(stage, "--trainer")
+    assert result.returncode == 1 and "no trainer has declared" in result.stderr, result
+    ranks = [stage.trainer("--rank", rank, "--ranks", 2, "--versions", 9, name=f"rank{rank}")
+             for rank in range(2)]
+    for rank in ranks:
+        rank.line()
+    for process in workers + ranks:
+        process.says("version 1")
+    tensors = len(whole_checkpoint(stage))
+    result = verify(stage, "--trainer")
+    assert result.returncode == 0, result
+    assert f"3 workers, {3 * tensors} tensors in them, " in result.stdout, result.stdout
+    # A bit of the trainer's: every worker that has that element is named. Both ranks' turn.
+    for rank in ranks:
+        poke(rank.pid, 4096)
+        result = verify(stage, "--trainer")
+        assert result.returncode == 1 and "1 of " in result.stdout, result
+        assert len({line.split(":")[0] for line in result.stdout.splitlines()[:-1]}) == 1, result
+        poke(rank.pid, 4096)
+    poke(workers[2].pid, 4096)
+    result = verify(stage, "--trainer", "--model", "m")
+    assert result.returncode == 1 and result.stdout.count("\n") == 2, result
+    assert f"(process {workers[2].pid}) 1 of " in result.stdout, result
+    poke(workers[2].pid, 4096)
+    assert verify(stage, "--trainer").returncode == 0
+    result = verify(stage, "--trainer", "--model", "other")
+    assert result.returncode == 1 and "no trainer of other has" in result.stderr, result
+    # A second model, whose trainer's memory is its own affair.
+    other = stage.workers(1, model="n", prefix="n")
+    trainer = stage.trainer("--malloc", "--versions", 9, model="n", name="other")
+    trainer.line()
+    for process in (*other, trainer):
+        process.says("version 1")
+    result = verify(stage, "--trainer")
+    assert result.returncode == 1 and "--model" in result.stderr, result
+    result = verify(stage, "--trainer", "--model", "n")
+    assert result.returncode == 0 and "of the trainer in their twins" in result.stdout, result
+    result = verify(stage, "--trainer", "a-file")
+    assert result.returncode == 2 and "or --trainer" in result.stderr, result
+
+
+def test_verify_trainer_on_two_nodes(stage):
+    """What another node's rank holds is not read here, and is said to be missing."""
+    stage.two_nodes()
+    workers = stage.workers(1, broker="lead")
+    ranks = [stage.trainer("--rank", rank, "--ranks", 2, "--versions", 9, broker=broker,
+                           name=f"rank{rank}") for rank, broker in enumerate(("lead", "node"))]
+    for rank in ranks:
+        rank.line()
+    for process in workers + ranks:
+        process.says("version 1")
+    result = verify(stage, "--trainer", broker="lead")
+    assert result.returncode == 1, result
+    for line in result.stdout.splitlines()[:-1]:
+        assert line.endswith("not compared: the trainer has only a part of it on this node"), line
+    assert len(result.stdout.splitlines()) > 3, result
+
+
 def test_verify_on_a_gpu(stage):
     """The same out of a GPU's memory, written raw and staged; and a doctor who finds it in order."""
     if not has_driver(doctor(stage, "--socket", stage.socket())[1]):

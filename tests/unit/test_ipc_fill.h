@@ -61,7 +61,7 @@ static const struct {
 		"wire_ns scatter_ns groups"},
 	{MSG_EXPLAIN, "explain", "name model from"},
 	{MSG_EXPLAINED, "explained", "total rows"},
-	{MSG_LAYOUT, "layout", "after"},
+	{MSG_LAYOUT, "layout", "after trainers"},
 	{MSG_LAID_OUT, "laid_out",
 		"worker model replica part member partial pid state version parts bytes hash "
 		"twins"},
