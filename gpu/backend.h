@@ -40,6 +40,16 @@ struct gpu_ops {
 	void (*copies_share)(struct gpu_copies *copies); /* NULL: nothing to share */
 	int (*copies_run)(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 		struct gpu_stream *stream, struct error *err);
+	int (*hashes_create)(struct gpu_device *device, const struct gpu_span *spans,
+		const size_t *first, size_t nranges, size_t nsums, struct gpu_hashes **ret_hashes,
+		struct error *err);
+	void (*hashes_destroy)(struct gpu_hashes *hashes);
+	int (*hashes_clear)(
+		struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err);
+	int (*hashes_run)(struct gpu_hashes *hashes, size_t range, uint64_t slot_address,
+		struct gpu_stream *stream, struct error *err);
+	int (*hashes_fetch)(
+		struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err);
 	int (*copy)(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t len_bytes,
 		struct gpu_stream *stream, struct error *err);
 };
@@ -65,6 +75,12 @@ struct gpu_memory {
 struct gpu_copies {
 	const struct gpu_ops *ops;
 	size_t nranges;
+};
+
+struct gpu_hashes {
+	const struct gpu_ops *ops;
+	size_t nranges, nsums;
+	const uint64_t *values;
 };
 
 struct gpu_stream {

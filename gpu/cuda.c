@@ -354,6 +354,11 @@ static const struct gpu_ops cuda_ops = {
 	.copies_destroy = cuda_copies_destroy,
 	.copies_share = cuda_copies_share,
 	.copies_run = cuda_copies_run,
+	.hashes_create = cuda_hashes_create,
+	.hashes_destroy = cuda_hashes_destroy,
+	.hashes_clear = cuda_hashes_clear,
+	.hashes_run = cuda_hashes_run,
+	.hashes_fetch = cuda_hashes_fetch,
 	.copy = cuda_copy,
 };
 

@@ -21,6 +21,7 @@ struct cuda_device {
 	struct cuda_module *module; /* loaded at the first copies */
 	struct cuda_function *scatter, *scatter_few;
 	struct cuda_function *scatter_cast; /* NULL until a plan has casts */
+	struct cuda_function *hash;	    /* NULL until something is hashed */
 	int multiprocessors;
 	struct cuda_memory *imports;
 };
@@ -52,12 +53,21 @@ int cuda_vmm_map(struct cuda_device *device, const struct handle *handle, bool w
 	cuda_ptr *ret_address, struct error *err);
 void cuda_vmm_unmap(cuda_ptr address, uint64_t len_bytes);
 
+/* Loads the module and finds the kernels of plain copies, unless that was done. */
+int cuda_load_kernels(struct cuda_device *device, struct error *err);
 int cuda_copies_create(struct gpu_device *device, const struct copies *copies,
 	const uint64_t *bases, size_t nbases, struct gpu_copies **ret_copies, struct error *err);
 void cuda_copies_destroy(struct gpu_copies *copies);
 void cuda_copies_share(struct gpu_copies *copies);
 int cuda_copies_run(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err);
+int cuda_hashes_create(struct gpu_device *device, const struct gpu_span *spans, const size_t *first,
+	size_t nranges, size_t nsums, struct gpu_hashes **ret_hashes, struct error *err);
+void cuda_hashes_destroy(struct gpu_hashes *hashes);
+int cuda_hashes_clear(struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err);
+int cuda_hashes_run(struct gpu_hashes *hashes, size_t range, uint64_t slot_address,
+	struct gpu_stream *stream, struct error *err);
+int cuda_hashes_fetch(struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err);
 int cuda_copy(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t len_bytes,
 	struct gpu_stream *stream, struct error *err);
 

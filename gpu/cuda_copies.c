@@ -27,7 +27,7 @@ struct cuda_copies {
 };
 
 /* Machine code for this GPU if the build has it, else the text, which the driver compiles. */
-static int load_kernel(struct cuda_device *device, struct error *err)
+int cuda_load_kernels(struct cuda_device *device, struct error *err)
 {
 	struct cuda_module *module = NULL;
 	int rc = -ENOENT;
@@ -185,7 +185,7 @@ int cuda_copies_create(struct gpu_device *base, const struct copies *source, con
 
 	rc = cuda_enter(device, err);
 	if (rc == 0) {
-		rc = load_kernel(device, err);
+		rc = cuda_load_kernels(device, err);
 	}
 	if (rc == 0 && has_casts(source)) {
 		rc = find_cast_kernel(device, err);

@@ -265,6 +265,50 @@ int gpu_copies_run(struct gpu_copies *copies, size_t range, uint64_t slot_addres
 	return copies->ops->copies_run(copies, range, slot_address, stream, err);
 }
 
+int gpu_hashes_create(struct gpu_device *device, const struct gpu_span *spans, const size_t *first,
+	size_t nranges, size_t nsums, struct gpu_hashes **ret_hashes, struct error *err)
+{
+	for (size_t i = 0; i < first[nranges]; i++) {
+		if (spans[i].position % sizeof(uint64_t) || spans[i].sum >= nsums) {
+			return error_set(err, -EINVAL,
+				"span %zu: position %" PRIu64 ", sum %" PRIu32 " of %zu", i,
+				spans[i].position, spans[i].sum, nsums);
+		}
+	}
+	return device->ops->hashes_create(device, spans, first, nranges, nsums, ret_hashes, err);
+}
+
+void gpu_hashes_destroy(struct gpu_hashes *hashes)
+{
+	if (hashes) {
+		hashes->ops->hashes_destroy(hashes);
+	}
+}
+
+int gpu_hashes_clear(struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err)
+{
+	return hashes->ops->hashes_clear(hashes, stream, err);
+}
+
+int gpu_hashes_run(struct gpu_hashes *hashes, size_t range, uint64_t slot_address,
+	struct gpu_stream *stream, struct error *err)
+{
+	if (range >= hashes->nranges) {
+		return error_set(err, -EINVAL, "range %zu of %zu", range, hashes->nranges);
+	}
+	return hashes->ops->hashes_run(hashes, range, slot_address, stream, err);
+}
+
+int gpu_hashes_fetch(struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err)
+{
+	return hashes->ops->hashes_fetch(hashes, stream, err);
+}
+
+const uint64_t *gpu_hashes_values(const struct gpu_hashes *hashes)
+{
+	return hashes->values;
+}
+
 int gpu_copy(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t len_bytes,
 	struct gpu_stream *stream, struct error *err)
 {

@@ -48,6 +48,7 @@ void handle_finish(struct handle *handle);
 struct gpu;	   /* a backend, opened */
 struct gpu_device; /* a GPU in which the broker has a context; the host backend has one */
 struct gpu_memory; /* an imported allocation, or one of the broker's own (slot, shadow) */
+struct gpu_hashes; /* sums of hashes of bytes that go over a wire */
 struct gpu_copies; /* copies whose descriptors lie where the executor wants them */
 struct gpu_stream;
 struct gpu_event;
@@ -154,6 +155,31 @@ void gpu_copies_share(struct gpu_copies *copies);
  */
 int gpu_copies_run(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err);
+
+/* Bytes that are hashed (gpu/hash.h). */
+struct gpu_span {
+	uint64_t address; /* in_slot: an offset in the slot that the run is given */
+	uint64_t len_bytes;
+	uint64_t position; /* of its first byte, a multiple of 8: the same bytes elsewhere count
+			      differently */
+	uint32_t sum;	   /* number of the sum that they are added to, < nsums */
+	bool in_slot;
+};
+
+/*
+ * Compiles ranges of spans, range r being spans[first[r] .. first[r + 1]), for repeated runs that
+ * add to nsums sums. Nothing is kept of the arguments. The sums are zeros at first.
+ */
+int gpu_hashes_create(struct gpu_device *device, const struct gpu_span *spans, const size_t *first,
+	size_t nranges, size_t nsums, struct gpu_hashes **ret_hashes, struct error *err);
+void gpu_hashes_destroy(struct gpu_hashes *hashes); /* NULL is fine */
+/* Each enqueues: makes all sums zeros; adds one range; takes the sums to the host. */
+int gpu_hashes_clear(struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err);
+int gpu_hashes_run(struct gpu_hashes *hashes, size_t range, uint64_t slot_address,
+	struct gpu_stream *stream, struct error *err);
+int gpu_hashes_fetch(struct gpu_hashes *hashes, struct gpu_stream *stream, struct error *err);
+/* nsums values, once the stream has done the last fetch. */
+const uint64_t *gpu_hashes_values(const struct gpu_hashes *hashes);
 
 /* Plain copy of bytes between addresses of this device's reach, on the stream. */
 int gpu_copy(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t len_bytes,

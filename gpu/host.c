@@ -266,6 +266,11 @@ static const struct gpu_ops host_ops = {
 	.copies_create = host_copies_create,
 	.copies_destroy = host_copies_destroy,
 	.copies_run = host_copies_run,
+	.hashes_create = host_hashes_create,
+	.hashes_destroy = host_hashes_destroy,
+	.hashes_clear = host_hashes_clear,
+	.hashes_run = host_hashes_run,
+	.hashes_fetch = host_hashes_fetch,
 	.copy = host_copy,
 };
 

@@ -342,3 +342,5 @@ extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
 		break;
 	}
 }
+
+#include "hash.cuh"

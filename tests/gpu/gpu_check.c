@@ -2,6 +2,7 @@
 #include "base/util.h"
 #include "check.h"
 #include "gpu/cuda_backend.h"
+#include "tests/unit/hash_reference.h"
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -123,6 +124,63 @@ static void check_copies(struct broker *broker, const char *name, enum memory_ki
 out:
 	ask(broker, REQUEST_FREE);
 	handle_finish(&reply.handle);
+	free(pattern);
+}
+
+#define HASH_SPANS 24
+
+/* Random spans of the slot, against the reference; then a bit is flipped. */
+static void check_hash(struct broker *broker, uint64_t seed)
+{
+	struct gpu_span spans[HASH_SPANS];
+	size_t first[3] = {0, HASH_SPANS / 2, HASH_SPANS};
+	uint64_t wanted[2] = {0}, got[3][2], state = seed * 2654435761u + 1;
+	unsigned char *pattern = malloc(CHECK_BYTES);
+	struct gpu_hashes *hashes;
+	struct error err = {0};
+
+	make_pattern(seed, pattern, CHECK_BYTES);
+	for (size_t i = 0; i < HASH_SPANS; i++) {
+		struct gpu_span *span = &spans[i];
+		uint64_t at;
+
+		state = state * 6364136223846793005u + 1442695040888963407u;
+		span->len_bytes = (state >> 33) % (i % 2 ? CHECK_BYTES / 3 : 300);
+		at = (state >> 20) % (CHECK_BYTES - span->len_bytes);
+		at &= i % 3 ? ~255ull : ~0ull;
+		span->in_slot = i % 4 == 0;
+		span->address = at + (span->in_slot ? 0 : gpu_memory_address(broker->slot));
+		span->position = (state >> 12) & 0xffffffff8u;
+		span->sum = i >= HASH_SPANS / 2;
+		wanted[span->sum] += ref_hash(pattern + at, span->len_bytes, span->position);
+	}
+	must(gpu_hashes_create(broker->device, spans, first, 2, 2, &hashes, &err), "hashes", &err);
+	for (int round = 0; round < 3; round++) {
+		const unsigned char *flipped =
+			pattern + (spans[1].address - gpu_memory_address(broker->slot));
+
+		if (round == 2) {
+			pattern[flipped - pattern] ^= 0x10;
+		}
+		must(CUDA(&err, cuMemcpyHtoD, gpu_memory_address(broker->slot), pattern,
+			     CHECK_BYTES),
+			"filling the slot", &err);
+		must(gpu_hashes_clear(hashes, broker->stream, &err), "hashes", &err);
+		for (size_t range = 0; range < 2; range++) {
+			must(gpu_hashes_run(hashes, range, gpu_memory_address(broker->slot),
+				     broker->stream, &err),
+				"hashing", &err);
+		}
+		must(gpu_hashes_fetch(hashes, broker->stream, &err), "hashes", &err);
+		drain(broker->device, broker->stream);
+		memcpy(got[round], gpu_hashes_values(hashes), sizeof(got[round]));
+	}
+	check(memcmp(got[0], wanted, sizeof(wanted)) == 0 &&
+			memcmp(got[1], wanted, sizeof(wanted)) == 0,
+		"hash %llu: twice as the reference has it", (unsigned long long)seed);
+	check(spans[1].len_bytes == 0 || got[2][0] != wanted[0],
+		"hash %llu: a flipped bit is found", (unsigned long long)seed);
+	gpu_hashes_destroy(hashes);
 	free(pattern);
 }
 
@@ -296,6 +354,9 @@ static void broker_main(struct broker *broker)
 		check_copies(broker, "ipc", MEMORY_PLAIN, seed, seed % 2 ? 0 : 768 * (seed - 99));
 		check_copies(broker, "vmm", MEMORY_VMM, seed, seed % 2 ? 0 : 771 * (seed - 99));
 		check_copies(broker, "memfd", MEMORY_HOST, seed, seed % 2 ? 0 : 772 * (seed - 99));
+	}
+	for (uint64_t seed = 1; seed <= (check_small ? 3 : 20); seed++) {
+		check_hash(broker, seed);
 	}
 	check_copies(broker, "pull: vmm without a handle type", MEMORY_VMM_UNSHARED, 99, 0);
 	check_copies(broker, "pull: pinned host memory", MEMORY_PINNED, 99, 0);

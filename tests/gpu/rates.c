@@ -198,6 +198,38 @@ static void measure(struct bench *bench, const struct pattern *pattern)
 	gpu_copies_destroy(compiled);
 }
 
+/* Reading alone, beside a plain copy of as many bytes, which are read and written. */
+static void measure_hash(struct bench *bench)
+{
+	struct gpu_span span = {.len_bytes = MEMORY_BYTES, .in_slot = true};
+	struct cuda_stream *stream = gpu_stream_native(bench->stream);
+	double times[REPEATS], plain;
+	size_t first[2] = {0, 1};
+	struct gpu_hashes *hashes;
+	struct error err = {0};
+	float ms = 0;
+
+	must(gpu_hashes_create(bench->device, &span, first, 1, 1, &hashes, &err), "hashes", &err);
+	for (int i = -1; i < REPEATS; i++) {
+		must(CUDA(&err, cuEventRecord, bench->start, stream), "an event", &err);
+		must(gpu_hashes_run(hashes, 0, gpu_memory_address(bench->src), bench->stream, &err),
+			"hashing", &err);
+		must(CUDA(&err, cuEventRecord, bench->end, stream), "an event", &err);
+		drain(bench->device, bench->stream);
+		must(cuda_outcome(&err, "cuEventElapsedTime",
+			     extra.cuEventElapsedTime(&ms, bench->start, bench->end)),
+			"a time", &err);
+		times[MAX(i, 0)] = ms / 1e3;
+	}
+	qsort(times, REPEATS, sizeof(*times), by_value);
+	plain = seconds(bench, NULL, false, MEMORY_BYTES);
+	printf("rate %-32s %7.1f MB %8.1f GB/s (%.1f to %.1f), plain copy %.1f GB/s\n",
+		"hash, contiguous", MEMORY_BYTES / 1e6, MEMORY_BYTES / times[REPEATS / 2] / 1e9,
+		MEMORY_BYTES / times[REPEATS - 1] / 1e9, MEMORY_BYTES / times[0] / 1e9,
+		MEMORY_BYTES / plain / 1e9);
+	gpu_hashes_destroy(hashes);
+}
+
 void rates(struct gpu_device *device, const char *kernel)
 {
 	struct bench bench = {.device = device};
@@ -213,6 +245,7 @@ void rates(struct gpu_device *device, const char *kernel)
 	for (size_t i = 0; i < ARRAY_LEN(patterns); i++) {
 		measure(&bench, &patterns[i]);
 	}
+	measure_hash(&bench);
 	CUDA(NULL, cuEventDestroy, bench.start);
 	CUDA(NULL, cuEventDestroy, bench.end);
 	cuda_driver.cuMemFreeHost(bench.host);

@@ -1,18 +1,21 @@
 /*
  * The stand-in driver: modules, and strew's kernels done by the CPU, from what gpu/scatter.h says
  * of descriptors and tiles: by plain division, an element at a time, with the casts of
- * unit/cast_reference.h. Shares no code with the kernels, nor with the host backend.
+ * unit/cast_reference.h and the hash of unit/hash_reference.h. Shares no code with the kernels, nor
+ * with the host backend.
  */
+#include "gpu/hash.h"
 #include "gpu/scatter.h"
 #include "tests/standin/driver.h"
 #include "tests/unit/cast_reference.h"
+#include "tests/unit/hash_reference.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum kernel { SCATTER, SCATTER_FEW, SCATTER_CASTS, KERNELS };
+enum kernel { SCATTER, SCATTER_FEW, SCATTER_CASTS, HASH, KERNELS };
 static const char *const kernel_names[KERNELS] = {
-	"strew_scatter", "strew_scatter_few", "strew_scatter_cast"};
+	"strew_scatter", "strew_scatter_few", "strew_scatter_cast", "strew_hash"};
 
 struct cuda_function {
 	enum kernel kernel;
@@ -26,7 +29,7 @@ struct cuda_module {
 
 struct launch {
 	enum kernel kernel;
-	uint64_t descriptors, tiles, slot;
+	uint64_t descriptors, tiles, slot, sums;
 	uint32_t ntiles;
 };
 
@@ -91,6 +94,15 @@ unsigned cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigne
 		return CUDA_INVALID_VALUE;
 	}
 	launch.kernel = function->kernel;
+	if (launch.kernel == HASH) {
+		memcpy(&launch.tiles, parameters[0], sizeof(launch.tiles));
+		memcpy(&launch.slot, parameters[1], sizeof(launch.slot));
+		memcpy(&launch.sums, parameters[2], sizeof(launch.sums));
+		launch.ntiles = grid_x;
+		return block_x != HASH_THREADS
+			       ? CUDA_INVALID_VALUE
+			       : stream_kernel(ctx, stream, &fault, &launch, sizeof(launch));
+	}
 	memcpy(&launch.descriptors, parameters[0], sizeof(launch.descriptors));
 	memcpy(&launch.tiles, parameters[1], sizeof(launch.tiles));
 	memcpy(&launch.slot, parameters[2], sizeof(launch.slot));
@@ -224,6 +236,30 @@ static unsigned run_tile(int device, const struct launch *launch, uint32_t index
 	return result;
 }
 
+static unsigned run_hash(int device, const struct launch *launch, uint32_t index)
+{
+	struct hash_tile tile;
+	const char *at =
+		reach(device, launch->tiles + index * sizeof(tile), sizeof(tile), MAY_READ);
+	uint64_t sum;
+	char *to;
+
+	if (!at) {
+		return CUDA_ILLEGAL_ADDRESS;
+	}
+	memcpy(&tile, at, sizeof(tile));
+	at = reach(
+		device, tile.address + (tile.in_slot ? launch->slot : 0), tile.len_bytes, MAY_READ);
+	to = reach(device, launch->sums + tile.sum * sizeof(sum), sizeof(sum), MAY_WRITE);
+	if (!at || !to) {
+		return CUDA_ILLEGAL_ADDRESS;
+	}
+	memcpy(&sum, to, sizeof(sum));
+	sum += ref_hash(at, tile.len_bytes, tile.position * 8);
+	memcpy(to, &sum, sizeof(sum));
+	return CUDA_OK;
+}
+
 unsigned kernel_run(int device, const void *data)
 {
 	unsigned result = CUDA_OK;
@@ -232,7 +268,8 @@ unsigned kernel_run(int device, const void *data)
 	memcpy(&launch, data, sizeof(launch));
 	for (uint32_t i = 0; i < launch.ntiles && result == CUDA_OK; i++) {
 		spaces_hold();
-		result = run_tile(device, &launch, i);
+		result = launch.kernel == HASH ? run_hash(device, &launch, i)
+					       : run_tile(device, &launch, i);
 		spaces_release();
 	}
 	return result;

@@ -11,6 +11,9 @@ static dim3_ threadIdx, blockIdx, gridDim;
 struct alignas(8) uint2 {
 	uint32_t x, y;
 };
+struct alignas(16) ulonglong2 {
+	uint64_t x, y;
+};
 struct alignas(16) uint4 {
 	uint32_t x, y, z, w;
 };
@@ -63,6 +66,23 @@ extern "C" unsigned kernel_on_cpu(bool casts, const struct scatter_descriptor *d
 	for (blockIdx.x = 0; blockIdx.x < ntiles; blockIdx.x++) {
 		for (threadIdx.x = 0; threadIdx.x < SCATTER_THREADS; threadIdx.x++) {
 			(casts ? strew_scatter_cast : strew_scatter)(descriptors, tiles, slot);
+		}
+	}
+	return misaligned;
+}
+
+/* One launch of strew_hash, but for its sum over a block's threads; returns the same. */
+extern "C" unsigned hash_on_cpu(
+	const struct hash_tile *tiles, uint32_t ntiles, uint64_t slot, uint64_t *sums)
+{
+	misaligned = 0;
+	for (uint32_t i = 0; i < ntiles; i++) {
+		const struct hash_tile *tile = &tiles[i];
+		uint64_t address = tile->address + (tile->in_slot ? slot : 0);
+
+		for (threadIdx.x = 0; threadIdx.x < HASH_THREADS; threadIdx.x++) {
+			sums[tile->sum] += hash_share(
+				(const unsigned char *)address, tile->position, tile->len_bytes);
 		}
 	}
 	return misaligned;
