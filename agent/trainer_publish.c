@@ -102,7 +102,7 @@ static int check_publish(struct strew_trainer *trainer, uint32_t subset, uint64_
 	if (version == 0 || version == UINT64_MAX) {
 		return error_set(err, -EINVAL, "publish: versions are 1 to 2^64 - 2");
 	}
-	if (flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL)) {
+	if (flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL | STREW_PUBLISH_HASH)) {
 		return error_set(err, -EINVAL, "publish: flags 0x%x are unknown", flags);
 	}
 	if (timeout_ms < 0 || timeout_ms > LIMIT_UPDATE_MAX_MS) {

@@ -34,6 +34,7 @@
 #define LIMIT_PARTS_BYTES (64u << 20) /* a layout or manifest on the wire, all parts */
 #define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
+#define LIMIT_HASHES 4096u	      /* of buckets, in one message */
 #define LIMIT_SLOT_TYPES 2048u	      /* runs of tensors with one dtype in slots, in one message */
 #define LIMIT_EVENTS 64u	      /* updates that a broker remembers */
 #define LIMIT_READ_BYTES (16u << 20)  /* of a worker's memory, in one answer to read */

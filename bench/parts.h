@@ -33,6 +33,7 @@ struct part {
 	bool one_gpu;	  /* NCCL: both ranks are on it, and pass for two nodes */
 	enum strew_gate gate;
 	enum strew_apply apply;
+	bool hash; /* trainer: what goes over the wire is compared at both ends */
 	unsigned timeout_s;
 };
 

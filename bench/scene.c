@@ -25,6 +25,7 @@ void scene_start(struct scene *scene)
 		.model = scene->model,
 		.gate = scene->gate,
 		.apply = scene->apply,
+		.hash = scene->hash,
 		.timeout_s = SCENE_ANSWER_S / 2};
 
 	for (uint32_t i = 0; i < tp; i++) {

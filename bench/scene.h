@@ -19,6 +19,7 @@ struct scene {
 	struct bench_model model;
 	enum strew_gate gate;
 	enum strew_apply apply;
+	bool hash;	 /* the trainer's, as in the part */
 	bool on_host;	 /* the trainer's memory */
 	bool no_trainer; /* workers alone */
 	const struct brokers *brokers;

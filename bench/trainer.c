@@ -53,8 +53,8 @@ static void publish(struct trainer *trainer, uint64_t version, struct published 
 	int timeout_ms = (int)trainer->part->timeout_s * 1000;
 	uint64_t start = clock_ns();
 
-	must(strew_trainer_publish(
-		     trainer->trainer, version, gpu_stream_native(trainer->stream), 0, timeout_ms),
+	must(strew_trainer_publish(trainer->trainer, version, gpu_stream_native(trainer->stream),
+		     trainer->part->hash ? STREW_PUBLISH_HASH : 0, timeout_ms),
 		"publish");
 	must(strew_trainer_wait_released(trainer->trainer, timeout_ms), "released");
 	must(strew_trainer_wait_report(trainer->trainer, timeout_ms, &published->report), "report");

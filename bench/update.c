@@ -22,6 +22,7 @@ static const char help[] =
 	"broker,\n"
 	"                     the trainer's tensors in host memory\n"
 	"  --apply APPLY      direct (default) or staged\n"
+	"  --hash             compare what goes over the wire at both ends (staged: always)\n"
 	"  --gate GATE        live (default), or held: the pause of the engine is measured too\n"
 	"  --worker-devices L GPUs of the workers, e.g. 0,1 (default: --device for all)\n"
 	"  --node-device GPU  of the joining broker's slots (wire)\n"
@@ -349,6 +350,7 @@ static void parse(struct update *update, int argc, char **argv)
 		{.name = "bytes", .bytes = &update->scene.model.bytes},
 		{.name = "tp", .number = &update->scene.model.tp},
 		{.name = "path", .text = &update->path}, {.name = "apply", .text = &update->apply},
+		{.name = "hash", .flag = &update->scene.hash},
 		{.name = "gate", .text = &update->gate},
 		{.name = "worker-devices", .text = &update->scene.worker_devices},
 		{.name = "node-device", .text = &update->node_device},

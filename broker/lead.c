@@ -190,7 +190,10 @@ static void send_decision(struct server *server, struct model *model, enum messa
 	if (type == MSG_GO) {
 		message.u.decision.slot_types = update->slot_types.runs;
 		message.u.decision.nslot_types = update->slot_types.n;
+		message.u.decision.hash = message.u.decision.wire &&
+					  (update->hash || (update->flags & STREW_PUBLISH_HASH));
 		server->wire_used = message.u.decision.wire;
+		server->hash_used = message.u.decision.hash;
 	}
 	send_members(server, &message);
 	/* Ours last: its answer may come at once, and end the update. */
@@ -210,6 +213,8 @@ static void do_report(struct server *server, struct model *model)
 	send_report(server, model);
 	if (server->active == model) {
 		server->active = NULL;
+		lead_hashes_forget(server);
+		server->hash_used = false;
 		/* After an abort nobody knows what is still in the carrier: a new one is made. */
 		if (model->update.outcome == STREW_OUTCOME_ABORTED && server->wire_used) {
 			epoch_changed(server);
@@ -289,7 +294,8 @@ static void stream_done(struct watch *watch)
 
 int publish_check(const struct msg_publish *publish, struct error *err)
 {
-	if (publish->flags & ~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL)) {
+	if (publish->flags &
+		~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL | STREW_PUBLISH_HASH)) {
 		return error_set(err, -ENOTSUP, "publish: a flag that this broker does not know");
 	}
 	if (publish->timeout_ms > LIMIT_UPDATE_MAX_MS) {
@@ -345,7 +351,15 @@ void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	if (type == MSG_ACCEPT) {
 		actions = update_accept(&model->update, node, answer, now);
 	} else if (type == MSG_PREPARED) {
-		actions = update_prepared(&model->update, node, answer, now);
+		struct msg_groups judged = *answer;
+
+		if (server->hash_used && !answer->code &&
+			!lead_hashes_agree(server, model, node, answer, judged.text)) {
+			judged.code = error_to_wire(-EBADMSG);
+			log_error("version %llu at node %u: %s",
+				(unsigned long long)model->update.version, node, judged.text);
+		}
+		actions = update_prepared(&model->update, node, &judged, now);
 	} else if (type == MSG_APPLIED) {
 		actions = update_applied(&model->update, node, answer, now);
 	}

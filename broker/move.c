@@ -4,6 +4,9 @@
  * slot and scattered from it. Workers on the root's node are fed straight
  * from the trainer's memory, lump by lump, by local lanes beside the wire.
  *
+ * Where both ends hash what was sent and received, they do so beside the wire: the root behind the
+ * gather, the others behind the scatter, each before the slot is used again.
+ *
  * Streams order the stages by events; the host only looks, before a slot is used
  * again, whether the ring has come round. So at most a ring of buckets is
  * enqueued ahead, and a cancel or a deadline is seen within one bucket.
@@ -11,9 +14,11 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/moves_internal.h"
+#include "broker/plans_internal.h"
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #define SPIN_NS 200000u /* an event is looked at without sleeping for this long */
@@ -28,6 +33,7 @@ struct run {
 	struct plan_crew **crews;
 	size_t ncrews;
 	struct plan_base *base;
+	bool hash;	     /* what goes over the wire */
 	bool wire;	     /* the carrier is used, so its errors are this run's */
 	atomic_ullong *done; /* bytes, for who asks meanwhile; NULL: nobody */
 	size_t lump, nlumps; /* local: the next one to be enqueued, and how many there are */
@@ -184,6 +190,10 @@ static int send_bucket(struct run *run, struct job_move *work, size_t number, st
 	if (rc == 0) {
 		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
 	}
+	/* Behind it in its stream is the next gather into this slot. */
+	if (rc == 0 && run->hash) {
+		rc = gpu_hashes_run(run->base->hashes, number, address, moves->gather.stream, err);
+	}
 	return rc;
 }
 
@@ -213,6 +223,9 @@ static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
 		rc = gpu_copies_run(
 			run->crews[i]->scatter, number, address, moves->scatter.stream, err);
+	}
+	if (rc == 0 && run->hash) {
+		rc = gpu_hashes_run(run->base->hashes, number, address, moves->scatter.stream, err);
 	}
 	if (rc == 0) {
 		rc = gpu_event_record(moves->scatter.events[turn], moves->scatter.stream, err);
@@ -270,6 +283,37 @@ static uint64_t bytes_to_move(const struct run *run, const struct job_move *work
 	return bytes;
 }
 
+/* Zeros, before either stream adds to them. */
+static int begin_hashes(struct run *run, struct error *err)
+{
+	struct moves *moves = run->moves;
+	int rc = gpu_hashes_clear(run->base->hashes, moves->gather.stream, err);
+
+	rc = rc ? rc : gpu_event_record(moves->gather.events[0], moves->gather.stream, err);
+	return rc ? rc : gpu_stream_wait(moves->scatter.stream, moves->gather.events[0], err);
+}
+
+/* Behind all of both streams: the host has waited for the gather's. */
+static int end_hashes(struct run *run, struct job_move *work, struct error *err)
+{
+	struct lane *gather = &run->moves->gather, *scatter = &run->moves->scatter;
+	size_t n = hashes_count(&run->base->buckets);
+	int rc = wait_lane(run, gather, err);
+
+	rc = rc ? rc : gpu_hashes_fetch(run->base->hashes, scatter->stream, err);
+	rc = rc ? rc : wait_lane(run, scatter, err);
+	if (rc) {
+		return rc;
+	}
+	work->hashes = malloc((n + 1) * sizeof(*work->hashes));
+	if (!work->hashes) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	memcpy(work->hashes, gpu_hashes_values(run->base->hashes), n * sizeof(*work->hashes));
+	work->nhashes = n;
+	return 0;
+}
+
 static int move_all(struct run *run, struct job_move *work, struct error *err)
 {
 	const struct buckets *buckets = &run->base->buckets;
@@ -282,6 +326,9 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	work->total_bytes = bytes_to_move(run, work);
 	if (run->nlumps) {
 		rc = advance_local(run, err);
+	}
+	if (rc == 0 && run->hash) {
+		rc = begin_hashes(run, err);
 	}
 	for (size_t i = 0; rc == 0 && work->wire && i < buckets->n; i++) {
 		const struct bucket *bucket = &buckets->v[i];
@@ -314,7 +361,8 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		stamp(run, &work->stages.wire_ns);
 	}
 	if (rc == 0 && work->wire) {
-		rc = wait_lane(run, &run->moves->scatter, err);
+		rc = run->hash ? end_hashes(run, work, err)
+			       : wait_lane(run, &run->moves->scatter, err);
 	}
 	if (rc == 0) {
 		work->done_bytes = work->total_bytes;
@@ -398,6 +446,7 @@ void job_move_run(struct job *job)
 		.deadline = work->deadline,
 		.cancel = &work->cancel,
 		.wire = work->wire,
+		.hash = work->wire && work->hash,
 		.done = &work->done_bytes};
 
 	if (work->wire && !run.moves->carrier) {
@@ -410,6 +459,10 @@ void job_move_run(struct job *job)
 		return;
 	}
 	job->rc = find_plans(&run, &work->plan_for, work->crews, work->ncrews, &job->err);
+	if (job->rc == 0 && run.hash) {
+		job->rc = plans_hashes(
+			run.moves->plans, work->plan_for.publication, run.base, &job->err);
+	}
 	if (job->rc == 0) {
 		job->rc = move_all(&run, work, &job->err);
 		if (job->rc) {

@@ -72,6 +72,7 @@ struct job_move {
 	struct moves *moves;
 	struct plan_for plan_for;
 	bool wire;			 /* buckets are sent this time: some other node goes on */
+	bool hash;			 /* … and hashed at both ends */
 	const struct crew *crews;	 /* those that go on; planned before */
 	const struct slot_types *wanted; /* what was said that they want */
 	size_t ncrews;
@@ -81,6 +82,8 @@ struct job_move {
 	uint64_t wire_bytes;
 	atomic_ullong done_bytes, total_bytes; /* read by the event loop meanwhile */
 	struct stages stages;
+	uint64_t *hashes; /* the result, malloc'd: whoever takes it owns it */
+	size_t nhashes;
 	void *data;
 };
 void job_move_run(struct job *job);

@@ -41,6 +41,18 @@ static enum strew_outcome team_outcome(const struct team *team)
 							: STREW_OUTCOME_SAT_OUT;
 }
 
+/* A staged group must not take over what was changed on the way. */
+static bool wants_hash(const struct node *node)
+{
+	for (size_t i = 0; i < node->nteams && node->publication; i++) {
+		if (node->publication->elsewhere &&
+			node->teams[i]->group.apply == STREW_APPLY_STAGED) {
+			return true;
+		}
+	}
+	return false;
+}
+
 void node_answer(struct server *server, enum message_type type, int code, const char *text)
 {
 	struct node *node = &server->node;
@@ -70,7 +82,12 @@ void node_answer(struct server *server, enum message_type type, int code, const 
 	groups.code = code ? error_to_wire(code) : WIRE_OK;
 	groups.unwanted = node->unwanted;
 	groups.stages = node->stages;
+	if (type == MSG_PREPARED) {
+		groups.hashes = node->hashes;
+		groups.nhashes = node->nhashes;
+	}
 	if (type == MSG_ACCEPT) {
+		groups.hash = wants_hash(node);
 		groups.slot_types = node->wanted.runs;
 		groups.nslot_types = node->wanted.n;
 	}
@@ -88,6 +105,13 @@ static void forget_crews(struct node *node)
 		free(node->crews[i].workers);
 		node->crews[i].workers = NULL;
 	}
+}
+
+static void forget_hashes(struct node *node)
+{
+	free(node->hashes);
+	node->hashes = NULL;
+	node->nhashes = 0;
 }
 
 void node_released(struct server *server)
@@ -113,6 +137,7 @@ static void go_idle(struct server *server)
 		team->taking_part = false;
 	}
 	forget_crews(node);
+	forget_hashes(node);
 	node->nteams = node->nabsent = 0;
 	node->stage = NODE_IDLE;
 	if (publication) {
@@ -368,6 +393,7 @@ void node_go(struct server *server, const struct msg_decision *go)
 	}
 	node->stage = NODE_MOVING;
 	node->wire = go->wire;
+	node->hash = go->hash;
 	node->slot_types.n = (uint32_t)go->nslot_types;
 	if (go->nslot_types) {
 		memcpy(node->slot_types.runs, go->slot_types,
@@ -545,6 +571,7 @@ void node_forget(struct server *server)
 	struct node *node = &server->node;
 
 	forget_crews(node);
+	forget_hashes(node);
 	node->nteams = 0;
 	if (node->publication && --node->publication->references == 0) {
 		publication_retire(server, node->publication);

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "broker/node_internal.h"
 #include "strew/trainer.h"
+#include <stdlib.h>
 #include <string.h>
 
 static struct plan_for plan_for(const struct server *server)
@@ -97,6 +98,10 @@ static void moved(struct job *job)
 	node->touched = atomic_load(&work->touched);
 	node->wire_bytes = work->wire_bytes;
 	node->stages = work->stages;
+	free(node->hashes);
+	node->hashes = work->hashes;
+	node->nhashes = work->nhashes;
+	work->hashes = NULL;
 	if (node->stage == NODE_STOPPING) {
 		node_abort(server, node->serial, node->abort_text);
 		return;
@@ -133,6 +138,7 @@ void node_start_move(struct server *server)
 	work->plan_for = plan_for(server);
 	work->plan_for.slot_types = &node->slot_types;
 	work->wire = node->wire;
+	work->hash = node->hash;
 	work->wanted = &node->wanted;
 	work->crews = node->going;
 	work->ncrews = node->ngoing;

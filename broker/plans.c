@@ -73,6 +73,7 @@ static void base_free(struct plan_base *base)
 		buckets_finish(&base->lumps);
 		stretches_finish(&base->stretches);
 		gpu_copies_destroy(base->gather);
+		gpu_hashes_destroy(base->hashes);
 		free(base->parts);
 		free(base);
 	}

@@ -63,6 +63,7 @@ struct plan_base {
 	struct gpu_copies *gather;
 	struct stretches stretches; /* of the buckets */
 	bool sends_direct;	    /* some of them, from the trainers' own memory */
+	struct gpu_hashes *hashes;  /* of the buckets; NULL until an update is checked */
 	struct carrier_part *parts; /* room for the stretches of any one bucket */
 	uint64_t last_use;
 };
@@ -115,6 +116,9 @@ struct plan_for {
 
 /* Finds them or makes them. */
 int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan_base **ret_base,
+	struct error *err);
+/* Makes base->hashes, unless it is there. */
+int plans_hashes(struct plans *plans, const struct publication *publication, struct plan_base *base,
 	struct error *err);
 int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struct plan_base *base,
 	const struct crew *crew, struct plan_crew **ret_crew, struct error *err);

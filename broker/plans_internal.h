@@ -18,6 +18,10 @@ int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *devi
 	struct crew_spaces *ret_spaces, struct error *err);
 void spaces_finish(struct crew_spaces *spaces);
 
+/* How many buckets one sum is of, and how many sums there are. */
+size_t hashes_fold(const struct buckets *buckets);
+size_t hashes_count(const struct buckets *buckets);
+
 /* Base addresses of the sources' spaces, for the device, to ret_bases[nspaces]. */
 int source_bases(const struct publication *publication, struct gpu_device *device,
 	uint64_t *ret_bases, struct error *err);

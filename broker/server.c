@@ -396,6 +396,8 @@ void server_destroy(struct server *server)
 		models_free(server);
 		mover_destroy(server->mover);
 	}
+	free(server->node.move.hashes); /* of a move that nobody was told of */
+	lead_hashes_forget(server);
 	teams_free(server);
 	moves_destroy(server->moves);
 	events_destroy(server->events);

@@ -181,7 +181,10 @@ struct node {
 	struct job_move move;
 	struct job_commit commit;
 	bool job_running;
-	bool touched; /* by the move */
+	bool touched;	  /* by the move */
+	bool hash;	  /* what is moved by the wire */
+	uint64_t *hashes; /* of the last move; owned */
+	size_t nhashes;
 	char abort_text[LIMIT_TEXT_BYTES];
 	uint64_t wire_bytes;
 	struct stages stages; /* of the move */
@@ -272,8 +275,14 @@ struct server {
 	uint64_t warn_at; /* when a refused broker is worth a warning again */
 	uint32_t unsaid;  /* refused since the last one */
 	struct lead_link lead;
+	struct hashes_said {
+		uint64_t *v; /* owned; NULL: none yet */
+		size_t n;
+		uint32_t node;
+	} hashes; /* lead: of the active update, the first that came */
 	uint64_t next_serial, next_key;
-	bool wire_used;	      /* by the active update */
+	bool wire_used;	      /* by the active update … */
+	bool hash_used;	      /* … and hashed */
 	struct model *active; /* lead: its update is between begin and report */
 	uint64_t updates, aborted;
 	uint32_t epochs; /* communicators that were made, or tried */
@@ -349,6 +358,11 @@ uint64_t node_due(const struct server *server);
 
 /* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
 void publication_retire(struct server *server, struct publication *publication);
+
+/* lead_hashes.c: false, and a sentence, if the node's differ from those that were said before. */
+bool lead_hashes_agree(struct server *server, const struct model *model, uint32_t node,
+	const struct msg_groups *answer, char text[LIMIT_TEXT_BYTES]);
+void lead_hashes_forget(struct server *server);
 
 /* models.c: what is published, and the trainer ranks */
 struct model *model_find(struct server *server, const char *name, bool add);

@@ -131,6 +131,7 @@ unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, u
 	update->unwanted = UINT64_MAX;
 	memset(&update->stages, 0, sizeof(update->stages));
 	update->slot_types_said = false;
+	update->hash = false;
 	expect_answers(update);
 	return UPDATE_DO_BEGIN;
 }
@@ -340,6 +341,7 @@ unsigned update_accept(
 		update->unwanted = answer->unwanted;
 	}
 	merge_slot_types(update, answer);
+	update->hash = update->hash || answer->hash;
 	if (!all_answered(update)) {
 		return 0;
 	}

@@ -54,6 +54,7 @@ struct update {
 	uint64_t unwanted;	      /* the least of what the nodes said */
 	struct slot_types slot_types; /* what all that have accepted want; settled with go */
 	bool slot_types_said;
+	bool hash; /* some node wants what it receives compared with what was sent */
 	struct stages stages;
 	/* times */
 	uint64_t published_ns, begun_ns, accepted_ns, moved_ns, ended_ns;

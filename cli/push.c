@@ -29,6 +29,9 @@ static const char help[] =
 	"  --socket PATH      the broker's socket (default: $STREW_SOCKET, else\n"
 	"                     $XDG_RUNTIME_DIR/strew/broker.sock, else "
 	"/tmp/strew-UID/broker.sock)\n"
+	"  --hash             compare what goes over the wire at both ends, also where workers "
+	"are\n"
+	"                     written directly (staged: always)\n"
 	"  --partial          parameters that it does not cover keep their values\n"
 	"  --timeout SECONDS  deadline of the update, and of each answer before it (default 60)\n"
 	"  --help\n"
@@ -40,7 +43,7 @@ static const char help[] =
 struct push {
 	const char *path, *socket, *model;
 	uint64_t version, timeout_s;
-	int partial;
+	bool partial, hash;
 	struct checkpoint checkpoint;
 	unsigned char *image; /* the shards, in memory that the broker can map */
 	struct reader_file *files;
@@ -236,7 +239,8 @@ static int publish(struct push *push)
 	int rc;
 
 	rc = strew_trainer_publish(push->trainer, push->version, NULL,
-		push->partial ? STREW_PUBLISH_PARTIAL : 0, timeout_ms);
+		(push->partial ? STREW_PUBLISH_PARTIAL : 0) | (push->hash ? STREW_PUBLISH_HASH : 0),
+		timeout_ms);
 	if (rc >= 0) {
 		rc = strew_trainer_wait_released(push->trainer, wait_ms);
 	}
@@ -280,7 +284,8 @@ static int parse(int argc, char **argv, struct push *push, bool *ret_help)
 	static const struct option options[] = {{"model", required_argument, NULL, 'm'},
 		{"version", required_argument, NULL, 'v'}, {"socket", required_argument, NULL, 's'},
 		{"timeout", required_argument, NULL, 't'}, {"partial", no_argument, NULL, 'p'},
-		{"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+		{"hash", no_argument, NULL, 'H'}, {"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0}};
 	int option, bad = 0;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -292,7 +297,10 @@ static int parse(int argc, char **argv, struct push *push, bool *ret_help)
 			push->socket = optarg;
 			break;
 		case 'p':
-			push->partial = 1;
+			push->partial = true;
+			break;
+		case 'H':
+			push->hash = true;
 			break;
 		case 'v':
 			bad = parse_u64(optarg, 1, UINT64_MAX, &push->version);

@@ -29,7 +29,7 @@ struct trainer {
 	uint64_t device; /* UINT64_MAX: host memory */
 	int timeout_ms;
 	uint64_t patience; /* seconds to wait for another broker when this one is gone */
-	bool by_line, partial;
+	bool by_line, partial, hash;
 	bool ordinary;	  /* memory of malloc() */
 	const char *only; /* above version 1 publish only tensors whose names contain it */
 	uint32_t subset;  /* those */
@@ -159,7 +159,8 @@ static void print_report(const struct strew_report *report)
 /* One step and its publication. 0: every group has it. */
 static int step(struct trainer *trainer, uint64_t version)
 {
-	unsigned flags = trainer->partial ? STREW_PUBLISH_PARTIAL : 0;
+	unsigned flags = (trainer->partial ? STREW_PUBLISH_PARTIAL : 0) |
+			 (trainer->hash ? STREW_PUBLISH_HASH : 0);
 	struct strew_report report;
 	int rc;
 
@@ -205,6 +206,8 @@ static const char usage[] =
 	"  --reconnect S      when the broker is gone, wait S seconds for another one (0)\n"
 	"  --by-line          publish when a line comes on standard input\n"
 	"  --only TEXT        above version 1 publish only tensors whose names contain TEXT\n"
+	"  --hash             compare what goes over the wire at both ends, also for direct "
+	"apply\n"
 	"  --partial          parameters that no tensor covers are not an error\n"
 	"  --timeout SECONDS  deadline of each update (60)\n"
 	"\n"
@@ -218,6 +221,7 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 		{.name = "model", .text = &trainer->model_name},
 		{.name = "socket", .text = &trainer->socket},
 		{.name = "by-line", .flag = &trainer->by_line},
+		{.name = "hash", .flag = &trainer->hash},
 		{.name = "partial", .flag = &trainer->partial},
 		{.name = "only", .text = &trainer->only},
 		{.name = "rank", .number = &trainer->rank},

@@ -508,6 +508,8 @@ static const struct field groups_fields[] = {
 	U64("wire_ns", msg_groups, stages.wire_ns),
 	U64("scatter_ns", msg_groups, stages.scatter_ns),
 	LIST("slot_types", FIELD_U32_LIST, msg_groups, slot_types, nslot_types, LIMIT_SLOT_TYPES),
+	RANGE("hash", msg_groups, hash, 0, 1),
+	LIST("hashes", FIELD_U64_LIST, msg_groups, hashes, nhashes, LIMIT_HASHES),
 };
 TABLE(groups);
 
@@ -516,6 +518,7 @@ static const struct field decision_fields[] = {
 	U64("update", msg_decision, update),
 	LIST("replicas", FIELD_U32_LIST, msg_decision, replicas, nreplicas, LIMIT_REPORT_GROUPS),
 	U32("wire", msg_decision, wire),
+	RANGE("hash", msg_decision, hash, 0, 1),
 	LIST("slot_types", FIELD_U32_LIST, msg_decision, slot_types, nslot_types, LIMIT_SLOT_TYPES),
 	STR("text", msg_decision, text),
 };

@@ -459,6 +459,9 @@ struct msg_groups { /* accept, prepared, applied */
 	char text[LIMIT_TEXT_BYTES];
 	uint64_t unwanted;    /* accept: tensors that no group of this broker takes */
 	struct stages stages; /* prepared */
+	uint32_t hash;	      /* accept: what comes by the wire must be hashed */
+	uint64_t *hashes;     /* prepared: of the buckets, as its node sent or received them */
+	size_t nhashes;
 	uint32_t *slot_types; /* accept: what its groups want; runs as in plan/slot_types.h */
 	size_t nslot_types;
 };
@@ -468,6 +471,7 @@ struct msg_decision { /* go, commit, abort */
 	uint32_t *replicas; /* go, commit: those that go on; all other groups are done */
 	size_t nreplicas;
 	uint32_t wire;	      /* go: buckets will be sent … */
+	uint32_t hash;	      /* … and hashed at both ends … */
 	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */

@@ -43,6 +43,12 @@ struct strew_tensor {
 
 #define STREW_PUBLISH_PARTIAL 1u   /* parameters that no tensor covers are not an error */
 #define STREW_PUBLISH_SCOPE_ALL 2u /* commit every group or none */
+/*
+ * Compare a hash of what goes over the wire at both ends: a difference aborts the update. It is
+ * always done where a group with staged apply is served by wire; where all apply directly, what
+ * was written is then DIRTY.
+ */
+#define STREW_PUBLISH_HASH 4u
 
 /* How one group fared. Strings live as long as the report. */
 struct strew_group_report {

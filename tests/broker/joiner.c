@@ -27,6 +27,8 @@ void joiner_send(struct joiner *joiner, const char *address, const struct msg_jo
 	message_init(&message, MSG_JOIN, 1);
 	message.u.join = *join;
 	joiner->join = *join;
+	joiner->hashes = NULL;
+	joiner->nhashes = 0;
 	raw_send(&joiner->raw, &message);
 }
 
@@ -130,6 +132,10 @@ void joiner_answer(struct joiner *joiner, enum message_type type, uint64_t epoch
 	message.u.groups.update = update;
 	message.u.groups.groups = groups;
 	message.u.groups.ngroups = ngroups;
+	if (type == MSG_PREPARED) {
+		message.u.groups.hashes = joiner->hashes;
+		message.u.groups.nhashes = joiner->nhashes;
+	}
 	raw_send(&joiner->raw, &message);
 }
 

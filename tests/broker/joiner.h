@@ -11,6 +11,8 @@ struct joiner {
 	struct raw raw;
 	struct msg_join join;
 	struct msg_epoch epoch;
+	uint64_t *hashes; /* of the buckets, said with prepared; borrowed */
+	size_t nhashes;
 };
 
 struct msg_join joiner_join(void); /* a good one; another broker_id every time */

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/joiner.h"
+#include "unit/hash_reference.h"
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -144,6 +145,7 @@ static void update_by_hand(struct joiner *joiner, struct raw *data, struct train
 {
 	uint64_t header[3] = {joiner->epoch.epoch, 2 * turn + 2, HALF_BYTES}, update;
 	uint8_t mine[HALF_BYTES], theirs[HALF_BYTES];
+	uint64_t hashes[2];
 	struct strew_report report;
 	struct message message;
 
@@ -166,6 +168,7 @@ static void update_by_hand(struct joiner *joiner, struct raw *data, struct train
 	joiner_answer(joiner, MSG_ACCEPT, joiner->epoch.epoch, update, NULL, 0);
 	joiner_expect(joiner, MSG_GO, &message);
 	assert_int_equal(message.u.decision.wire, 1);
+	assert_int_equal(message.u.decision.hash, 1); /* the worker's group is staged */
 	message_finish(&message);
 	expect_header(data, joiner->epoch.epoch, 2 * turn + 1, HALF_BYTES);
 	receive(data, theirs, sizeof(theirs));
@@ -175,6 +178,10 @@ static void update_by_hand(struct joiner *joiner, struct raw *data, struct train
 	assert_int_equal(send(conn_fd(data->conn), mine, sizeof(mine), MSG_NOSIGNAL), sizeof(mine));
 	/* The lead's own memory is released without us. */
 	assert_int_equal(strew_trainer_wait_released(trainer->trainer, PATIENCE_MS), 0);
+	hashes[0] = ref_hash(theirs, sizeof(theirs), 0);
+	hashes[1] = ref_hash(mine, sizeof(mine), joiner->epoch.slot_bytes);
+	joiner->hashes = hashes;
+	joiner->nhashes = 2;
 	joiner_answer(joiner, MSG_PREPARED, joiner->epoch.epoch, update, NULL, 0);
 	joiner_takes(joiner, MSG_COMMIT, update);
 	joiner_answer(joiner, MSG_APPLIED, joiner->epoch.epoch, update, NULL, 0);

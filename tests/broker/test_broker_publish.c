@@ -99,7 +99,7 @@ static void test_the_largest_version(void **state)
 
 static void test_requests_that_make_no_sense(void **state)
 {
-	struct msg_publish wrong[] = {{.version = 0}, {.version = 1, .flags = 4},
+	struct msg_publish wrong[] = {{.version = 0}, {.version = 1, .flags = 8},
 		{.version = 1, .flags = ~0u}, {.version = 1, .timeout_ms = LIMIT_UPDATE_MAX_MS + 1},
 		{.version = 1, .timeout_ms = UINT32_MAX}};
 	static const int codes[] = {-ESTALE, -ENOTSUP, -ENOTSUP, -ERANGE, -ERANGE};

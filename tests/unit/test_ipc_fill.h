@@ -13,7 +13,8 @@
 
 /* Every type that can be sent, with the keys of its map: the contract, said a second time. */
 #define GROUPS_FIELDS                                                                              \
-	"epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns slot_types"
+	"epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns "            \
+	"slot_types hash hashes"
 
 static const struct {
 	enum message_type type;
@@ -77,10 +78,10 @@ static const struct {
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots subset "
 		"base"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
-	{MSG_GO, "go", "epoch update replicas wire slot_types text"},
+	{MSG_GO, "go", "epoch update replicas wire hash slot_types text"},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
-	{MSG_COMMIT, "commit", "epoch update replicas wire slot_types text"},
-	{MSG_ABORT, "abort", "epoch update replicas wire slot_types text"},
+	{MSG_COMMIT, "commit", "epoch update replicas wire hash slot_types text"},
+	{MSG_ABORT, "abort", "epoch update replicas wire hash slot_types text"},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
 	{MSG_ALIVE, "alive", ""},
@@ -429,6 +430,7 @@ static void fill_update(struct message *message)
 		decision->update = any64();
 		any_u32_list(&decision->replicas, &decision->nreplicas, LIMIT_REPORT_GROUPS);
 		decision->wire = any32();
+		decision->hash = any32() & 1;
 		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
 		break;
@@ -441,6 +443,8 @@ static void fill_update(struct message *message)
 		groups->unwanted = any64();
 		any_u32_list(&groups->slot_types, &groups->nslot_types, LIMIT_SLOT_TYPES);
 		groups->stages = any_stages();
+		groups->hash = any32() & 1;
+		any_u64_list(&groups->hashes, &groups->nhashes, LIMIT_HASHES);
 		break;
 	}
 }
@@ -755,7 +759,9 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 			message->u.groups.ngroups * sizeof(struct group_outcome)};
 		ret[1] = (struct borrowed){(void **)&message->u.groups.slot_types,
 			message->u.groups.nslot_types * sizeof(uint32_t)};
-		return 2;
+		ret[2] = (struct borrowed){(void **)&message->u.groups.hashes,
+			message->u.groups.nhashes * sizeof(uint64_t)};
+		return 3;
 	case MSG_GO:
 	case MSG_COMMIT:
 	case MSG_ABORT:
