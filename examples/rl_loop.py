@@ -2,18 +2,23 @@
 """A reinforcement-learning loop on one machine: a trainer, two tensor-parallel workers, one broker.
 
     python3 examples/rl_loop.py --steps 5
+    python3 examples/rl_loop.py --steps 50 --device cuda --memory expandable
 
 The trainer takes optimizer steps on a small Llama of transformers. Two workers hold a half of each
 matrix, generate together, and pause between tokens while an update is written into their memory.
 Nothing of a worker knows strew's layouts: its own loader, run once without data, tells them. After
 each commit the workers' logits are compared, bit for bit, with those of a second pair that the
-same loader has filled from the trainer's state_dict.
+same loader has filled from the trainer's state_dict, and how long generation stood still is
+compared with what the trainer's report says.
 
-Needs torch and transformers, and the package strew (its wheel has the broker in it).
+Needs torch and transformers, and the package strew (its wheel has the broker in it). Without the
+wheel: STREW_LIBRARY=BUILD/lib/libstrew.so.0 PYTHONPATH=python, and the broker is BUILD/bin/strewd.
 """
 
 import argparse
 import contextlib
+import ctypes
+import json
 import multiprocessing
 import os
 import pathlib
@@ -32,6 +37,8 @@ CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "
           "num_key_value_heads": 4, "intermediate_size": 128, "vocab_size": 256,
           "max_position_embeddings": 128, "tie_word_embeddings": False}
 SIZE = 2  # workers
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
 class Linear(nn.Module):
@@ -55,9 +62,11 @@ class Linear(nn.Module):
 
     def forward(self, x):
         y = x @ self.weight.T
-        if not self.rows:
-            distributed.all_reduce(y)
-        return y
+        if self.rows:
+            return y
+        part = y.float().cpu()  # gloo adds in host memory; both workers may be on one GPU
+        distributed.all_reduce(part)
+        return part.to(y)
 
 
 class Layer(nn.Module):
@@ -122,44 +131,93 @@ class Engine(nn.Module):
     @torch.no_grad()
     def forward(self, ids):
         angles = self.angles[:len(ids)]
-        rotary, x = (angles.cos(), angles.sin()), self.embed(ids)
+        x = self.embed(ids)
+        rotary = angles.cos().to(x), angles.sin().to(x)
         for layer in self.layers:
             x = layer(x, rotary)
         return self.norm(x) @ self.head.T
 
 
-def in_shared_memory(module):
-    """Moves the parameters into memory that a broker can map: needed on a machine without GPU."""
+def private_cuda(device, length):
+    """Bytes of a GPU that no other process can map, zeroed: cuMemCreate without a handle type.
+
+    So allocate vLLM's sleep mode and torch_memory_saver. They live as long as this process.
+    """
+    torch.zeros(1, device=device)  # makes the context that torch uses, and makes it current
+    driver = ctypes.CDLL("libcuda.so.1")
+
+    def call(name, *arguments):
+        code = getattr(driver, name)(*arguments)
+        if code:
+            raise RuntimeError(f"{name} failed with error {code}")
+    u64, size_t = ctypes.c_uint64, ctypes.c_size_t
+    # CUmemAllocationProp: type PINNED, no handle types, location (DEVICE, index), no flags.
+    properties = (ctypes.c_int * 8)(1, 0, 1, device.index)
+    access = (ctypes.c_int * 3)(1, device.index, 3)  # CUmemAccessDesc: that device, READWRITE
+    step, address, handle = size_t(), u64(), u64()
+    call("cuMemGetAllocationGranularity", ctypes.byref(step), properties, ctypes.c_int(0))
+    length = -(-length // step.value) * step.value
+    call("cuMemAddressReserve", ctypes.byref(address), size_t(length), size_t(0), u64(0), u64(0))
+    call("cuMemCreate", ctypes.byref(handle), size_t(length), properties, u64(0))
+    call("cuMemMap", address, size_t(length), size_t(0), handle, u64(0))
+    call("cuMemSetAccess", address, size_t(length), access, size_t(1))
+
+    class Memory:
+        __cuda_array_interface__ = {"shape": (length,), "typestr": "|u1", "version": 3,
+                                    "strides": None, "data": (address.value, False)}
+    return torch.as_tensor(Memory(), device=device).zero_()
+
+
+def placed(module, device, memory):
+    """The module on that device; its parameters in memory of that kind (see --help)."""
+    module = module.to(device)
     for parameter in module.parameters():
-        memory = strew.host_empty(tuple(parameter.shape), parameter.dtype)
-        parameter.data = memory.copy_(parameter.data)
+        parameter.data = parameter.data.to(DTYPES[device.type])
+    parameters = list(module.parameters())
+    if device.type == "cuda" and memory == "private":
+        sizes = [-(-p.nbytes // 512) * 512 for p in parameters]
+        parts = private_cuda(device, sum(sizes))[:sum(sizes)].split(sizes)
+        new = [part[:p.nbytes].view(p.dtype).view(p.shape) for p, part in zip(parameters, parts)]
+    elif device.type == "cpu" and memory == "default":
+        new = [strew.host_empty(tuple(p.shape), p.dtype) for p in parameters]
+    else:
+        return module  # as torch itself has placed them
+    for parameter, tensor in zip(parameters, new):
+        parameter.data = tensor.copy_(parameter.data)
     return module
 
 
-def worker(rank, folder, queue, steps):
+def worker(rank, folder, queue, options):
+    device = options.worker_devices[rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank,
                                    world_size=SIZE)
     config = transformers.LlamaConfig(**CONFIG)
-    engine = in_shared_memory(Engine(rank, config))
+    engine = placed(Engine(rank, config), device, options.memory)
     agent = strew.Agent("policy", rank=rank, size=SIZE, socket=folder / "s")
     names = torch.load(folder / "names")
     layout = strew.record_layout(engine, engine.load_weights, names)
     agent.register(layout)
     queue.put(("ready", rank, layout.status()))
-    ids, version, longest = torch.tensor([1, 2, 3]), 0, 0.0
-    while version < steps:
+    ids, version = torch.tensor([1, 2, 3], device=device), 0
+    longest = slowest = 0.0
+    while version < options.steps:
         # Between two tokens. Both ranks must pause at the same one: any rank's news is everyone's.
+        begin = time.monotonic()
         asked = torch.tensor([float(agent.poll() is not None)])
         distributed.all_reduce(asked)
         if asked.item():
             begin = time.monotonic()
             with agent.paused():
                 agent.wait_version(version + 1)
-            longest, version = max(longest, time.monotonic() - begin), agent.version
+            pause, version = time.monotonic() - begin, agent.version
             check(rank, engine, config, folder, version, ids)
-            queue.put(("version", rank, version))
+            queue.put(("version", rank, pause, slowest))
+            longest, slowest, begin = max(longest, pause), 0.0, time.monotonic()
         logits = engine(ids[-100:])[-1]
         ids = torch.cat([ids, logits.argmax()[None]])
+        slowest = max(slowest, time.monotonic() - begin)
     queue.put(("done", rank, f"{len(ids)} tokens, longest pause {longest * 1e3:.1f} ms"))
     agent.close()
     distributed.destroy_process_group()
@@ -167,15 +225,29 @@ def worker(rank, folder, queue, steps):
 
 def check(rank, engine, config, folder, version, ids):
     """A second engine, filled by the ordinary loader from the trainer's state_dict."""
-    twin = Engine(rank, config)
+    twin = placed(Engine(rank, config), engine.head.device, "torch's own")
     twin.load_weights(torch.load(folder / f"state{version}").items())
     if not torch.equal(engine(ids[-100:]), twin(ids[-100:])):
         raise AssertionError(f"worker {rank}: other logits than the loader's at {version}")
 
 
+def check_pauses(report, said, allowance):
+    """Generation stood still for no longer than the report says; returns the longest pause.
+
+    What the report cannot see is the way of the last message to the worker, and the worker's
+    return from its wait: `allowance` seconds, and a token, as the other worker may be at one.
+    """
+    for _, rank, pause, token in said:
+        if pause > report.pause_s + token + allowance:
+            sys.exit(f"worker {rank} stood still for {pause * 1e3:.1f} ms at version "
+                     f"{report.version}; the report says {report.pause_s * 1e3:.1f}, a token took "
+                     f"{token * 1e3:.1f}, {allowance * 1e3:.0f} are allowed")
+    return max(pause for _, _, pause, _ in said)
+
+
 def train(model, optimizer):
     """One step on random tokens, which is what this model is worth."""
-    ids = torch.randint(0, CONFIG["vocab_size"], (4, 32))
+    ids = torch.randint(0, CONFIG["vocab_size"], (4, 32), device=model.device)
     loss = model(input_ids=ids, labels=ids).loss
     optimizer.zero_grad()
     loss.backward()
@@ -184,21 +256,32 @@ def train(model, optimizer):
 
 
 @contextlib.contextmanager
-def broker(folder):
+def broker(folder, backend):
     read, write = os.pipe()
     with open(folder / "strewd.log", "wb") as log:
         process = subprocess.Popen([strew.program("strewd"), "--socket", folder / "s", "--backend",
-                                    "host", "--slot", "1M", "--ready-fd", str(write)],
+                                    backend, "--slot", "1M", "--ready-fd", str(write)],
                                    pass_fds=(write,), stderr=log)
     os.close(write)
-    with os.fdopen(read) as pipe:
-        if pipe.read() != "READY=1\n":
-            sys.exit((folder / "strewd.log").read_text())
     try:
+        with os.fdopen(read) as pipe:
+            if pipe.read() != "READY=1\n":
+                sys.exit("the broker did not start")
         yield
+    except BaseException:
+        sys.stderr.write((folder / "strewd.log").read_text())
+        raise
     finally:
         process.terminate()
         process.wait(20)
+
+
+def show_routes(folder):
+    """How the bytes get into the workers, as the broker has it."""
+    run = subprocess.run([strew.program("strew"), "status", "--json", "--socket", folder / "s"],
+                         check=True, capture_output=True, text=True)
+    for group in json.loads(run.stdout)["groups"]:
+        print(f"broker: raw {group['raw']}, pull {group['pull']}")
 
 
 def take(queue, kind, processes):
@@ -216,34 +299,73 @@ def take(queue, kind, processes):
     return said
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_options():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
-    steps = parser.parse_args().steps
+    parser.add_argument("--device", default="cpu", help="the trainer's: cpu, cuda or cuda:N")
+    parser.add_argument("--worker-devices", help="the two workers', with a comma; default: the "
+                        "trainer's")
+    parser.add_argument("--memory", choices=("default", "expandable", "private"),
+                        default="default", help="of the parameters:\n"
+                        "default     on a GPU PyTorch's allocator, else memory that is shared\n"
+                        "expandable  PyTorch's with expandable segments (GPU)\n"
+                        "private     what a broker cannot map: cuMemCreate without a handle\n"
+                        "            type; on the CPU PyTorch's own memory")
+    parser.add_argument("--allowance-ms", type=float, default=20, help="a worker may stand still "
+                        "for that much longer\nthan the report and a token say (default 20)")
+    options = parser.parse_args()
+    names = (options.worker_devices or f"{options.device},{options.device}").split(",")
+    # "cuda" alone is cuda:0.
+    options.device, *options.worker_devices = (
+        torch.device(name + ":0" if name == "cuda" else name) for name in [options.device, *names])
+    kinds = {device.type for device in [options.device, *options.worker_devices]}
+    if len(names) != SIZE or kinds not in ({"cpu"}, {"cuda"}):
+        parser.error("two workers, all on GPUs or all on the CPU")
+    if options.memory == "expandable":
+        if kinds == {"cpu"}:
+            parser.error("--memory expandable is for GPUs")
+        if "expandable_segments:True" not in os.environ.get(ALLOCATOR, ""):
+            # torch reads it once: start again with it, for the workers too.
+            os.environ[ALLOCATOR] = "expandable_segments:True"
+            os.execv(sys.executable, sys.orig_argv)
+    return options
+
+
+def main():
+    options = read_options()
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="strew-rl-") as name:
         folder, queue = pathlib.Path(name), context.Queue()
-        model = in_shared_memory(transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)))
+        if options.device.type == "cuda":
+            torch.cuda.set_device(options.device)
+        model = placed(transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)),
+                       options.device, options.memory)
         torch.save({n: (t.dtype, tuple(t.shape)) for n, t in model.state_dict().items()},
                    folder / "names")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        with broker(folder):
-            workers = [context.Process(target=worker, args=(r, folder, queue, steps))
+        with broker(folder, "cuda" if options.device.type == "cuda" else "host"):
+            workers = [context.Process(target=worker, args=(r, folder, queue, options), daemon=True)
                        for r in range(SIZE)]
             for one in workers:
                 one.start()
             for said in take(queue, "ready", workers):
                 print(f"worker {said[1]}: {said[2]}")
+            show_routes(folder)
             with strew.Trainer("policy", rank=0, size=1, socket=folder / "s") as trainer:
                 trainer.declare(model)
-                for version in range(1, steps + 1):
+                for version in range(1, options.steps + 1):
                     loss = train(model, optimizer)
-                    torch.save(model.state_dict(), folder / f"state{version}")
+                    torch.save({n: t.cpu() for n, t in model.state_dict().items()},
+                               folder / f"state{version}")
                     report = trainer.publish(version)
-                    take(queue, "version", workers)
+                    pause = check_pauses(report, take(queue, "version", workers),
+                                         options.allowance_ms / 1e3)
+                    (folder / f"state{version}").unlink()
                     print(f"version {version}: loss {loss:.3f}, {report.outcome} in "
-                          f"{report.total_s * 1e3:.1f} ms, logits equal")
+                          f"{report.total_s * 1e3:.1f} ms, pause {pause * 1e3:.1f} ms of "
+                          f"{report.pause_s * 1e3:.1f} stated, logits equal", flush=True)
             for said in take(queue, "done", workers):
                 print(f"worker {said[1]}: {said[2]}")
             for one in workers:

@@ -8,9 +8,16 @@ import sys
 
 
 def program(name: str) -> str:
-    """The path of "strewd" or "strew": the wheel's, else what the PATH has."""
-    here = pathlib.Path(__file__).parent / "bin" / name
-    return str(here) if here.exists() else name
+    """The path of "strewd" or "strew".
+
+    Where STREW_LIBRARY names a library, that of ``bin`` beside the library's folder (as a build
+    folder has it: lib/libstrew.so.0, bin/strewd); else the wheel's; else what the PATH has.
+    """
+    places = [pathlib.Path(__file__).parent / "bin"]
+    if os.environ.get("STREW_LIBRARY"):
+        library = pathlib.Path(os.environ["STREW_LIBRARY"]).absolute()
+        places.insert(0, library.parent.parent / "bin")
+    return next((str(at / name) for at in places if (at / name).exists()), name)
 
 
 def _run(name: str) -> None:

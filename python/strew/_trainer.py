@@ -102,6 +102,16 @@ class Report:
         """True if every group has every byte of the version."""
         return self.outcome == "committed"
 
+    @property
+    def pause_s(self) -> float:
+        """The longest that an engine with a held gate can have stood still for it, in seconds.
+
+        From the broker's asking, once every rank's stream was done, to the last worker's last
+        byte. It waits for the slowest engine to reach a step's end; the way of the last message
+        to an engine is not in it.
+        """
+        return self.accept_s + self.move_s + self.commit_s
+
 
 def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")

@@ -14,7 +14,6 @@ except ImportError:
     import sys
     sys.path.insert(0, str(ROOT / "python"))
     os.environ["PYTHONPATH"] = str(ROOT / "python")  # for processes that the tests start
-    os.environ["PATH"] = f"{ROOT}/build/bin:{os.environ['PATH']}"
     import strew
 
 
@@ -24,14 +23,12 @@ class Broker:
     def __init__(self, folder, *options):
         self.socket = folder / "s"
         self.log = folder / "log"
-        build = pathlib.Path(os.environ.get("STREW_LIBRARY", "")).parents[1] / "bin" / "strewd" \
-            if "STREW_LIBRARY" in os.environ else None
-        program = str(build) if build else strew.program("strewd")
         read, write = os.pipe()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(  # pylint: disable=consider-using-with
-                [program, "--socket", str(self.socket), "--backend", "host", "--slot", "256K",
-                 "--ready-fd", str(write), *options], pass_fds=(write,), stdout=log, stderr=log)
+                [strew.program("strewd"), "--socket", str(self.socket), "--backend", "host",
+                 "--slot", "256K", "--ready-fd", str(write), *options],
+                pass_fds=(write,), stdout=log, stderr=log)
         os.close(write)
         with os.fdopen(read) as pipe:
             assert pipe.read() == "READY=1\n", self.log.read_text()

@@ -6,14 +6,36 @@ import sys
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 
 
-def test_rl_loop():
-    run = subprocess.run([sys.executable, EXAMPLES / "rl_loop.py", "--steps", "3"], timeout=300,
-                         capture_output=True, text=True, check=False)
+def rl_loop(*options):
+    return subprocess.run([sys.executable, EXAMPLES / "rl_loop.py", *options], timeout=300,
+                          capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("device, memory, route", [
+    ("cpu", "default", "pull 0"), ("cpu", "private", "raw 0"),
+    ("cuda", "default", "pull 0"), ("cuda", "expandable", "pull 0"), ("cuda", "private", "raw 0")])
+def test_rl_loop(device, memory, route):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    # Others may use the machine's cores: what is allowed beside the report is generous.
+    run = rl_loop("--steps", "3", "--device", device, "--memory", memory, "--allowance-ms", "500")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("committed") == 3 and run.stdout.count("logits equal") == 3
     assert run.stdout.count("longest pause") == 2
+    assert route in run.stdout and "raw 0, pull 0" not in run.stdout
+
+
+def test_rl_loop_compares_pauses():
+    run = rl_loop("--steps", "3", "--allowance-ms", "-100000")
+    assert run.returncode == 1 and "stood still for" in run.stderr
+
+
+@pytest.mark.parametrize("options", [
+    ["--memory", "expandable"], ["--worker-devices", "cpu"], ["--worker-devices", "cpu,cuda"]])
+def test_rl_loop_refuses(options):
+    assert rl_loop(*options).returncode == 2
