@@ -26,6 +26,7 @@ from ._errors import (
     Dirty,
     Error,
     InvalidArgument,
+    LoaderFailed,
     Moved,
     NotCommitted,
     NotShareable,
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent", "BrokerLost", "BrokerMissing", "Busy", "Dirty", "Error", "Event", "GroupReport",
-    "InvalidArgument", "Layout", "LayoutParameter", "Moved", "NotCommitted", "NotShareable",
-    "Piece", "Publishing", "Refused", "Report", "Timeout", "Trainer", "__version__", "host_empty",
-    "open_checkpoint", "program", "record_layout",
+    "InvalidArgument", "Layout", "LayoutParameter", "LoaderFailed", "Moved", "NotCommitted",
+    "NotShareable", "Piece", "Publishing", "Refused", "Report", "Timeout", "Trainer",
+    "__version__", "host_empty", "open_checkpoint", "program", "record_layout",
 ]
 
 

@@ -84,6 +84,8 @@ class Agent(Closing):
         self._lookups: list[Callable[[], dict[str, str]]] = []
         self._cuda = -1  # the GPU of the parameters
         self._ready = False
+        self._reloaders: list[Any] = []  # of layouts whose engine's loader runs after updates
+        self._reloaded = 0  # the version that they have loaded
         address = ctypes.c_void_p()
         self._handle.long(lib.strew_agent_open, ctypes.byref(options), ctypes.byref(address))
         self._handle.address = address.value
@@ -138,8 +140,23 @@ class Agent(Closing):
                 number = self.declare(name, parameter.tensor)
                 for piece in parameter.pieces:
                     self.piece(number, piece)
+            if layout.reloader:
+                self._declare_feed(layout.reloader)
             self._lookups.append(layout.moved)
         self._handle.long(lib.strew_agent_register, self._handle.get())
+
+    def _declare_feed(self, reloader: Any) -> None:
+        """Whole tensors, in memory of their own, for the engine's loader."""
+        if self.gate == "live":
+            raise InvalidArgument(errno.EINVAL, "the loader route needs a held gate: with a live "
+                                  "one tensors change while the engine's loader reads them")
+        for name, tensor in reloader.feed.items():
+            shape = tuple(tensor.shape)
+            if 0 not in shape:
+                self.piece(self.declare(f"loader:{name}", tensor), Piece(
+                    name, tensor.dtype, shape, shape, (0,) * len(shape), shape, 0,
+                    tuple(tensor.stride())))
+        self._reloaders.append(reloader)
 
     # The gate
 
@@ -175,10 +192,21 @@ class Agent(Closing):
     def resume(self, timeout: float | None = None) -> None:
         """Waits until the parameters may be used again: at once if no update is being written.
 
+        Runs the engine's loader if the layout has parameters by that route and an update has come:
+        the update was reported as committed by then, but no step may run before this returns.
+
         Dirty: they are written in part; call again after the next update. BrokerLost: see state.
+        LoaderFailed: the engine's loader has failed; call again, or after the next update.
         """
-        self._handle.wait(lib.strew_agent_resume, timeout)
-        self._ready = False
+        if self._ready or not self._reloaders or self._reloaded == self.version:
+            self._handle.wait(lib.strew_agent_resume, timeout)
+            self._ready = False
+        if self._reloaders:
+            version = self.version
+            if version != self._reloaded:
+                for reloader in self._reloaders:
+                    reloader.run()
+                self._reloaded = version
 
     @contextlib.contextmanager
     def paused(self, stream: Any = None, timeout: float | None = None) -> Iterator[Agent]:

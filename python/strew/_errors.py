@@ -66,6 +66,14 @@ class Refused(Error, ValueError):
         self.names = names
 
 
+class LoaderFailed(Error):
+    """The engine's own loader failed on the tensors of an update, or moved a parameter.
+
+    The version is committed, but what goes by the loader route is not filled, or in part: no step
+    may use the parameters. ``resume()`` tries again; so does the next update.
+    """
+
+
 class NotCommitted(Error):
     """An update that no group has committed; ``report`` tells how each group fared."""
 

@@ -61,6 +61,14 @@ class Block:
     parameter: bool = False
     writes: list[Write] = dataclasses.field(default_factory=list)
     taint: str = ""
+    sources: set[str] = dataclasses.field(default_factory=set)  # that it had anything to do with
+    unseen: bool = False  # it may have had to do with others too
+
+    def inherit(self, origins: Iterable[Block]) -> None:
+        """Its values come from what those hold."""
+        for origin in origins:
+            self.sources |= origin.sources
+            self.unseen = self.unseen or origin.unseen
 
     @property
     def tracked(self) -> bool:
@@ -176,6 +184,7 @@ class Follower(TorchDispatchMode):
         if tensor.numel():
             whole = _affine.region(0, 0, (tensor.numel(),), (1,), (1,))
             block.writes.append(Write(whole, source, (source.dtype,)))
+        block.sources.add(source.name)
         self.blocks[_key(tensor)] = block
         return tensor
 
@@ -200,8 +209,9 @@ class Follower(TorchDispatchMode):
 
     # Copies
 
-    def _taint(self, tensor: torch.Tensor, why: str) -> None:
+    def _taint(self, tensor: torch.Tensor, why: str, origins: Iterable[Block] = ()) -> None:
         block = self.block(tensor)
+        block.inherit(origins)
         block.taint = block.taint or why
         block.writes.clear()
 
@@ -221,6 +231,10 @@ class Follower(TorchDispatchMode):
         source = source.expand(target.shape)
         block = self.block(target)
         origin = self.blocks.get(_key(source))
+        if origin is not None:
+            block.inherit([origin])
+        elif source.is_meta:
+            block.unseen = True
         if target.numel() == 0 or block.taint:
             return
         if origin is None and source.is_meta:
@@ -276,7 +290,7 @@ class Follower(TorchDispatchMode):
         why = next((b.taint for b in tracked if b.taint), "") or \
             f"the loader computes it ({name}, near tensor {self.at})"
         if func._schema.is_mutable:
-            return self._mutation(func, args, kwargs, why, bool(tracked))
+            return self._mutation(func, args, kwargs, why, tracked)
         if func in (aten._local_scalar_dense.default, aten.equal.default,
                     aten.is_nonzero.default) or torch.Tag.data_dependent_output in func.tags:
             raise NotShareable(errno.ENOTSUP, f"tensor {self.at}: the loader looks at its values "
@@ -288,10 +302,11 @@ class Follower(TorchDispatchMode):
         keys = {_key(t) for t in tensors}
         for one in tree_leaves(out):
             if isinstance(one, torch.Tensor) and _key(one) not in keys:
-                self._taint(one, why)
+                self._taint(one, why, tracked)
         return out
 
-    def _mutation(self, func: Any, args: Any, kwargs: Any, why: str, tracked: bool) -> Any:
+    def _mutation(self, func: Any, args: Any, kwargs: Any, why: str,
+                  tracked: list[Block]) -> Any:
         """Nothing is done to parameters or stand-ins; what would be changed is tainted."""
         schema = func._schema.arguments
         changed = [value for argument, value in
@@ -300,7 +315,7 @@ class Follower(TorchDispatchMode):
         changed = [t for t in tree_leaves(changed) if isinstance(t, torch.Tensor)]
         for one in changed:
             if tracked:
-                self._taint(one, why)
+                self._taint(one, why, tracked)
         if not tracked and not any(self.block(t).parameter for t in changed):
             return func(*args, **kwargs)
         if len(func._schema.returns) != 1:
@@ -370,7 +385,7 @@ class Follower(TorchDispatchMode):
     def _pad(self, func: Any, tensor: torch.Tensor, pad: list[int], value: Any = 0) -> torch.Tensor:
         out = func(_meta(tensor), pad, value)
         if any(n < 0 for n in pad):
-            self._taint(out, "a negative padding")
+            self._taint(out, "a negative padding", [self.block(tensor)])
             return out
         inner = out
         for k in range(len(pad) // 2):

@@ -64,6 +64,7 @@ class Layout:
         kept: names of buffers and of plain tensors of modules that the loader never wrote. If some
             are derived from weights, let load_weights run the engine's post-load hook as well:
             they are filled then, or refused.
+        loader: names of what the engine's own loader fills, from whole tensors, after each update.
         unused: tensors that the loader put nowhere.
         proved: True once prove() has compared it with live memory.
     """
@@ -72,17 +73,20 @@ class Layout:
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
     unfilled: list[str] = dataclasses.field(default_factory=list)
     kept: list[str] = dataclasses.field(default_factory=list)
+    loader: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
     proved: bool = False
+    reloader: Any = None  # what runs that loader: _reload.Reloader
 
     def status(self) -> str:
-        """ "raw 271, refused 0, unproved"."""
+        """ "raw 271, loader 12, refused 0, proved"."""
         proof = "proved" if self.proved else "unproved"
-        return f"raw {len(self.parameters)}, refused {len(self.refused)}, {proof}"
+        return (f"raw {len(self.parameters)}, loader {len(self.loader)}, "
+                f"refused {len(self.refused)}, {proof}")
 
     def moved(self) -> dict[str, str]:
         """Parameters that do not lie where they did when the layout was made, and how so."""
-        moved = {}
+        moved = self.reloader.moved() if self.reloader else {}
         for name, parameter in self.parameters.items():
             now = parameter.lookup() if parameter.lookup else parameter.tensor
             if now is None or address(now) != parameter.address:

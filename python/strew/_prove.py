@@ -12,9 +12,9 @@ from ._layout import LayoutParameter, Piece
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """NaNs and zeros of both signs compare as what they are."""
-    return tensor.view(_BITS[tensor.element_size()])
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """As integers: NaNs and zeros of both signs compare as what they are."""
+    return tensor.view(_BITS.get(tensor.element_size(), torch.int64))
 
 
 def source_box(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def differs(parameter: LayoutParameter, tensors: Mapping[str, Any]) -> str:
             return f"tensor {piece.tensor} has shape {tuple(source.shape)} in the checkpoint"
         want = source_box(piece, source).to(device=live.device, dtype=live.dtype)
         have = target_box(piece, live)
-        if not torch.equal(_bits(want.contiguous()), _bits(have.contiguous())):
+        if not torch.equal(bits(want.contiguous()), bits(have.contiguous())):
             return (f"its live values are not those of tensor {piece.tensor}: the engine has "
                     "changed them after loading")
     return ""

@@ -17,6 +17,9 @@ from ._errors import Error, InvalidArgument, NotShareable
 from ._follow import Block, Follower, IndicesStay, Source, Write, threads_inline
 from ._layout import Layout, LayoutParameter, Piece
 from ._lib import MAX_DIMS
+from ._prove import bits
+from ._reload import add_loader_route
+from ._slots import Slot, find_slots, owners
 from ._tensors import CASTABLE, DTYPES, dtype_number
 
 
@@ -36,66 +39,6 @@ def _sources(names: Any) -> list[Source]:
     if not sources:
         raise InvalidArgument(errno.EINVAL, "record_layout: no tensors are named")
     return sources
-
-
-class _Slot:
-    """Where a module keeps a parameter or buffer, and what it was before the loader ran."""
-
-    def __init__(self, name: str, owner: dict[str, Any], key: str) -> None:
-        self.names = [name]
-        self.owner, self.key = owner, key
-        self.tensor: torch.Tensor = owner[key]
-        self.data: torch.Tensor = self.tensor.data
-        self.before = (self.data.untyped_storage()._cdata, self.data.storage_offset(),
-                       self.data.shape, self.data.stride())
-
-    def now(self) -> Any:
-        """As the module has it at present; None if it has it no more."""
-        return self.owner.get(self.key)
-
-    @property
-    def changed(self) -> bool:
-        """True if the loader has put something else in its place."""
-        now = self.now()
-        if now is not self.tensor:
-            return True
-        data = now.data
-        return self.before != (data.untyped_storage()._cdata, data.storage_offset(), data.shape,
-                               data.stride())
-
-    def restore(self) -> None:
-        """The engine's own memory again."""
-        if self.tensor.data.untyped_storage()._cdata != self.before[0] or \
-                self.tensor.data.storage_offset() != self.before[1]:
-            self.tensor.data = self.data
-        self.owner[self.key] = self.tensor
-
-
-def _owners(module: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where modules keep tensors: parameters, then buffers, then plain attributes."""
-    for part in ("_parameters", "_buffers", "__dict__"):
-        for prefix, child in module.named_modules(remove_duplicate=False):
-            yield prefix, getattr(child, part)
-
-
-def _slots(module: torch.nn.Module) -> list[_Slot]:
-    """All tensors of the module; tied ones once."""
-    found: dict[tuple[Any, ...], _Slot] = {}
-    for prefix, owner in _owners(module):
-        for key, tensor in owner.items():
-            if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
-                continue
-            name = f"{prefix}.{key}" if prefix else key
-            place = (tensor.data.untyped_storage()._cdata, tensor.data.storage_offset(),
-                     tensor.shape, tensor.data.stride())
-            if tensor.is_meta:
-                raise NotShareable(errno.ENOTSUP, f"parameter {name} has no memory yet (it is "
-                                   "on the meta device)")
-            if place in found and tensor.numel():
-                found[place].names.append(name)
-            else:
-                found[place if tensor.numel() else (name,)] = _Slot(name, owner, key)
-    return list(found.values())
 
 
 def _given(follower: Follower, sources: list[Source]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -126,7 +69,7 @@ def _cast(write: Write) -> bool:
     return True
 
 
-def _pieces(slot: _Slot, block: Block) -> list[Piece]:
+def _pieces(slot: Slot, block: Block) -> list[Piece]:
     """What the loader wrote into the parameter."""
     data = slot.data
     if block.taint:
@@ -151,7 +94,7 @@ def _pieces(slot: _Slot, block: Block) -> list[Piece]:
 def _remove_new(module: torch.nn.Module, before: list[set[str]], follower: Follower,
                 layout: Layout) -> None:
     """Takes out the stand-ins that the loader has left where nothing was; they are refused."""
-    for (prefix, owner), keys in zip(_owners(module), before):
+    for (prefix, owner), keys in zip(owners(module), before):
         for key in [k for k in owner if k not in keys]:
             if isinstance(owner[key], torch.Tensor) and follower.tracked(owner[key].data):
                 name = f"{prefix}.{key}" if prefix else key
@@ -159,7 +102,7 @@ def _remove_new(module: torch.nn.Module, before: list[set[str]], follower: Follo
                 del owner[key]
 
 
-def _adopt(follower: Follower, slots: list[_Slot], result: Any, module: torch.nn.Module,
+def _adopt(follower: Follower, slots: list[Slot], result: Any, module: torch.nn.Module,
            layout: Layout) -> None:
     """Loaders that put tensors in place instead of copying, or that make a module of their own."""
     others: dict[str, torch.Tensor] = {}
@@ -184,8 +127,53 @@ def _adopt(follower: Follower, slots: list[_Slot], result: Any, module: torch.nn
         slot.restore()
 
 
+def _fill_in(layout: Layout, follower: Follower, slots: list[Slot]) -> None:
+    """What the follower has seen, for each slot."""
+    for slot in slots:
+        name, block = slot.names[0], follower.block(slot.data)
+        if name in layout.refused:
+            continue
+        try:
+            pieces = _pieces(slot, block)
+        except Inexpressible as reason:
+            layout.refused[name] = str(reason)
+            continue
+        if pieces:
+            layout.parameters[name] = LayoutParameter(slot.tensor, pieces, tuple(slot.names),
+                                                      slot.now, slot.data.data_ptr())
+        elif isinstance(slot.tensor, torch.nn.Parameter):
+            layout.unfilled.append(name)
+        else:
+            layout.kept.append(name)
+
+
+def _origins(layout: Layout, follower: Follower, slots: list[Slot],
+             sources: list[Source]) -> set[str]:
+    """Names of the tensors that the refused parameters are made of: perhaps of some more."""
+    found: set[str] = set()
+    for slot in slots:
+        if slot.names[0] not in layout.refused:
+            continue
+        block = follower.block(slot.data)
+        if block.unseen or not block.sources:
+            return {source.name for source in sources}
+        found |= block.sources
+    return found
+
+
+def _refuse_unfilled(layout: Layout, slots: list[Slot]) -> None:
+    """A parameter with values of its own that the loader never wrote: whence has it them?"""
+    for slot in slots:
+        name = slot.names[0]
+        values = bits(slot.data.contiguous()).flatten()
+        if name in layout.unfilled and bool((values != values[:1]).any()):
+            layout.unfilled.remove(name)
+            layout.refused[name] = ("the loader never writes it, but it has values: the engine "
+                                    "derives it after loading (see reload=), or keeps it")
+
+
 def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], names: Any, *,
-                  prove: Any = None) -> Layout:
+                  prove: Any = None, reload: Callable[[Any], Any] | None = None) -> Layout:
     """Runs an engine's weight loader without data and tells which piece goes where.
 
     Args:
@@ -197,43 +185,44 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
         names: the tensors that a trainer sends: a safetensors file or folder, a state_dict, or
             names with (dtype, shape).
         prove: a checkpoint (path or mapping) that the engine has loaded: parameters whose live
-            values differ from it by a bit are refused, for the engine has changed them after.
+            values differ from it by a bit are refused, for the engine has changed them after; so
+            are parameters with values that the loader never wrote.
+        reload: what the engine does to load, its post-load hook included: called with an iterator
+            of (name, tensor) of some tensors. What would be refused goes by the loader route then:
+            Agent.resume() calls it after each update, and keeps every tensor of the module at its
+            address. Needs `prove`. It is tried here, on the module's live memory: an update of
+            changed values, then one of the checkpoint's. What changes with the first and is as it
+            was after the second is in `loader`; all else stays refused.
 
     Returns a Layout. Its `refused` names the parameters that cannot be filled by copies and casts
     of boxes, and why; Agent.register() raises Refused for them. NotShareable if the loader looks
     at values, or fails on tensors without data.
     """
+    if reload is not None and prove is None:
+        raise InvalidArgument(errno.EINVAL, "record_layout: reload needs prove, the checkpoint "
+                              "that the engine has loaded")
     sources = _sources(names)
-    slots = _slots(module)
+    slots = find_slots(module)
     follower = Follower()
     for slot in slots:
         follower.parameter(slot.data)
     layout = Layout()
-    keys = [set(owner) for _, owner in _owners(module)]
+    keys = [set(owner) for _, owner in owners(module)]
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_new, module, keys, follower, layout)
         for slot in slots:
             stack.callback(slot.restore)
         result = _run(follower, load_weights, sources)
         _adopt(follower, slots, result, module, layout)
-    for slot in slots:
-        name = slot.names[0]
-        if name in layout.refused:
-            continue
-        try:
-            pieces = _pieces(slot, follower.block(slot.data))
-        except Inexpressible as reason:
-            layout.refused[name] = str(reason)
-            continue
-        if pieces:
-            layout.parameters[name] = LayoutParameter(slot.tensor, pieces, tuple(slot.names),
-                                                      slot.now, slot.data.data_ptr())
-        elif isinstance(slot.tensor, torch.nn.Parameter):
-            layout.unfilled.append(name)
-        else:
-            layout.kept.append(name)
+    _fill_in(layout, follower, slots)
     used = {piece.tensor for p in layout.parameters.values() for piece in p.pieces}
     layout.unused = [source.name for source in sources if source.name not in used]
     if prove is not None:
-        layout.prove(open_checkpoint(prove) if isinstance(prove, (str, os.PathLike)) else prove)
+        tensors = open_checkpoint(prove) if isinstance(prove, (str, os.PathLike)) else prove
+        layout.prove(tensors)
+        if reload is not None:
+            origins = _origins(layout, follower, slots, sources)
+            add_loader_route(layout, slots, reload, tensors, origins,
+                             [source.name for source in sources])
+        _refuse_unfilled(layout, slots)
     return layout

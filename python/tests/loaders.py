@@ -213,3 +213,35 @@ class Fused(nn.Module):
             getattr(self, head).data.copy_(tensor)
         elif head == "scaled":
             self.derived.data.copy_(tensor * 2)
+
+
+class Latent(nn.Module):
+    """A layer of the shape of DeepSeek's MLA: after loading, kv_b_proj is split and transposed."""
+
+    HEADS, NOPE, VALUE, RANK, HIDDEN = 4, 6, 5, 8, 12
+
+    def __init__(self):
+        super().__init__()
+        n = self.HEADS
+        self.q = nn.Parameter(torch.zeros(n * self.NOPE, self.HIDDEN), requires_grad=False)
+        self.kv_a = nn.Parameter(torch.zeros(self.RANK, self.HIDDEN), requires_grad=False)
+        self.kv_b = nn.Parameter(torch.zeros(n * (self.NOPE + self.VALUE), self.RANK),
+                                 requires_grad=False)
+        self.o = nn.Parameter(torch.zeros(self.HIDDEN, n * self.VALUE), requires_grad=False)
+        self.w_uk_t = nn.Parameter(torch.zeros(n, self.NOPE, self.RANK), requires_grad=False)
+        self.w_uv = nn.Parameter(torch.zeros(n, self.RANK, self.VALUE), requires_grad=False)
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            getattr(self, name).data.copy_(tensor)
+
+    def post_load(self):
+        both = self.kv_b.data.view(self.HEADS, self.NOPE + self.VALUE, self.RANK)
+        self.w_uk_t.data.copy_(both[:, : self.NOPE])
+        self.w_uv.data.copy_(both[:, self.NOPE:].transpose(1, 2))
+
+    def forward(self, x):
+        q = (x @ self.q.T).view(-1, self.HEADS, self.NOPE)
+        latent = x @ self.kv_a.T
+        scores = torch.einsum("shd,hdr,tr->hst", q, self.w_uk_t, latent).softmax(-1)
+        return torch.einsum("hst,tr,hrv->shv", scores, latent, self.w_uv).flatten(1) @ self.o.T
