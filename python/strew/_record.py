@@ -29,12 +29,16 @@ def _sources(names: Any) -> list[Source]:
         names = open_checkpoint(names)
     if hasattr(names, "described"):
         names = names.described()
-    sources = []
+    sources: list[Source] = []
+    seen: set[str] = set()
     for name, said in names.items() if hasattr(names, "items") else names:
         dtype, shape = (said.dtype, said.shape) if hasattr(said, "shape") else said
         if not isinstance(dtype, torch.dtype):
             known = [n for n, number in DTYPES.items() if number == dtype_number(dtype)]
             dtype = getattr(torch, known[0])
+        if name in seen:
+            raise InvalidArgument(errno.EEXIST, f"record_layout: tensor {name} is named twice")
+        seen.add(name)
         sources.append(Source(name, dtype, tuple(shape)))
     if not sources:
         raise InvalidArgument(errno.EINVAL, "record_layout: no tensors are named")
