@@ -1,0 +1,19 @@
+"""examples/fsdp2.py runs, as a user would run it."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch.distributed.fsdp")
+EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
+
+
+def test_fsdp2():
+    run = subprocess.run([sys.executable, EXAMPLES / "fsdp2.py", "--steps", "3"], timeout=300,
+                         capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("committed") == 3
+    for rank in range(2):  # 7 parameters at each of 3 versions
+        assert f"worker {rank}: 21 parameters equal" in run.stdout
