@@ -23,6 +23,16 @@ struct held_memory {
 	uint64_t span_bytes;
 };
 
+/* An update in parts, from open to close; zeros: none. */
+struct trainer_parts {
+	bool open;
+	bool taken; /* the first part was: the broker knows of the update */
+	uint64_t version;
+	unsigned flags;
+	int timeout_ms;
+	struct error refused; /* the answer to the last put, until wait_released tells it */
+};
+
 struct strew_trainer {
 	struct agent_session session;
 	struct msg_trainer who;
@@ -49,6 +59,7 @@ struct strew_trainer {
 	struct message report; /* valid if reported */
 	bool reported;
 	struct error refused; /* the broker's answer to publish, until a wait_report tells it */
+	struct trainer_parts parts;
 };
 
 /* agent_handler of trainers. */
@@ -57,6 +68,16 @@ int trainer_handle(void *data, struct message *message, struct error *err);
 /* Names to this broker the subsets that one before it knew. */
 int trainer_tell_subsets(struct strew_trainer *trainer, uint64_t deadline, struct error *err);
 void trainer_free_subsets(struct strew_trainer *trainer);
+
+/* trainer_publish.c, for trainer_parts.c: may that be published now? */
+int trainer_check_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t version,
+	unsigned flags, int timeout_ms, struct error *err);
+int trainer_send_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base,
+	uint64_t version, void *stream, unsigned flags, int timeout_ms, struct error *err);
+int trainer_mark(struct strew_trainer *trainer, void *stream, struct error *err);
+/* Turns an answer that has come into what the waits look at; what they look at makes news. */
+void trainer_look(struct strew_trainer *trainer);
+void trainer_signal(struct strew_trainer *trainer);
 
 /* Forgets the update that was published last; nothing reads the memory any more. */
 void trainer_forget(struct strew_trainer *trainer);

@@ -19,24 +19,33 @@ static int missing(struct error *err)
 }
 
 /* Readable while a wait would tell the user something new. */
-static void signal_news(struct strew_trainer *trainer)
+void trainer_signal(struct strew_trainer *trainer)
 {
-	agent_session_signal(
-		&trainer->session, trainer->released || trainer->reported || trainer->refused.code);
+	agent_session_signal(&trainer->session, trainer->released || trainer->reported ||
+							trainer->refused.code ||
+							trainer->parts.refused.code);
 }
 
 /* Turns a refusal that has come into what the waits look at. */
-static void look_at_answer(struct strew_trainer *trainer)
+void trainer_look(struct strew_trainer *trainer)
 {
 	struct error err = {0};
 
 	if (!trainer->publish.answered) {
 		return;
 	}
-	if (agent_request_result(&trainer->publish, MSG_OK, &err)) {
+	if (agent_request_result(&trainer->publish, MSG_OK, &err) == 0) {
+		trainer->parts.taken = trainer->parts.open;
+	} else if (trainer->parts.taken) {
+		/* That part alone. */
+		trainer->parts.refused = err;
+		trainer->lent = false;
+		trainer_signal(trainer);
+	} else {
 		trainer->refused = err;
 		trainer->publishing = trainer->lent = false;
-		signal_news(trainer);
+		memset(&trainer->parts, 0, sizeof(trainer->parts));
+		trainer_signal(trainer);
 	}
 	agent_request_clear(&trainer->session, &trainer->publish);
 }
@@ -48,14 +57,16 @@ void trainer_forget(struct strew_trainer *trainer)
 		message_finish(&trainer->report);
 	}
 	trainer->publishing = trainer->lent = trainer->released = trainer->reported = false;
+	memset(&trainer->parts, 0, sizeof(trainer->parts));
 	error_clear(&trainer->refused);
-	signal_news(trainer);
+	trainer_signal(trainer);
 }
 
 static bool is_ours(struct strew_trainer *trainer, uint64_t version)
 {
-	look_at_answer(trainer);
-	return trainer->publishing && !trainer->publish.serial && version == trainer->version;
+	trainer_look(trainer);
+	return trainer->publishing && (!trainer->publish.serial || trainer->parts.taken) &&
+	       version == trainer->version;
 }
 
 int trainer_handle(void *data, struct message *message, struct error *err)
@@ -86,11 +97,11 @@ int trainer_handle(void *data, struct message *message, struct error *err)
 		return error_set(err, -EPROTO, "the broker sent %s to a trainer",
 			message_name(message->type));
 	}
-	signal_news(trainer);
+	trainer_signal(trainer);
 	return 0;
 }
 
-static int check_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t version,
+int trainer_check_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t version,
 	unsigned flags, int timeout_ms, struct error *err)
 {
 	if (trainer->stage != TRAINER_SEALED) {
@@ -111,35 +122,42 @@ static int check_publish(struct strew_trainer *trainer, uint32_t subset, uint64_
 	}
 	/* Only the waits read; what has come meanwhile counts. */
 	(void)agent_session_step(&trainer->session, deadline_in_ms(0), err);
-	look_at_answer(trainer);
+	trainer_look(trainer);
 	if (trainer->publishing || trainer->lent) {
 		return error_set(err, -EBUSY, "publish: version %llu has not been %s yet",
 			(unsigned long long)trainer->version,
 			trainer->publishing ? "reported" : "released");
 	}
+	if (trainer->parts.open) {
+		return error_set(err, -EBUSY, "publish: version %llu was opened for parts",
+			(unsigned long long)trainer->parts.version);
+	}
 	return agent_session_lost(&trainer->session, err);
 }
 
-static int trainer_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base,
+/* Behind what the stream has queued by now: copies what cannot be mapped, then reaches the word. */
+int trainer_mark(struct strew_trainer *trainer, void *stream, struct error *err)
+{
+	/* Ahead of the word, on the same stream: who sees the word may read the twins. */
+	int rc = export_twins_fill(trainer->set, stream, err);
+
+	if (rc == 0) {
+		rc = export_page_write(trainer->words, trainer->set, stream, WORD_PUBLISH,
+			trainer->word_count + 1, err);
+	}
+	trainer->word_count += rc == 0;
+	return rc;
+}
+
+int trainer_send_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base,
 	uint64_t version, void *stream, unsigned flags, int timeout_ms, struct error *err)
 {
 	struct message message;
-	int rc = check_publish(trainer, subset, version, flags, timeout_ms, err);
+	int rc = trainer_mark(trainer, stream, err);
 
 	if (rc) {
 		return rc;
 	}
-	/* Ahead of the word, on the same stream: who sees the word may read the twins. */
-	rc = export_twins_fill(trainer->set, stream, err);
-	if (rc) {
-		return rc;
-	}
-	rc = export_page_write(
-		trainer->words, trainer->set, stream, WORD_PUBLISH, trainer->word_count + 1, err);
-	if (rc) {
-		return rc;
-	}
-	trainer->word_count++;
 	agent_request_begin(&trainer->session, &trainer->publish);
 	message_init(&message, MSG_PUBLISH, trainer->publish.serial);
 	message.u.publish.version = version;
@@ -157,7 +175,7 @@ static int trainer_publish(struct strew_trainer *trainer, uint32_t subset, uint6
 	trainer->publishing = trainer->lent = true;
 	trainer->released = false;
 	error_clear(&trainer->refused);
-	signal_news(trainer);
+	trainer_signal(trainer);
 	return 0;
 }
 
@@ -172,8 +190,11 @@ static int publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
-		rc = trainer_publish(
-			trainer, subset, base, version, stream, flags, timeout_ms, &err);
+		rc = trainer_check_publish(trainer, subset, version, flags, timeout_ms, &err);
+		if (rc == 0) {
+			rc = trainer_send_publish(
+				trainer, subset, base, version, stream, flags, timeout_ms, &err);
+		}
 		agent_session_leave(&trainer->session);
 	}
 	return public_return(rc, &err);
@@ -201,10 +222,10 @@ int trainer_wait_released(struct strew_trainer *trainer, uint64_t deadline, stru
 {
 	int rc = 0;
 
-	look_at_answer(trainer);
+	trainer_look(trainer);
 	while (trainer->lent && rc == 0) {
 		rc = agent_session_step(&trainer->session, deadline, err);
-		look_at_answer(trainer);
+		trainer_look(trainer);
 	}
 	if (trainer->lent && agent_session_lost(&trainer->session, NULL)) {
 		/* Its copies may outlive the connection, but not its process. */
@@ -214,13 +235,15 @@ int trainer_wait_released(struct strew_trainer *trainer, uint64_t deadline, stru
 			rc = agent_session_lost(&trainer->session, err);
 		}
 	} else if (!trainer->lent) {
-		rc = trainer->refused.code
-			     ? error_set(err, trainer->refused.code, "%s", trainer->refused.text)
-			     : 0;
+		const struct error *refused =
+			trainer->refused.code ? &trainer->refused : &trainer->parts.refused;
+
+		rc = refused->code ? error_set(err, refused->code, "%s", refused->text) : 0;
+		error_clear(&trainer->parts.refused);
 	}
 	if (!trainer->lent) {
 		trainer->released = false;
-		signal_news(trainer);
+		trainer_signal(trainer);
 	}
 	return rc;
 }
@@ -246,20 +269,22 @@ static int trainer_wait_report(struct strew_trainer *trainer, uint64_t deadline,
 {
 	int rc = 0;
 
-	look_at_answer(trainer);
+	trainer_look(trainer);
 	if (!trainer->publishing && !trainer->refused.code) {
 		rc = agent_session_lost(&trainer->session, err);
 		return rc ? rc : error_set(err, -EINVAL, "no update waits for its report");
 	}
 	while (trainer->publishing && !trainer->reported && rc == 0) {
 		rc = agent_session_step(&trainer->session, deadline, err);
-		look_at_answer(trainer);
+		trainer_look(trainer);
 	}
 	if (trainer->reported) {
 		rc = report_make(&trainer->report.u.report, ret_report, err);
 		if (rc == 0) {
 			message_finish(&trainer->report);
 			trainer->reported = trainer->publishing = false;
+			agent_request_clear(&trainer->session, &trainer->publish);
+			memset(&trainer->parts, 0, sizeof(trainer->parts));
 		}
 	} else if (trainer->refused.code) {
 		rc = error_set(err, trainer->refused.code, "%s", trainer->refused.text);
@@ -267,7 +292,7 @@ static int trainer_wait_report(struct strew_trainer *trainer, uint64_t deadline,
 	} else if (agent_session_lost(&trainer->session, NULL)) {
 		trainer->publishing = false;
 	}
-	signal_news(trainer);
+	trainer_signal(trainer);
 	return rc;
 }
 

@@ -415,6 +415,13 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 			ranks_publish(client, message);
 		}
 		break;
+	case VERDICT_PUT:
+		if (server_is_lead(client->server)) {
+			lead_put(client, message);
+		} else {
+			ranks_put(client, message);
+		}
+		break;
 	case VERDICT_SUBSET:
 		if (server_is_lead(client->server)) {
 			lead_subset(client, message);

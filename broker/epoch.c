@@ -518,6 +518,7 @@ static int member_message(struct member *member, const struct message *message, 
 		check_ready(server);
 		return 0;
 	case MSG_ACCEPT:
+	case MSG_MOVED:
 	case MSG_PREPARED:
 	case MSG_APPLIED:
 		if (member->state == MEMBER_IN_EPOCH) {
@@ -532,6 +533,8 @@ static int member_message(struct member *member, const struct message *message, 
 		return member_undeclare(member, message, err);
 	case MSG_RANK_PUBLISH:
 		return member_publish(member, message, err);
+	case MSG_RANK_PUT:
+		return member_put(member, message, err);
 	case MSG_RANK_SUBSET:
 		return member_subset(member, message, err);
 	case MSG_RANK_DONE:

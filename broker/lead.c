@@ -166,6 +166,12 @@ static bool needs_wire(const struct server *server, const struct group_outcome *
 	return false;
 }
 
+/* Does this go move anything? The one that closes an update in parts does not. */
+static bool moves_now(const struct update *update)
+{
+	return !(update->flags & PUBLISH_PARTS) || update->part;
+}
+
 static void send_decision(struct server *server, struct model *model, enum message_type type)
 {
 	struct update *update = &model->update;
@@ -190,10 +196,12 @@ static void send_decision(struct server *server, struct model *model, enum messa
 	if (type == MSG_GO) {
 		message.u.decision.slot_types = update->slot_types.runs;
 		message.u.decision.nslot_types = update->slot_types.n;
-		message.u.decision.hash = message.u.decision.wire &&
+		message.u.decision.part = update->part;
+		message.u.decision.hash = message.u.decision.wire && moves_now(update) &&
 					  (update->hash || (update->flags & STREW_PUBLISH_HASH));
-		server->wire_used = message.u.decision.wire;
+		server->wire_used = server->wire_used || message.u.decision.wire;
 		server->hash_used = message.u.decision.hash;
+		lead_hashes_forget(server);
 	}
 	send_members(server, &message);
 	/* Ours last: its answer may come at once, and end the update. */
@@ -278,7 +286,9 @@ void lead_ready(struct server *server)
 
 void lead_stream_done(struct server *server, struct model *model, uint32_t rank)
 {
-	if (update_stream_done(&model->update, rank, clock_ns())) {
+	if (model->update.state > UPDATE_QUEUED) {
+		lead_do(server, model, update_put_done(&model->update, rank));
+	} else if (update_stream_done(&model->update, rank, clock_ns())) {
 		lead_ready(server);
 	}
 }
@@ -292,10 +302,12 @@ static void stream_done(struct watch *watch)
 	}
 }
 
+#define PUBLISH_KNOWN (STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL | STREW_PUBLISH_HASH)
+_Static_assert(!(PUBLISH_PARTS & PUBLISH_KNOWN), "a flag for two things");
+
 int publish_check(const struct msg_publish *publish, struct error *err)
 {
-	if (publish->flags &
-		~(STREW_PUBLISH_PARTIAL | STREW_PUBLISH_SCOPE_ALL | STREW_PUBLISH_HASH)) {
+	if (publish->flags & ~(PUBLISH_KNOWN | PUBLISH_PARTS)) {
 		return error_set(err, -ENOTSUP, "publish: a flag that this broker does not know");
 	}
 	if (publish->timeout_ms > LIMIT_UPDATE_MAX_MS) {
@@ -338,6 +350,27 @@ void lead_publish(struct client *client, const struct message *message)
 	client_watch(client, WORD_PUBLISH, publish->word, stream_done);
 }
 
+void lead_put(struct client *client, const struct message *message)
+{
+	const struct msg_put *put = &message->u.put;
+	struct model *model = client->model;
+	struct error err;
+	int rc;
+
+	if (model->update.state == UPDATE_MOVING && !model->update.released) {
+		rc = error_set(&err, -EBUSY, "put: the part before is still being read");
+	} else {
+		rc = lead_take_put(
+			model, client->session.trainer.rank, put->version, put->subset, &err);
+	}
+	if (rc) {
+		client_error(client, message->serial, rc, err.text);
+		return;
+	}
+	client_ok(client, message->serial, 0);
+	client_watch(client, WORD_PUBLISH, put->word, stream_done);
+}
+
 void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	const struct msg_groups *answer)
 {
@@ -350,7 +383,7 @@ void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	}
 	if (type == MSG_ACCEPT) {
 		actions = update_accept(&model->update, node, answer, now);
-	} else if (type == MSG_PREPARED) {
+	} else if (type == MSG_MOVED || type == MSG_PREPARED) {
 		struct msg_groups judged = *answer;
 
 		if (server->hash_used && !answer->code &&
@@ -359,7 +392,8 @@ void lead_answer(struct server *server, uint32_t node, enum message_type type,
 			log_error("version %llu at node %u: %s",
 				(unsigned long long)model->update.version, node, judged.text);
 		}
-		actions = update_prepared(&model->update, node, &judged, now);
+		actions = type == MSG_MOVED ? update_moved(&model->update, node, &judged, now)
+					    : update_prepared(&model->update, node, &judged, now);
 	} else if (type == MSG_APPLIED) {
 		actions = update_applied(&model->update, node, answer, now);
 	}

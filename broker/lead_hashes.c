@@ -24,13 +24,19 @@ static void name_tensors(
 	struct server *server, const struct model *model, size_t sum, char text[NAMED_BYTES])
 {
 	const struct update *update = &model->update;
-	const struct publication *publication = model_publication(model, update->subset);
+	const struct publication *publication =
+		model_publication(model, update->part ? update->part : update->subset);
+	struct slot_types types = update->slot_types;
 	struct buckets buckets = {0};
 	size_t fold, first, last;
 	uint8_t *dtypes;
 
 	snprintf(text, NAMED_BYTES, "bucket %zu", sum);
-	if (slot_types_expand(&update->slot_types, &publication->manifest, &dtypes, NULL)) {
+	if (update->part) {
+		slot_types_choose(&update->slot_types, model->subsets[update->part - 1]->tensors,
+			model->publication->manifest.ntensors, &types);
+	}
+	if (slot_types_expand(&types, &publication->manifest, &dtypes, NULL)) {
 		return;
 	}
 	if (buckets_make_as(&publication->manifest, dtypes, server->epoch.slot_bytes,

@@ -181,6 +181,31 @@ int member_publish(struct member *member, const struct message *message, struct 
 	return 0;
 }
 
+int member_put(struct member *member, const struct message *message, struct error *err)
+{
+	const struct msg_rank_put *said = &message->u.rank_put;
+	struct error refusal;
+	struct model *model;
+	struct seat *seat = find_seat(member, said->model, said->rank, &model);
+	int rc = check_owner(model, member, said->rank, "rank_put", err);
+
+	if (rc) {
+		return rc;
+	}
+	if (!message->serial) {
+		return error_set(err, -EPROTO, "rank_put without a serial");
+	}
+	rc = seat ? lead_take_put(model, said->rank, said->version, said->subset, &refusal)
+		  : error_set(&refusal, -EBUSY, "put: trainer rank %u of model %s is not declared",
+			    said->rank, said->model);
+	if (rc) {
+		member_refuse(member, message->serial, &refusal);
+	} else {
+		answer_ok(member, message->serial);
+	}
+	return 0;
+}
+
 int member_subset(struct member *member, const struct message *message, struct error *err)
 {
 	const struct msg_rank_subset *said = &message->u.rank_subset;

@@ -5,6 +5,7 @@
  *
  *   IDLE ─begin─► PLANNING ─accept─► ACCEPTED ─go─► MOVING ─prepared─► PREPARED
  *        ─commit─► COMMITTING ─applied─► IDLE
+ *   in parts: MOVING ─moved─► PUTTING ─go─► MOVING; the last go moves nothing, and prepares
  *
  * An abort ends it from any stage before commit; while the mover runs, the abort
  * cancels it first and is carried out when the mover is quiet (STOPPING), so that
@@ -21,8 +22,8 @@
 
 const char *node_stage_name(enum node_stage stage)
 {
-	static const char *const names[] = {
-		"idle", "planning", "accepted", "moving", "prepared", "committing", "stopping"};
+	static const char *const names[] = {"idle", "planning", "accepted", "moving", "putting",
+		"prepared", "committing", "stopping"};
 
 	return names[stage];
 }
@@ -82,7 +83,7 @@ void node_answer(struct server *server, enum message_type type, int code, const 
 	groups.code = code ? error_to_wire(code) : WIRE_OK;
 	groups.unwanted = node->unwanted;
 	groups.stages = node->stages;
-	if (type == MSG_PREPARED) {
+	if (node->hash && (type == MSG_MOVED || type == MSG_PREPARED)) {
 		groups.hashes = node->hashes;
 		groups.nhashes = node->nhashes;
 	}
@@ -388,7 +389,10 @@ void node_go(struct server *server, const struct msg_decision *go)
 {
 	struct node *node = &server->node;
 
-	if (node->stage != NODE_ACCEPTED || go->update != node->serial) {
+	bool again = node->stage == NODE_PUTTING;
+	struct error err;
+
+	if ((node->stage != NODE_ACCEPTED && !again) || go->update != node->serial) {
 		return;
 	}
 	node->stage = NODE_MOVING;
@@ -405,16 +409,39 @@ void node_go(struct server *server, const struct msg_decision *go)
 
 		team_step(server, node->teams[i],
 			&(struct group_event){.type = on ? GE_GO : GE_SKIP,
+				.touched = node->touched,
 				.text = "its replica sits this update out"});
 	}
 	expect(node);
-	node_gather(node, PHASE_MOVING);
-	if (!node->wire && node->ngoing == 0) {
-		node_released(server);
+	if (again && !go->part) {
+		/* All is there: gates, then prepared. */
+		step_all(server, &(struct group_event){.type = GE_MOVED});
 		node_advance(server);
 		return;
 	}
-	node_start_move(server);
+	if (node_in_parts(node) && node_part_begin(server, go->part, &err)) {
+		node->stage = NODE_PUTTING;
+		node_answer(server, MSG_MOVED, err.code, err.text);
+		return;
+	}
+	node_gather(node, PHASE_MOVING);
+	if (node->wire || node->ngoing) {
+		node_start_move(server);
+		return;
+	}
+	node_released(server);
+	if (node_in_parts(node)) {
+		node_part_moved(server, 0, NULL);
+		return;
+	}
+	node_advance(server);
+}
+
+void node_part_moved(struct server *server, int code, const char *text)
+{
+	node_part_end(server);
+	server->node.stage = NODE_PUTTING;
+	node_answer(server, MSG_MOVED, code, text);
 }
 
 void node_copy(struct server *server, struct team *team)
@@ -573,6 +600,7 @@ void node_forget(struct server *server)
 	forget_crews(node);
 	forget_hashes(node);
 	node->nteams = 0;
+	node_part_end(server);
 	if (node->publication && --node->publication->references == 0) {
 		publication_retire(server, node->publication);
 	}

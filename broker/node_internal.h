@@ -10,6 +10,9 @@ void node_answer(struct server *server, enum message_type type, int code, const 
 /* The groups in that phase become those of the next job. */
 void node_gather(struct node *node, enum group_phase phase);
 
+/* A part has moved, or has failed to: tells the lead, and waits for the next go. */
+void node_part_moved(struct server *server, int code, const char *text);
+
 void node_start_plan(struct server *server);
 void node_start_move(struct server *server);
 void node_start_commit(struct server *server);

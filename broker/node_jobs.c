@@ -87,6 +87,14 @@ static void noted(struct job *job, unsigned notes)
 	}
 }
 
+static void add_stages(struct stages *sum, const struct stages *one)
+{
+	sum->gather_ns += one->gather_ns;
+	sum->local_ns += one->local_ns;
+	sum->wire_ns += one->wire_ns;
+	sum->scatter_ns += one->scatter_ns;
+}
+
 static void moved(struct job *job)
 {
 	struct job_move *work = (struct job_move *)job;
@@ -95,14 +103,15 @@ static void moved(struct job *job)
 	struct group_event event = {.type = GE_MOVED};
 
 	node->job_running = false;
-	node->touched = atomic_load(&work->touched);
-	node->wire_bytes = work->wire_bytes;
-	node->stages = work->stages;
+	node->touched = node->touched || atomic_load(&work->touched);
+	node->wire_bytes += work->wire_bytes;
+	add_stages(&node->stages, &work->stages);
 	free(node->hashes);
 	node->hashes = work->hashes;
 	node->nhashes = work->nhashes;
 	work->hashes = NULL;
 	if (node->stage == NODE_STOPPING) {
+		node_part_end(server);
 		node_abort(server, node->serial, node->abort_text);
 		return;
 	}
@@ -114,8 +123,13 @@ static void moved(struct job *job)
 		event = (struct group_event){
 			.type = GE_FAILED, .touched = node->touched, .text = job->err.text};
 	}
-	for (size_t i = 0; i < node->ngoing; i++) {
+	/* A part leaves its groups where they are: more is to come. */
+	for (size_t i = 0; i < node->ngoing && (job->rc || !node->part); i++) {
 		team_step(server, node->going_teams[i], &event);
+	}
+	if (node->part) {
+		node_part_moved(server, job->rc, job->err.text);
+		return;
 	}
 	if (job->rc) {
 		node->stage = NODE_PREPARED;
@@ -140,6 +154,12 @@ void node_start_move(struct server *server)
 	work->wire = node->wire;
 	work->hash = node->hash;
 	work->wanted = &node->wanted;
+	if (node->part) {
+		work->plan_for.publication = node->moving;
+		work->plan_for.partial = true;
+		work->plan_for.slot_types = &node->part_types;
+		work->wanted = &node->part_wanted;
+	}
 	work->crews = node->going;
 	work->ncrews = node->ngoing;
 	work->deadline = node->update_deadline;

@@ -94,7 +94,11 @@ static void await_ranks(const struct model *model, char *awaited)
 {
 	for (uint32_t i = 0; i < model->update.nranks; i++) {
 		if (!model->update.published[i]) {
-			add(awaited, "rank %u to publish", i);
+			add(awaited,
+				model->update.state == UPDATE_PUTTING
+					? "rank %u to put its next part"
+					: "rank %u to publish",
+				i);
 		} else if (!model->update.done[i]) {
 			add(awaited, "the stream of rank %u", i);
 		}
@@ -134,6 +138,7 @@ static void fill_lead(const struct server *server, const struct model *model, st
 		string_copy(said->text, sizeof(said->text), update->text);
 		break;
 	case UPDATE_RANKS:
+	case UPDATE_PUTTING:
 		await_ranks(model, said->awaited);
 		break;
 	case UPDATE_QUEUED:

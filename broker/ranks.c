@@ -42,6 +42,7 @@ static struct client *find_rank(struct server *server, uint64_t serial)
 		if (is_rank(client) && serial &&
 			(client->told.declare_serial == serial ||
 				client->told.publish_serial == serial ||
+				client->told.put_serial == serial ||
 				client->told.subset_serial == serial)) {
 			return client;
 		}
@@ -67,6 +68,11 @@ static void end_publish(struct client *client)
 	struct told *told = &client->told;
 
 	mover_unwatch(client->server->mover, &client->watch);
+	if (told->put_serial) {
+		told->put_serial = 0; /* what the lead still answers is passed over */
+		client_error(client, told->put_request, -ESTALE,
+			"put: the update has ended; its report says how");
+	}
 	told->publish_serial = told->request_serial = told->version = 0;
 	told->taken = told->lent = false;
 	told->committed = told->abandoned = told->prepared = false;
@@ -345,6 +351,56 @@ void ranks_publish(struct client *client, const struct message *message)
 	client_watch(client, WORD_PUBLISH, publish->word, stream_done);
 }
 
+static int check_put(const struct client *client, const struct msg_put *put, struct error *err)
+{
+	const struct told *told = &client->told;
+
+	if (!told->publish_serial || !told->taken || told->abandoned ||
+		put->version != told->version) {
+		return error_set(err, -ESTALE, "put: version %llu is not being published in parts",
+			(unsigned long long)put->version);
+	}
+	if (told->put_serial || told->lent) {
+		return error_set(err, -EBUSY, "put: the part before is still being read");
+	}
+	return 0;
+}
+
+void ranks_put(struct client *client, const struct message *message)
+{
+	const struct msg_put *put = &message->u.put;
+	struct message request;
+	struct error err;
+	int rc = check_put(client, put, &err);
+
+	if (rc) {
+		client_error(client, message->serial, rc, err.text);
+		return;
+	}
+	client->told.put_serial = next_serial(client->server);
+	client->told.put_request = message->serial;
+	client->told.lent = put->subset != 0;
+	message_init(&request, MSG_RANK_PUT, client->told.put_serial);
+	string_copy(request.u.rank_put.model, sizeof(request.u.rank_put.model), model_of(client));
+	request.u.rank_put.rank = client->session.trainer.rank;
+	request.u.rank_put.version = put->version;
+	request.u.rank_put.subset = put->subset;
+	join_send(client->server, &request);
+	client_watch(client, WORD_PUBLISH, put->word, stream_done);
+}
+
+static void end_put(struct client *client, int code, const char *text)
+{
+	client->told.put_serial = 0;
+	if (code) {
+		mover_unwatch(client->server->mover, &client->watch);
+		client->told.lent = false;
+		client_error(client, client->told.put_request, code, text);
+	} else {
+		client_ok(client, client->told.put_request, 0);
+	}
+}
+
 void ranks_released(struct server *server)
 {
 	for (struct client *client = server->clients; client; client = client->next) {
@@ -388,6 +444,8 @@ static void take_ok(struct server *server, struct client *client, uint64_t seria
 	if (client && client->told.publish_serial == serial && !client->told.taken) {
 		client->told.taken = true;
 		client_ok(client, client->told.request_serial, 0);
+	} else if (client && client->told.put_serial == serial) {
+		end_put(client, 0, NULL);
 	} else if (client && client->told.subset_serial == serial) {
 		end_subset(client, 0, NULL);
 	}
@@ -404,6 +462,8 @@ static void take_refusal(struct client *client, uint64_t serial, const struct ms
 
 	if (client->told.publish_serial == serial && !client->told.taken) {
 		refuse_publish(client, code, said->text);
+	} else if (client->told.put_serial == serial) {
+		end_put(client, code, said->text);
 	} else if (client->told.subset_serial == serial) {
 		end_subset(client, code, said->text);
 	} else if (client->told.declare_serial == serial) {

@@ -57,9 +57,11 @@ struct told {
 	uint64_t publish_serial; /* 0: nothing is being published */
 	uint64_t request_serial; /* the trainer's own */
 	uint64_t version;
-	bool taken;	/* by the lead, which will report */
-	bool lent;	/* the memory may be read */
-	bool committed; /* by the lead's word; it has not reported yet */
+	bool taken;	      /* by the lead, which will report */
+	uint64_t put_serial;  /* of our request to put a part, 0: none waits */
+	uint64_t put_request; /* the trainer's own */
+	bool lent;	      /* the memory may be read */
+	bool committed;	      /* by the lead's word; it has not reported yet */
 	/* The lead is gone, nobody will report; prepared was said here, and nothing since. */
 	bool abandoned, prepared;
 	uint64_t subset_serial;	 /* of our request to name a subset, 0: none waits */
@@ -146,7 +148,8 @@ enum node_stage {
 	NODE_IDLE,
 	NODE_PLANNING, /* plans are made, groups are asked; accept is due */
 	NODE_ACCEPTED,
-	NODE_MOVING, /* prepared is due */
+	NODE_MOVING,  /* prepared is due, or in parts moved */
+	NODE_PUTTING, /* in parts: one has moved, the next go is due */
 	NODE_PREPARED,
 	NODE_COMMITTING, /* applied is due */
 	NODE_STOPPING,	 /* aborted while the mover runs; applied is due */
@@ -187,7 +190,11 @@ struct node {
 	size_t nhashes;
 	char abort_text[LIMIT_TEXT_BYTES];
 	uint64_t wire_bytes;
-	struct stages stages; /* of the move */
+	struct stages stages; /* of the move, of all parts together */
+	/* in parts: */
+	uint32_t part;		    /* the subset that moves; 0: none, or not in parts */
+	struct publication *moving; /* its publication, while it moves */
+	struct slot_types part_wanted, part_types; /* what the two above come to for it */
 };
 
 enum member_state { MEMBER_CONNECTED, MEMBER_JOINED, MEMBER_IN_EPOCH };
@@ -411,6 +418,18 @@ void lead_send_subsets(struct model *model, struct member *member);
 /* At a broker that joined. */
 int subset_chosen(struct server *server, const struct msg_chosen *said, struct error *err);
 
+/* parts.c: an update in parts */
+static inline bool node_in_parts(const struct node *node)
+{
+	return node->flags & PUBLISH_PARTS;
+}
+/* What a rank of any broker puts. Refused: a negative code, and nothing has changed. */
+int lead_take_put(
+	struct model *model, uint32_t rank, uint64_t version, uint32_t subset, struct error *err);
+/* Makes that subset what the node moves next; until node_part_end(). */
+int node_part_begin(struct server *server, uint32_t subset, struct error *err);
+void node_part_end(struct server *server);
+
 /* manifests.c: declarations become one manifest */
 /* From the brokers of all ranks: whose memory is here, and where each box lies. -EPROTO: the
  * manifest is not what the trainers here have declared. */
@@ -424,6 +443,7 @@ int member_part(struct member *member, const struct msg_part *part, struct error
 int member_declare(struct member *member, const struct message *message, struct error *err);
 int member_undeclare(struct member *member, const struct message *message, struct error *err);
 int member_publish(struct member *member, const struct message *message, struct error *err);
+int member_put(struct member *member, const struct message *message, struct error *err);
 int member_subset(struct member *member, const struct message *message, struct error *err);
 int member_done(struct member *member, const struct msg_rank_done *done, struct error *err);
 void member_ranks_lost(struct member *member); /* before the member itself is */
@@ -437,6 +457,7 @@ void ranks_declare(struct client *client);
 void ranks_gone(struct client *client);
 void ranks_subset(struct client *client, const struct message *message);
 void ranks_publish(struct client *client, const struct message *message);
+void ranks_put(struct client *client, const struct message *message);
 void ranks_released(struct server *server);  /* as node_released() */
 void ranks_committed(struct server *server); /* the node begins its commit */
 void ranks_node_idle(struct server *server);
@@ -452,6 +473,7 @@ int publish_check(const struct msg_publish *publish, struct error *err); /* at a
 int lead_take_publish(
 	struct model *model, uint32_t rank, const struct msg_publish *publish, struct error *err);
 void lead_stream_done(struct server *server, struct model *model, uint32_t rank);
+void lead_put(struct client *client, const struct message *message);
 /* A node's word about the update under way. */
 void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	const struct msg_groups *answer);

@@ -27,6 +27,7 @@ static const struct rule {
 	{MSG_RESUME, S(LIVE), ROLE_WORKER},
 	{MSG_PUBLISH, S(LIVE), ROLE_TRAINER},
 	{MSG_SUBSET, S(LIVE), ROLE_TRAINER},
+	{MSG_PUT, S(LIVE), ROLE_TRAINER},
 	{MSG_STATUS, S(OPEN) | S(LIVE), 0},
 	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
 	{MSG_EVENTS, S(OPEN) | S(LIVE), 0},
@@ -333,6 +334,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_PUBLISH:
 		*ret_verdict = VERDICT_PUBLISH;
+		return 0;
+	case MSG_PUT:
+		*ret_verdict = VERDICT_PUT;
 		return 0;
 	case MSG_SUBSET:
 		*ret_verdict = VERDICT_SUBSET;

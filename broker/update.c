@@ -4,6 +4,11 @@
  *   IDLE ─first publish─► RANKS ─all published, all streams done─► QUEUED
  *   QUEUED ─the epoch is free─► ACCEPTING ─every node accepted─► MOVING
  *   MOVING ─every node prepared─► COMMITTING ─every node applied─► report, IDLE
+ *   in parts: MOVING ─every node moved─► PUTTING ─all put the next, streams done─► MOVING
+ *
+ * An update in parts moves once for each subset that its ranks put, one after another, and a last
+ * time, with nothing to move, when all have said that all is there: then nodes prepare. What
+ * a rank puts while others still move the last part is kept until they have.
  *
  * Groups are judged by replica: one that a group refuses sits out, the others
  * go on; with scope=all one refusal aborts all. Before COMMITTING the loss of
@@ -35,6 +40,11 @@ static void reset(struct update *update)
 	update_init(update, nranks);
 }
 
+static uint64_t put_bit(uint32_t subset)
+{
+	return subset ? UINT64_C(1) << (subset - 1) : 0;
+}
+
 int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
 	uint64_t committed, uint64_t now, struct error *err)
 {
@@ -45,6 +55,9 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 			"version %llu is not a version that can be published",
 			(unsigned long long)publish->version);
 	}
+	if ((publish->flags & PUBLISH_PARTS) && !publish->subset) {
+		return error_set(err, -EINVAL, "an update in parts begins with a subset");
+	}
 	if (update->state == UPDATE_IDLE) {
 		if (publish->version <= committed) {
 			return error_set(err, -ESTALE,
@@ -52,7 +65,8 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 				(unsigned long long)publish->version,
 				(unsigned long long)committed);
 		}
-		if (publish->subset && publish->base != committed) {
+		if (publish->subset && !(publish->flags & PUBLISH_PARTS) &&
+			publish->base != committed) {
 			return error_set(err, -ESTALE,
 				"subset %u on version %llu, but version %llu was committed last",
 				publish->subset, (unsigned long long)publish->base,
@@ -62,8 +76,11 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 		update->state = UPDATE_RANKS;
 		update->version = publish->version;
 		update->flags = publish->flags;
-		update->subset = publish->subset;
-		update->base = publish->base;
+		update->parts = publish->flags & PUBLISH_PARTS;
+		update->part = update->parts ? publish->subset : 0;
+		update->put = update->parts ? put_bit(publish->subset) : 0;
+		update->subset = update->parts ? 0 : publish->subset;
+		update->base = update->parts ? 0 : publish->base;
 		update->published_ns = now;
 		update->deadline_ns = now + (uint64_t)timeout_ms * 1000000u;
 	} else if (update->state != UPDATE_RANKS || update->published[rank]) {
@@ -73,17 +90,61 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 		return error_set(err, -EINVAL,
 			"rank %u publishes version %llu, the other ranks version %llu", rank,
 			(unsigned long long)publish->version, (unsigned long long)update->version);
-	} else if (publish->subset != update->subset || publish->base != update->base) {
+	} else if (publish->subset != (update->parts ? update->part : update->subset) ||
+		   (publish->base != update->base && !update->parts)) {
 		return error_set(err, -EINVAL,
 			"rank %u publishes subset %u on version %llu, the other ranks subset %u on "
 			"version %llu (0: everything)",
-			rank, publish->subset, (unsigned long long)publish->base, update->subset,
+			rank, publish->subset, (unsigned long long)publish->base,
+			update->parts ? update->part : update->subset,
 			(unsigned long long)update->base);
 	} else if (publish->flags != update->flags) {
 		return error_set(err, -EINVAL,
 			"rank %u publishes with flags 0x%x, the other ranks with 0x%x", rank,
 			publish->flags, update->flags);
 	}
+	update->published[rank] = true;
+	return 0;
+}
+
+static bool all_done(const struct update *update)
+{
+	for (uint32_t i = 0; i < update->nranks; i++) {
+		if (!update->done[i]) {
+			return false;
+		}
+	}
+	return true;
+}
+
+int update_put(
+	struct update *update, uint32_t rank, uint64_t version, uint32_t subset, struct error *err)
+{
+	bool under_way = update->state >= UPDATE_RANKS && update->state <= UPDATE_PUTTING;
+
+	if (!under_way || !update->parts || version != update->version) {
+		return error_set(err, -ESTALE, "put: version %llu is not being published in parts",
+			(unsigned long long)version);
+	}
+	if (update->state < UPDATE_MOVING || !update->part) {
+		return error_set(err, -EBUSY, "put: %s",
+			update->part ? "the part before has not begun to move"
+				     : "all ranks have said that all is there");
+	}
+	if (update->published[rank]) {
+		return error_set(
+			err, -EBUSY, "put: rank %u has put subset %u already", rank, update->next);
+	}
+	if (update->next_said && subset != update->next) {
+		return error_set(err, -EINVAL,
+			"put: rank %u puts subset %u, the other ranks subset %u (0: all is there)",
+			rank, subset, update->next);
+	}
+	if (update->put & put_bit(subset)) {
+		return error_set(err, -EINVAL, "put: subset %u has been put already", subset);
+	}
+	update->next_said = true;
+	update->next = subset;
 	update->published[rank] = true;
 	return 0;
 }
@@ -95,10 +156,8 @@ bool update_stream_done(struct update *update, uint32_t rank, uint64_t now)
 		return false;
 	}
 	update->done[rank] = true;
-	for (uint32_t i = 0; i < update->nranks; i++) {
-		if (!update->done[i]) {
-			return false;
-		}
+	if (!all_done(update)) {
+		return false;
 	}
 	update->state = UPDATE_QUEUED;
 	return true;
@@ -148,7 +207,8 @@ static unsigned release(struct update *update)
 /* Ends the update. Groups that nobody decided are as the update's outcome says. */
 static unsigned report(struct update *update, uint64_t now)
 {
-	unsigned actions = release(update);
+	/* What was put and has not begun to move is nobody's to read either. */
+	unsigned actions = release(update) | (update->next_said ? UPDATE_DO_RELEASE : 0);
 	size_t committed = 0;
 
 	for (size_t i = 0; i < update->ngroups; i++) {
@@ -324,6 +384,40 @@ static void merge_slot_types(struct update *update, const struct msg_groups *ans
 	slot_types_merge(&update->slot_types, &said);
 }
 
+static unsigned go(struct update *update)
+{
+	update->state = UPDATE_MOVING;
+	expect_answers(update);
+	if (update->parts) {
+		update->next_said = false;
+		memset(update->published, 0, sizeof(update->published));
+		memset(update->done, 0, sizeof(update->done));
+	}
+	return UPDATE_DO_GO;
+}
+
+/* Every node has moved the last part, and every rank has put the next. */
+static unsigned try_next(struct update *update)
+{
+	if (update->state != UPDATE_PUTTING || !update->next_said || !all_done(update)) {
+		return 0;
+	}
+	update->part = update->next;
+	update->put |= put_bit(update->part);
+	update->released = !update->part;
+	return go(update);
+}
+
+unsigned update_put_done(struct update *update, uint32_t rank)
+{
+	if ((update->state != UPDATE_MOVING && update->state != UPDATE_PUTTING) ||
+		!update->published[rank] || !update->next_said) {
+		return 0;
+	}
+	update->done[rank] = true;
+	return try_next(update);
+}
+
 unsigned update_accept(
 	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
 {
@@ -350,10 +444,8 @@ unsigned update_accept(
 		return abort_update(update, now, why);
 	}
 	slot_types_settle(&update->slot_types);
-	update->state = UPDATE_MOVING;
 	update->accepted_ns = now;
-	expect_answers(update);
-	return UPDATE_DO_GO;
+	return go(update);
 }
 
 /* The slowest broker's, each. */
@@ -365,26 +457,52 @@ static void merge_stages(struct stages *all, const struct stages *one)
 	all->scatter_ns = MAX(all->scatter_ns, one->scatter_ns);
 }
 
-unsigned update_prepared(
-	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
+/* Takes the answer to a go. True: it was the last one, and some replicas go on. */
+static bool take_move(struct update *update, uint32_t node, const struct msg_groups *answer,
+	uint64_t now, unsigned *ret_actions)
 {
 	char text[LIMIT_TEXT_BYTES];
 	const char *why;
 
 	if (!take_answer(update, UPDATE_MOVING, node, answer)) {
-		return 0;
+		return false;
 	}
 	if (answer->code) {
 		snprintf(text, sizeof(text), "node %u: %.200s", node, answer->text);
-		return abort_update(update, now, text);
+		*ret_actions = abort_update(update, now, text);
+		return false;
 	}
 	merge_stages(&update->stages, &answer->stages);
 	if (!all_answered(update)) {
-		return 0;
+		return false;
 	}
 	why = judge(update, text);
 	if (why) {
-		return abort_update(update, now, why);
+		*ret_actions = abort_update(update, now, why);
+	}
+	return !why;
+}
+
+unsigned update_moved(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
+{
+	unsigned actions = 0;
+
+	if (!update->part || !take_move(update, node, answer, now, &actions)) {
+		return actions;
+	}
+	update->state = UPDATE_PUTTING;
+	actions = release(update);
+	return actions | try_next(update);
+}
+
+unsigned update_prepared(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now)
+{
+	unsigned actions = 0;
+
+	if (update->part || !take_move(update, node, answer, now, &actions)) {
+		return actions;
 	}
 	update->state = UPDATE_COMMITTING;
 	update->moved_ns = now;
@@ -447,9 +565,10 @@ unsigned update_rank_lost(
 {
 	char text[LIMIT_TEXT_BYTES];
 
-	/* A commit follows the last node's prepared, and so every release. */
+	/* A commit follows the last node's prepared, and so every release. In parts there is more
+	 * to come from each rank. */
 	if (update->state == UPDATE_IDLE || update->state >= UPDATE_COMMITTING ||
-		(update->state == UPDATE_MOVING && released)) {
+		(update->state == UPDATE_MOVING && released && !update->part)) {
 		return 0;
 	}
 	snprintf(text, sizeof(text), "trainer rank %u%s was lost", rank, where);
@@ -465,8 +584,9 @@ static unsigned ranks_late(struct update *update, uint64_t now)
 		rank++;
 	}
 	snprintf(text, sizeof(text), "trainer rank %u %s before the deadline", rank,
-		update->published[rank] ? "published, but its stream was not done"
-					: "did not publish");
+		update->published[rank]		? "published, but its stream was not done"
+		: update->state == UPDATE_RANKS ? "did not publish"
+						: "did not put its next part");
 	return abort_update(update, now, text);
 }
 
@@ -510,6 +630,7 @@ unsigned update_tick(struct update *update, uint64_t now)
 	}
 	switch (update->state) {
 	case UPDATE_RANKS:
+	case UPDATE_PUTTING:
 		return ranks_late(update, now);
 	case UPDATE_QUEUED:
 		return abort_update(update, now, "the brokers were not ready before the deadline");
@@ -529,7 +650,7 @@ uint64_t update_due(const struct update *update)
 const char *update_state_name(enum update_state state)
 {
 	static const char *const names[UPDATE_STATES] = {"idle", "waiting for ranks", "queued",
-		"accepting", "moving", "committing", "aborting"};
+		"accepting", "moving", "putting", "committing", "aborting"};
 
 	return (unsigned)state < UPDATE_STATES ? names[state] : "?";
 }

@@ -17,6 +17,7 @@ enum update_state {
 	UPDATE_QUEUED, /* every rank's stream is done; begin is due as soon as the epoch is free */
 	UPDATE_ACCEPTING,  /* begin is out */
 	UPDATE_MOVING,	   /* go is out */
+	UPDATE_PUTTING,	   /* in parts: one has moved; the ranks' next put is due */
 	UPDATE_COMMITTING, /* commit is out: irrevocable */
 	UPDATE_ABORTING,   /* abort is out: waits for every node to be quiet */
 	UPDATE_STATES,
@@ -39,9 +40,15 @@ struct update {
 	uint32_t subset; /* 0: everything … */
 	uint64_t base;	 /* … else on this version */
 	uint64_t deadline_ns;
-	bool published[LIMIT_RANKS], done[LIMIT_RANKS];
+	bool published[LIMIT_RANKS], done[LIMIT_RANKS]; /* in parts: of the put that is due */
+	/* in parts */
+	bool parts;
+	uint32_t part;	/* the subset that moves, or moved last; 0: all are there */
+	uint64_t put;	/* bit n - 1: subset n has been put */
+	bool next_said; /* a rank has said what comes next … */
+	uint32_t next;	/* … this subset; 0: nothing, all are there */
 	uint32_t nranks;
-	bool released; /* the lead's own ranks; another broker tells its own */
+	bool released; /* the lead's own ranks, of `part`; another broker tells its own */
 	/* nodes */
 	uint32_t nnodes;
 	bool answered[LIMIT_BROKERS];
@@ -76,11 +83,25 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 /* The rank's stream was seen done. True when all are: the state is then QUEUED. */
 bool update_stream_done(struct update *update, uint32_t rank, uint64_t now);
 
+/*
+ * A rank says the next subset of an update in parts, or 0: it has put all. From the first part's go
+ * on. Refused, with a sentence and nothing changed: -ESTALE (that version is not under way in
+ * parts), -EINVAL (another subset than the first rank's, or one that has been put), -EBUSY (too
+ * early, said already).
+ */
+int update_put(
+	struct update *update, uint32_t rank, uint64_t version, uint32_t subset, struct error *err);
+
+/* The stream of what the rank has put was seen done. */
+unsigned update_put_done(struct update *update, uint32_t rank);
+
 /* Begins with nnodes nodes (0 is the lead's own). Only in QUEUED. */
 unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
 
 /* Answers of nodes. An answer that is not due is ignored (late, doubled, of an old update). */
 unsigned update_accept(
+	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);
+unsigned update_moved(
 	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);
 unsigned update_prepared(
 	struct update *update, uint32_t node, const struct msg_groups *answer, uint64_t now);

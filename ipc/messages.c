@@ -195,6 +195,13 @@ static const struct field publish_fields[] = {
 };
 TABLE(publish);
 
+static const struct field put_fields[] = {
+	U64("version", msg_put, version),
+	U64("word", msg_put, word),
+	RANGE("subset", msg_put, subset, 0, LIMIT_SUBSETS),
+};
+TABLE(put);
+
 static const struct field subset_fields[] = {
 	RANGE("subset", msg_subset, subset, 1, LIMIT_SUBSETS),
 	BLOB("tensors", msg_subset, tensors, ntensors),
@@ -521,6 +528,7 @@ static const struct field decision_fields[] = {
 	RANGE("hash", msg_decision, hash, 0, 1),
 	LIST("slot_types", FIELD_U32_LIST, msg_decision, slot_types, nslot_types, LIMIT_SLOT_TYPES),
 	STR("text", msg_decision, text),
+	RANGE("part", msg_decision, part, 0, LIMIT_SUBSETS),
 };
 TABLE(decision);
 
@@ -558,6 +566,14 @@ static const struct field rank_publish_fields[] = {
 	U64("base", msg_rank_publish, base),
 };
 TABLE(rank_publish);
+
+static const struct field rank_put_fields[] = {
+	STR("model", msg_rank_put, model),
+	RANGE("rank", msg_rank_put, rank, 0, LIMIT_RANKS - 1),
+	U64("version", msg_rank_put, version),
+	RANGE("subset", msg_rank_put, subset, 0, LIMIT_SUBSETS),
+};
+TABLE(rank_put);
 
 static const struct field rank_done_fields[] = {
 	STR("model", msg_rank_done, model),
@@ -603,6 +619,7 @@ static const struct known {
 	{MSG_RELEASED, "released", &released},
 	{MSG_REPORT, "report", &report},
 	{MSG_SUBSET, "subset", &subset},
+	{MSG_PUT, "put", &put},
 	{MSG_STATUS, "status", &status},
 	{MSG_STATUS_REPLY, "status_reply", &status_reply},
 	{MSG_PROGRESS, "progress", &status},
@@ -628,6 +645,7 @@ static const struct known {
 	{MSG_COMMIT, "commit", &decision},
 	{MSG_ABORT, "abort", &decision},
 	{MSG_APPLIED, "applied", &groups},
+	{MSG_MOVED, "moved", &groups},
 	{MSG_BYE, "bye", &status},
 	{MSG_ALIVE, "alive", &status},
 	{MSG_NONCE, "nonce", &nonce},
@@ -637,6 +655,7 @@ static const struct known {
 	{MSG_RANK_PUBLISH, "rank_publish", &rank_publish},
 	{MSG_RANK_DONE, "rank_done", &rank_done},
 	{MSG_RANK_SUBSET, "rank_subset", &rank_subset},
+	{MSG_RANK_PUT, "rank_put", &rank_put},
 };
 
 static const struct known *find(unsigned type)

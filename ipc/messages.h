@@ -44,7 +44,8 @@ enum message_type {
 	MSG_RELEASED = 43, /* b→trainer: the update reads your memory no more */
 	MSG_REPORT = 44,   /* b→trainer: the update has ended */
 	MSG_SUBSET = 45,   /* trainer→b: its part of a subset; answered by MSG_OK or MSG_ERROR */
-	MSG_STATUS = 60,   /* p→b */
+	MSG_PUT = 46,	 /* trainer→b: the next part of what it publishes; answered as publish */
+	MSG_STATUS = 60, /* p→b */
 	MSG_STATUS_REPLY = 61,
 	MSG_PROGRESS = 62, /* p→b */
 	MSG_PROGRESS_REPLY = 63,
@@ -71,6 +72,7 @@ enum message_type {
 	MSG_COMMIT = 90,
 	MSG_ABORT = 91,
 	MSG_APPLIED = 92,
+	MSG_MOVED = 93,	     /* m→lead: as MSG_PREPARED, of a part that is not the end */
 	MSG_BYE = 95,	     /* either way: leaves in order */
 	MSG_ALIVE = 96,	     /* either way: nothing else was to be said for a while */
 	MSG_NONCE = 97,	     /* either way, with a key: first of all, and by the lead in answer */
@@ -81,10 +83,14 @@ enum message_type {
 	MSG_RANK_PUBLISH = 112, /* m→lead; answered by MSG_OK and later MSG_REPORT, or MSG_ERROR */
 	MSG_RANK_DONE = 113,	/* m→lead: the stream of what the rank publishes was seen done */
 	MSG_RANK_SUBSET = 114,	/* m→lead; answered by MSG_OK or MSG_ERROR */
+	MSG_RANK_PUT = 115,	/* m→lead; answered by MSG_OK or MSG_ERROR */
 };
 
 enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
 enum carrier_kind { CARRIER_NONE = 0, CARRIER_TCP = 1, CARRIER_NCCL = 2 };
+/* A flag of publish, beside STREW_PUBLISH_*: `subset` is the first of the parts that come. */
+#define PUBLISH_PARTS 0x10000u
+
 enum part_of { PART_LAYOUT = 1, PART_DECLARATION = 2, PART_MANIFEST = 3 };
 
 #define UUID_BYTES 16
@@ -216,6 +222,12 @@ struct msg_publish {
 	uint32_t timeout_ms;
 	uint32_t subset; /* 0: everything */
 	uint64_t base;	 /* of a subset: the version of the rest */
+};
+
+struct msg_put {
+	uint64_t version;
+	uint64_t word;	 /* as of publish */
+	uint32_t subset; /* 0: all is there */
 };
 
 struct msg_subset {
@@ -451,16 +463,16 @@ struct msg_begin {
 	uint64_t base;	 /* … else: groups that are not CURRENT at this version sit out */
 };
 
-struct msg_groups { /* accept, prepared, applied */
+struct msg_groups { /* accept, moved, prepared, applied */
 	uint64_t epoch, update;
 	struct group_outcome *groups; /* outcome NONE: goes on */
 	size_t ngroups;
 	uint32_t code; /* applies to the whole broker: WIRE_OK, or why it cannot */
 	char text[LIMIT_TEXT_BYTES];
 	uint64_t unwanted;    /* accept: tensors that no group of this broker takes */
-	struct stages stages; /* prepared */
+	struct stages stages; /* moved, prepared */
 	uint32_t hash;	      /* accept: what comes by the wire must be hashed */
-	uint64_t *hashes;     /* prepared: of the buckets, as its node sent or received them */
+	uint64_t *hashes; /* moved, prepared: of the buckets, as its node sent or received them */
 	size_t nhashes;
 	uint32_t *slot_types; /* accept: what its groups want; runs as in plan/slot_types.h */
 	size_t nslot_types;
@@ -475,6 +487,7 @@ struct msg_decision { /* go, commit, abort */
 	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
+	uint32_t part; /* go, in parts: the subset to move; 0: all is there, prepare */
 };
 
 struct msg_data {
@@ -514,6 +527,13 @@ struct msg_rank_subset {
 	size_t ntensors;	/* bytes */
 };
 
+struct msg_rank_put {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank;
+	uint64_t version;
+	uint32_t subset;
+};
+
 struct msg_rank_done {
 	char model[LIMIT_MODEL_BYTES];
 	uint32_t rank;
@@ -542,6 +562,7 @@ struct message {
 		struct msg_trainer trainer;
 		struct msg_declared declared;
 		struct msg_publish publish;
+		struct msg_put put;
 		struct msg_subset subset;
 		struct msg_released released;
 		struct msg_report report;
@@ -563,12 +584,13 @@ struct message {
 		struct msg_manifest manifest;
 		struct msg_chosen chosen;
 		struct msg_begin begin;
-		struct msg_groups groups;     /* MSG_ACCEPT, MSG_PREPARED, MSG_APPLIED */
+		struct msg_groups groups;     /* MSG_ACCEPT, MSG_MOVED, MSG_PREPARED, MSG_APPLIED */
 		struct msg_decision decision; /* MSG_GO, MSG_COMMIT, MSG_ABORT */
 		struct msg_data data;
 		struct msg_declare declare;
 		struct msg_undeclare undeclare;
 		struct msg_rank_publish rank_publish;
+		struct msg_rank_put rank_put;
 		struct msg_rank_done rank_done;
 		struct msg_rank_subset rank_subset;
 	} u;

@@ -1,5 +1,6 @@
 #include "plan/slot_types.h"
 #include "base/util.h"
+#include "plan/subset.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,6 +153,23 @@ void slot_types_merge(struct slot_types *types, const struct slot_types *other)
 		merged.n = 0;
 	}
 	*types = merged;
+}
+
+void slot_types_choose(const struct slot_types *types, const uint8_t *chosen, size_t n,
+	struct slot_types *ret_types)
+{
+	struct slot_types made = {.n = 0};
+	size_t at = 0;
+
+	for (uint32_t i = 0; i < types->n; i++) {
+		for (uint32_t k = 0; k < count_of(types->runs[i]) && at < n; k++, at++) {
+			if (bits_has(chosen, at)) {
+				add_run(&made, 1, type_of(types->runs[i]));
+			}
+		}
+	}
+	end_runs(&made);
+	*ret_types = made;
 }
 
 void slot_types_settle(struct slot_types *types)

@@ -36,6 +36,10 @@ int slot_types_wanted(const struct manifest *manifest, const uint32_t *roots, si
 /* What both want. If the two are not of one manifest: every tensor its own. */
 void slot_types_merge(struct slot_types *types, const struct slot_types *other);
 
+/* Those of the chosen tensors alone: a bit for each of the n tensors, as in plan/subset.h. */
+void slot_types_choose(const struct slot_types *types, const uint8_t *chosen, size_t n,
+	struct slot_types *ret_types);
+
 /* Ends the asking: what nobody gets goes as it is. */
 void slot_types_settle(struct slot_types *types);
 

@@ -144,6 +144,39 @@ STREW_API int strew_trainer_publish_subset(struct strew_trainer *trainer, uint32
 	uint64_t base, uint64_t version, void *stream, unsigned flags, int timeout_ms);
 
 /*
+ * Publishing in parts: one update of everything declared whose tensors are made one after another,
+ * when there is no memory for all of them at once. Each part is a subset (strew_trainer_subset());
+ * together they are all tensors, each once. Tensors of different parts may be declared in the same
+ * memory, since a put reads its own subset alone. All ranks put the same subsets in the same order,
+ * also those of which they hold nothing. For each part: make its tensors, strew_trainer_put(),
+ * strew_trainer_wait_released(). Then strew_trainer_close_parts() and
+ * strew_trainer_wait_report(). Groups with staged apply keep their version until the commit,
+ * whatever happens; the memory of direct ones changes with the first part, their gates are held
+ * from there to the end, and an update that ends in between leaves them DIRTY.
+ *
+ * Opening says nothing to the broker yet. timeout_ms is the whole update's deadline, from the first
+ * put on (0: 60,000). Errors as strew_trainer_publish().
+ */
+STREW_API int strew_trainer_open_parts(
+	struct strew_trainer *trainer, uint64_t version, unsigned flags, int timeout_ms);
+
+/*
+ * Publishes that part as it is after what `stream` has queued by now. Returns at once; the memory
+ * is lent until strew_trainer_wait_released(), which also says why a part was refused (-EINVAL:
+ * another subset than the other ranks', or a tensor that was put already); the update goes on
+ * then, with another put. -EBUSY: the part before is still lent, or its answer is awaited. -EINVAL:
+ * no update is open. -ECANCELED: the update has ended; strew_trainer_wait_report() says how.
+ */
+STREW_API int strew_trainer_put(struct strew_trainer *trainer, uint32_t subset, void *stream);
+
+/*
+ * All is there: waits for the broker's word that it is, at most the trainer's timeout, and not for
+ * the update's end. -EINVAL names a tensor that was in no part, and the update is still open.
+ * -ENOENT: nothing was put, and the update is forgotten. Others as strew_trainer_put().
+ */
+STREW_API int strew_trainer_close_parts(struct strew_trainer *trainer);
+
+/*
  * Waits until the update no longer reads this process's memory. -ETIMEDOUT does
  * not release: the memory is still lent. After -ECONNRESET it is released once
  * the broker's process has ended, which this call waits for too.

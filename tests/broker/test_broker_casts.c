@@ -224,6 +224,75 @@ static void test_before_the_wire(void **state)
 	strew_host_free(values);
 }
 
+/* Two tensors in one place, of which one is cast: each put knows its own, and as much travels. */
+static void test_in_parts(void **state)
+{
+	const uint64_t all = ROWS * COLS * 4;
+	struct strew_trainer *trainer;
+	struct taker local, remote;
+	uint64_t number = 0, whole_bytes;
+	uint32_t subsets[2];
+	void *values, *kept;
+
+	(void)state;
+	kept = malloc(all);
+	assert_non_null(kept);
+	assert_int_equal(
+		taker_start(&local, &lead, "parts", 0, STREW_F16, STREW_APPLY_DIRECT, 1), 0);
+	assert_int_equal(
+		taker_start(&remote, &node, "parts", 1, STREW_BF16, STREW_APPLY_STAGED, 1), 0);
+	assert_int_equal(strew_host_alloc(all, &values), 0);
+	assert_int_equal(strew_trainer_open(&(struct strew_trainer_options){.socket = lead.socket,
+						    .model = "parts"},
+				 &trainer),
+		0);
+	for (unsigned i = 0; i < 2; i++) {
+		struct strew_tensor tensor = {.name = i ? "w" : "v",
+			.dtype = STREW_F32,
+			.ndim = 2,
+			.shape = {ROWS, COLS},
+			.data = values};
+
+		assert_int_equal(strew_trainer_declare(trainer, &tensor), 0);
+	}
+	assert_int_equal(strew_trainer_seal(trainer), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(strew_trainer_subset(
+					 trainer, &(const char *){i ? "w" : "v"}, 1, &subsets[i]),
+			0);
+	}
+	test_random_fill(values, all);
+	whole_bytes = publish(trainer, ++number);
+	for (unsigned turn = 0; turn < 4; turn++) {
+		struct strew_report report;
+
+		assert_int_equal(strew_trainer_open_parts(trainer, ++number, 0, PATIENCE_MS), 0);
+		for (unsigned k = 0; k < 2; k++) {
+			unsigned which = (k + turn) % 2;
+
+			test_random_fill(values, all);
+			if (which) {
+				memcpy(kept, values, all);
+			}
+			assert_int_equal(strew_trainer_put(trainer, subsets[which], NULL), 0);
+			assert_int_equal(strew_trainer_wait_released(trainer, PATIENCE_MS), 0);
+		}
+		test_random_fill(values, all);
+		assert_int_equal(strew_trainer_close_parts(trainer), 0);
+		assert_int_equal(strew_trainer_wait_report(trainer, PATIENCE_MS, &report), 0);
+		assert_int_equal(report.outcome, STREW_OUTCOME_COMMITTED);
+		assert_in_range(report.wire_bytes, whole_bytes - 4096, whole_bytes + 4096);
+		strew_report_finish(&report);
+		taker_holds(&local, kept);
+		taker_holds(&remote, kept);
+	}
+	strew_trainer_close(trainer);
+	taker_stop(&remote);
+	taker_stop(&local);
+	strew_host_free(values);
+	free(kept);
+}
+
 /* Without the word, and between other types, it is refused by name before anything is mapped. */
 static void test_refused(void **state)
 {
@@ -244,7 +313,8 @@ static void test_refused(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_way),
-		cmocka_unit_test(test_before_the_wire), cmocka_unit_test(test_refused)};
+		cmocka_unit_test(test_before_the_wire), cmocka_unit_test(test_in_parts),
+		cmocka_unit_test(test_refused)};
 
 	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
 }

@@ -249,7 +249,7 @@ void op_say_client(struct input *input)
 	static const enum message_type types[] = {MSG_HELLO, MSG_REGISTER, MSG_ALLOCATION, MSG_PART,
 		MSG_SEAL, MSG_WITHDRAW, MSG_CHECKED, MSG_READY, MSG_RESUME, MSG_TRAINER,
 		MSG_PUBLISH, MSG_STATUS, MSG_PROGRESS, MSG_EVENTS, MSG_EXPLAIN, MSG_LAYOUT,
-		MSG_READ, MSG_SUBSET};
+		MSG_READ, MSG_SUBSET, MSG_PUT};
 	struct end *end = choose(input, END_CLIENT);
 	uint8_t which = input_byte(input);
 
@@ -267,7 +267,7 @@ void op_say_member(struct input *input)
 {
 	static const enum message_type types[] = {MSG_JOIN, MSG_EPOCH_READY, MSG_ACCEPT,
 		MSG_PREPARED, MSG_APPLIED, MSG_PART, MSG_DECLARE, MSG_UNDECLARE, MSG_RANK_PUBLISH,
-		MSG_RANK_DONE, MSG_BYE, MSG_DATA, MSG_RANK_SUBSET};
+		MSG_RANK_DONE, MSG_BYE, MSG_DATA, MSG_RANK_SUBSET, MSG_RANK_PUT, MSG_MOVED};
 	struct end *end = choose(input, END_MEMBER);
 	uint8_t which = input_byte(input);
 

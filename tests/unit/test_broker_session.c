@@ -26,6 +26,7 @@ static const struct {
 	{MSG_RESUME, "....w.", VERDICT_RESUME},
 	{MSG_PUBLISH, "....t.", VERDICT_PUBLISH},
 	{MSG_SUBSET, "....t.", VERDICT_SUBSET},
+	{MSG_PUT, "....t.", VERDICT_PUT},
 	{MSG_STATUS, ".*..*.", VERDICT_STATUS},
 	{MSG_PROGRESS, ".*..*.", VERDICT_PROGRESS},
 	{MSG_EVENTS, ".*..*.", VERDICT_EVENTS},

@@ -49,6 +49,7 @@ static const struct {
 		"version outcome text tensors unwanted bytes wire_bytes wait_ns accept_ns move_ns "
 		"commit_ns total_ns gather_ns local_ns wire_ns scatter_ns groups"},
 	{MSG_SUBSET, "subset", "subset tensors"},
+	{MSG_PUT, "put", "version word subset"},
 	{MSG_STATUS, "status", ""},
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
@@ -78,11 +79,12 @@ static const struct {
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots subset "
 		"base"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
-	{MSG_GO, "go", "epoch update replicas wire hash slot_types text"},
+	{MSG_GO, "go", "epoch update replicas wire hash slot_types text part"},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
-	{MSG_COMMIT, "commit", "epoch update replicas wire hash slot_types text"},
-	{MSG_ABORT, "abort", "epoch update replicas wire hash slot_types text"},
+	{MSG_COMMIT, "commit", "epoch update replicas wire hash slot_types text part"},
+	{MSG_ABORT, "abort", "epoch update replicas wire hash slot_types text part"},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
+	{MSG_MOVED, "moved", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
 	{MSG_ALIVE, "alive", ""},
 	{MSG_NONCE, "nonce", "nonce"},
@@ -92,6 +94,7 @@ static const struct {
 	{MSG_RANK_PUBLISH, "rank_publish", "model rank version flags timeout_ms subset base"},
 	{MSG_RANK_DONE, "rank_done", "model rank version"},
 	{MSG_RANK_SUBSET, "rank_subset", "model rank subset tensors"},
+	{MSG_RANK_PUT, "rank_put", "model rank version subset"},
 };
 #define CONTRACT_TYPES (sizeof(contract) / sizeof(contract[0]))
 
@@ -433,6 +436,7 @@ static void fill_update(struct message *message)
 		decision->hash = any32() & 1;
 		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
+		decision->part = between(0, LIMIT_SUBSETS);
 		break;
 	default:
 		groups->epoch = any64();
@@ -454,6 +458,7 @@ static void fill_rank(struct message *message)
 	struct msg_declare *declare = &message->u.declare;
 	struct msg_undeclare *undeclare = &message->u.undeclare;
 	struct msg_rank_publish *publish = &message->u.rank_publish;
+	struct msg_rank_put *put = &message->u.rank_put;
 	struct msg_rank_done *done = &message->u.rank_done;
 
 	switch (message->type) {
@@ -469,6 +474,12 @@ static void fill_rank(struct message *message)
 		STRING(undeclare->model);
 		undeclare->rank = between(0, LIMIT_RANKS - 1);
 		undeclare->released = between(0, 1);
+		break;
+	case MSG_RANK_PUT:
+		STRING(put->model);
+		put->rank = between(0, LIMIT_RANKS - 1);
+		put->version = any64();
+		put->subset = between(0, LIMIT_SUBSETS);
 		break;
 	case MSG_RANK_PUBLISH:
 		STRING(publish->model);
@@ -544,6 +555,11 @@ static void fill_session(struct message *message)
 		message->u.declared.tensors = any64();
 		message->u.declared.bytes = any64();
 		message->u.declared.version = any64();
+		break;
+	case MSG_PUT:
+		message->u.put.version = any64();
+		message->u.put.word = any64();
+		message->u.put.subset = between(0, LIMIT_SUBSETS);
 		break;
 	default:
 		assert_int_equal(message->type, MSG_PUBLISH);
@@ -687,6 +703,7 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_BEGIN:
 	case MSG_ACCEPT:
 	case MSG_GO:
+	case MSG_MOVED:
 	case MSG_PREPARED:
 	case MSG_COMMIT:
 	case MSG_ABORT:
@@ -696,6 +713,7 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_DECLARE:
 	case MSG_UNDECLARE:
 	case MSG_RANK_PUBLISH:
+	case MSG_RANK_PUT:
 	case MSG_RANK_DONE:
 		fill_rank(message);
 		break;
@@ -753,6 +771,7 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 			message->u.report.ngroups * sizeof(struct group_outcome)};
 		return 1;
 	case MSG_ACCEPT:
+	case MSG_MOVED:
 	case MSG_PREPARED:
 	case MSG_APPLIED:
 		ret[0] = (struct borrowed){(void **)&message->u.groups.groups,

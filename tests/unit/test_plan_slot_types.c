@@ -1,6 +1,7 @@
 /* Slot types: runs against plain arrays, tables that do not fit, and what brokers may say. */
 #include "base/util.h"
 #include "plan/slot_types.h"
+#include "plan/subset.h"
 #include "support/test_main.h"
 #include <errno.h>
 #include <stdio.h>
@@ -95,6 +96,38 @@ static void test_merge(void **state)
 		}
 		back = pack(merged, n);
 		assert_int_equal(slot_types_serve(&back, &types), serves);
+	}
+}
+
+/* Those of some tensors, as the plain array of them has it. */
+static void test_choose(void **state)
+{
+	static uint8_t all[TENSORS], some[TENSORS], chosen[TENSORS / 8 + 1];
+
+	(void)state;
+	for (unsigned turn = 0; turn < 400; turn++) {
+		uint32_t n = 1 + (uint32_t)test_random_below(turn % 4 ? 40 : TENSORS), k = 0;
+		struct slot_types types, made;
+
+		random_types(all, n, 1 + n / 20);
+		memset(chosen, 0, sizeof(chosen));
+		for (uint32_t i = 0; i < n; i++) {
+			if (test_random_below(3) || i + 1 == n) {
+				bits_set(chosen, i);
+				some[k++] = all[i];
+			}
+		}
+		types = pack(all, n);
+		memset(&made, 0x5a, sizeof(made));
+		slot_types_choose(&types, chosen, n, &made);
+		assert_types(&made, some, k);
+	}
+	/* Nothing said of the whole is nothing said of a part. */
+	{
+		struct slot_types none = {.n = 0}, made = {.n = 9};
+
+		slot_types_choose(&none, chosen, 8, &made);
+		assert_int_equal(made.n, 0);
 	}
 }
 
@@ -308,6 +341,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_merge),
+		cmocka_unit_test(test_choose),
 		cmocka_unit_test(test_mismatch),
 		cmocka_unit_test(test_wanted),
 		cmocka_unit_test(test_too_many),

@@ -1,0 +1,167 @@
+/*
+ * Updates in parts, as a trainer sees them. The first put is a publish that says so; the later
+ * ones, and the end, are requests of their own. An answer that refuses one of these ends that put
+ * alone: the update is under way until its report has come.
+ */
+#include "agent/public.h"
+#include "agent/trainer.h"
+#include "base/util.h"
+#include <errno.h>
+#include <string.h>
+
+static int open_parts(struct strew_trainer *trainer, uint64_t version, unsigned flags,
+	int timeout_ms, struct error *err)
+{
+	int rc = trainer_check_publish(trainer, 0, version, flags, timeout_ms, err);
+
+	if (rc) {
+		return rc;
+	}
+	trainer->parts = (struct trainer_parts){
+		.open = true, .version = version, .flags = flags, .timeout_ms = timeout_ms};
+	return 0;
+}
+
+/* What the broker is told of a part that is not the first; the memory is lent if there is one. */
+static int send_put(struct strew_trainer *trainer, uint32_t subset, void *stream, struct error *err)
+{
+	struct message message;
+	int rc = subset ? trainer_mark(trainer, stream, err) : 0;
+
+	if (rc) {
+		return rc;
+	}
+	agent_request_begin(&trainer->session, &trainer->publish);
+	message_init(&message, MSG_PUT, trainer->publish.serial);
+	message.u.put.version = trainer->parts.version;
+	message.u.put.word = trainer->word_count;
+	message.u.put.subset = subset;
+	rc = agent_session_send(&trainer->session, &message, err);
+	if (rc) {
+		agent_request_clear(&trainer->session, &trainer->publish);
+		return rc;
+	}
+	error_clear(&trainer->parts.refused);
+	trainer->lent = subset != 0;
+	trainer->released = false;
+	trainer_signal(trainer);
+	return 0;
+}
+
+static int check_put(struct strew_trainer *trainer, struct error *err)
+{
+	bool begun = trainer->publishing;
+
+	if (!trainer->parts.open) {
+		return error_set(err, -EINVAL, "put: no update in parts is open");
+	}
+	/* Only the waits read; what has come meanwhile counts. */
+	(void)agent_session_step(&trainer->session, deadline_in_ms(0), err);
+	trainer_look(trainer);
+	if ((begun && !trainer->publishing) || trainer->reported) {
+		return error_set(err, -ECANCELED, "put: the update has ended; its report says how");
+	}
+	if (trainer->lent || trainer->publish.serial) {
+		return error_set(err, -EBUSY, "put: the part before has not been released yet");
+	}
+	return agent_session_lost(&trainer->session, err);
+}
+
+static int put(struct strew_trainer *trainer, uint32_t subset, void *stream, struct error *err)
+{
+	const struct trainer_parts *parts = &trainer->parts;
+	int rc;
+
+	if (!subset || subset > trainer->subsets_told) {
+		return error_set(err, -EINVAL, "put: subset %u was not named", subset);
+	}
+	rc = check_put(trainer, err);
+	if (rc) {
+		return rc;
+	}
+	if (parts->taken) {
+		return send_put(trainer, subset, stream, err);
+	}
+	return trainer_send_publish(trainer, subset, 0, parts->version, stream,
+		parts->flags | PUBLISH_PARTS, parts->timeout_ms, err);
+}
+
+static int close_parts(struct strew_trainer *trainer, struct error *err)
+{
+	uint64_t deadline = deadline_in_ms(trainer->session.timeout_ms);
+	int rc = check_put(trainer, err);
+
+	if (rc == 0 && !trainer->parts.taken) {
+		memset(&trainer->parts, 0, sizeof(trainer->parts));
+		return error_set(err, -ENOENT, "close: nothing was put; the update is forgotten");
+	}
+	if (rc == 0) {
+		rc = send_put(trainer, 0, NULL, err);
+	}
+	while (rc == 0 && trainer->publish.serial) {
+		rc = agent_session_step(&trainer->session, deadline, err);
+		trainer_look(trainer);
+	}
+	if (rc == 0 && trainer->parts.refused.code) {
+		rc = error_set(err, trainer->parts.refused.code, "%s", trainer->parts.refused.text);
+		error_clear(&trainer->parts.refused);
+		trainer_signal(trainer);
+	}
+	return rc;
+}
+
+static int null_trainer(void)
+{
+	struct error err = {0};
+
+	return public_return(error_set(&err, -EINVAL, "a required argument is NULL"), &err);
+}
+
+int strew_trainer_open_parts(
+	struct strew_trainer *trainer, uint64_t version, unsigned flags, int timeout_ms)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return null_trainer();
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = open_parts(trainer, version, flags, timeout_ms, &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+int strew_trainer_put(struct strew_trainer *trainer, uint32_t subset, void *stream)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return null_trainer();
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = put(trainer, subset, stream, &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+int strew_trainer_close_parts(struct strew_trainer *trainer)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return null_trainer();
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = close_parts(trainer, &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
