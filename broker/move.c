@@ -140,11 +140,12 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 	}
 }
 
-/* Its last bucket was gathered here and sent, or received and scattered. */
+/* Its last bucket was gathered here, sent and hashed, or received, scattered and hashed. */
 static int wait_slot(struct run *run, size_t turn, struct error *err)
 {
 	int rc = wait_event(run, run->moves->wire.events[turn], err);
 
+	rc = rc ? rc : wait_event(run, run->moves->gather.events[turn], err);
 	return rc ? rc : wait_event(run, run->moves->scatter.events[turn], err);
 }
 
@@ -190,9 +191,10 @@ static int send_bucket(struct run *run, struct job_move *work, size_t number, st
 	if (rc == 0) {
 		rc = gpu_event_record(moves->wire.events[turn], moves->wire.stream, err);
 	}
-	/* Behind it in its stream is the next gather into this slot. */
 	if (rc == 0 && run->hash) {
 		rc = gpu_hashes_run(run->base->hashes, number, address, moves->gather.stream, err);
+		rc = rc ? rc
+			: gpu_event_record(moves->gather.events[turn], moves->gather.stream, err);
 	}
 	return rc;
 }
@@ -380,6 +382,7 @@ static int settle_all(struct run *run, struct error *err)
 	int rc = 0;
 
 	patient.nlumps = 0; /* none that is not enqueued yet */
+	patient.wire = false; /* what the carrier has failed at is no fault of these copies */
 	patient.cancel = NULL;
 	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
 	for (size_t i = 0; rc == 0 && i < moves->nlocal; i++) {
