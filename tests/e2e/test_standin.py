@@ -214,7 +214,8 @@ def test_what_is_opened_is_closed(stage):
         for _ in range(34):
             publisher.line()
         publisher.end()
-        assert counts(stage, folder)["open.imports"] == 2, counts(stage, folder)
+        wait_until("the trainer's memory to be closed",
+                   lambda: counts(stage, folder)["open.imports"] == 2)
         scene.untouched(workers, 34 * life + 34)
         wait_until("no group", lambda: not stage.status()["groups"])
         seen.append(counts(stage, folder))

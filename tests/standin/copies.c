@@ -15,19 +15,17 @@ unsigned cuMemcpyDtoDAsync_v2(
 	return stream_copy(ctx, stream, &fault, dst, src, len_bytes);
 }
 
-/* Between the GPU and any memory of the CPU, done on return. */
-static unsigned copy_now(
-	struct cuda_ctx *ctx, cuda_ptr address, void *host, size_t len_bytes, bool to_device)
+unsigned standin_bytes(int device, uint64_t address, void *host, size_t len_bytes, bool to_device)
 {
 	unsigned result = CUDA_OK;
 
 	spaces_hold();
 	while (len_bytes && result == CUDA_OK) {
 		size_t n = len_bytes;
-		char *at = space_reach(ctx->device, address, &n, to_device ? MAY_WRITE : MAY_READ);
+		char *at = space_reach(device, address, &n, to_device ? MAY_WRITE : MAY_READ);
 
 		if (!at) {
-			result = CUDA_INVALID_VALUE;
+			result = CUDA_ILLEGAL_ADDRESS;
 		} else {
 			memcpy(to_device ? at : host, to_device ? host : at, n);
 		}
@@ -37,6 +35,14 @@ static unsigned copy_now(
 	}
 	spaces_release();
 	return result;
+}
+
+/* Done on return; what is wrong is found before anything runs. */
+static unsigned copy_now(
+	const struct cuda_ctx *ctx, cuda_ptr address, void *host, size_t len_bytes, bool to_device)
+{
+	return standin_bytes(ctx->device, address, host, len_bytes, to_device) ? CUDA_INVALID_VALUE
+									       : CUDA_OK;
 }
 
 unsigned cuMemcpyHtoD_v2(cuda_ptr dst, const void *src, size_t len_bytes)

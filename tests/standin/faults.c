@@ -113,6 +113,8 @@ static void parse_what(const char *word, const char *what, struct fault *ret_fau
 		{"sticky", FAULT_STICKY, true},
 		{"stall", FAULT_STALL, false},
 		{"async", FAULT_ASYNC, true},
+		{"slow", FAULT_SLOW, true},
+		{"flip", FAULT_FLIP, false},
 	};
 	size_t len = strcspn(what, ":");
 	char *end = NULL;

@@ -85,7 +85,9 @@ unsigned cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigne
 	unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
 	struct cuda_stream *stream, void **parameters, void **extra)
 {
+	static struct standin_cell *_Atomic kernel_cells[KERNELS];
 	struct launch launch = {0};
+	struct fault named;
 
 	ENTER_CTX(cuLaunchKernel);
 	if (!function || !parameters || extra || !grid_x || grid_x > INT32_MAX || grid_y != 1 ||
@@ -94,6 +96,11 @@ unsigned cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigne
 		return CUDA_INVALID_VALUE;
 	}
 	launch.kernel = function->kernel;
+	named = standin_enter(kernel_names[launch.kernel], &kernel_cells[launch.kernel]);
+	if (named.kind == FAULT_FAIL) {
+		return named.argument;
+	}
+	fault = named.kind ? named : fault;
 	if (launch.kernel == HASH) {
 		memcpy(&launch.tiles, parameters[0], sizeof(launch.tiles));
 		memcpy(&launch.slot, parameters[1], sizeof(launch.slot));

@@ -2,24 +2,30 @@
  * A stand-in for the CUDA driver, so that the cuda backend's own code runs where there is no GPU.
  * Test code, never shipped. libcuda.so.1 keeps device memory in memfds, whose addresses no CPU code
  * may touch (as on a real machine), and works off each stream in a thread of its own; it checks
- * every address that a copy or a kernel uses. Put its folder (BUILD/standin) into LD_LIBRARY_PATH.
- * tests/gpu/gpu_check.c runs against it and against real ones.
+ * every address that a copy or a kernel uses. libnccl.so.2 beside it (nccl.c) broadcasts that
+ * memory between processes. Put their folder (BUILD/standin) into LD_LIBRARY_PATH.
+ * tests/gpu/gpu_check.c and tests/wire/nccl_check.c run against them and against real ones.
  *
  *   STANDIN_DEVICES=N      how many GPUs there are (1, at most 8)
  *   STANDIN_MEMORY=BYTES   of each GPU, counted in each process by itself (8 GiB)
  *   STANDIN_PEERS=0        no GPU reaches another one's memory
+ *   STANDIN_NCCL=NUMBER    the version that libnccl tells (22809)
  *   STANDIN_DIR=FOLDER     FOLDER/faults is the plan of what goes wrong in this process, and
- *                          FOLDER/PID.cuda holds its counts
+ *                          FOLDER/PID.cuda and FOLDER/PID.nccl hold its counts
  *
  * A plan is words "CALL:N=WHAT", N the number of the call from when the plan was first seen, "N+"
- * that one and all later ones, CALL without the version that the symbol may have:
+ * that one and all later ones, CALL without the version that the symbol may have, or the name of a
+ * kernel:
  *
  *   fail:CODE    the call fails with that result
  *   hang         it does not return, until the plan is another one
  *   late:MS      it is done as ever, after so many milliseconds
  *   sticky:CODE  it fails, and so does every later one in that context
  *   stall        it returns, and what it has enqueued never ends, until the plan is another one
- *   async:CODE   it returns; what it has enqueued fails, as if by "sticky"
+ *   async:CODE   it returns; what it has enqueued fails, as if by "sticky" (of NCCL: its
+ *                communicator fails)
+ *   slow:MS      it returns; what it has enqueued begins so much later than its turn comes
+ *   flip         ncclBroadcast: every other rank receives a bit that was not sent
  *
  * The file may be made and replaced at any time (by rename).
  *
@@ -29,13 +35,14 @@
  *   calls.CALL   how often it was called
  *   open.KIND    what was made and not unmade: contexts (retained), streams, events, modules,
  *                memory, host, registered, imports (of legacy IPC, each open), chunks, mappings,
- *                reserved, fds
+ *                reserved, fds; of NCCL: ids, comms, and broadcasts that have not ended
  */
 #ifndef STANDIN_STANDIN_H
 #define STANDIN_STANDIN_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define STANDIN_EXPORT __attribute__((visibility("default")))
@@ -66,6 +73,8 @@ enum fault_kind {
 	FAULT_STICKY,
 	FAULT_STALL,
 	FAULT_ASYNC,
+	FAULT_SLOW,
+	FAULT_FLIP,
 };
 
 struct fault {
@@ -82,5 +91,16 @@ struct fault standin_enter(const char *call, struct standin_cell *_Atomic *cell)
 /* Is the plan still the one of that number? Reads a new one. */
 bool standin_planned(unsigned plan);
 void standin_nap(unsigned us);
+
+/*
+ * For libnccl, which finds them in libcuda. On the stream, when its turn has come: calls it with
+ * the GPU's number, or with -1 if nothing runs there any more. What it returns ends the context
+ * unless 0.
+ */
+typedef unsigned standin_call(int device, void *data);
+STANDIN_EXPORT unsigned standin_stream_call(void *stream, standin_call *call, void *data);
+/* In there: between the GPU's memory at `address` and the CPU's. A CUDA result. */
+STANDIN_EXPORT unsigned standin_bytes(
+	int device, uint64_t address, void *bytes, size_t len_bytes, bool to_device);
 
 #endif

@@ -19,6 +19,7 @@ enum work_kind {
 	WORK_WRITE,
 	WORK_RECORD,
 	WORK_WAIT_EVENT,
+	WORK_CALL,
 };
 
 struct work {
@@ -29,6 +30,8 @@ struct work {
 	size_t len_bytes;
 	uint64_t value;
 	struct cuda_event *event;
+	standin_call *call;
+	void *data;
 	unsigned char launch[KERNEL_BYTES];
 };
 
@@ -128,6 +131,8 @@ static void run(struct cuda_ctx *ctx, const struct work *work)
 
 	if (work->fault.kind == FAULT_STALL) {
 		stall(work->fault.plan);
+	} else if (work->fault.kind == FAULT_SLOW) {
+		standin_nap(work->fault.argument * 1000);
 	} else if (work->fault.kind == FAULT_ASYNC) {
 		result = work->fault.argument;
 	}
@@ -143,9 +148,14 @@ static void run(struct cuda_ctx *ctx, const struct work *work)
 		case WORK_WRITE:
 			result = run_write(ctx->device, work);
 			break;
+		case WORK_CALL:
+			result = work->call(ctx->device, work->data);
+			break;
 		default:
 			run_event(ctx, work);
 		}
+	} else if (work->kind == WORK_CALL) {
+		work->call(-1, work->data);
 	}
 	if (result != CUDA_OK) {
 		driver_break(ctx, result);
@@ -294,6 +304,13 @@ unsigned stream_kernel(struct cuda_ctx *ctx, struct cuda_stream *stream, const s
 	}
 	memcpy(work.launch, launch, launch_bytes);
 	return enqueue(ctx, stream, &work);
+}
+
+unsigned standin_stream_call(void *stream, standin_call *call, void *data)
+{
+	struct work work = {.kind = WORK_CALL, .call = call, .data = data};
+
+	return (uintptr_t)stream <= 2 ? INVALID_HANDLE : enqueue(NULL, stream, &work);
 }
 
 /* The lock is held. Work of a broken context is never waited for: it is thrown away. */

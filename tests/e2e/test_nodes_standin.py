@@ -1,0 +1,206 @@
+"""Several brokers on the cuda backend by NCCL's carrier, on the stand-ins for the driver and for NCCL
+(tests/standin): what moves between nodes, and what a communicator's failing does."""
+
+import struct
+
+import scene
+from scene import publish, wait_until
+
+
+def stand_in(stage):
+    stage.env["LD_LIBRARY_PATH"] = str(stage.bin.parent / "standin")
+    stage.env.pop("STREW_NCCL", None)
+
+
+def folder(stage, name):
+    """Of one broker: its plan of faults, and what it counts."""
+    path = stage.dir / f"{name}-standin"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def broker(stage, name, *options, nccl=22809):
+    """Brokers stand for nodes of their own, with one GPU for all."""
+    return stage.broker(name, *options, backend="cuda", slot="256K",
+                        env={"NCCL_HOSTID": name, "STANDIN_DIR": str(folder(stage, name)),
+                             "STANDIN_NCCL": str(nccl)})
+
+
+def nodes(stage, *names):
+    """The first is the lead. Returns their folders."""
+    stand_in(stage)
+    port = scene.free_port()
+    for name in names:
+        broker(stage, name, "--listen" if name == names[0] else "--join", f"127.0.0.1:{port}")
+    wait_until("one epoch", lambda: stage.joined(names[0], len(names)))
+    return [folder(stage, name) for name in names]
+
+
+def group(stage, where, *options, size=2, prefix=""):
+    return stage.workers(size, "--device", 0, "--check", 7, *options, broker=where,
+                         prefix=f"{where}-{prefix}")
+
+
+def trainer(stage, *options, **named):
+    return stage.trainer("--device", 0, "--seed", 7, *options, **named)
+
+
+def counts(stage, name):
+    raw = (folder(stage, name) / f"{stage.status(name)['pid']}.nccl").read_bytes()
+    return {raw[at:at + 56].split(b"\0")[0].decode(): struct.unpack("<Q", raw[at + 56:at + 64])[0]
+            for at in range(0, len(raw), 64)}
+
+
+def plan(where, text):
+    """Replaces the plan of faults."""
+    new = where / "new"
+    new.write_text(text)
+    new.rename(where / "faults")
+
+
+def states(stage, name):
+    return [(one["state"], one["version"]) for one in stage.status(name)["groups"]]
+
+
+def test_updates(stage):
+    """Three nodes, each kind of gate and apply, GPU memory and ordinary memory."""
+    nodes(stage, "lead", "node", "other")
+    workers = group(stage, "lead")
+    workers += group(stage, "node", "--apply", "direct", "--replica", 1)
+    workers += group(stage, "node", "--gate", "live", "--apply", "direct", "--replica", 2, size=1,
+                     prefix="live-")
+    workers += stage.workers(1, "--malloc", "--check", 7, "--replica", 3, broker="other")
+    publisher = trainer(stage, "--versions", 3, broker="lead")
+    for version in (1, 2, 3):
+        publish([publisher], workers, version)
+    publisher.end()
+    for name in ("lead", "node", "other"):
+        seen = counts(stage, name)
+        assert (seen["open.comms"], seen["open.broadcasts"]) == (1, 0), (name, seen)
+    scene.untouched(workers, 3)
+
+
+def test_roots_everywhere(stage):
+    """Trainer ranks at both brokers; hashes that begin late must not see the slot's next bucket."""
+    lead, node = nodes(stage, "lead", "node")
+    workers = group(stage, "lead") + group(stage, "node", "--replica", 1)
+    ranks = [trainer(stage, "--rank", rank, "--ranks", 2, "--versions", 3, broker=where,
+                     name=f"rank{rank}") for rank, where in enumerate(("lead", "node"))]
+    publish(ranks, workers, 1)
+    plan(lead, "strew_hash:1+=slow:40")
+    publish(ranks, workers, 2)
+    plan(lead, "")
+    plan(node, "strew_hash:1+=slow:40")
+    publish(ranks, workers, 3)
+    for rank in ranks:
+        rank.end()
+    scene.untouched(workers, 3)
+
+
+def test_flipped_bit(stage):
+    """The kernel that hashes finds what NCCL has changed; no staged group takes it over."""
+    lead, _ = nodes(stage, "lead", "node")
+    workers = group(stage, "node")
+    publisher = trainer(stage, "--versions", 3, broker="lead")
+    publish([publisher], workers, 1)
+    plan(lead, "ncclBroadcast:2=flip")
+    publisher.line()
+    publisher.says("version 2 aborted").says("changed on the wire")
+    plan(lead, "")
+    wait_until("a new communicator", lambda: stage.joined("lead", 2))
+    assert states(stage, "node") == [("CURRENT", 1)]
+    publish([publisher], workers, 3)
+    publisher.end(1)
+    scene.untouched(workers, 3)
+
+
+def test_versions_differ(stage):
+    """Refused before a unique id is made, with both versions and what to do."""
+    stand_in(stage)
+    port = scene.free_port()
+    broker(stage, "lead", "--listen", f"127.0.0.1:{port}")
+    other = stage.start("other", "strewd", "--socket", stage.socket("other"), "--backend", "cuda",
+                        "--join", f"127.0.0.1:{port}",
+                        env={"NCCL_HOSTID": "other", "STANDIN_NCCL": "22707"})
+    log = other.end(1)
+    assert "2.28.9" in log and "2.27.7" in log and "STREW_NCCL" in log, log
+    assert "calls.ncclGetUniqueId" not in counts(stage, "lead")
+
+
+def test_communicator_cannot_be_made(stage):
+    """The first try fails at the joiner; it joins again, and the next one works."""
+    stand_in(stage)
+    port = scene.free_port()
+    broker(stage, "lead", "--listen", f"127.0.0.1:{port}")
+    plan(folder(stage, "node"), "ncclCommInitRankConfig:1=fail:3")
+    broker(stage, "node", "--join", f"127.0.0.1:{port}")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    workers = group(stage, "node")
+    publisher = trainer(stage, broker="lead")
+    publish([publisher], workers, 1)
+    publisher.end()
+    scene.untouched(workers, 1)
+
+
+def fails_once(stage, fault, *words):
+    """An update fails at the node; the old version stays, and the next one is taken."""
+    _, node = nodes(stage, "lead", "node")
+    workers = group(stage, "node")
+    publisher = trainer(stage, "--versions", 3, "--timeout", 3, broker="lead")
+    publish([publisher], workers, 1)
+    plan(node, fault)
+    publisher.line()
+    publisher.says("version 2 aborted")
+    for word in words:
+        assert word in publisher.log, publisher.log
+    plan(node, "")
+    wait_until("a new communicator", lambda: stage.joined("lead", 2))
+    assert states(stage, "node") == [("CURRENT", 1)]
+    publish([publisher], workers, 3)
+    publisher.end(1)
+    assert counts(stage, "node")["open.comms"] == 1, counts(stage, "node")
+    scene.untouched(workers, 3)
+
+
+def test_broadcast_fails(stage):
+    fails_once(stage, "ncclBroadcast:3=fail:1", "node 1: ", "ncclBroadcast")
+
+
+def test_communicator_fails(stage):
+    fails_once(stage, "ncclBroadcast:3=async:6", "node 1: ", "remote process exited")
+
+
+def test_broadcast_never_ends(stage):
+    """As a peer that stands still: the deadline, and an abort that frees the stream."""
+    fails_once(stage, "ncclBroadcast:3=stall")
+
+
+def test_abort_hangs(stage):
+    """The broker ends by itself and is started again; its workers register with the next one."""
+    stand_in(stage)
+    port = scene.free_port()
+    broker(stage, "lead", "--listen", f"127.0.0.1:{port}")
+    where = folder(stage, "node")
+    run = stage.start("run", "strew", "run", "--backend", "cuda", "--slot", "256K", "--join",
+                      f"127.0.0.1:{port}", "--socket", stage.socket("node"), "--", "sleep", "600",
+                      env={"NCCL_HOSTID": "node", "STANDIN_DIR": str(where)})
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    workers = group(stage, "node", "--reconnect", 60)
+    publisher = trainer(stage, "--versions", 2, "--timeout", 2, broker="lead")
+    publish([publisher], workers, 1)
+    plan(where, "ncclBroadcast:3=stall ncclCommAbort:1=hang")
+    publisher.line()
+    publisher.end(1)  # its own wait is over before the abort's deadline
+    run.says("the communicator's abort did not return").says("the broker serves again")
+    plan(where, "")
+    for worker in workers:
+        worker.says("registered again with version 1, ")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    publisher = trainer(stage, "--first", 3, broker="lead", name="successor")
+    publish([publisher], workers, 3)
+    publisher.end()
+    scene.untouched(workers, 3)
+
+
+if __name__ == "__main__":
+    scene.main(globals())

@@ -1,0 +1,300 @@
+/*
+ * A stand-in for NCCL over the stand-in driver (standin.h): several brokers on the cuda backend
+ * without a GPU. Test code, never shipped. Non-blocking communicators alone, broadcasts in groups
+ * alone, as strew makes them. As of the real one: a lost peer is told by ncclCommGetAsyncError,
+ * what is on a stream then goes on until ncclCommAbort; an abort does not wait for the stream's
+ * turn.
+ */
+#include "tests/standin/nccl.h"
+#include <dlfcn.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define IDS_MAX 256
+
+#define DECLARE(name, parameters) STANDIN_EXPORT unsigned name parameters;
+NCCL_CALLS(DECLARE)
+#undef DECLARE
+STANDIN_EXPORT const char *ncclGetErrorString(unsigned result);
+STANDIN_EXPORT const char *ncclGetLastError(struct nccl_comm *comm);
+
+#define ENTER(call)                                                                                \
+	static struct standin_cell *_Atomic cell_;                                                 \
+	struct fault fault = standin_enter(#call, &cell_);                                         \
+	do {                                                                                       \
+		if (fault.kind == FAULT_FAIL) {                                                    \
+			return fault.argument;                                                     \
+		}                                                                                  \
+	} while (0)
+
+static __thread struct broadcasts *group; /* of this thread, while one is open */
+static __thread struct nccl_stream *group_stream;
+static __thread bool in_group;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+	uint16_t port;
+	int listener;
+} ids[IDS_MAX];
+static unsigned nids;
+
+unsigned ncclGetVersion(int *ret_version)
+{
+	const char *number = getenv("STANDIN_NCCL");
+
+	ENTER(ncclGetVersion);
+	*ret_version = number ? atoi(number) : 22809;
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclGetUniqueId(nccl_id *ret_id)
+{
+	struct sockaddr_in address = {
+		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(address);
+	int fd;
+
+	ENTER(ncclGetUniqueId);
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, len) || listen(fd, RANKS_MAX) ||
+		getsockname(fd, (struct sockaddr *)&address, &len)) {
+		if (fd >= 0) {
+			close(fd);
+		}
+		return INVALID_USAGE;
+	}
+	pthread_mutex_lock(&lock);
+	if (nids == IDS_MAX) {
+		pthread_mutex_unlock(&lock);
+		close(fd);
+		return INVALID_USAGE;
+	}
+	ids[nids].port = ntohs(address.sin_port);
+	ids[nids++].listener = fd;
+	pthread_mutex_unlock(&lock);
+	memset(ret_id, 0, sizeof(*ret_id));
+	memcpy(ret_id->bytes, &address.sin_port, sizeof(address.sin_port));
+	COUNT(ids, 1);
+	return NCCL_SUCCESS;
+}
+
+static int take_listener(uint16_t port)
+{
+	int listener = -1;
+
+	pthread_mutex_lock(&lock);
+	for (unsigned i = 0; i < nids && listener < 0; i++) {
+		if (ids[i].port == port) {
+			listener = ids[i].listener;
+			ids[i] = ids[--nids];
+			COUNT(ids, -1);
+		}
+	}
+	pthread_mutex_unlock(&lock);
+	return listener;
+}
+
+void comm_put(struct nccl_comm *comm)
+{
+	if (atomic_fetch_sub(&comm->references, 1) > 1) {
+		return;
+	}
+	for (int i = 0; i < RANKS_MAX; i++) {
+		if (comm->fds[i] >= 0) {
+			close(comm->fds[i]);
+		}
+	}
+	if (comm->listener >= 0) {
+		close(comm->listener);
+	}
+	free(comm);
+	COUNT(comms, -1);
+}
+
+static void *init_main(void *data)
+{
+	struct nccl_comm *comm = data;
+
+	atomic_store(&comm->state, star_connect(comm) ? (unsigned)NCCL_SUCCESS : REMOTE_ERROR);
+	return NULL;
+}
+
+/* Behind the broadcasts that were begun. */
+static void *finalize_main(void *data)
+{
+	struct nccl_comm *comm = data;
+
+	while (atomic_load(&comm->references) > 1 && !atomic_load(&comm->aborted)) {
+		standin_nap(1000);
+	}
+	atomic_store(&comm->state, star_meet(comm) ? (unsigned)NCCL_SUCCESS : REMOTE_ERROR);
+	return NULL;
+}
+
+static unsigned go_on(struct nccl_comm *comm, void *(*main)(void *))
+{
+	sigset_t all, old;
+
+	if (comm->running) {
+		pthread_join(comm->thread, NULL);
+	}
+	atomic_store(&comm->state, NCCL_IN_PROGRESS);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	comm->running = pthread_create(&comm->thread, NULL, main, comm) == 0;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return comm->running ? (unsigned)NCCL_IN_PROGRESS : INVALID_USAGE;
+}
+
+unsigned ncclCommInitRankConfig(
+	struct nccl_comm **ret_comm, int ranks, nccl_id id, int rank, struct nccl_config *config)
+{
+	struct nccl_comm *comm;
+
+	ENTER(ncclCommInitRankConfig);
+	if (ranks < 1 || ranks > RANKS_MAX || rank < 0 || rank >= ranks ||
+		config->magic != NCCL_CONFIG_MAGIC || config->blocking != 0 ||
+		config->size != sizeof(*config)) {
+		return INVALID_ARGUMENT;
+	}
+	comm = calloc(1, sizeof(*comm));
+	if (!comm) {
+		return INVALID_USAGE;
+	}
+	comm->rank = rank;
+	comm->ranks = ranks;
+	memset(comm->fds, -1, sizeof(comm->fds));
+	memcpy(&comm->port, id.bytes, sizeof(comm->port));
+	comm->port = ntohs(comm->port);
+	comm->listener = rank == 0 ? take_listener(comm->port) : -1;
+	atomic_store(&comm->references, 1);
+	COUNT(comms, 1);
+	*ret_comm = comm;
+	return go_on(comm, init_main);
+}
+
+unsigned ncclCommGetAsyncError(struct nccl_comm *comm, unsigned *ret_state)
+{
+	ENTER(ncclCommGetAsyncError);
+	*ret_state = atomic_load(&comm->state);
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclGroupStart(void)
+{
+	ENTER(ncclGroupStart);
+	if (in_group) {
+		return INVALID_USAGE;
+	}
+	in_group = true;
+	return NCCL_SUCCESS;
+}
+
+/* The stand-in driver's own, of the one that is loaded. False: there is none. */
+static bool find_driver(struct driver *ret_driver)
+{
+	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+	void *call = library ? dlsym(library, "standin_stream_call") : NULL;
+	void *bytes = library ? dlsym(library, "standin_bytes") : NULL;
+
+	memcpy(&ret_driver->stream_call, &call, sizeof(call));
+	memcpy(&ret_driver->bytes, &bytes, sizeof(bytes));
+	if (library) {
+		dlclose(library);
+	}
+	return call && bytes;
+}
+
+/* Hands over to the stream what the group has. */
+unsigned ncclGroupEnd(void)
+{
+	struct broadcasts *work = group;
+
+	in_group = false;
+	group = NULL;
+	ENTER(ncclGroupEnd);
+	if (!work) {
+		return NCCL_SUCCESS;
+	}
+	atomic_fetch_add(&work->comm->references, 1);
+	COUNT(broadcasts, 1);
+	if (!find_driver(&work->driver) ||
+		work->driver.stream_call(group_stream, star_broadcast, work)) {
+		comm_put(work->comm);
+		COUNT(broadcasts, -1);
+		free(work);
+		return INVALID_ARGUMENT;
+	}
+	return NCCL_IN_PROGRESS; /* for once; the state is success already */
+}
+
+unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
+	struct nccl_comm *comm, struct nccl_stream *stream)
+{
+	ENTER(ncclBroadcast);
+	if (!in_group || type != NCCL_UINT8 || root < 0 || root >= comm->ranks) {
+		return INVALID_ARGUMENT;
+	}
+	if (!group) {
+		group = calloc(1, sizeof(*group) + PARTS_MAX * sizeof(group->parts[0]));
+		if (!group) {
+			return INVALID_USAGE;
+		}
+		group->comm = comm;
+		group_stream = stream;
+	}
+	if (group->comm != comm || group_stream != stream || group->nparts == PARTS_MAX) {
+		return INVALID_USAGE;
+	}
+	group->parts[group->nparts++] = (struct part){.from = (uint64_t)(uintptr_t)from,
+		.to = (uint64_t)(uintptr_t)to,
+		.len_bytes = n,
+		.root = root,
+		.fault = fault};
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclCommFinalize(struct nccl_comm *comm)
+{
+	ENTER(ncclCommFinalize);
+	return go_on(comm, finalize_main);
+}
+
+static unsigned end(struct nccl_comm *comm)
+{
+	if (comm->running) {
+		pthread_join(comm->thread, NULL);
+	}
+	comm_put(comm);
+	return NCCL_SUCCESS;
+}
+
+unsigned ncclCommDestroy(struct nccl_comm *comm)
+{
+	ENTER(ncclCommDestroy);
+	return end(comm);
+}
+
+unsigned ncclCommAbort(struct nccl_comm *comm)
+{
+	ENTER(ncclCommAbort);
+	atomic_store(&comm->aborted, true);
+	return end(comm);
+}
+
+const char *ncclGetErrorString(unsigned result)
+{
+	return result == REMOTE_ERROR	 ? "remote process exited or there was a network error"
+	       : result == INVALID_USAGE ? "invalid usage"
+					 : "invalid argument";
+}
+
+const char *ncclGetLastError(struct nccl_comm *comm)
+{
+	(void)comm;
+	return "";
+}
