@@ -338,12 +338,26 @@ static void key_failed(struct server *server, const char *text)
 	server->stop = true;
 }
 
+/* Somebody is in our place: perhaps who died there, and whose end the lead has not heard yet. */
+static bool may_succeed(struct server *server, const char *text)
+{
+	struct lead_link *link = &server->lead;
+
+	if (!link->succeed_until) {
+		link->succeed_until = deadline_in_ms(LIMIT_SUCCEED_MS);
+		log_warn("the lead at %s: %s; trying for %d s, as one of them may have ended",
+			server->options.join, text, LIMIT_SUCCEED_MS / 1000);
+	}
+	return !deadline_passed(link->succeed_until);
+}
+
 static int take_error(struct server *server, const struct msg_error *said, struct error *err)
 {
 	struct lead_link *link = &server->lead;
 	int code = error_from_wire(said->code);
 
-	if (!link->joined && !link->joined_once && code != -EBUSY && code != -ETIMEDOUT) {
+	if (!link->joined && !link->joined_once && code != -EBUSY && code != -ETIMEDOUT &&
+		!(code == -EEXIST && may_succeed(server, said->text))) {
 		/* A refusal will not change by asking again. */
 		log_error("the lead at %s refuses: %s", server->options.join, said->text);
 		server->exit_code = 1;

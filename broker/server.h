@@ -244,6 +244,7 @@ struct lead_link {
 	uint8_t nonce[NONCE_BYTES]; /* that was said to the lead */
 	bool joined, joined_once;
 	uint64_t retry_at, deadline, give_up_at;
+	uint64_t succeed_until; /* 0: nobody was in our place */
 	uint32_t retry_ms;
 	uint64_t next_serial;	  /* of requests to it */
 	struct blob blob;	  /* parts of a manifest */

@@ -22,7 +22,7 @@ static int check_nccl(const struct msg_join *join, const struct msg_join *lead, 
 /* Names are cut, so that the advice fits in a sentence's LIMIT_TEXT_BYTES. */
 static int refuse_gpu(const struct msg_join *join, const struct msg_join *other, struct error *err)
 {
-	return error_set(err, -EINVAL,
+	return error_set(err, -EEXIST,
 		"brokers %.31s and %.31s are on one GPU of one host, which NCCL refuses: use "
 		"another --device, or set NCCL_HOSTID to differing values if they stand for two "
 		"nodes",

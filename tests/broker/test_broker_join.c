@@ -128,7 +128,7 @@ static void test_refused(void **state)
 	refuse(&join, -EEXIST, "played:1", "joined already");
 	join.broker_id = joiner_join().broker_id;
 	string_copy(join.name, sizeof(join.name), "other:2");
-	refuse(&join, -EINVAL, "other:2", "NCCL_HOSTID");
+	refuse(&join, -EEXIST, "other:2", "NCCL_HOSTID");
 	raw_close(&joiner.raw);
 }
 

@@ -1,6 +1,7 @@
 """Several brokers on the cuda backend by NCCL's carrier, on the stand-ins for the driver and for NCCL
 (tests/standin): what moves between nodes, and what a communicator's failing does."""
 
+import signal
 import struct
 
 import scene
@@ -125,6 +126,26 @@ def test_versions_differ(stage):
     log = other.end(1)
     assert "2.28.9" in log and "2.27.7" in log and "STREW_NCCL" in log, log
     assert "calls.ncclGetUniqueId" not in counts(stage, "lead")
+
+
+def test_one_gpu_twice(stage):
+    """Who comes in a place that is taken waits, as its owner may have ended; then it is refused."""
+    stand_in(stage)
+    port = scene.free_port()
+    broker(stage, "lead", "--listen", f"127.0.0.1:{port}")
+    first = broker(stage, "node", "--join", f"127.0.0.1:{port}")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+
+    def another(name):
+        return stage.start(name, "strewd", "--socket", stage.socket(name), "--backend", "cuda",
+                           "--slot", "256K", "--join", f"127.0.0.1:{port}",
+                           env={"NCCL_HOSTID": "node"})
+    second = another("second").says("on one GPU of one host").says("trying for 10 s")
+    first.stop(-9, signal.SIGKILL)
+    wait_until("the second in its place", lambda: stage.joined("second", 1))
+    log = another("third").end(1)
+    assert "refuses: brokers" in log and "NCCL_HOSTID" in log, log
+    assert second.popen.poll() is None and stage.joined("lead", 2)
 
 
 def test_communicator_cannot_be_made(stage):

@@ -35,9 +35,9 @@ static const struct {
 } joins[] = {
 	{"another GPU", 3, "cuda", 3, 100, 0, 0, 0, 0, NULL},
 	{"the lead's GPU number on another host", 3, "cuda", 1, 101, 0, 0, 0, 0, NULL},
-	{"the lead's GPU", 3, "cuda", 1, 100, 0, 0, 0, -EINVAL,
+	{"the lead's GPU", 3, "cuda", 1, 100, 0, 0, 0, -EEXIST,
 		"brokers node3 and node1 are on one GPU"},
-	{"a member's GPU", 3, "cuda", 2, 100, 0, 0, 0, -EINVAL, "set NCCL_HOSTID to differing"},
+	{"a member's GPU", 3, "cuda", 2, 100, 0, 0, 0, -EEXIST, "set NCCL_HOSTID to differing"},
 	{"no GPU at all", 3, "cuda", 0, 100, 0, 0, 0, 0, NULL},
 	{"the lead itself", 1, "cuda", 3, 100, 0, 0, 0, -EEXIST, "node1 has joined already"},
 	{"a member again", 2, "cuda", 2, 100, 0, 0, 0, -EEXIST, "node2 has joined already"},
@@ -113,7 +113,7 @@ static void test_long_names(void **state)
 	(void)state;
 	memset(lead.name, 'l', sizeof(lead.name) - 1);
 	memset(join.name, 'j', sizeof(join.name) - 1);
-	assert_int_equal(admit_check(&join, &lead, 1, &err), -EINVAL);
+	assert_int_equal(admit_check(&join, &lead, 1, &err), -EEXIST);
 	assert_non_null(strstr(err.text, "if they stand for two nodes"));
 	lead.nccl = 22703;
 	assert_int_equal(admit_check(&join, &lead, 1, &err), -EINVAL);
