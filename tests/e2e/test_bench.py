@@ -90,6 +90,39 @@ def test_copy(stage):
     assert [len(line.get("points").split()) for line in lines] == [3] * 4
 
 
+def on_gpus(stage, count):
+    """What follows runs on the stand-ins for the driver and NCCL (tests/standin)."""
+    stage.env["LD_LIBRARY_PATH"] = str(stage.bin.parent / "standin")
+    stage.env["STANDIN_DEVICES"] = str(count)
+
+
+def test_update_on_gpus(stage):
+    """The cuda backend's side of it, on one GPU and on two: all bytes, and NCCL's raw figures."""
+    on_gpus(stage, 2)
+    config = stage.dir / "config.json"
+    config.write_text(json.dumps(TINY))
+    two = ("--worker-devices", "0,1")
+    for options in (("--path", "node"), ("--path", "node", *two, "--apply", "staged"),
+                    ("--path", "wire", "--gate", "held", "--apply", "staged"),
+                    ("--path", "wire", "--node-device", 1, *two), ("--path", "host", *two)):
+        _, figures = bench(stage, "update", "--backend", "cuda", "--model", config, "--samples", 5,
+                           "--slot", "64K", *options)
+        update = figures["update"]
+        assert update["ratio"] > 0 and figures["bytes wrong"]["number"] == 0, options
+        assert figures["bytes compared"]["number"] >= update["bytes"], options
+        assert ("NCCL, 1 GiB" in figures) == ("wire" in options), options
+
+
+def test_copy_on_gpus(stage):
+    """Every way, to the peer too, and by either issuer."""
+    on_gpus(stage, 2)
+    _, figures = bench(stage, "copy", "--device", 0, "--peer", 1, "--least", "4K", "--most", "200K",
+                       "--samples", 5)
+    assert figures["bytes wrong"]["number"] == 0
+    for place in ("within the GPU", "to the peer, by its source", "host to GPU"):
+        assert [name for name in figures if place in name], (place, list(figures))
+
+
 def test_push(stage):
     """From a disk; what a file system keeps in memory is refused, and nothing stays behind."""
     config = stage.dir / "config.json"

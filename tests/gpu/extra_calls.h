@@ -13,6 +13,8 @@
 		(unsigned long long *, size_t, const struct cuda_alloc_prop *,                     \
 			unsigned long long))                                                       \
 	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
+	X(cuMemsetD8Async, cuMemsetD8Async,                                                        \
+		(cuda_ptr, unsigned char, size_t, struct cuda_stream *))                           \
 	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
 	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
 	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \

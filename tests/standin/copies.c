@@ -1,5 +1,7 @@
 /* The stand-in driver: copies, enqueued on a stream or done on return. */
+#include "bench/driver.h"
 #include "tests/standin/driver.h"
+#include <stdlib.h>
 #include <string.h>
 
 unsigned cuMemcpyAsync(cuda_ptr dst, cuda_ptr src, size_t len_bytes, struct cuda_stream *stream)
@@ -56,4 +58,74 @@ unsigned cuMemcpyDtoH_v2(void *dst, cuda_ptr src, size_t len_bytes)
 	ENTER_CTX(cuMemcpyDtoH);
 	stream_drain_legacy(ctx);
 	return copy_now(ctx, src, dst, len_bytes, false);
+}
+
+/* Rows of one value or of another place's bytes. */
+struct rows {
+	cuda_ptr dst, src; /* src 0: `value` */
+	size_t dst_pitch, src_pitch, width, height;
+	unsigned char value;
+};
+
+static unsigned run_rows(int device, void *data)
+{
+	struct rows *rows = data;
+	unsigned char *row = malloc(rows->width);
+	unsigned result = row ? CUDA_OK : CUDA_OUT_OF_MEMORY;
+
+	if (row) {
+		memset(row, rows->value, rows->width);
+	}
+	for (size_t i = 0; i < rows->height && device >= 0 && result == CUDA_OK; i++) {
+		if (rows->src) {
+			result = standin_bytes(
+				device, rows->src + i * rows->src_pitch, row, rows->width, false);
+		}
+		result = result ? result
+				: standin_bytes(device, rows->dst + i * rows->dst_pitch, row,
+					  rows->width, true);
+	}
+	free(row);
+	free(rows);
+	return result;
+}
+
+static unsigned enqueue_rows(struct cuda_ctx *ctx, struct cuda_stream *stream,
+	const struct fault *fault, const struct rows *described)
+{
+	struct rows *rows = malloc(sizeof(*rows));
+	unsigned result = CUDA_OUT_OF_MEMORY;
+
+	if (rows) {
+		*rows = *described;
+		result = stream_call(ctx, stream, fault, run_rows, rows);
+	}
+	if (result) {
+		free(rows);
+	}
+	return result;
+}
+
+unsigned cuMemcpy2DAsync_v2(const struct bench_rows *said, struct cuda_stream *stream)
+{
+	struct rows rows = {said->dst.device, said->src.device, said->dst.pitch_bytes,
+		said->src.pitch_bytes, said->width_bytes, said->height, 0};
+
+	ENTER_CTX(cuMemcpy2DAsync);
+	if (said->dst.memory_type != BENCH_MEMORY_UNIFIED ||
+		said->src.memory_type != BENCH_MEMORY_UNIFIED || said->src.x_bytes || said->src.y ||
+		said->dst.x_bytes || said->dst.y || !rows.dst || !rows.src ||
+		rows.width > rows.dst_pitch || rows.width > rows.src_pitch) {
+		return CUDA_INVALID_VALUE;
+	}
+	return enqueue_rows(ctx, stream, &fault, &rows);
+}
+
+unsigned cuMemsetD8Async(
+	cuda_ptr dst, unsigned char value, size_t len_bytes, struct cuda_stream *stream)
+{
+	struct rows rows = {.dst = dst, .width = len_bytes, .height = 1, .value = value};
+
+	ENTER_CTX(cuMemsetD8Async);
+	return enqueue_rows(ctx, stream, &fault, &rows);
 }

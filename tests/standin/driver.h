@@ -30,6 +30,9 @@ enum {
 CUDA_CALLS(DECLARE)
 EXTRA_CALLS(DECLARE)
 #undef DECLARE
+struct bench_rows;
+STANDIN_EXPORT unsigned cuMemcpy2DAsync_v2(
+	const struct bench_rows *rows, struct cuda_stream *stream);
 
 /*
  * Begins an entry point that needs cuInit(): says its name, and returns if a fault says so. The
@@ -79,6 +82,9 @@ void driver_break(struct cuda_ctx *ctx, unsigned code);
 struct work;
 unsigned stream_copy(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
 	cuda_ptr dst, cuda_ptr src, size_t len_bytes);
+/* `call` frees `data`; if it is not enqueued, nobody does. */
+unsigned stream_call(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
+	standin_call *call, void *data);
 unsigned stream_kernel(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
 	const void *launch, size_t launch_bytes);
 /* Waits until all streams of the context are empty: what frees memory does. */

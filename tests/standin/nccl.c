@@ -1,9 +1,8 @@
 /*
  * A stand-in for NCCL over the stand-in driver (standin.h): several brokers on the cuda backend
- * without a GPU. Test code, never shipped. Non-blocking communicators alone, broadcasts in groups
- * alone, as strew makes them. As of the real one: a lost peer is told by ncclCommGetAsyncError,
- * what is on a stream then goes on until ncclCommAbort; an abort does not wait for the stream's
- * turn.
+ * without a GPU. Test code, never shipped. Only what strew and its bench ask for. As of the real
+ * one: a lost peer is told by ncclCommGetAsyncError, what is on a stream then goes on until
+ * ncclCommAbort; an abort does not wait for the stream's turn.
  */
 #include "tests/standin/nccl.h"
 #include <dlfcn.h>
@@ -147,6 +146,11 @@ static unsigned go_on(struct nccl_comm *comm, void *(*main)(void *))
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	comm->running = pthread_create(&comm->thread, NULL, main, comm) == 0;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (comm->running && comm->blocking) {
+		pthread_join(comm->thread, NULL);
+		comm->running = false;
+		return atomic_load(&comm->state);
+	}
 	return comm->running ? (unsigned)NCCL_IN_PROGRESS : INVALID_USAGE;
 }
 
@@ -157,7 +161,7 @@ unsigned ncclCommInitRankConfig(
 
 	ENTER(ncclCommInitRankConfig);
 	if (ranks < 1 || ranks > RANKS_MAX || rank < 0 || rank >= ranks ||
-		config->magic != NCCL_CONFIG_MAGIC || config->blocking != 0 ||
+		config->magic != NCCL_CONFIG_MAGIC || (config->blocking & ~1) ||
 		config->size != sizeof(*config)) {
 		return INVALID_ARGUMENT;
 	}
@@ -167,6 +171,7 @@ unsigned ncclCommInitRankConfig(
 	}
 	comm->rank = rank;
 	comm->ranks = ranks;
+	comm->blocking = config->blocking == 1;
 	memset(comm->fds, -1, sizeof(comm->fds));
 	memcpy(&comm->port, id.bytes, sizeof(comm->port));
 	comm->port = ntohs(comm->port);
@@ -213,6 +218,7 @@ static bool find_driver(struct driver *ret_driver)
 unsigned ncclGroupEnd(void)
 {
 	struct broadcasts *work = group;
+	bool blocking;
 
 	in_group = false;
 	group = NULL;
@@ -220,6 +226,7 @@ unsigned ncclGroupEnd(void)
 	if (!work) {
 		return NCCL_SUCCESS;
 	}
+	blocking = work->comm->blocking;
 	atomic_fetch_add(&work->comm->references, 1);
 	COUNT(broadcasts, 1);
 	if (!find_driver(&work->driver) ||
@@ -229,14 +236,17 @@ unsigned ncclGroupEnd(void)
 		free(work);
 		return INVALID_ARGUMENT;
 	}
-	return NCCL_IN_PROGRESS; /* for once; the state is success already */
+	/* In progress for once; the state is success already. */
+	return blocking ? NCCL_SUCCESS : NCCL_IN_PROGRESS;
 }
 
 unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
 	struct nccl_comm *comm, struct nccl_stream *stream)
 {
+	bool alone = !in_group;
+
 	ENTER(ncclBroadcast);
-	if (!in_group || type != NCCL_UINT8 || root < 0 || root >= comm->ranks) {
+	if (type != NCCL_UINT8 || root < 0 || root >= comm->ranks) {
 		return INVALID_ARGUMENT;
 	}
 	if (!group) {
@@ -255,7 +265,7 @@ unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int 
 		.len_bytes = n,
 		.root = root,
 		.fault = fault};
-	return NCCL_SUCCESS;
+	return alone ? ncclGroupEnd() : (unsigned)NCCL_SUCCESS;
 }
 
 unsigned ncclCommFinalize(struct nccl_comm *comm)

@@ -17,6 +17,7 @@ enum { INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE_ERROR = 6 };
 
 struct nccl_comm {
 	int rank, ranks;
+	bool blocking;
 	int listener; /* rank 0, until all have come; -1 */
 	uint16_t port;
 	int fds[RANKS_MAX]; /* rank 0: of each other rank; else fds[0] alone; -1 */

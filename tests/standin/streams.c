@@ -306,11 +306,20 @@ unsigned stream_kernel(struct cuda_ctx *ctx, struct cuda_stream *stream, const s
 	return enqueue(ctx, stream, &work);
 }
 
+unsigned stream_call(struct cuda_ctx *ctx, struct cuda_stream *stream, const struct fault *fault,
+	standin_call *call, void *data)
+{
+	struct work work = {.kind = WORK_CALL, .fault = *fault, .call = call, .data = data};
+
+	return enqueue(ctx, stream, &work);
+}
+
 unsigned standin_stream_call(void *stream, standin_call *call, void *data)
 {
-	struct work work = {.kind = WORK_CALL, .call = call, .data = data};
+	const struct fault none = {FAULT_NONE, 0, 0};
 
-	return (uintptr_t)stream <= 2 ? INVALID_HANDLE : enqueue(NULL, stream, &work);
+	return (uintptr_t)stream <= 2 ? INVALID_HANDLE
+				      : stream_call(NULL, stream, &none, call, data);
 }
 
 /* The lock is held. Work of a broken context is never waited for: it is thrown away. */
