@@ -14,8 +14,8 @@
 static struct broker lead;
 static char address[32];
 static uint64_t version;
-static const struct rows both[] = {
-	{"w", STREW_F32, 8, COLS, 0, 8}, {"v", STREW_F32, 8, COLS, 0, 8}};
+static const struct rows both[] = {{"w", STREW_F32, 8, COLS, 0, 8}, {"v", STREW_F32, 8, COLS, 0, 8},
+	{"empty", STREW_F32, 0, COLS, 0, 0}};
 static uint64_t wrong[2] = {1, 2};
 
 static int start(void **state)
@@ -71,7 +71,7 @@ static void receive_buckets(struct joiner *joiner, struct raw *data, uint64_t le
 		receive(data, bytes, header[2]);
 		joiner->nhashes++;
 	}
-	assert_in_range(joiner->nhashes, 1, ARRAY_LEN(wrong));
+	assert_in_range(joiner->nhashes, len_bytes != 0, ARRAY_LEN(wrong));
 }
 
 /* From begin to where the played broker has all that is sent; the update's number. */
@@ -114,7 +114,7 @@ static void stand(struct joiner *joiner, struct raw *data, struct trainer *train
 
 	joiner_stands(joiner, data, address);
 	broker_wait_brokers(&lead, 2);
-	assert_int_equal(trainer_start(trainer, &lead, options, both, 2), 0);
+	assert_int_equal(trainer_start(trainer, &lead, options, both, 3), 0);
 	trainer_write(trainer, ++version);
 }
 
@@ -194,9 +194,46 @@ static void test_moved_crosses_an_abort(void **state)
 	raw_close(&data);
 }
 
+/* A subset of no bytes: there is nothing to send and to hash, nor to keep for the next time. */
+static void test_nothing_to_hash(void **state)
+{
+	struct trainer trainer;
+	struct joiner joiner;
+	struct message message;
+	struct raw data;
+	uint32_t subset;
+
+	(void)state;
+	stand(&joiner, &data, &trainer);
+	assert_int_equal(
+		strew_trainer_subset(trainer.trainer, &(const char *){"empty"}, 1, &subset), 0);
+	joiner_expect(&joiner, MSG_CHOSEN, &message);
+	message_finish(&message);
+	for (uint64_t base = 0; base < 3; base = version++) {
+		struct group_outcome done = {
+			.outcome = STREW_OUTCOME_COMMITTED, .state = STREW_GROUP_CURRENT};
+		struct strew_report report;
+		uint64_t update;
+
+		assert_int_equal(strew_trainer_publish_subset(trainer.trainer, subset, base,
+					 version, NULL, STREW_PUBLISH_HASH, PATIENCE_MS),
+			0);
+		update = receive_by_hand(&joiner, &data, 0);
+		joiner_answer(&joiner, MSG_PREPARED, joiner.epoch.epoch, update, NULL, 0);
+		joiner_takes(&joiner, MSG_COMMIT, update);
+		joiner_answer(&joiner, MSG_APPLIED, joiner.epoch.epoch, update, &done, 1);
+		trainer_reports(&trainer, STREW_OUTCOME_COMMITTED, "", &report);
+		strew_report_finish(&report);
+	}
+	trainer_stop(&trainer);
+	raw_close(&joiner.raw);
+	raw_close(&data);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_teardown(test_nothing_to_hash, check),
 		cmocka_unit_test_teardown(test_tensors_are_named, check),
 		cmocka_unit_test_teardown(test_the_trainer_is_gone, check),
 		cmocka_unit_test_teardown(test_moved_crosses_an_abort, check),
