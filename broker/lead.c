@@ -371,6 +371,15 @@ void lead_put(struct client *client, const struct message *message)
 	client_watch(client, WORD_PUBLISH, put->word, stream_done);
 }
 
+/* Is it the answer to the go that is out, and the node's first? */
+static bool is_due(const struct update *update, uint32_t node, enum message_type type,
+	const struct msg_groups *answer)
+{
+	return update->state == UPDATE_MOVING && answer->update == update->serial &&
+	       (type == MSG_MOVED) == (update->part != 0) && node < update->nnodes &&
+	       !update->answered[node] && !update->lost[node];
+}
+
 void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	const struct msg_groups *answer)
 {
@@ -387,6 +396,7 @@ void lead_answer(struct server *server, uint32_t node, enum message_type type,
 		struct msg_groups judged = *answer;
 
 		if (server->hash_used && !answer->code &&
+			is_due(&model->update, node, type, answer) &&
 			!lead_hashes_agree(server, model, node, answer, judged.text)) {
 			judged.code = error_to_wire(-EBADMSG);
 			log_error("version %llu at node %u: %s",

@@ -19,19 +19,25 @@ void lead_hashes_forget(struct server *server)
 	memset(&server->hashes, 0, sizeof(server->hashes));
 }
 
-/* The tensors behind that sum, for the sentence. Made anew: this is rare, and the end. */
+/*
+ * The tensors behind that sum, for the sentence. Made anew: this is rare, and the end. The trainer
+ * may be gone, and what it has published with it, but for what our own part in the update holds.
+ */
 static void name_tensors(
 	struct server *server, const struct model *model, size_t sum, char text[NAMED_BYTES])
 {
 	const struct update *update = &model->update;
 	const struct publication *publication =
-		model_publication(model, update->part ? update->part : update->subset);
+		update->part ? model_publication(model, update->part) : server->node.publication;
 	struct slot_types types = update->slot_types;
 	struct buckets buckets = {0};
 	size_t fold, first, last;
 	uint8_t *dtypes;
 
 	snprintf(text, NAMED_BYTES, "bucket %zu", sum);
+	if (!publication) {
+		return;
+	}
 	if (update->part) {
 		slot_types_choose(&update->slot_types, model->subsets[update->part - 1]->tensors,
 			model->publication->manifest.ntensors, &types);

@@ -3,6 +3,8 @@
  * watches it looks at their words every few microseconds at first (a stream is
  * usually done within that), then ever more rarely up to WATCH_SLEEP_MAX_NS, so
  * that a trainer which computes for seconds after its publish costs no core.
+ * Behind a job, and behind a word that was reached, it stays awake for a moment:
+ * an update is a chain of both, each the answer to the last.
  */
 #include "broker/mover.h"
 #include "base/clock.h"
@@ -20,7 +22,7 @@
 
 #define WATCH_SLEEP_MIN_NS 5000u
 #define WATCH_SLEEP_MAX_NS 200000u
-#define SPIN_NS 50000u /* after a job: an update has several, each the answer to the last */
+#define SPIN_NS 50000u /* after a job, or a word that was reached */
 
 struct mover {
 	pthread_t thread;
@@ -35,6 +37,7 @@ struct mover {
 	void *data;
 	struct job *ended, **ended_end;
 	struct watch *watches;
+	bool watched; /* a watch is new: others may have been waiting for long */
 	unsigned pending;
 };
 
@@ -47,17 +50,18 @@ static void kick(struct mover *mover)
 	}
 }
 
-/* Returns whether any watch is still waiting. The lock is held. */
-static bool look_locked(struct mover *mover)
+/* Returns whether any watch is still waiting, and whether one was hit now. The lock is held. */
+static bool look_locked(struct mover *mover, bool *ret_hit)
 {
 	bool waiting = false;
 
+	*ret_hit = false;
 	for (struct watch *watch = mover->watches; watch; watch = watch->next) {
 		if (watch->fired) {
 			continue;
 		}
 		if (page_load(watch->page, watch->word) >= watch->value) {
-			watch->fired = true;
+			watch->fired = *ret_hit = true;
 			kick(mover);
 		} else {
 			waiting = true;
@@ -69,9 +73,10 @@ static bool look_locked(struct mover *mover)
 void mover_look(struct job *job)
 {
 	struct mover *mover = job->mover;
+	bool hit;
 
 	if (pthread_mutex_trylock(&mover->lock) == 0) {
-		look_locked(mover);
+		look_locked(mover, &hit);
 		pthread_mutex_unlock(&mover->lock);
 	}
 }
@@ -114,12 +119,15 @@ static void sleep_locked(struct mover *mover, uint64_t sleep_ns)
 	pthread_cond_timedwait(&mover->wake, &mover->lock, &until);
 }
 
-/* Stays awake for a moment, for the job that may follow. The lock is held. */
+/* Stays awake for a moment, for the job or the word that may follow. The lock is held. */
 static void linger_locked(struct mover *mover)
 {
 	uint64_t until = clock_ns() + SPIN_NS;
+	bool hit;
 
 	while (!mover->queued && !mover->stop && clock_ns() < until) {
+		look_locked(mover, &hit);
+		until = hit ? clock_ns() + SPIN_NS : until;
 		pthread_mutex_unlock(&mover->lock);
 		sched_yield();
 		pthread_mutex_lock(&mover->lock);
@@ -130,6 +138,7 @@ static void *mover_main(void *data)
 {
 	struct mover *mover = data;
 	uint64_t sleep_ns = WATCH_SLEEP_MIN_NS;
+	bool waiting, hit;
 
 	/* The default lets a sleep of 5 us take 55. */
 	prctl(PR_SET_TIMERSLACK, 1000ul);
@@ -139,9 +148,19 @@ static void *mover_main(void *data)
 			run_one(mover);
 			linger_locked(mover);
 			sleep_ns = WATCH_SLEEP_MIN_NS;
-		} else if (mover->stop) {
+			continue;
+		}
+		if (mover->stop) {
 			break;
-		} else if (look_locked(mover)) {
+		}
+		waiting = look_locked(mover, &hit);
+		if (hit || mover->watched) {
+			sleep_ns = WATCH_SLEEP_MIN_NS;
+			mover->watched = false;
+		}
+		if (hit) {
+			linger_locked(mover);
+		} else if (waiting) {
 			sleep_locked(mover, sleep_ns);
 			sleep_ns = MIN(sleep_ns + sleep_ns / 8, WATCH_SLEEP_MAX_NS);
 		} else {
@@ -252,7 +271,7 @@ void mover_watch(struct mover *mover, struct watch *watch)
 {
 	pthread_mutex_lock(&mover->lock);
 	watch->fired = false;
-	watch->active = true;
+	watch->active = mover->watched = true;
 	watch->next = mover->watches;
 	mover->watches = watch;
 	pthread_cond_signal(&mover->wake);

@@ -297,7 +297,8 @@ static int make_buckets(struct plan_base *base, const struct plan_for *plan_for,
 	const struct publication *publication = plan_for->publication;
 	int rc = 0;
 
-	if ((plan_for->wire || publication->elsewhere) && !base->buckets.n) {
+	/* Not by their number: there are none where no tensor has bytes. */
+	if ((plan_for->wire || publication->elsewhere) && !base->parts) {
 		rc = make_wire_buckets(base, publication, err);
 	}
 	if (rc == 0 && publication_here(publication) && !base->lumps.n) {

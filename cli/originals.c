@@ -39,8 +39,8 @@ int originals_of_checkpoint(const char *path, struct originals *ret, struct erro
 		for (size_t k = 0; k < shard->file.ntensors; k++) {
 			const struct safetensors_tensor *tensor = &shard->file.tensors[k];
 
-			ret->v[ret->n++] = (struct original){&tensor->tensor,
-				ret->images[i] + shard->file.data_offset + tensor->offset};
+			ret->v[ret->n++] = (struct original){.tensor = &tensor->tensor,
+				.bytes = ret->images[i] + shard->file.data_offset + tensor->offset};
 		}
 	}
 	qsort(ret->v, ret->n, sizeof(*ret->v), by_name);
@@ -190,6 +190,59 @@ static bool is_twin(const struct rank *rank, uint32_t allocation)
 	return false;
 }
 
+/* Where a box begins. */
+struct place {
+	uint32_t rank, allocation;
+	uint64_t offset_bytes;
+	uint32_t tensor;
+};
+
+static int by_place(const void *left, const void *right)
+{
+	const struct place *a = left, *b = right;
+
+	if (a->rank != b->rank) {
+		return a->rank < b->rank ? -1 : 1;
+	}
+	if (a->allocation != b->allocation) {
+		return a->allocation < b->allocation ? -1 : 1;
+	}
+	return (a->offset_bytes > b->offset_bytes) - (a->offset_bytes < b->offset_bytes);
+}
+
+/* Tensors that are made where others were, to be published after them: of these only the last one
+ * that was made is there. shared[t]: of the united manifest's. */
+static int find_shared(
+	const struct rank *ranks, const struct manifest *manifest, bool *shared, struct error *err)
+{
+	struct place *places = calloc(manifest->nboxes + 1, sizeof(*places));
+	size_t n = 0, at = 0;
+
+	if (!places) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	for (const struct rank *rank = ranks; rank; rank = rank->next) {
+		for (size_t i = 0; i < rank->declared.nboxes; i++, at++) {
+			const struct held_box *box = &manifest->boxes[at];
+
+			if (!box_empty(manifest->tensors[box->tensor].ndim, &box->box)) {
+				places[n++] =
+					(struct place){rank->said.member, rank->sources[i].memory,
+						rank->sources[i].offset_bytes, box->tensor};
+			}
+		}
+	}
+	qsort(places, n, sizeof(*places), by_place);
+	for (size_t i = 1; i < n; i++) {
+		if (by_place(&places[i - 1], &places[i]) == 0 &&
+			places[i - 1].tensor != places[i].tensor) {
+			shared[places[i - 1].tensor] = shared[places[i].tensor] = true;
+		}
+	}
+	free(places);
+	return 0;
+}
+
 /* The lowest rank's bytes of each element; held[t]: how many of a tensor's elements are here. */
 static int read_ranks(struct conn *conn, const struct rank *ranks, struct originals *ret,
 	unsigned char *const *dense, uint64_t *held, struct error *err)
@@ -224,7 +277,7 @@ static int read_ranks(struct conn *conn, const struct rank *ranks, struct origin
 }
 
 static int gather(struct conn *conn, const struct rank *ranks, struct originals *ret,
-	unsigned char **dense, uint64_t *held, struct error *err)
+	unsigned char **dense, uint64_t *held, bool *shared, struct error *err)
 {
 	size_t ntensors = ret->manifest.ntensors;
 	int rc;
@@ -241,12 +294,14 @@ static int gather(struct conn *conn, const struct rank *ranks, struct originals 
 		dense[i] = ret->memory + at;
 		at += tensor_bytes(&ret->manifest.tensors[i]);
 	}
-	rc = read_ranks(conn, ranks, ret, dense, held, err);
+	rc = find_shared(ranks, &ret->manifest, shared, err);
+	rc = rc ? rc : read_ranks(conn, ranks, ret, dense, held, err);
 	for (size_t i = 0; i < ntensors && rc == 0; i++) {
 		const struct tensor *tensor = &ret->manifest.tensors[i];
 		bool all = held[i] * strew_dtype_size(tensor->dtype) == tensor_bytes(tensor);
 
-		ret->v[ret->n++] = (struct original){tensor, all ? dense[i] : NULL};
+		ret->v[ret->n++] =
+			(struct original){tensor, all && !shared[i] ? dense[i] : NULL, shared[i]};
 	}
 	qsort(ret->v, ret->n, sizeof(*ret->v), by_name);
 	return rc;
@@ -257,6 +312,7 @@ int originals_of_trainer(
 {
 	unsigned char **dense = NULL;
 	uint64_t *held = NULL;
+	bool *shared = NULL;
 	struct rank *ranks;
 	int rc;
 
@@ -274,11 +330,14 @@ int originals_of_trainer(
 		ret->v = calloc(ret->manifest.ntensors + 1, sizeof(*ret->v));
 		dense = calloc(ret->manifest.ntensors + 1, sizeof(*dense));
 		held = calloc(ret->manifest.ntensors + 1, sizeof(*held));
-		rc = ret->v && dense && held ? gather(conn, ranks, ret, dense, held, err)
-					     : error_set(err, -ENOMEM, "out of memory");
+		shared = calloc(ret->manifest.ntensors + 1, sizeof(*shared));
+		rc = ret->v && dense && held && shared
+			     ? gather(conn, ranks, ret, dense, held, shared, err)
+			     : error_set(err, -ENOMEM, "out of memory");
 	}
 	free(dense);
 	free(held);
+	free(shared);
 	free_ranks(ranks);
 	return rc;
 }
@@ -303,7 +362,7 @@ void originals_close(struct originals *originals)
 const struct original *originals_find(
 	const struct originals *originals, const struct tensor *wanted, const char **ret_why)
 {
-	struct original key = {wanted, NULL};
+	struct original key = {.tensor = wanted};
 	const struct original *found =
 		bsearch(&key, originals->v, originals->n, sizeof(key), by_name);
 
@@ -313,6 +372,7 @@ const struct original *originals_find(
 				   memcmp(found->tensor->shape, wanted->shape,
 					   (size_t)wanted->ndim * sizeof(wanted->shape[0])) != 0
 			   ? "has it in another shape"
+		   : found->shared ? "has another tensor where it lies"
 		   : !found->bytes ? "has only a part of it on this node"
 				   : NULL;
 	return *ret_why ? NULL : found;

@@ -11,7 +11,8 @@
 
 struct original {
 	const struct tensor *tensor;
-	const unsigned char *bytes; /* dense; NULL: not all of it is here */
+	const unsigned char *bytes; /* dense; NULL: it cannot be told, as … */
+	bool shared; /* … another tensor lies where it does; else not all is here */
 };
 
 struct originals {

@@ -20,6 +20,7 @@ struct driver {
 	int (*to_device)(unsigned long long dst, const void *src, size_t len_bytes);
 	int (*to_host)(void *dst, unsigned long long src, size_t len_bytes);
 	int (*synchronize)(void);
+	int (*info)(size_t *left_bytes, size_t *total_bytes);
 };
 
 struct block {
@@ -59,6 +60,7 @@ static void open_driver(struct memory *memory)
 		{"cuMemcpyHtoD_v2", &driver->to_device},
 		{"cuMemcpyDtoH_v2", &driver->to_host},
 		{"cuCtxSynchronize", &driver->synchronize},
+		{"cuMemGetInfo_v2", &driver->info},
 	};
 	void *context;
 	int device;
@@ -154,6 +156,16 @@ void memory_read(struct memory *memory, void *dst, const void *src, size_t len_b
 		return;
 	}
 	need(memory->driver.to_host(dst, (uintptr_t)src, len_bytes), "cuMemcpyDtoH");
+}
+
+size_t memory_left(struct memory *memory)
+{
+	size_t left_bytes = 0, total_bytes;
+
+	if (memory->device >= 0) {
+		need(memory->driver.info(&left_bytes, &total_bytes), "cuMemGetInfo");
+	}
+	return left_bytes;
 }
 
 void memory_destroy(struct memory *memory)

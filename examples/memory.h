@@ -25,4 +25,7 @@ void *memory_take(struct memory *memory, size_t len_bytes);
 void memory_write(struct memory *memory, void *dst, const void *src, size_t len_bytes);
 void memory_read(struct memory *memory, void *dst, const void *src, size_t len_bytes);
 
+/* What the GPU has left for all processes, in bytes; 0 for memory of the host. */
+size_t memory_left(struct memory *memory);
+
 #endif

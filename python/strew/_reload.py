@@ -153,6 +153,8 @@ def _rehearse(layout: Layout, slots: list[Slot], reloader: Reloader,
         _update(layout, reloader, tensors)
         wrong = {slot.names[0] for slot, was in zip(watched, before) if not _same(slot.data, was)}
     finally:
+        for slot in slots:
+            slot.restore()
         _write_raw(layout.parameters.values(), tensors)
         with torch.no_grad():
             for slot, was in zip(watched, before):

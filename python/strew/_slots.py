@@ -12,36 +12,48 @@ from ._errors import NotShareable
 
 
 class Slot:
-    """Where a module keeps a parameter or buffer, and what it was before the loader ran."""
+    """Where modules keep a parameter or buffer, and what it was before the loader ran."""
 
     def __init__(self, name: str, owner: dict[str, Any], key: str) -> None:
-        self.names = [name]
-        self.owner, self.key = owner, key
+        self.names: list[str] = []
         self.tensor: torch.Tensor = owner[key]
         self.data: torch.Tensor = self.tensor.data
         self.before = (self.data.untyped_storage()._cdata, self.data.storage_offset(),
                        self.data.shape, self.data.stride())
+        self._places: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        self.tie(name, owner, key)
 
-    def now(self) -> Any:
-        """As the module has it at present; None if it has it no more."""
-        return self.owner.get(self.key)
+    def tie(self, name: str, owner: dict[str, Any], key: str) -> None:
+        """The same memory goes by another name too."""
+        self.names.append(name)
+        self._places.append((owner, key, owner[key]))
 
-    @property
-    def changed(self) -> bool:
-        """True if the loader has put something else in its place."""
-        now = self.now()
-        if now is not self.tensor:
+    def _moved(self, now: Any, was: torch.Tensor) -> bool:
+        if now is not was:
             return True
         data = now.data
         return self.before != (data.untyped_storage()._cdata, data.storage_offset(), data.shape,
                                data.stride())
 
+    def now(self) -> Any:
+        """As the modules have it at present, where it has changed; None if one has it no more."""
+        for owner, key, was in self._places:
+            if self._moved(owner.get(key), was):
+                return owner.get(key)
+        return self.tensor
+
+    @property
+    def changed(self) -> bool:
+        """True if the loader has put something else in its place."""
+        return any(self._moved(owner.get(key), was) for owner, key, was in self._places)
+
     def restore(self) -> None:
-        """The engine's own memory again."""
-        if self.tensor.data.untyped_storage()._cdata != self.before[0] or \
-                self.tensor.data.storage_offset() != self.before[1]:
-            self.tensor.data = self.data
-        self.owner[self.key] = self.tensor
+        """The engine's own memory again, by every name."""
+        for owner, key, was in self._places:
+            if was.data.untyped_storage()._cdata != self.before[0] or \
+                    was.data.storage_offset() != self.before[1]:
+                was.data = self.data
+            owner[key] = was
 
 
 def owners(module: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,7 +77,7 @@ def find_slots(module: torch.nn.Module) -> list[Slot]:
                 raise NotShareable(errno.ENOTSUP, f"parameter {name} has no memory yet (it is "
                                    "on the meta device)")
             if place in found and tensor.numel():
-                found[place].names.append(name)
+                found[place].tie(name, owner, key)
             else:
                 found[place if tensor.numel() else (name,)] = Slot(name, owner, key)
     return list(found.values())

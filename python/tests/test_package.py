@@ -493,3 +493,29 @@ def test_what_it_costs(broker):
     slow = 2 * max(1.0, min(bare) / 0.7e-3)
     assert declare_s / n < 10e-6 * slow
     assert best < 1e-3 * slow
+
+
+def test_verify_does_not_guess_what_lies_in_one_place(broker):
+    """Tensors that are made in the same memory, one after another: only one of them is there."""
+    torch = pytest.importorskip("torch")
+    names, memory = ("first", "second", "alone"), strew.host_empty((8,), torch.float32)
+    alone = strew.host_empty((8,), torch.float32)
+    parameters = {name: strew.host_empty((8,), torch.float32) for name in names}
+    agent = strew.Agent("m", gate="live", socket=broker.socket)
+    for name, parameter in parameters.items():
+        agent.piece(agent.declare(name, parameter), strew.Piece(
+            name, torch.float32, (8,), (8,), (0,), (8,), 0, (1,)))
+    with agent, strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        agent.register()
+        trainer.declare({"first": memory, "second": memory, "alone": alone})
+        for version, name in enumerate(names, 1):
+            (alone if name == "alone" else memory).fill_(version)
+            trainer.publish(version, only=[name])
+        assert [float(parameters[name][3]) for name in names] == [1.0, 2.0, 3.0]
+        done = subprocess.run([strew.program("strew"), "verify", "--trainer", "--socket",
+                               str(broker.socket)], capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        lines = sorted(line.split(":")[0] for line in done.stdout.splitlines()
+                       if "not compared: the trainer has another tensor where it lies" in line)
+        assert lines == ["first", "second"] and "3 tensors in them" in done.stdout, done.stdout
+        assert done.stdout.rstrip().endswith("2 differ"), done.stdout

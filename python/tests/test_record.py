@@ -286,3 +286,21 @@ def test_threads_of_a_loader_are_not_trusted():
     played(pool, (6, 4), {"t": (F32, (4, 6))})
     _, layout = one(thread, (6, 4), {"t": (F32, (4, 6))})
     assert not layout.parameters and "not seen" in layout.refused["p"]
+
+
+def test_tied_names_that_the_loader_puts_anew():
+    """The module has its own memory by both names again, and none of the loader's stand-ins."""
+    module = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    module["head"].weight = module["embed"].weight
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module["embed"].weight = nn.Parameter(tensor, requires_grad=False)
+            module["head"].weight = module["embed"].weight
+
+    own = module["embed"].weight
+    layout = strew.record_layout(module, load_weights, {"weight": (torch.float32, (5, 3))})
+    assert module["embed"].weight is own and module["head"].weight is own
+    assert list(layout.parameters) == ["embed.weight"] and not layout.refused and not layout.moved()
+    module["head"].weight = nn.Parameter(own.detach().clone())
+    assert list(layout.moved()) == ["embed.weight"]

@@ -200,6 +200,45 @@ def test_a_computed_parameter_by_the_loader():
     assert list(layout.reloader.feed) == ["weight"]
 
 
+def test_tied_names_keep_their_address():
+    """What the loader makes anew and ties again lies where it lay, by every name."""
+    described = {"weight": (F32, (4, 6))}
+    values = random_values(described)
+    module = nn.ModuleDict({"a": nn.Linear(6, 4, bias=False), "b": nn.Linear(4, 6, bias=False)})
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module["a"].weight.data.copy_(tensor)
+            module["b"].weight = nn.Parameter(tensor.t() * 0.5, requires_grad=False)
+            module["b"].twin = module["b"].weight
+    load_weights(values.items())
+    own, at = module["b"].weight, module["b"].weight.data_ptr()
+    layout = strew.record_layout(module, load_weights, described, prove=values,
+                                 reload=load_weights)
+    assert layout.loader == ["b.weight"] and not layout.refused
+    layout.reloader.feed["weight"].mul_(3)
+    layout.reloader.run()
+    assert module["b"].weight is own and module["b"].twin is own and own.data_ptr() == at
+    assert torch.equal(own.data, values["weight"].t() * 3 * 0.5)
+
+
+def test_ctrl_c_in_the_rehearsal():
+    """The engine has its own memory with its own values again."""
+    described = described_by(Absorbed)
+    values = random_values(described)
+    got = engine(values)
+    before = {n: (t, t.detach().clone()) for n, t in got.named_parameters()}
+
+    def reload(weights):
+        got.reload(weights)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        strew.record_layout(got, got.load_weights, described, prove=values, reload=reload)
+    for name, tensor in got.named_parameters():
+        assert tensor is before[name][0] and same_bits(tensor.detach(), before[name][1]), name
+
+
 def test_what_the_loader_route_needs(broker):
     described = described_by(Absorbed)
     values = random_values(described)

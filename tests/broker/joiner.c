@@ -132,7 +132,7 @@ void joiner_answer(struct joiner *joiner, enum message_type type, uint64_t epoch
 	message.u.groups.update = update;
 	message.u.groups.groups = groups;
 	message.u.groups.ngroups = ngroups;
-	if (type == MSG_PREPARED) {
+	if (type == MSG_PREPARED || type == MSG_MOVED) {
 		message.u.groups.hashes = joiner->hashes;
 		message.u.groups.nhashes = joiner->nhashes;
 	}

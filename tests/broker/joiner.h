@@ -11,7 +11,7 @@ struct joiner {
 	struct raw raw;
 	struct msg_join join;
 	struct msg_epoch epoch;
-	uint64_t *hashes; /* of the buckets, said with prepared; borrowed */
+	uint64_t *hashes; /* of the buckets, said with moved and prepared; borrowed */
 	size_t nhashes;
 };
 

@@ -1,5 +1,5 @@
 /* What happens to workers and to the mover's jobs: the glue of clients.c, as thin as it goes. */
-#include "tests/explore/surround.h"
+#include "tests/explore/world.h"
 #include <string.h>
 
 static void step_member(struct client *client, enum group_event_type type)
@@ -39,11 +39,28 @@ static void client_gone(unsigned g, unsigned m)
 	}
 }
 
+/* As take_pulled(). */
+static void take_pulled(struct client *client, bool pulled, uint8_t update)
+{
+	struct group_event event = {.type = pulled ? GE_PULLED : GE_FAILED,
+		.member = client->member,
+		.touched = true,
+		.text = "x"};
+
+	if (client->team && client->team->group.update == update &&
+		client->team->group.phase == PHASE_COMMITTING) {
+		team_step(client->server, client->team, &event);
+		node_advance(client->server);
+	}
+}
+
 /* A worker's word reaches its broker: session.c judges it, clients.c carries it out. */
 static void word_arrives(unsigned g, unsigned m)
 {
 	static const enum message_type types[] = {[WORD_CHECKED] = MSG_CHECKED,
 		[WORD_UNFIT] = MSG_CHECKED,
+		[WORD_PULLED] = MSG_APPLIED_ROUTE,
+		[WORD_NOT_PULLED] = MSG_APPLIED_ROUTE,
 		[WORD_IS_READY] = MSG_READY,
 		[WORD_RESUME] = MSG_RESUME,
 		[WORD_WITHDRAW] = MSG_WITHDRAW};
@@ -70,6 +87,9 @@ static void word_arrives(unsigned g, unsigned m)
 		if (client->team && client->team->group.update == update) {
 			step_member(client, kind == WORD_CHECKED ? GE_CHECKED : GE_REFUSE);
 		}
+		break;
+	case VERDICT_PULLED:
+		take_pulled(client, kind == WORD_PULLED, update);
 		break;
 	case VERDICT_READY:
 		client->watch.active = true;
@@ -162,27 +182,38 @@ static void job_ends(unsigned n, bool failed)
 	}
 }
 
-static void move_reads(const struct w_job *job)
-{
-	const struct w_trainer *trainer = &now->trainer;
-
-	if (job->gone) {
-		return;
-	}
-	if (!trainer->lent || trainer->publishing != now->content_of[job->serial % 8]) {
-		say_violation("a move reads trainer memory that is not lent to it");
-	}
-}
-
 static void job_begins(unsigned n)
 {
 	struct w_job *job = &now->node[n].jobs[0];
 
 	job->progress = JOB_BEGUN;
-	if (job->kind == JOB_MOVE && n == 0) {
-		move_reads(job);
+	if (job->kind == JOB_MOVE) {
+		job_reads(job, n);
 	}
 	job_writes(job, false);
+}
+
+/* The mover has read and sent all that the ranks of its node hold. */
+static void job_has_read(unsigned n)
+{
+	struct w_job *job = &now->node[n].jobs[0];
+
+	job_reads(job, n);
+	job->progress = JOB_READ;
+	job->note_due = 1;
+	now->sent_serial[n] = job->serial;
+	now->sent_part[n] = job->part;
+}
+
+/* The process is gone, but for what it has sent. */
+static void worker_forgets(struct w_worker *worker)
+{
+	struct w_worker dead = {.stage = W_DEAD, .running = 1};
+
+	dead.session = worker->session;
+	dead.watched = worker->watched;
+	memcpy(dead.words, worker->words, sizeof(dead.words));
+	*worker = dead;
 }
 
 static void worker_dies(unsigned g, unsigned m)
@@ -204,11 +235,32 @@ static void worker_dies(unsigned g, unsigned m)
 	} else {
 		tell(worker, WORD_EOF, 0);
 	}
-	worker->stage = W_DEAD;
-	worker->content = worker->partial = worker->shadow = worker->shadow_whole = 0;
-	worker->said_ready = worker->asked = worker->denied = worker->hold = worker->pending = 0;
-	worker->heard_state = worker->heard_version = worker->fresh = 0;
-	worker->running = 1;
+	worker_forgets(worker);
+}
+
+static void worker_pulls(unsigned g, unsigned m, enum word_kind word)
+{
+	struct w_worker *worker = &now->worker[g][m];
+
+	if (word == WORD_PULLED) {
+		worker_writes(g, m, true);
+	}
+	tell(worker, word, worker->apply_update);
+	worker->applying = worker->apply_update = worker->apply_cells = 0;
+	worker_reads_on(g, m);
+}
+
+/* What it has not read yet when it withdraws it does not do any more. */
+static void worker_withdraws(unsigned g, unsigned m)
+{
+	struct w_worker *worker = &now->worker[g][m];
+
+	worker->stage = W_LEAVING;
+	worker->hold = worker->asked = 0;
+	tell(worker, WORD_WITHDRAW, 0);
+	if (worker->applying) {
+		worker_pulls(g, m, WORD_NOT_PULLED);
+	}
 }
 
 static void act_of_worker(struct act act)
@@ -244,10 +296,16 @@ static void act_of_worker(struct act act)
 	case ACT_WORKER_DIES:
 		worker_dies(act.a, act.b);
 		break;
+	case ACT_PULL:
+		worker->applying = APPLY_BEGUN;
+		worker_writes(act.a, act.b, false);
+		break;
+	case ACT_PULLED:
+	case ACT_PULL_FAILS:
+		worker_pulls(act.a, act.b, act.kind == ACT_PULLED ? WORD_PULLED : WORD_NOT_PULLED);
+		break;
 	case ACT_WITHDRAW:
-		worker->stage = W_LEAVING;
-		worker->hold = worker->asked = 0;
-		tell(worker, WORD_WITHDRAW, 0);
+		worker_withdraws(act.a, act.b);
 		break;
 	case ACT_UNFIT:
 		worker->words[0].kind = WORD_UNFIT;
@@ -266,10 +324,7 @@ static void act_of_job(struct act act)
 		job_begins(act.a);
 		break;
 	case ACT_JOB_READ:
-		move_reads(job);
-		job->progress = JOB_READ;
-		job->note_due = 1;
-		now->sent_serial = job->serial;
+		job_has_read(act.a);
 		break;
 	case ACT_JOB_NOTED:
 		job_note_call(act.a);
@@ -290,14 +345,21 @@ static void act_of_job(struct act act)
 static bool is_of_worker(struct act act)
 {
 	return (act.kind >= ACT_WORD && act.kind <= ACT_READY_HIT) ||
-	       (act.kind >= ACT_WORKER_START && act.kind <= ACT_RESUME) ||
-	       (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_EARLY_RESUME);
+	       (act.kind >= ACT_WORKER_START && act.kind <= ACT_PULLED) ||
+	       (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_PULL_FAILS);
 }
 
 static bool is_of_job(struct act act)
 {
 	return (act.kind >= ACT_JOB_BEGIN && act.kind <= ACT_JOB_FAIL) ||
 	       act.kind == ACT_JOB_BREAKS || act.kind == ACT_PLAN_UNFIT;
+}
+
+static bool is_of_rank(struct act act)
+{
+	return act.kind == ACT_STREAM_DONE ||
+	       (act.kind >= ACT_TRAINER_START && act.kind <= ACT_PUT) ||
+	       (act.kind >= ACT_TRAINER_DIES && act.kind <= ACT_WRONG_BASE);
 }
 
 const char *world_act(struct world *world, struct act act, bool loaded)
@@ -308,7 +370,7 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 	now = world;
 	violation = NULL;
 	world->faults -= act.kind >= ACT_WORKER_DIES;
-	world->updates -= act.kind == ACT_PUBLISH;
+	world->updates -= act.kind == ACT_PUBLISH || act.kind == ACT_WRONG_BASE;
 	if (!loaded) {
 		live_load(world);
 	}
@@ -316,6 +378,8 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 		act_of_worker(act);
 	} else if (is_of_job(act)) {
 		act_of_job(act);
+	} else if (is_of_rank(act)) {
+		act_of_rank(act);
 	} else {
 		act_of_broker(act);
 	}
@@ -324,7 +388,8 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 		lead_ready(&live[0].server);
 	}
 	if (live[0].model.update.state == UPDATE_ACCEPTING) {
-		world->content_of[live[0].model.update.serial % 8] = world->trainer.publishing;
+		world->content_of[live[0].model.update.serial % 8] = world->round;
+		world->halves_of[live[0].model.update.serial % 8] = round_halves(world->round_kind);
 	}
 	note_decision(committed, &before, (uint8_t)live[0].model.committed);
 	live_save(world);

@@ -1,144 +1,11 @@
 /*
- * What happens between the brokers, to them, and to the trainer: the glue of join.c, epoch.c and
- * models.c, as thin as it goes.
+ * What happens to the brokers: epochs, connections, their beginning and end, deadlines; the glue of
+ * join.c and epoch.c, as thin as it goes.
  */
-#include "base/util.h"
-#include "tests/explore/surround.h"
+#include "tests/explore/world.h"
 #include <string.h>
 
 #define LATE (UINT64_MAX - 1)
-
-static uint32_t replicas_of(uint8_t set, uint32_t ret_replicas[GROUPS])
-{
-	uint32_t n = 0;
-
-	for (unsigned i = 0; i < GROUPS; i++) {
-		if (set & (1u << i)) {
-			ret_replicas[n++] = i;
-		}
-	}
-	return n;
-}
-
-static void node_hears(const struct w_letter *letter)
-{
-	struct server *server = &live[1].server;
-	uint32_t replicas[GROUPS], roots[1] = {0};
-	struct msg_begin begin = {.epoch = letter->epoch,
-		.update = letter->update,
-		.model = "m",
-		.version = letter->version,
-		.flags = config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0,
-		.timeout_ms = 60000,
-		.roots = roots,
-		.nroots = 1};
-	struct msg_decision decision = {.epoch = letter->epoch,
-		.update = letter->update,
-		.replicas = replicas,
-		.nreplicas = replicas_of(letter->groups, replicas),
-		.wire = letter->wire};
-
-	switch (letter->kind) {
-	case LETTER_JOINED:
-		now->joined = 1;
-		server->lead.joined = true;
-		break;
-	case LETTER_MANIFEST:
-		live[1].model.publication = &live[1].publication;
-		live[1].model.committed = MAX(live[1].model.committed, letter->version);
-		teams_missed(server, "m");
-		now->node[1].excused &= letter->version < now->decided_version;
-		break;
-	case LETTER_EPOCH:
-		for (unsigned i = 0; i < JOBS; i++) {
-			now->node[1].jobs[i].gone |= now->node[1].jobs[i].kind == JOB_EPOCH;
-		}
-		server->epoch.state = EPOCH_MAKING;
-		job_add(1, JOB_EPOCH)->serial = letter->epoch;
-		break;
-	case LETTER_BEGIN:
-		if (letter->epoch == server->epoch.number && server->epoch.state == EPOCH_READY) {
-			node_begin(server, &begin);
-		}
-		break;
-	case LETTER_GO:
-		node_go(server, &decision);
-		break;
-	case LETTER_COMMIT:
-		node_commit(server, &decision);
-		break;
-	case LETTER_ABORT:
-		node_abort(server, letter->update, "x");
-		break;
-	default:
-		link_down();
-		break;
-	}
-}
-
-static void lead_hears_answer(const struct w_letter *letter)
-{
-	struct group_outcome outcomes[GROUPS];
-	struct msg_groups answer = {.epoch = letter->epoch,
-		.update = letter->update,
-		.groups = outcomes,
-		.code = letter->code,
-		.text = "x"};
-
-	memset(outcomes, 0, sizeof(outcomes));
-	for (unsigned g = 0; g < config.ngroups; g++) {
-		if (letter->groups & (1u << g)) {
-			struct group_outcome *outcome = &outcomes[answer.ngroups++];
-
-			outcome->replica = config.replica[g];
-			outcome->part = g;
-			outcome->outcome = letter->outcome[g];
-			outcome->state = letter->state[g];
-			outcome->text[0] = outcome->outcome ? 'x' : 0;
-		}
-	}
-	lead_answer(&live[0].server, live[0].member.rank,
-		letter->kind == LETTER_ACCEPT	  ? MSG_ACCEPT
-		: letter->kind == LETTER_PREPARED ? MSG_PREPARED
-						  : MSG_APPLIED,
-		&answer);
-}
-
-static void lead_hears(const struct w_letter *letter)
-{
-	struct server *server = &live[0].server;
-
-	switch (letter->kind) {
-	case LETTER_JOIN:
-		live[0].member.state = MEMBER_JOINED;
-		post(now->to_node, &(struct w_letter){.kind = LETTER_JOINED});
-		epoch_changed(server);
-		break;
-	case LETTER_EPOCH_READY:
-		if (letter->epoch == server->epoch.number && server->epoch.state == EPOCH_MAKING) {
-			server->epoch.state = EPOCH_READY;
-			lead_ready(server);
-		}
-		break;
-	case LETTER_EOF:
-		member_drop(server);
-		break;
-	default:
-		if (live[0].member.state == MEMBER_IN_EPOCH) {
-			lead_hears_answer(letter);
-		}
-		break;
-	}
-}
-
-static struct w_letter take_letter(struct w_letter letters[LETTERS])
-{
-	struct w_letter letter = letters[0];
-
-	memmove(letters, letters + 1, (LETTERS - 1) * sizeof(*letters));
-	memset(&letters[LETTERS - 1], 0, sizeof(*letters));
-	return letter;
-}
 
 /* As epoch_start(); our own communicator is made at once. */
 static void epoch_make(void)
@@ -153,9 +20,8 @@ static void epoch_make(void)
 		lead_ready(server);
 		return;
 	}
-	if (live[0].member.state == MEMBER_JOINED && live[0].model.publication) {
-		post(now->to_node, &(struct w_letter){.kind = LETTER_MANIFEST,
-					   .version = (uint8_t)live[0].model.committed});
+	if (live[0].member.state == MEMBER_JOINED) {
+		lead_send_manifest(&live[0].model, &live[0].member);
 	}
 	live[0].member.state = MEMBER_IN_EPOCH;
 	live[0].member.rank = 1;
@@ -165,22 +31,22 @@ static void epoch_make(void)
 		&(struct w_letter){.kind = LETTER_EPOCH, .epoch = (uint8_t)epoch->number});
 }
 
-/* As rank_gone() and seat_leave() at the lead. */
-static void trainer_dies(void)
+static void lead_dies(void)
 {
-	struct server *server = &live[0].server;
-	struct model *model = &live[0].model;
-
-	now->trainer.alive = now->trainer.seated = now->trainer.streaming = 0;
-	now->trainer.lent = now->trainer.publishing = now->trainer.version = 0;
-	for (unsigned i = 0; i < JOBS; i++) {
-		now->node[0].jobs[i].gone |= now->node[0].jobs[i].kind == JOB_MOVE;
+	memset(&now->update, 0, sizeof(now->update));
+	memset(now->to_lead, 0, sizeof(now->to_lead));
+	now->member_there = now->member_state = now->member_rank = 0;
+	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
+	for (unsigned r = 0; r < config.nranks; r++) {
+		memset(&now->rank[r].seat, 0, sizeof(now->rank[r].seat));
 	}
-	model->seats[0].client = NULL;
-	model->seats[0].ready = false;
-	lead_rank_lost(server, model, 0, model->update.released, "");
-	model->publication = NULL;
-	model->ranks = 0;
+}
+
+static void node_dies(void)
+{
+	memset(now->to_node, 0, sizeof(now->to_node));
+	now->linked = now->joined = now->link_serial = 0;
+	post(now->to_lead, &(struct w_letter){.kind = LETTER_EOF});
 }
 
 static void broker_dies(unsigned n)
@@ -201,31 +67,15 @@ static void broker_dies(unsigned n)
 	 * say. */
 	node->excused = 1;
 	if (n) {
-		memset(now->to_node, 0, sizeof(now->to_node));
-		now->linked = now->joined = 0;
-		post(now->to_lead, &(struct w_letter){.kind = LETTER_EOF});
-		return;
+		node_dies();
+	} else {
+		lead_dies();
 	}
-	memset(&now->update, 0, sizeof(now->update));
-	memset(now->to_lead, 0, sizeof(now->to_lead));
-	now->member_there = now->member_state = now->member_rank = 0;
-	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
-	now->trainer.seated = now->trainer.streaming = 0;
-	now->trainer.lent = now->trainer.publishing = now->trainer.version = 0;
-}
-
-static void publish(void)
-{
-	struct w_trainer *trainer = &now->trainer;
-	struct message message;
-
-	message_init(&message, MSG_PUBLISH, 3);
-	message.u.publish.version = now->decided_version + 1u;
-	message.u.publish.flags = config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0;
-	trainer->publishing = ++trainer->contents;
-	trainer->version = (uint8_t)message.u.publish.version;
-	trainer->lent = 1;
-	lead_publish(&live[0].trainer, &message);
+	for (unsigned r = 0; r < config.nranks; r++) {
+		if (config.rank_node[r] == n) {
+			rank_loses_broker(r);
+		}
+	}
 }
 
 static void cut(void)
@@ -245,44 +95,18 @@ static void node_connects(void)
 	post(now->to_lead, &(struct w_letter){.kind = LETTER_JOIN});
 }
 
-/* As rank_place() and rank_mapped(). */
-static void trainer_starts(void)
-{
-	struct model *model = &live[0].model;
-
-	now->trainer.alive = now->trainer.seated = 1;
-	model->ranks = 1;
-	model->seats[0].client = &live[0].trainer;
-	model->seats[0].ready = true;
-	live[0].trainer.model = model;
-	model_try_seal(&live[0].server, model);
-}
-
 void act_of_broker(struct act act)
 {
-	struct w_letter letter;
-
 	switch (act.kind) {
 	case ACT_LETTER_TO_NODE:
-		letter = take_letter(now->to_node);
-		node_hears(&letter);
-		break;
 	case ACT_LETTER_TO_LEAD:
-		letter = take_letter(now->to_lead);
-		lead_hears(&letter);
-		break;
-	case ACT_STREAM_DONE:
-		now->trainer.streaming = 0;
-		live[0].trainer.watch.hit(&live[0].trainer.watch);
+		letter_arrives(act.kind == ACT_LETTER_TO_LEAD);
 		break;
 	case ACT_EPOCH:
 		epoch_make();
 		break;
 	case ACT_CONNECT:
 		node_connects();
-		break;
-	case ACT_TRAINER_START:
-		trainer_starts();
 		break;
 	case ACT_BROKER_START:
 		now->node[act.a].alive = now->node[act.a].epoch_ranks = 1;
@@ -292,9 +116,6 @@ void act_of_broker(struct act act)
 		broker_dies(act.a);
 		live_load(now);
 		break;
-	case ACT_PUBLISH:
-		publish();
-		break;
 	case ACT_LEAD_TIMER:
 	case ACT_LEAD_LATE:
 		lead_tick(&live[0].server, LATE);
@@ -302,9 +123,6 @@ void act_of_broker(struct act act)
 	case ACT_NODE_TIMER:
 	case ACT_NODE_LATE:
 		node_tick(&live[act.a].server, LATE);
-		break;
-	case ACT_TRAINER_DIES:
-		trainer_dies();
 		break;
 	case ACT_CUT:
 		cut();
@@ -323,11 +141,20 @@ void act_of_broker(struct act act)
 /* A commit was decided in this act: from now on this is what groups should hold. */
 void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version)
 {
+	uint8_t halves = now->halves_of[before->serial % 8], old[HALVES];
+
 	if (!now->node[0].alive || live[0].model.committed == committed_before ||
-		before->state != UPDATE_MOVING) {
+		(before->state != UPDATE_MOVING && before->state != UPDATE_PUTTING)) {
 		return;
 	}
-	now->decided = now->content_of[before->serial % 8];
+	memcpy(old, now->decided, sizeof(old));
+	for (unsigned h = 0; h < HALVES; h++) {
+		/* What a subset does not bring is as its trainer says: of the base. */
+		now->decided[h] = halves >> h & 1 ? now->content_of[before->serial % 8]
+				  : now->round_base == now->decided_version ? old[h]
+									    : now->before[h];
+	}
+	memcpy(now->before, old, sizeof(old));
 	now->decided_version = version;
 	for (unsigned n = 0; n < config.nodes; n++) {
 		now->node[n].excused =

@@ -8,6 +8,20 @@ static bool looks_right(const struct team *team)
 	return team && group_state(&team->group) == STREW_GROUP_CURRENT;
 }
 
+/* Is any cell of it not of that content? */
+static bool holds_other(
+	unsigned g, unsigned m, const struct w_worker *worker, const uint8_t contents[HALVES])
+{
+	uint8_t cells = cells_of(g, m, ALL_HALVES);
+
+	for (unsigned c = 0; c < CELLS; c++) {
+		if ((cells >> c & 1) && worker->content[c] != contents[c % HALVES]) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /*
  * Does a present, living member's memory differ from the last decision? If nobody can have told
  * its broker of that: is it in part, or not as its siblings'?
@@ -24,11 +38,11 @@ static bool differs(const struct world *world, unsigned g, bool told)
 			continue;
 		}
 		first = first ? first : worker;
-		if (worker->partial || worker->content != first->content) {
+		if (worker->todo || holds_other(g, m, worker, first->content)) {
 			return true;
 		}
 		/* A new process at a new broker: nobody there can know of the decision. */
-		if (told && worker->content != world->decided &&
+		if (told && holds_other(g, m, worker, world->decided) &&
 			!(worker->fresh && known < world->decided_version)) {
 			return true;
 		}
@@ -59,6 +73,7 @@ static const char *check_stage(const struct world *world, unsigned n)
 	case NODE_IDLE:
 		return NULL;
 	case NODE_ACCEPTED:
+	case NODE_PUTTING:
 	case NODE_PREPARED:
 		if (n == 0) {
 			return led ? NULL : "the lead's node waits for a decision of no update";
@@ -94,6 +109,24 @@ static const char *check_waits(const struct world *world)
 	return NULL;
 }
 
+/* Each rank of an update in parts has more to put until all is there. */
+static const char *check_parts(const struct world *world)
+{
+	const struct w_update *update = &world->update;
+
+	if (!update->parts || update->state == UPDATE_IDLE || update->state > UPDATE_PUTTING ||
+		(update->state == UPDATE_MOVING && !update->part)) {
+		return NULL;
+	}
+	for (unsigned r = 0; r < config.nranks; r++) {
+		if (!live[0].model.seats[r].ready) {
+			return "an update in parts goes on, and a rank that has more to put is "
+			       "gone";
+		}
+	}
+	return NULL;
+}
+
 static const char *check_scope(const struct world *world)
 {
 	if (!config.scope_all || world->update.state != UPDATE_COMMITTING) {
@@ -116,6 +149,7 @@ const char *world_check(const struct world *world)
 	const char *wrong = check_groups(world, false);
 
 	wrong = wrong ? wrong : check_waits(world);
+	wrong = wrong ? wrong : check_parts(world);
 	return wrong ? wrong : check_scope(world);
 }
 
@@ -124,8 +158,12 @@ static const char *check_rest(const struct world *world)
 	if (world->update.state != UPDATE_IDLE || world->update.active) {
 		return "nothing happens any more, and an update has not ended";
 	}
-	if (world->trainer.publishing || world->trainer.lent) {
-		return "nothing happens any more, and the trainer waits";
+	for (unsigned r = 0; r < config.nranks; r++) {
+		const struct w_rank *rank = &world->rank[r];
+
+		if (rank->publishing || rank->lent || rank->asked || !rank->told.answered) {
+			return "nothing happens any more, and a trainer rank waits";
+		}
 	}
 	for (unsigned n = 0; n < config.nodes; n++) {
 		if (world->node[n].stage != NODE_IDLE) {
@@ -145,8 +183,7 @@ static const char *check_rest(const struct world *world)
 			if (!worker->running && !worker->denied) {
 				return "nothing happens any more, and an engine waits to resume";
 			}
-			if (worker->running && worker->partial &&
-				config.gate[g] == STREW_GATE_HELD) {
+			if (worker->running && worker->todo && config.gate[g] == STREW_GATE_HELD) {
 				return "an engine runs on memory that is written in part";
 			}
 		}
@@ -154,27 +191,37 @@ static const char *check_rest(const struct world *world)
 	return NULL;
 }
 
-/* One more update, without faults: everything is healed. */
-static const char *check_heals(const struct world *world)
+static const char *run_update(struct world *world)
 {
-	struct world next = *world;
 	struct act acts[ACTS];
 
-	next.faults = 0;
-	next.updates = 1;
-	for (unsigned i = 0; i < 500; i++) {
-		const char *wrong;
+	for (unsigned i = 0; i < 500 && world_acts(world, acts) > 0; i++) {
+		const char *wrong = world_act(world, acts[0], false);
 
-		if (world_acts(&next, acts) == 0) {
-			break;
-		}
-		wrong = world_act(&next, acts[0], false);
-		wrong = wrong ? wrong : world_check(&next);
+		wrong = wrong ? wrong : world_check(world);
 		if (wrong) {
 			return wrong;
 		}
 	}
-	if (next.decided == world->decided) {
+	return NULL;
+}
+
+/* One more update of everything, without faults: all is healed. */
+static const char *check_heals(const struct world *world)
+{
+	struct world next = *world;
+	unsigned publish = config.publish;
+	const char *wrong;
+
+	next.faults = 0;
+	next.updates = 1;
+	config.publish = 1u << PUBLISH_WHOLE;
+	wrong = run_update(&next);
+	config.publish = publish;
+	if (wrong) {
+		return wrong;
+	}
+	if (next.decided_version == world->decided_version) {
 		return "one more update without faults does not commit";
 	}
 	for (unsigned g = 0; g < config.ngroups; g++) {
@@ -215,12 +262,14 @@ void world_say(const struct world *world, char *buf, size_t size)
 		for (unsigned m = 0; m < config.members[g] && n < size; m++) {
 			const struct w_worker *worker = &world->worker[g][m];
 
-			n += (size_t)snprintf(buf + n, size - n, " %s%u%s%s",
-				worker->stage == W_DEAD ? "dead:" : "", worker->content,
-				worker->partial ? "~" : "", worker->running ? "" : "|");
+			n += (size_t)snprintf(buf + n, size - n, " %s%u.%u%s%s",
+				worker->stage == W_DEAD ? "dead:" : "", worker->content[0],
+				worker->content[1], worker->todo ? "~" : "",
+				worker->running ? "" : "|");
 		}
 	}
 	if (n < size) {
-		snprintf(buf + n, size - n, "; decided %u", world->decided);
+		snprintf(
+			buf + n, size - n, "; decided %u.%u", world->decided[0], world->decided[1]);
 	}
 }

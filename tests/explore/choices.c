@@ -18,6 +18,15 @@ static void add(struct list *list, enum act_kind kind, unsigned a, unsigned b)
 	list->v[list->n++] = (struct act){(uint8_t)kind, (uint8_t)a, (uint8_t)b};
 }
 
+/* What the other roots send. */
+static bool has_received(const struct world *world, unsigned n, const struct w_job *job)
+{
+	unsigned other = 1 - n;
+
+	return !job->wire || config.nodes == 1 || !node_has_rank(other) ||
+	       (world->sent_serial[other] == job->serial && world->sent_part[other] == job->part);
+}
+
 static void add_job(const struct world *world, unsigned n, struct list *list)
 {
 	const struct w_job *job = &world->node[n].jobs[0];
@@ -28,9 +37,9 @@ static void add_job(const struct world *world, unsigned n, struct list *list)
 	case JOB_MOVE:
 		if (job->progress == JOB_QUEUED) {
 			add(list, ACT_JOB_BEGIN, n, 0);
-		} else if (n == 0 && job->progress == JOB_BEGUN) {
+		} else if (node_has_rank(n) && job->progress == JOB_BEGUN) {
 			add(list, ACT_JOB_READ, n, 0);
-		} else if (n == 0 || world->sent_serial == job->serial) {
+		} else if (has_received(world, n, job)) {
 			add(list, ACT_JOB_DONE, n, 0);
 		}
 		if (job->note_due) {
@@ -69,9 +78,31 @@ static void add_worker(const struct world *world, unsigned g, unsigned m, struct
 	if (worker->stage == W_LIVE && worker->hold && !worker->said_ready) {
 		add(list, ACT_READY, g, m);
 	}
+	if (worker->stage == W_LIVE && worker->applying) {
+		add(list, worker->applying == APPLY_TOLD ? ACT_PULL : ACT_PULLED, g, m);
+	}
 	if (worker->stage == W_LIVE && !worker->running && !worker->asked && !worker->denied &&
 		!worker->pending) {
 		add(list, ACT_RESUME, g, m);
+	}
+}
+
+static void add_rank(const struct world *world, unsigned r, struct list *list)
+{
+	if (!world->node[config.rank_node[r]].alive) {
+		return;
+	}
+	if (!world->rank[r].seated) {
+		add(list, ACT_TRAINER_START, r, 0);
+	}
+	if (world->rank[r].streaming) {
+		add(list, ACT_STREAM_DONE, r, 0);
+	}
+	if (rank_may_follow(world, r)) {
+		add(list, ACT_FOLLOW, r, 0);
+	}
+	if (rank_may_put(world, r)) {
+		add(list, ACT_PUT, r, 0);
 	}
 }
 
@@ -83,11 +114,8 @@ static void add_brokers(const struct world *world, struct list *list)
 		lead->stage == NODE_IDLE) {
 		add(list, ACT_EPOCH, 0, 0);
 	}
-	if (lead->alive && (!world->trainer.alive || !world->trainer.seated)) {
-		add(list, ACT_TRAINER_START, 0, 0);
-	}
-	if (lead->alive && world->trainer.streaming) {
-		add(list, ACT_STREAM_DONE, 0, 0);
+	for (unsigned r = 0; r < config.nranks; r++) {
+		add_rank(world, r, list);
 	}
 	if (config.nodes > 1) {
 		bool quiet = !world->to_node[0].kind && !world->to_lead[0].kind;
@@ -119,7 +147,9 @@ static bool lead_waits(const struct world *world)
 
 static bool node_waits(const struct w_node *node)
 {
-	return node->alive && (node->stage == NODE_PLANNING || node->stage == NODE_MOVING) &&
+	return node->alive &&
+	       (node->stage == NODE_PLANNING || node->stage == NODE_MOVING ||
+		       node->stage == NODE_COMMITTING) &&
 	       !node->job_running && node->deadline != 3;
 }
 
@@ -142,7 +172,7 @@ static void add_worker_faults(const struct world *world, unsigned g, unsigned m,
 	if (worker->stage != W_DEAD) {
 		add(list, ACT_WORKER_DIES, g, m);
 	}
-	if (worker->stage == W_LIVE) {
+	if (worker->stage == W_LIVE && worker->applying != APPLY_BEGUN) {
 		add(list, ACT_WITHDRAW, g, m);
 	}
 	if (worker->words[0].kind == WORD_CHECKED) {
@@ -150,6 +180,32 @@ static void add_worker_faults(const struct world *world, unsigned g, unsigned m,
 	}
 	if (worker->stage == W_LIVE && worker->said_ready && worker->pending && !worker->asked) {
 		add(list, ACT_EARLY_RESUME, g, m);
+	}
+	if (worker->stage == W_LIVE && worker->applying) {
+		add(list, ACT_PULL_FAILS, g, m);
+	}
+}
+
+static void add_rank_faults(const struct world *world, unsigned r, struct list *list)
+{
+	const struct w_rank *rank = &world->rank[r];
+
+	if (!rank->seated || !world->node[config.rank_node[r]].alive) {
+		return;
+	}
+	add(list, ACT_TRAINER_DIES, r, 0);
+	if (rank_may_put(world, r)) {
+		add(list, ACT_PUT_AGAIN, r, 0);
+		if (rank->puts < HALVES) {
+			add(list, ACT_CLOSE_EARLY, r, 0);
+		}
+	}
+	if (world->round_kind == PUBLISH_IN_PARTS && world->round && !rank->publishing &&
+		!rank->asked) {
+		add(list, ACT_PUT_LATE, r, 0);
+	}
+	if (rank_may_start(world, r) && world->decided_version && (config.publish & 2)) {
+		add(list, ACT_WRONG_BASE, r, PUBLISH_FIRST);
 	}
 }
 
@@ -189,8 +245,8 @@ static void add_faults(const struct world *world, struct list *list)
 			}
 		}
 	}
-	if (world->trainer.seated && world->node[0].alive) {
-		add(list, ACT_TRAINER_DIES, 0, 0);
+	for (unsigned r = 0; r < config.nranks; r++) {
+		add_rank_faults(world, r, list);
 	}
 	add_connection_faults(world, list);
 	add_timers(world, true, list);
@@ -212,9 +268,12 @@ unsigned world_acts(const struct world *world, struct act ret_acts[ACTS])
 	if (!busy) {
 		add_timers(world, false, &list);
 	}
-	if (world->updates && world->trainer.seated && !world->trainer.publishing &&
-		world->node[0].alive && world->node[0].announced) {
-		add(&list, ACT_PUBLISH, 0, 0);
+	for (unsigned r = 0; r < config.nranks; r++) {
+		for (unsigned kind = 0; kind < PUBLISH_KINDS && rank_may_start(world, r); kind++) {
+			if (config.publish >> kind & 1) {
+				add(&list, ACT_PUBLISH, r, kind);
+			}
+		}
 	}
 	if (world->faults) {
 		unsigned before = list.n;
@@ -242,7 +301,9 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_LETTER_TO_LEAD] = "the lead hears",
 		[ACT_WORD] = "its broker hears worker",
 		[ACT_READY_HIT] = "the ready word is seen of worker",
-		[ACT_STREAM_DONE] = "the trainer's stream is done",
+		[ACT_STREAM_DONE] = "its stream is done: trainer rank",
+		[ACT_PULL] = "begins to copy out of its twins: worker",
+		[ACT_PULLED] = "has copied out of its twins: worker",
 		[ACT_JOB_BEGIN] = "the mover begins on node",
 		[ACT_JOB_READ] = "the trainer's memory was read on node",
 		[ACT_JOB_NOTED] = "that is noted on node",
@@ -254,8 +315,10 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_REGISTER] = "registers: worker",
 		[ACT_READY] = "holds its gate: worker",
 		[ACT_RESUME] = "asks to resume: worker",
-		[ACT_TRAINER_START] = "a trainer declares",
-		[ACT_PUBLISH] = "the trainer publishes",
+		[ACT_TRAINER_START] = "declares: trainer rank",
+		[ACT_PUBLISH] = "begins to publish: trainer rank",
+		[ACT_FOLLOW] = "publishes the same: trainer rank",
+		[ACT_PUT] = "puts the next part, or closes: trainer rank",
 		[ACT_BROKER_START] = "a new broker on node",
 		[ACT_LEAD_TIMER] = "the update's deadline passes",
 		[ACT_NODE_TIMER] = "the gate's deadline passes on node",
@@ -263,7 +326,12 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_WITHDRAW] = "FAULT withdraws: worker",
 		[ACT_UNFIT] = "FAULT is not as registered: worker",
 		[ACT_EARLY_RESUME] = "FAULT asks to resume early: worker",
-		[ACT_TRAINER_DIES] = "FAULT the trainer dies",
+		[ACT_PULL_FAILS] = "FAULT cannot copy out of its twins: worker",
+		[ACT_TRAINER_DIES] = "FAULT dies: trainer rank",
+		[ACT_PUT_AGAIN] = "FAULT puts the first part again: trainer rank",
+		[ACT_CLOSE_EARLY] = "FAULT closes before it has put all: trainer rank",
+		[ACT_PUT_LATE] = "FAULT puts after the end: trainer rank",
+		[ACT_WRONG_BASE] = "FAULT publishes a subset on an old base: trainer rank",
 		[ACT_BROKER_DIES] = "FAULT the broker dies on node",
 		[ACT_CUT] = "FAULT the connection is cut",
 		[ACT_LEAD_DROPS] = "FAULT the lead gives node 1 up",
@@ -272,16 +340,19 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_NODE_LATE] = "FAULT the gate's deadline passes early on node",
 		[ACT_JOB_BREAKS] = "FAULT the mover fails on node",
 		[ACT_PLAN_UNFIT] = "FAULT no plan can be made on node"};
-	static const char *const letters[] = {"", "join", "joined", "manifest", "epoch",
-		"epoch_ready", "begin", "go", "commit", "abort", "accept", "prepared", "applied",
-		"end of file"};
-	static const char *const words[] = {
-		"", "checked", "unfit", "ready", "resume", "withdraw", "end of file"};
+	static const char *const letters[LETTER_KINDS] = {"", "join", "joined", "manifest", "epoch",
+		"epoch_ready", "begin", "go", "commit", "abort", "accept", "moved", "prepared",
+		"applied", "declare", "undeclare", "rank_publish", "rank_put", "rank_done",
+		"declared", "ok", "error", "report", "end of file"};
+	static const char *const words[] = {"", "checked", "unfit", "pulled", "not pulled", "ready",
+		"resume", "withdraw", "end of file"};
+	static const char *const kinds[PUBLISH_KINDS] = {
+		"everything", "the first half", "the second half", "in parts"};
 	static const char *const jobs[] = {
 		"", "import", "plan", "move", "commit", "release", "epoch"};
 	bool of_worker = (act.kind >= ACT_WORD && act.kind <= ACT_READY_HIT) ||
-			 (act.kind >= ACT_WORKER_START && act.kind <= ACT_RESUME) ||
-			 (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_EARLY_RESUME);
+			 (act.kind >= ACT_WORKER_START && act.kind <= ACT_PULLED) ||
+			 (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_PULL_FAILS);
 	bool of_job = (act.kind >= ACT_JOB_BEGIN && act.kind <= ACT_JOB_FAIL) ||
 		      act.kind == ACT_JOB_BREAKS || act.kind == ACT_PLAN_UNFIT;
 
@@ -297,6 +368,12 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		snprintf(buf, size, "%s %s", names[act.kind],
 			letters[act.kind == ACT_LETTER_TO_NODE ? before->to_node[0].kind
 							       : before->to_lead[0].kind]);
+	} else if (act.kind == ACT_PUBLISH || act.kind == ACT_WRONG_BASE) {
+		snprintf(buf, size, "%s %u: %s", names[act.kind], act.a, kinds[act.b]);
+	} else if ((act.kind >= ACT_TRAINER_START && act.kind <= ACT_PUT) ||
+		   act.kind == ACT_STREAM_DONE ||
+		   (act.kind >= ACT_TRAINER_DIES && act.kind <= ACT_PUT_LATE)) {
+		snprintf(buf, size, "%s %u", names[act.kind], act.a);
 	} else if (act.kind == ACT_BROKER_START || act.kind == ACT_BROKER_DIES ||
 		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE) {
 		snprintf(buf, size, "%s %u", names[act.kind], act.a);

@@ -10,8 +10,13 @@
 
 #define T0 1000000000000ull /* the clock stands; deadlines pass when the explorer says so */
 #define DEADLINE (T0 + 60000000000ull)
+#define BROKER_ID(node) (7u + (node))
+
+/* What time may write; the rest of the models stays as it is. */
+#define MANY_REFERENCES 1000000u
 
 struct live live[NODES];
+struct client ranks[RANKS];
 
 uint64_t __wrap_clock_ns(void);
 
@@ -35,6 +40,65 @@ struct team *live_team(unsigned group)
 	return team;
 }
 
+/* The tensors of the halves, and a worker with nothing in twins, and one with all of it. */
+static struct manifest whole, half[HALVES];
+static uint8_t bits[HALVES] = {1, 2};
+static struct worker workers[2];
+static struct holder holder;
+
+static void add_tensor(struct manifest *manifest, unsigned h)
+{
+	struct tensor tensor = {
+		.name = h ? "second" : "first", .dtype = STREW_F32, .ndim = 1, .shape = {1}};
+	struct error err;
+	uint32_t index;
+
+	if (manifest_add_tensor(manifest, &tensor, &index, &err)) {
+		abort();
+	}
+}
+
+static void make_worker(struct worker *worker, bool pulls)
+{
+	static struct handle twin = {.pull = true};
+	struct parameter parameter = {
+		.name = "p", .dtype = STREW_F32, .ndim = 1, .shape = {2}, .stride = {1}};
+	struct tensor tensor = {.dtype = STREW_F32, .ndim = 1, .shape = {1}};
+	struct error err;
+	uint32_t index;
+
+	layout_init(&worker->layout);
+	for (unsigned h = 0; h < HALVES; h++) {
+		tensor.name = h ? "second" : "first";
+		if (layout_add_tensor(&worker->layout, &tensor, &index, &err)) {
+			abort();
+		}
+	}
+	if (pulls) {
+		worker->exports.handles = &twin;
+		worker->exports.nhandles = 1;
+		if (layout_add_parameter(&worker->layout, &parameter, &index, &err)) {
+			abort();
+		}
+	}
+}
+
+static void make_tensors(void)
+{
+	if (whole.ntensors) {
+		return;
+	}
+	manifest_init(&whole);
+	manifest_init(&holder.declared);
+	for (unsigned h = 0; h < HALVES; h++) {
+		add_tensor(&whole, h);
+		manifest_init(&half[h]);
+		add_tensor(&half[h], h);
+	}
+	make_worker(&workers[0], false);
+	make_worker(&workers[1], true);
+}
+
 static void text_set(char *text, bool there)
 {
 	text[0] = there ? 'x' : 0;
@@ -50,7 +114,7 @@ static void load_client(struct live *at, const struct world *world, unsigned g, 
 	client->server = &at->server;
 	client->session.state = (enum session_state)worker->session;
 	client->session.hello.role = ROLE_WORKER;
-	client->session.worker = (struct worker *)client; /* never looked into */
+	client->session.worker = &workers[config.pulls[g] >> m & 1];
 	client->member = m;
 	client->team = NULL;
 	client->watch.active = worker->watched;
@@ -92,6 +156,8 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 		member->ready = from->member[m].ready;
 		member->asking = from->member[m].asking;
 		member->stale = from->member[m].stale;
+		member->pulls = from->member[m].pulls;
+		member->pulled = from->member[m].pulled;
 		member->version = from->member[m].version == UINT8_MAX ? GROUP_VERSION_MIXED
 								       : from->member[m].version;
 		if (from->placed & (1u << m)) {
@@ -99,6 +165,7 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 			at->clients[g][m].team = team;
 		}
 	}
+	group->copied = from->copied;
 	team->taking_part = from->taking_part;
 	team->said = from->said;
 	team->outcome = (enum strew_outcome)from->outcome;
@@ -121,7 +188,19 @@ static void load_node(struct live *at, const struct world *world, unsigned n)
 			 : from->deadline == 3 ? UINT64_MAX
 					       : DEADLINE;
 	node->update_deadline = DEADLINE + 2;
-	node->publication = from->has_publication ? &at->publication : NULL;
+	node->subset = from->subset;
+	node->base = from->base;
+	node->part = from->part;
+	node->flags = (config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0) |
+		      (from->parts ? PUBLISH_PARTS : 0);
+	node->publication = !from->has_publication ? NULL
+			    : from->subset	   ? &at->half[from->subset - 1]
+						   : &at->publication;
+	node->moving = from->moving ? &at->half[from->moving - 1] : NULL;
+	node->wanted.n = node->slot_types.n = 0;
+	for (unsigned r = 0; r < config.nranks; r++) {
+		node->roots[r] = config.rank_node[r];
+	}
 	node->job_running = from->job_running;
 	node->touched = from->touched;
 	atomic_store(&node->move.cancel, from->cancel);
@@ -154,14 +233,24 @@ static void load_update(struct live *at, const struct world *world)
 	const struct w_update *from = &world->update;
 	struct update *update = &at->model.update;
 
-	update->nranks = 1;
+	update->nranks = config.nranks;
 	update->state = (enum update_state)from->state;
 	update->serial = from->serial;
 	update->version = from->version;
-	update->flags = config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0;
+	update->flags = (config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0) |
+			(from->parts ? PUBLISH_PARTS : 0);
+	update->parts = from->parts;
+	update->part = from->part;
+	update->put = from->put;
+	update->next_said = from->next_said;
+	update->next = from->next;
+	update->subset = from->subset;
+	update->base = from->base;
 	update->deadline_ns = DEADLINE;
-	update->published[0] = from->published;
-	update->done[0] = from->done;
+	for (unsigned r = 0; r < config.nranks; r++) {
+		update->published[r] = from->published >> r & 1;
+		update->done[r] = from->done >> r & 1;
+	}
 	update->released = from->released;
 	update->nnodes = from->nnodes;
 	update->outcome = (enum strew_outcome)from->outcome;
@@ -190,6 +279,107 @@ static void load_update(struct live *at, const struct world *world)
 	at->server.active = from->active ? &at->model : NULL;
 }
 
+/* What is published: everything, and each half by itself. */
+static void load_publication(struct live *at, unsigned n, struct publication *publication,
+	const struct manifest *manifest)
+{
+	*publication = (struct publication){.model = "m",
+		.references = MANY_REFERENCES,
+		.manifest = *manifest,
+		.brokers = at->brokers,
+		.roots = at->roots,
+		.nroots = config.nranks,
+		.own_root = ROOT_NONE,
+		.holders = at->holders};
+	for (unsigned r = config.nranks; r-- > 0;) {
+		bool here = config.rank_node[r] == n;
+
+		at->brokers[r] = BROKER_ID(config.rank_node[r]);
+		at->holders[r] = here ? &holder : NULL;
+		at->roots[r] = r && config.rank_node[r] == config.rank_node[0] ? 0 : r;
+		publication->own_root = here ? at->roots[r] : publication->own_root;
+		publication->elsewhere = publication->elsewhere || !here;
+	}
+}
+
+static void load_model(struct live *at, const struct world *world, unsigned n)
+{
+	const struct w_node *from = &world->node[n];
+	struct model *model = &at->model;
+
+	make_tensors();
+	load_publication(at, n, &at->publication, &whole);
+	for (unsigned h = 0; h < HALVES; h++) {
+		load_publication(at, n, &at->half[h], &half[h]);
+		at->subset[h] = (struct subset){&at->half[h], &bits[h]};
+		model->subsets[h] = &at->subset[h];
+	}
+	strcpy(model->name, "m");
+	model->committed = from->committed;
+	model->doubted = from->doubted;
+	model->decided = from->knows;
+	model->leaving_serial = from->leaving;
+	model->publication = from->announced ? &at->publication : NULL;
+	model->nsubsets = from->announced ? HALVES : 0;
+	model->ranks = 0;
+}
+
+/* Their clients at this broker, and their seats; the lead has a seat for each rank elsewhere too.
+ */
+static void load_ranks(struct live *at, const struct world *world, unsigned n)
+{
+	at->server.clients = NULL;
+	for (unsigned r = config.nranks; r-- > 0;) {
+		const struct w_rank *from = &world->rank[r];
+		struct client *client = &ranks[r];
+		struct seat *seat = &at->model.seats[r];
+
+		memset(seat, 0, sizeof(*seat));
+		if (config.rank_node[r] != n) {
+			if (!n && from->seat.there) {
+				seat->member = &at->member;
+				seat->ready = from->seat.ready;
+				seat->answered = from->seat.answered;
+				seat->declare_serial = from->seat.declare;
+				seat->publish_serial = from->seat.publish;
+				at->model.ranks = config.nranks;
+			}
+			continue;
+		}
+		client->server = &at->server;
+		client->session.state = SESSION_LIVE;
+		client->session.holder = &holder;
+		client->session.trainer.rank = r;
+		client->session.trainer.ranks = config.nranks;
+		strcpy(client->session.trainer.model, "m");
+		client->watch.active = from->streaming;
+		client->watch.data = client;
+		client->gone = !from->seated;
+		client->model = NULL;
+		client->declared = from->told.answered;
+		client->told = (struct told){.declare_serial = from->told.declare,
+			.declared = from->told.declared,
+			.publish_serial = from->told.publish,
+			.request_serial = from->told.publish ? 3 : 0,
+			.version = from->told.version,
+			.taken = from->told.taken,
+			.put_serial = from->told.put,
+			.put_request = 4,
+			.lent = from->told.lent,
+			.committed = from->told.committed,
+			.abandoned = from->told.abandoned,
+			.prepared = from->told.prepared};
+		client->next = at->server.clients;
+		at->server.clients = client;
+		if (from->seated) {
+			client->model = &at->model;
+			seat->client = client;
+			seat->ready = true;
+			at->model.ranks = config.nranks;
+		}
+	}
+}
+
 static void load_server(struct live *at, const struct world *world, unsigned n)
 {
 	struct server *server = &at->server;
@@ -206,25 +396,9 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 		free(server->node.crews[i].workers);
 		server->node.crews[i].workers = NULL;
 	}
-	at->broker_id = 7;
-	server->broker_id = n ? 8 : 7;
-	at->publication.nroots = 1;
-	at->publication.references = 100;
-	at->publication.brokers = &at->broker_id;
-	at->publication.own_root = n ? ROOT_NONE : 0;
-	at->publication.elsewhere = n;
-	strcpy(at->publication.model, "m");
-	strcpy(at->model.name, "m");
-	at->model.committed = from->committed;
-	at->model.doubted = from->doubted;
-	at->model.decided = from->knows;
-	at->model.publication = from->announced ? &at->publication : NULL;
-	at->model.ranks = world->trainer.seated ? 1 : 0;
-	at->model.seats[0].client = !n && world->trainer.seated ? &at->trainer : NULL;
-	at->model.seats[0].ready = world->trainer.seated;
-	at->trainer.server = server;
-	at->trainer.session.state = SESSION_LIVE;
-	at->trainer.model = world->trainer.seated ? &at->model : NULL;
+	server->broker_id = BROKER_ID(n);
+	load_model(at, world, n);
+	load_ranks(at, world, n);
 	server->models = &at->model;
 	server->epoch.state = (enum epoch_state)from->epoch_state;
 	server->epoch.number = from->epoch_number;
@@ -232,10 +406,11 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 	server->epoch.rank = n;
 	server->next_serial = world->next_serial;
 	server->lead.joined = n && world->joined;
+	server->lead.next_serial = n ? world->link_serial : 0;
 	member->server = server;
 	member->state = (enum member_state)world->member_state;
 	member->rank = world->member_rank;
-	member->join.broker_id = 8;
+	member->join.broker_id = BROKER_ID(1);
 	server->members = !n && world->member_there ? member : NULL;
 }
 
@@ -258,143 +433,4 @@ void live_load(const struct world *world)
 		load_node(&live[n], world, n);
 	}
 	load_update(&live[0], world);
-}
-
-static void save_team(struct world *world, unsigned g)
-{
-	struct w_group *to = &world->group[g];
-	const struct team *team = live_team(g);
-	const struct group *group;
-
-	memset(to, 0, sizeof(*to));
-	if (!team) {
-		return;
-	}
-	group = &team->group;
-	to->exists = 1;
-	to->phase = (uint8_t)group->phase;
-	to->state = (uint8_t)group->state;
-	to->version = (uint8_t)group->version;
-	to->has_text = group->text[0] != 0;
-	to->npresent = (uint8_t)group->npresent;
-	to->update = (uint8_t)group->update;
-	to->update_version = (uint8_t)group->update_version;
-	for (unsigned m = 0; m < config.members[g]; m++) {
-		const struct group_member *member = &group->members[m];
-
-		to->member[m].present = member->present;
-		to->member[m].checked = member->checked;
-		to->member[m].ready = member->ready;
-		to->member[m].asking = member->asking;
-		to->member[m].stale = member->stale;
-		to->member[m].version = (uint8_t)member->version;
-		to->placed |= team->clients[m] ? (uint8_t)(1u << m) : 0;
-	}
-	to->taking_part = team->taking_part;
-	to->said = team->said;
-	to->outcome = (uint8_t)team->outcome;
-}
-
-static void save_node(struct world *world, unsigned n)
-{
-	const struct server *server = &live[n].server;
-	const struct node *node = &server->node;
-	struct w_node *to = &world->node[n];
-
-	to->stage = (uint8_t)node->stage;
-	to->epoch = (uint8_t)node->epoch;
-	to->serial = (uint8_t)node->serial;
-	to->version = (uint8_t)node->version;
-	to->wire = node->wire;
-	to->deadline = node->deadline == UINT64_MAX	       ? 3
-		       : node->deadline == node->gate_deadline ? 2
-							       : 1;
-	to->has_publication = node->publication != NULL;
-	to->job_running = node->job_running;
-	to->touched = node->touched;
-	to->cancel = (uint8_t)atomic_load(&node->move.cancel);
-	to->committed = (uint8_t)live[n].model.committed;
-	to->knows = live[n].model.decided;
-	to->doubted = (uint8_t)live[n].model.doubted;
-	to->announced = live[n].model.publication != NULL;
-	to->epoch_state = (uint8_t)server->epoch.state;
-	to->epoch_number = (uint8_t)server->epoch.number;
-	to->epoch_ranks = (uint8_t)server->epoch.ranks;
-	to->teams = to->going = to->absent = 0;
-	memset(to->absent_state, 0, sizeof(to->absent_state));
-	for (size_t i = 0; i < node->nteams; i++) {
-		to->teams |= (uint8_t)(1u << node->teams[i]->group.part);
-	}
-	for (size_t i = 0; node->job_running && i < node->ngoing; i++) {
-		to->going |= (uint8_t)(1u << node->going_teams[i]->group.part);
-	}
-	for (size_t i = 0; i < node->nabsent; i++) {
-		to->absent |= (uint8_t)(1u << node->absent[i].part);
-		to->absent_state[node->absent[i].part] = (uint8_t)node->absent[i].state;
-	}
-	/* What means nothing between updates is made alike. */
-	if (node->stage == NODE_IDLE) {
-		to->wire = to->touched = to->cancel = to->deadline = to->version = 0;
-		to->crew_dead = to->crew_freed = to->epoch = 0;
-	}
-}
-
-static void save_update(struct world *world)
-{
-	const struct update *update = &live[0].model.update;
-	struct w_update *to = &world->update;
-
-	memset(to, 0, sizeof(*to));
-	to->active = live[0].server.active != NULL;
-	to->state = (uint8_t)update->state;
-	to->serial = (uint8_t)update->serial;
-	if (update->state == UPDATE_IDLE) {
-		return; /* update_publish() forgets the rest */
-	}
-	to->version = (uint8_t)update->version;
-	to->published = update->published[0];
-	to->done = update->done[0];
-	to->released = update->released;
-	to->nnodes = (uint8_t)update->nnodes;
-	to->outcome = (uint8_t)update->outcome;
-	to->has_text = update->text[0] != 0;
-	for (unsigned n = 0; n < NODES; n++) {
-		to->answered |= update->answered[n] ? (uint8_t)(1u << n) : 0;
-		to->lost |= update->lost[n] ? (uint8_t)(1u << n) : 0;
-	}
-	for (size_t i = 0; i < update->ngroups; i++) {
-		const struct group_outcome *group = &update->groups[i];
-
-		to->known |= (uint8_t)(1u << group->part);
-		to->group[group->part].outcome = (uint8_t)group->outcome;
-		to->group[group->part].state = (uint8_t)group->state;
-		to->group[group->part].has_text = group->text[0] != 0;
-	}
-	for (size_t i = 0; i < update->nreplicas; i++) {
-		to->replicas |= (uint8_t)(1u << update->replicas[i]);
-	}
-}
-
-void live_save(struct world *world)
-{
-	for (unsigned g = 0; g < config.ngroups; g++) {
-		struct live *at = &live[config.node_of[g]];
-
-		save_team(world, g);
-		for (unsigned m = 0; m < config.members[g]; m++) {
-			world->worker[g][m].session = (uint8_t)at->clients[g][m].session.state;
-			world->worker[g][m].watched = at->clients[g][m].watch.active;
-		}
-	}
-	for (unsigned n = 0; n < config.nodes; n++) {
-		save_node(world, n);
-	}
-	save_update(world);
-	world->member_state = (uint8_t)live[0].member.state;
-	world->member_rank = (uint8_t)live[0].member.rank;
-	world->member_there = live[0].server.members != NULL;
-	if (!world->member_there) {
-		world->member_state = world->member_rank = 0;
-	}
-	world->next_serial = (uint8_t)live[0].server.next_serial;
 }

@@ -1,10 +1,12 @@
 /*
  * explore: drives the broker's real state machines (group.c, update.c, session.c, and node.c,
- * node_jobs.c, groups.c, lead.c around them) through every order of messages, losses, crashes
- * and stops. Without arguments: every topology but the widest, one fault, one update.
+ * node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c, members.c around them) through every
+ * order of messages, losses, crashes and stops. Without arguments: every topology but the widest
+ * two, one fault, one update of everything, nobody pulls.
  */
 #include "base/util.h"
 #include "tests/explore/explore.h"
+#include "tests/explore/mutate.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +17,7 @@
 #define DIRECT STREW_APPLY_DIRECT
 #define STAGED STREW_APPLY_STAGED
 
+/* The trainer's one rank is at the lead (0) if nothing else is said. */
 static const struct named {
 	const char *name;
 	struct config config;
@@ -33,19 +36,34 @@ static const struct named {
 			     .node_of = {1, 1},
 			     .replica = {0, 1},
 			     .members = {1, 1}}},
+	{"far", {.nodes = 2, .ngroups = 1, .members = {1}, .rank_node = {1}}},
+	{"ranks", {.nodes = 2, .ngroups = 1, .members = {1}, .nranks = 2, .rank_node = {0, 1}}},
+	{"both", {.nodes = 1, .ngroups = 1, .members = {1}, .nranks = 2}},
+	{"sharded", {.nodes = 2,
+			    .ngroups = 2,
+			    .node_of = {0, 1},
+			    .replica = {0, 1},
+			    .members = {1, 1},
+			    .nranks = 2,
+			    .rank_node = {0, 1}}},
 	{"wide", {.nodes = 2, .ngroups = 2, .node_of = {0, 1}, .members = {2, 2}}},
 };
 
 static void help(void)
 {
-	puts("explore [--topology NAME] [--gate live|held|mixed] [--apply direct|staged|mixed]\n"
-	     "        [--scope any|all] [--faults N] [--updates N] [--states N] [--walks N]\n"
+	puts("explore [--topology NAME,...] [--gate live|held|mixed] [--apply "
+	     "direct|staged|mixed]\n"
+	     "        [--publish whole|subset|parts|any] [--pull none|all|mixed] [--scope "
+	     "any|all]\n"
+	     "        [--faults N] [--updates N] [--states N] [--walks N]\n"
 	     "        [--mutate NAME] [--keep-going]\n"
 	     "explore --prove\n"
-	     "Explores what may happen in one of these topologies, or in all but `wide`:");
+	     "Explores what may happen in one of these topologies, or in all but the widest two:");
 	for (size_t t = 0; t < ARRAY_LEN(topologies); t++) {
-		printf("  %-9s %u nodes, %u groups\n", topologies[t].name,
-			topologies[t].config.nodes, topologies[t].config.ngroups);
+		const struct config *of = &topologies[t].config;
+
+		printf("  %-9s %u nodes, %u groups, %u trainer ranks\n", topologies[t].name,
+			of->nodes, of->ngroups, of->nranks ? of->nranks : 1);
 	}
 	puts("Exit 0: no violation. 1: one, told step by step. --prove: each fault that mutate.c "
 	     "can\n"
@@ -55,6 +73,8 @@ static void help(void)
 struct wanted {
 	const char *topology, *mutation;
 	unsigned gates, applies, scopes; /* sets: 1, 2, 4 for mixed */
+	unsigned publish;		 /* set of publish kinds */
+	unsigned pull;			 /* set of members, in each group */
 	unsigned faults, updates, walks;
 	size_t states;
 	bool keep_going, quiet;
@@ -65,6 +85,13 @@ static void set_gates(unsigned gate, unsigned apply)
 	for (unsigned g = 0; g < GROUPS; g++) {
 		config.gate[g] = gate == 2 ? (g ? HELD : LIVE) : gate ? HELD : LIVE;
 		config.apply[g] = apply == 2 ? (g ? STAGED : DIRECT) : apply ? STAGED : DIRECT;
+	}
+}
+
+static void set_pulls(unsigned members)
+{
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		config.pulls[g] = (uint8_t)(members & ((1u << config.members[g]) - 1));
 	}
 }
 
@@ -98,7 +125,17 @@ static int run_one(const struct wanted *wanted, const char *name, unsigned gate,
 
 static bool is_wanted(const struct wanted *wanted, const char *name)
 {
-	return wanted->topology ? strcmp(wanted->topology, name) == 0 : strcmp(name, "wide") != 0;
+	if (!wanted->topology) {
+		return strcmp(name, "wide") != 0 && strcmp(name, "sharded") != 0;
+	}
+	for (const char *at = wanted->topology; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (strncmp(at, name, strlen(name)) == 0 &&
+			(at[strlen(name)] == ',' || !at[strlen(name)])) {
+			return true;
+		}
+	}
+	return false;
 }
 
 static int run_all(const struct wanted *wanted)
@@ -122,7 +159,10 @@ static int run_all(const struct wanted *wanted)
 			config.faults = wanted->faults;
 			config.updates = wanted->updates;
 			config.mutation = wanted->mutation;
+			config.publish = wanted->publish;
+			config.nranks = config.nranks ? config.nranks : 1;
 			set_gates(gate, apply);
+			set_pulls(wanted->pull);
 			wrong |= run_one(wanted, topologies[t].name, gate, apply, &sum);
 			if (wrong && !wanted->keep_going) {
 				return 1;
@@ -136,21 +176,18 @@ static int run_all(const struct wanted *wanted)
 /* Each of the known-bad machines is found out. */
 static int prove(void)
 {
-	static const char *const names[] = {"late-unheard", "abort-clean", "prepared-commits",
-		"grant-early", "copy-clean", "join-clean", "loss-clean"};
-	struct wanted wanted = {.gates = 3,
-		.applies = 3,
-		.scopes = 1,
-		.faults = 2,
-		.updates = 1,
-		.states = 2000000,
-		.quiet = true};
+	struct wanted wanted = {
+		.gates = 3, .applies = 3, .scopes = 1, .states = 2000000, .quiet = true};
 	int unseen = 0;
 
-	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
-		wanted.mutation = names[i];
-		wanted.topology = strcmp(names[i], "loss-clean") == 0 ? "pair" : "remote";
-		printf("%s:\n", names[i]);
+	for (const struct mutation *at = mutations; at->name; at++) {
+		wanted.mutation = at->name;
+		wanted.topology = at->topology;
+		wanted.publish = 1u << at->publish | 1u << PUBLISH_WHOLE;
+		wanted.pull = at->pull;
+		wanted.faults = at->publish == PUBLISH_WHOLE && !at->pull ? 2 : 1;
+		wanted.updates = at->publish == PUBLISH_FIRST ? 2 : 1;
+		printf("%s:\n", at->name);
 		if (run_all(&wanted) == 0) {
 			printf("NOT FOUND\n");
 			unseen = 1;
@@ -173,14 +210,20 @@ static unsigned choose(const char *word, const char *const names[], unsigned n)
 int main(int argc, char **argv)
 {
 	static const char *const scope_names[] = {"any", "all"};
+	static const char *const publish_names[] = {"whole", "subset", "parts", "any"};
+	static const unsigned publishes[] = {1u << PUBLISH_WHOLE, 1u << PUBLISH_FIRST,
+		1u << PUBLISH_IN_PARTS, (1u << PUBLISH_KINDS) - 1};
+	static const char *const pull_names[] = {"none", "mixed", "?", "all"};
 	static const struct option options[] = {{"topology", 1, NULL, 't'}, {"gate", 1, NULL, 'g'},
 		{"apply", 1, NULL, 'a'}, {"scope", 1, NULL, 's'}, {"faults", 1, NULL, 'f'},
-		{"updates", 1, NULL, 'u'}, {"states", 1, NULL, 'n'}, {"mutate", 1, NULL, 'm'},
-		{"walks", 1, NULL, 'w'}, {"keep-going", 0, NULL, 'k'}, {"prove", 0, NULL, 'p'},
-		{"help", 0, NULL, 'h'}, {NULL, 0, NULL, 0}};
+		{"updates", 1, NULL, 'u'}, {"publish", 1, NULL, 'b'}, {"pull", 1, NULL, 'l'},
+		{"states", 1, NULL, 'n'}, {"mutate", 1, NULL, 'm'}, {"walks", 1, NULL, 'w'},
+		{"keep-going", 0, NULL, 'k'}, {"prove", 0, NULL, 'p'}, {"help", 0, NULL, 'h'},
+		{NULL, 0, NULL, 0}};
 	struct wanted wanted = {.gates = 3,
 		.applies = 3,
 		.scopes = 3,
+		.publish = 1u << PUBLISH_WHOLE,
 		.faults = 1,
 		.updates = 1,
 		.states = 2000000};
@@ -205,6 +248,12 @@ int main(int argc, char **argv)
 			break;
 		case 'u':
 			wanted.updates = (unsigned)atoi(optarg);
+			break;
+		case 'b':
+			wanted.publish = publishes[__builtin_ctz(choose(optarg, publish_names, 4))];
+			break;
+		case 'l':
+			wanted.pull = (unsigned)__builtin_ctz(choose(optarg, pull_names, 4));
 			break;
 		case 'n':
 			wanted.states = strtoull(optarg, NULL, 10);

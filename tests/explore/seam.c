@@ -1,11 +1,14 @@
 /*
- * What the machines' own files (node.c, node_jobs.c, groups.c, lead.c) call of the rest of the
- * broker, played: messages become letters and what workers know, jobs are queued for the
- * mover, who is acted in acts.c. A new call out of those files needs its stand-in here, or the
- * linker finds two of everything in the file that has the real one.
+ * What the machines' own files (node.c, node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c,
+ * members.c) call of the rest of the broker, played: messages become letters and what workers know,
+ * jobs are queued for the mover, who is acted in acts.c. A new call out of those files needs its
+ * stand-in here, or the linker finds two of everything in the file that has the real one.
  */
 #include "base/log.h"
+#include "strew/trainer.h"
+#include "tests/explore/mutate.h"
 #include "tests/explore/world.h"
+#include <errno.h>
 #include <string.h>
 
 static void (*done_of[JOB_EPOCH + 1])(struct job *job);
@@ -33,39 +36,41 @@ void server_abandon(struct server *server, const char *text)
 	server_fatal(server, text);
 }
 
-struct model *model_find(struct server *server, const char *name, bool add)
-{
-	(void)name;
-	(void)add;
-	return &live[live_node(server)].model;
-}
-
-void publication_retire(struct server *server, struct publication *publication)
-{
-	(void)server;
-	(void)publication;
-}
-
-/* The trainer is the lead's; the joiner has no ranks. */
-void ranks_released(struct server *server)
-{
-	(void)server;
-}
-
-void ranks_committed(struct server *server)
-{
-	(void)server;
-}
-
-void ranks_node_idle(struct server *server)
-{
-	(void)server;
-}
-
-void member_report(struct seat *seat, const struct message *report)
+/* The names of its tensors come with the manifest. */
+void choices_cut(struct seat *seat, uint32_t n)
 {
 	(void)seat;
-	(void)report;
+	(void)n;
+}
+
+int choices_keep(struct seat *seat, const struct manifest *declared, const struct msg_subset *said,
+	struct error *err)
+{
+	(void)seat;
+	(void)declared;
+	(void)said;
+	return error_set(err, -22, "nobody names subsets here");
+}
+
+int subset_take(struct server *server, struct model *model, uint32_t rank,
+	const struct msg_subset *said, uint64_t serial, struct error *err)
+{
+	(void)server;
+	(void)model;
+	(void)rank;
+	(void)serial;
+	return choices_keep(NULL, NULL, said, err);
+}
+
+void seat_finish(struct seat *seat)
+{
+	memset(seat, 0, sizeof(*seat));
+}
+
+void subsets_drop(struct server *server, struct model *model)
+{
+	(void)server;
+	model->nsubsets = 0;
 }
 
 void clients_release_due(struct server *server)
@@ -75,10 +80,15 @@ void clients_release_due(struct server *server)
 
 /* Between brokers. */
 
-static uint8_t group_at(uint32_t replica, uint32_t part)
+static void fill_groups(struct w_letter *letter, const struct msg_groups *answer)
 {
-	(void)replica;
-	return (uint8_t)part;
+	for (size_t i = 0; i < answer->ngroups; i++) {
+		uint32_t g = answer->groups[i].part;
+
+		letter->groups |= (uint8_t)(1u << g);
+		letter->outcome[g] = (uint8_t)answer->groups[i].outcome;
+		letter->state[g] = (uint8_t)answer->groups[i].state;
+	}
 }
 
 void join_answer(struct server *server, enum message_type type, struct msg_groups *answer)
@@ -91,41 +101,109 @@ void join_answer(struct server *server, enum message_type type, struct msg_group
 		return;
 	}
 	letter.kind = type == MSG_ACCEPT     ? LETTER_ACCEPT
+		      : type == MSG_MOVED    ? LETTER_MOVED
 		      : type == MSG_PREPARED ? LETTER_PREPARED
 					     : LETTER_APPLIED;
-	for (size_t i = 0; i < answer->ngroups; i++) {
-		uint8_t g = group_at(answer->groups[i].replica, answer->groups[i].part);
+	fill_groups(&letter, answer);
+	post(now->to_lead, &letter);
+}
 
-		letter.groups |= (uint8_t)(1u << g);
-		letter.outcome[g] = (uint8_t)answer->groups[i].outcome;
-		letter.state[g] = (uint8_t)answer->groups[i].state;
+void join_send_blob(struct server *server, const struct blob *blob, enum part_of of)
+{
+	(void)server;
+	(void)blob;
+	(void)of;
+}
+
+/* Of a trainer rank here. */
+void join_send(struct server *server, struct message *message)
+{
+	struct w_letter letter = {.serial = (uint8_t)message->serial};
+
+	(void)server;
+	switch (message->type) {
+	case MSG_DECLARE:
+		letter.kind = LETTER_DECLARE;
+		letter.rank = (uint8_t)message->u.declare.rank;
+		break;
+	case MSG_UNDECLARE:
+		letter.kind = LETTER_UNDECLARE;
+		letter.rank = (uint8_t)message->u.undeclare.rank;
+		letter.released = (uint8_t)message->u.undeclare.released;
+		break;
+	case MSG_RANK_PUBLISH:
+		letter.kind = LETTER_RANK_PUBLISH;
+		letter.rank = (uint8_t)message->u.rank_publish.rank;
+		letter.version = (uint8_t)message->u.rank_publish.version;
+		letter.parts = (message->u.rank_publish.flags & PUBLISH_PARTS) != 0;
+		letter.subset = (uint8_t)message->u.rank_publish.subset;
+		letter.base = (uint8_t)message->u.rank_publish.base;
+		break;
+	case MSG_RANK_PUT:
+		letter.kind = LETTER_RANK_PUT;
+		letter.rank = (uint8_t)message->u.rank_put.rank;
+		letter.version = (uint8_t)message->u.rank_put.version;
+		letter.subset = (uint8_t)message->u.rank_put.subset;
+		break;
+	default:
+		letter.kind = LETTER_RANK_DONE;
+		letter.rank = (uint8_t)message->u.rank_done.rank;
+		letter.version = (uint8_t)message->u.rank_done.version;
+		break;
 	}
 	post(now->to_lead, &letter);
 }
 
+static void fill_decision(struct w_letter *letter, const struct msg_decision *decision)
+{
+	letter->epoch = (uint8_t)decision->epoch;
+	letter->update = (uint8_t)decision->update;
+	letter->wire = (uint8_t)decision->wire;
+	letter->part = (uint8_t)decision->part;
+	for (size_t i = 0; i < decision->nreplicas; i++) {
+		letter->groups |= (uint8_t)(1u << decision->replicas[i]);
+	}
+}
+
+static void fill_begin(struct w_letter *letter, const struct msg_begin *begin)
+{
+	letter->epoch = (uint8_t)begin->epoch;
+	letter->update = (uint8_t)begin->update;
+	letter->version = (uint8_t)begin->version;
+	letter->parts = (begin->flags & PUBLISH_PARTS) != 0;
+	letter->subset = (uint8_t)begin->subset;
+	letter->base = (uint8_t)begin->base;
+}
+
 void member_send(struct member *member, struct message *message)
 {
-	const struct msg_decision *decision = &message->u.decision;
-	struct w_letter letter = {0};
+	static const uint8_t kinds[] = {[MSG_BEGIN] = LETTER_BEGIN,
+		[MSG_GO] = LETTER_GO,
+		[MSG_COMMIT] = LETTER_COMMIT,
+		[MSG_ABORT] = LETTER_ABORT,
+		[MSG_OK] = LETTER_OK,
+		[MSG_DECLARED] = LETTER_DECLARED,
+		[MSG_REPORT] = LETTER_REPORT};
+	struct w_letter letter = {.kind = kinds[message->type], .serial = (uint8_t)message->serial};
 
 	(void)member;
 	if (message->type == MSG_BEGIN) {
-		letter.kind = LETTER_BEGIN;
-		letter.epoch = (uint8_t)message->u.begin.epoch;
-		letter.update = (uint8_t)message->u.begin.update;
-		letter.version = (uint8_t)message->u.begin.version;
-	} else {
-		letter.kind = message->type == MSG_GO	    ? LETTER_GO
-			      : message->type == MSG_COMMIT ? LETTER_COMMIT
-							    : LETTER_ABORT;
-		letter.epoch = (uint8_t)decision->epoch;
-		letter.update = (uint8_t)decision->update;
-		letter.wire = (uint8_t)decision->wire;
-		for (size_t i = 0; i < decision->nreplicas; i++) {
-			letter.groups |= (uint8_t)(1u << decision->replicas[i]);
-		}
+		fill_begin(&letter, &message->u.begin);
+	} else if (message->type == MSG_REPORT) {
+		letter.version = (uint8_t)message->u.report.version;
+		letter.code = (uint8_t)message->u.report.outcome;
+	} else if (message->type != MSG_OK && message->type != MSG_DECLARED) {
+		fill_decision(&letter, &message->u.decision);
 	}
 	post(now->to_node, &letter);
+}
+
+void member_refuse(struct member *member, uint64_t serial, const struct error *err)
+{
+	(void)member;
+	post(now->to_node, &(struct w_letter){.kind = LETTER_ERROR,
+				   .serial = (uint8_t)serial,
+				   .code = (uint8_t)error_to_wire(err->code)});
 }
 
 void members_drop_lost(struct server *server, const bool lost[LIMIT_BROKERS])
@@ -142,16 +220,47 @@ void epoch_changed(struct server *server)
 	server->epoch.state = EPOCH_GATHERING;
 }
 
+void lead_send_manifest(struct model *model, struct member *member)
+{
+	(void)member;
+	if (model->publication) {
+		post(now->to_node, &(struct w_letter){.kind = LETTER_MANIFEST,
+					   .version = (uint8_t)model->committed});
+	}
+}
+
+/* As say_declared(). */
+static void say_declared(struct seat *seat)
+{
+	struct message message;
+
+	message_init(&message, MSG_DECLARED, seat->declare_serial);
+	if (seat->client) {
+		seat->client->declared = true;
+	} else if (!seat->answered) {
+		seat->answered = true;
+		member_send(seat->member, &message);
+	}
+}
+
 void model_try_seal(struct server *server, struct model *model)
 {
 	if (!model->ranks || model->publication || model->update.state != UPDATE_IDLE) {
 		return;
 	}
-	update_init(&model->update, 1);
+	for (uint32_t i = 0; i < model->ranks; i++) {
+		if (!model->seats[i].ready) {
+			return;
+		}
+	}
+	update_init(&model->update, model->ranks);
 	model->publication = &live[0].publication;
+	model->nsubsets = HALVES;
 	if (server->members && server->members->state == MEMBER_IN_EPOCH) {
-		post(now->to_node, &(struct w_letter){.kind = LETTER_MANIFEST,
-					   .version = (uint8_t)model->committed});
+		lead_send_manifest(model, server->members);
+	}
+	for (uint32_t i = 0; i < model->ranks; i++) {
+		say_declared(&model->seats[i]);
 	}
 }
 
@@ -171,70 +280,72 @@ static bool find_worker(const struct client *client, unsigned *ret_group, unsign
 	return false;
 }
 
-static void trainer_hears(const struct message *message)
+/* The number of a trainer rank, or RANKS. */
+static unsigned find_rank(const struct client *client)
 {
-	struct w_trainer *trainer = &now->trainer;
-	const struct w_job *job = &now->node[0].jobs[0];
+	unsigned r = 0;
 
-	if (message->type == MSG_RELEASED) {
-		if (job->kind == JOB_MOVE && job->progress == JOB_BEGUN && !job->gone) {
-			say_violation("the trainer's memory was released while it is read");
-		}
-		trainer->lent = 0;
-	} else if (message->type == MSG_REPORT) {
-		if (trainer->lent) {
-			say_violation("an update was reported whose memory was not released");
-		}
-		trainer->publishing = trainer->version = trainer->streaming = 0;
+	while (r < RANKS && client != &ranks[r]) {
+		r++;
 	}
+	return r;
 }
 
 void client_send(struct client *client, struct message *message)
 {
-	unsigned g, m;
+	unsigned g, m, r = find_rank(client);
 
-	if (find_worker(client, &g, &m)) {
+	if (r < RANKS) {
+		rank_hears(r, message);
+	} else if (find_worker(client, &g, &m)) {
 		worker_hears(g, m, message);
-	} else {
-		trainer_hears(message);
 	}
 }
 
 void client_error(struct client *client, uint64_t serial, int code, const char *text)
 {
 	struct message message = {.type = MSG_ERROR, .serial = serial};
+	unsigned r = find_rank(client);
 
-	(void)code;
 	(void)text;
-	if (client == &live[0].trainer) {
-		now->trainer.lent = now->trainer.publishing = now->trainer.version = 0;
+	if (r < RANKS && code == -ESTALE && now->rank[r].asked == ASKED_PUT && config.mutation &&
+		strcmp(config.mutation, MUTATION_PUT_UNANSWERED) == 0) {
 		return;
 	}
-	client_send(client, &message);
+	if (r < RANKS) {
+		rank_answered(r, code);
+	} else {
+		client_send(client, &message);
+	}
 }
 
 void client_ok(struct client *client, uint64_t serial, uint64_t value)
 {
 	struct message message = {.type = MSG_OK, .serial = serial};
+	unsigned r = find_rank(client);
 
 	(void)value;
-	if (client != &live[0].trainer) {
+	if (r < RANKS) {
+		rank_answered(r, 0);
+	} else {
 		client_send(client, &message);
 	}
+}
+
+void client_drop(struct client *client, const char *why)
+{
+	(void)client;
+	(void)why;
+	say_violation("a trainer rank that has done nothing wrong is dropped");
 }
 
 /* Only the trainer's: a worker's ready word is watched by acts.c, as clients.c does it. */
 void client_watch(
 	struct client *client, size_t word, uint64_t value, void (*hit)(struct watch *watch))
 {
-	static struct watch watch;
-
 	(void)word;
 	(void)value;
-	watch.hit = hit;
-	watch.data = client;
-	client->watch = watch;
-	now->trainer.streaming = 1;
+	client->watch = (struct watch){.hit = hit, .data = client, .active = true};
 }
 
 void mover_unwatch(struct mover *mover, struct watch *watch)
@@ -256,6 +367,11 @@ void job_move_run(struct job *job)
 }
 
 void job_commit_run(struct job *job)
+{
+	(void)job;
+}
+
+void job_release_run(struct job *job)
 {
 	(void)job;
 }
@@ -301,6 +417,8 @@ void mover_submit(struct mover *mover, struct job *job)
 	if (kind == JOB_MOVE) {
 		noted_of_move = job->noted;
 		added->wire = ((struct job_move *)job)->wire;
+		added->part = (uint8_t)server->node.part;
+		added->gone = node->ranks_dead;
 	}
 }
 

@@ -1,8 +1,9 @@
 /*
  * What surrounds the machines: engines and their agents (thinly, after agent/worker_dispatch.c),
- * the memory that the mover writes, the connection between the brokers and the jobs' queue.
+ * and the mover's queue.
  */
-#include "tests/explore/surround.h"
+#include "plan/subset.h"
+#include "tests/explore/world.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,28 +18,10 @@ void say_violation(const char *text)
 	}
 }
 
-static _Noreturn void too_small(const char *what)
+void too_small(const char *what)
 {
 	fprintf(stderr, "explore: the model's room for %s is too small\n", what);
 	abort();
-}
-
-/* What is sent to where nobody listens is lost, and what is sent behind an end of file. */
-void post(struct w_letter letters[LETTERS], const struct w_letter *letter)
-{
-	if (letters == now->to_node ? !now->linked : !live[0].server.members) {
-		return;
-	}
-	for (unsigned i = 0; i < LETTERS; i++) {
-		if (letters[i].kind == LETTER_EOF) {
-			return;
-		}
-		if (letters[i].kind == LETTER_NONE) {
-			letters[i] = *letter;
-			return;
-		}
-	}
-	too_small("letters");
 }
 
 void tell(struct w_worker *worker, enum word_kind kind, uint8_t update)
@@ -72,17 +55,23 @@ static void check_grant(unsigned g, unsigned m)
 	const struct w_worker *worker = &now->worker[g][m];
 	const struct team *team = live_team(g);
 
-	if (worker->partial) {
+	if (worker->todo) {
 		say_violation("a resume was granted on memory that is written in part");
 	}
 	for (unsigned i = 0; i < config.members[g] && team; i++) {
 		const struct w_worker *other = &now->worker[g][i];
+		uint8_t cells = cells_of(g, m, ALL_HALVES) & cells_of(g, i, ALL_HALVES);
 
-		if (team->group.state == STREW_GROUP_CURRENT && other->stage == W_LIVE &&
-			team->group.members[i].present &&
-			(other->partial || other->content != worker->content)) {
-			say_violation("a resume was granted, the group is CURRENT, and its members "
-				      "hold different versions");
+		if (team->group.state != STREW_GROUP_CURRENT || other->stage != W_LIVE ||
+			!team->group.members[i].present) {
+			continue;
+		}
+		for (unsigned c = 0; c < CELLS; c++) {
+			if (other->todo ||
+				((cells >> c & 1) && other->content[c] != worker->content[c])) {
+				say_violation("a resume was granted, the group is CURRENT, and its "
+					      "members hold different versions");
+			}
 		}
 	}
 }
@@ -94,12 +83,12 @@ static bool in_doubt(uint8_t state)
 	       state == STREW_GROUP_IN_DOUBT;
 }
 
-static void hears_answer(unsigned g, unsigned m, const struct message *message)
+static void hears_answer(unsigned g, unsigned m, uint8_t type)
 {
 	struct w_worker *worker = &now->worker[g][m];
 
 	if (worker->stage == W_LEAVING) {
-		if (message->type == MSG_OK &&
+		if (type == MSG_OK &&
 			live[config.node_of[g]].clients[g][m].session.state == SESSION_OPEN) {
 			worker->stage = W_NEW;
 			worker->heard_state =
@@ -107,8 +96,9 @@ static void hears_answer(unsigned g, unsigned m, const struct message *message)
 			worker->running =
 				config.gate[g] == STREW_GATE_LIVE || !in_doubt(worker->heard_state);
 			worker->pending = worker->said_ready = worker->denied = 0;
+			worker->whole = worker->touched = 0;
 		}
-	} else if (message->type == MSG_OK) {
+	} else if (type == MSG_OK) {
 		check_grant(g, m);
 		worker->running = 1;
 		worker->asked = worker->said_ready = 0;
@@ -118,26 +108,22 @@ static void hears_answer(unsigned g, unsigned m, const struct message *message)
 	}
 }
 
-void worker_hears(unsigned g, unsigned m, const struct message *message)
+static void hears(unsigned g, unsigned m, const struct w_heard *heard)
 {
 	struct w_worker *worker = &now->worker[g][m];
 
-	if (worker->stage == W_DEAD || worker->stage == W_NEW) {
-		return;
-	}
-	switch (message->type) {
+	switch (heard->type) {
 	case MSG_REGISTERED:
 		worker->stage = W_LIVE;
 		/* As worker_left(): a group that forms says nothing of this worker's memory. */
-		if (message->u.registered.state != STREW_GROUP_FORMING ||
-			message->u.registered.version) {
-			worker->heard_state = (uint8_t)message->u.registered.state;
-			worker->heard_version = (uint8_t)message->u.registered.version;
+		if (heard->state != STREW_GROUP_FORMING || heard->version) {
+			worker->heard_state = heard->state;
+			worker->heard_version = heard->version;
 		}
 		break;
 	case MSG_CHECK:
 		worker->pending = worker->stage == W_LIVE;
-		tell(worker, WORD_CHECKED, (uint8_t)message->u.check.update);
+		tell(worker, WORD_CHECKED, heard->update);
 		break;
 	case MSG_HOLD:
 		if (worker->stage == W_LIVE && config.gate[g] == STREW_GATE_HELD) {
@@ -145,17 +131,91 @@ void worker_hears(unsigned g, unsigned m, const struct message *message)
 			worker->hold = !worker->said_ready;
 		}
 		break;
+	case MSG_APPLY:
+		if (worker->stage != W_LIVE) {
+			tell(worker, WORD_NOT_PULLED, heard->update);
+			break;
+		}
+		worker->applying = APPLY_TOLD;
+		worker->apply_update = heard->update;
+		worker->apply_cells = heard->state;
+		break;
 	case MSG_DONE:
-		worker->pending = worker->hold = worker->denied = 0;
-		worker->heard_state = (uint8_t)message->u.done.state;
-		worker->heard_version = (uint8_t)message->u.done.version;
+		worker->pending = worker->hold = worker->denied = worker->touched = 0;
+		worker->heard_state = heard->state;
+		worker->heard_version = heard->version;
 		break;
 	case MSG_OK:
 	case MSG_ERROR:
-		hears_answer(g, m, message);
+		hears_answer(g, m, heard->type);
 		break;
 	default:
 		break;
+	}
+}
+
+/* Of the tensors that its layout names, both, those that the update brings. */
+static uint8_t cells_to_pull(unsigned g, unsigned m, const struct msg_apply *apply)
+{
+	uint8_t halves = ALL_HALVES;
+
+	for (unsigned i = 0; i < HALVES && apply->nmissing; i++) {
+		halves &= bits_has(apply->missing, i) ? (uint8_t) ~(1u << i) : ALL_HALVES;
+	}
+	return cells_of(g, m, halves) >> HALVES << HALVES;
+}
+
+void worker_hears(unsigned g, unsigned m, const struct message *message)
+{
+	struct w_worker *worker = &now->worker[g][m];
+	struct w_heard heard = {.type = (uint8_t)message->type};
+	unsigned n = 0;
+
+	switch (message->type) {
+	case MSG_REGISTERED:
+		heard.state = (uint8_t)message->u.registered.state;
+		heard.version = (uint8_t)message->u.registered.version;
+		break;
+	case MSG_CHECK:
+		heard.update = (uint8_t)message->u.check.update;
+		break;
+	case MSG_APPLY:
+		heard.update = (uint8_t)message->u.apply.update;
+		heard.state = cells_to_pull(g, m, &message->u.apply);
+		break;
+	case MSG_DONE:
+		heard.state = (uint8_t)message->u.done.state;
+		heard.version = (uint8_t)message->u.done.version;
+		break;
+	default:
+		break;
+	}
+	if (worker->stage == W_DEAD || worker->stage == W_NEW) {
+		return;
+	}
+	if (!worker->applying) {
+		hears(g, m, &heard);
+		return;
+	}
+	while (n < INBOX && worker->inbox[n].type) {
+		n++;
+	}
+	if (n == INBOX) {
+		too_small("what a worker hears");
+	}
+	worker->inbox[n] = heard;
+}
+
+void worker_reads_on(unsigned g, unsigned m)
+{
+	struct w_worker *worker = &now->worker[g][m];
+
+	while (!worker->applying && worker->inbox[0].type) {
+		struct w_heard heard = worker->inbox[0];
+
+		memmove(worker->inbox, worker->inbox + 1, (INBOX - 1) * sizeof(heard));
+		memset(&worker->inbox[INBOX - 1], 0, sizeof(heard));
+		hears(g, m, &heard);
 	}
 }
 
@@ -181,8 +241,14 @@ void worker_loses_broker(unsigned g, unsigned m)
 		memset(worker->words, 0, sizeof(worker->words));
 		return;
 	}
+	/* What was said before the end is read before the end is seen. */
+	while (worker->applying) {
+		worker_writes(g, m, true);
+		worker->applying = worker->apply_update = worker->apply_cells = 0;
+		worker_reads_on(g, m);
+	}
 	state = worker_belief(g, worker);
-	if (worker->partial && !in_doubt(state)) {
+	if (worker->todo && !in_doubt(state)) {
 		say_violation("the broker is gone, and a worker takes memory that is written in "
 			      "part for whole");
 	}
@@ -193,87 +259,7 @@ void worker_loses_broker(unsigned g, unsigned m)
 		worker->running = 1;
 	}
 	worker->said_ready = worker->asked = worker->denied = worker->hold = worker->pending = 0;
-	worker->shadow = worker->shadow_whole = 0;
+	worker->whole = worker->touched = 0;
+	memset(worker->shadow, 0, sizeof(worker->shadow));
 	memset(worker->words, 0, sizeof(worker->words));
-}
-
-/* The mover writes into live memory. */
-static void write_live(unsigned g, struct w_worker *worker, uint8_t content, bool whole)
-{
-	if (worker->stage == W_NEW) {
-		say_violation("memory was written whose withdrawal was acknowledged");
-	}
-	if (config.gate[g] == STREW_GATE_HELD && worker->running) {
-		say_violation("live memory is written while the engine runs");
-	}
-	worker->partial = !whole;
-	worker->fresh = 0;
-	if (whole) {
-		worker->content = content;
-	}
-}
-
-/* A job begins to write, or has written everything. */
-void job_writes(const struct w_job *job, bool whole)
-{
-	uint8_t content = now->content_of[job->serial % 8];
-
-	for (unsigned g = 0; g < config.ngroups; g++) {
-		for (unsigned m = 0; m < config.members[g]; m++) {
-			struct w_worker *worker = &now->worker[g][m];
-
-			if (!(job->workers & (1u << (g * MEMBERS + m))) ||
-				worker->stage == W_DEAD) {
-				continue;
-			}
-			if (job->kind == JOB_COMMIT) {
-				if (!worker->shadow_whole || worker->shadow != content) {
-					say_violation("a commit copies a shadow that is not whole");
-				}
-				write_live(g, worker, content, whole);
-			} else if (config.apply[g] == STREW_APPLY_STAGED) {
-				worker->shadow = content;
-				worker->shadow_whole = whole;
-			} else {
-				write_live(g, worker, content, whole);
-			}
-		}
-	}
-}
-
-/* The lead ends the connection to its member, as member_drop() in epoch.c. */
-void member_drop(struct server *server)
-{
-	struct member *member = server->members;
-	bool in_epoch = member->state == MEMBER_IN_EPOCH;
-	bool counted = member->state != MEMBER_CONNECTED;
-	uint32_t rank = member->rank;
-
-	server->members = NULL;
-	memset(now->to_lead, 0, sizeof(now->to_lead));
-	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
-	if (in_epoch) {
-		lead_member_lost(server, rank, "n");
-	}
-	if (counted) {
-		epoch_changed(server);
-	}
-}
-
-/* The joiner ends its connection to the lead, as link_down() in join.c. */
-void link_down(void)
-{
-	struct server *server = &live[1].server;
-	bool was_joined = server->lead.joined;
-
-	memset(now->to_node, 0, sizeof(now->to_node));
-	post(now->to_lead, &(struct w_letter){.kind = LETTER_EOF});
-	now->linked = now->joined = 0;
-	server->lead.joined = false;
-	for (unsigned i = 0; i < JOBS; i++) {
-		now->node[1].jobs[i].gone |= now->node[1].jobs[i].kind == JOB_EPOCH;
-	}
-	if (was_joined) {
-		node_doubt(server);
-	}
 }

@@ -13,9 +13,22 @@
 #define NODES 2u
 #define GROUPS 2u
 #define MEMBERS 2u
-#define JOBS 8u	   /* of a mover */
-#define LETTERS 8u /* of a connection, each way */
-#define WORDS 8u   /* of a worker to its broker */
+#define RANKS 2u
+#define JOBS 8u	    /* of a mover */
+#define LETTERS 10u /* of a connection, each way */
+#define WORDS 8u    /* of a worker to its broker */
+#define INBOX 4u    /* what a worker hears while it copies out of its twins */
+
+/*
+ * The model has two tensors, its halves: subset n, and part n, is half n - 1. A worker's memory
+ * has a cell for each half that its broker writes, and behind them one for each that it copies
+ * out of a twin itself.
+ */
+#define HALVES 2u
+#define CELLS 4u
+#define ALL_HALVES 3u
+
+enum publish_kind { PUBLISH_WHOLE, PUBLISH_FIRST, PUBLISH_SECOND, PUBLISH_IN_PARTS, PUBLISH_KINDS };
 
 /* What is explored, and how far. */
 struct config {
@@ -26,6 +39,10 @@ struct config {
 	uint8_t members[GROUPS];
 	enum strew_gate gate[GROUPS];
 	enum strew_apply apply[GROUPS];
+	uint8_t pulls[GROUPS]; /* set of members that pull */
+	uint8_t nranks;
+	uint8_t rank_node[RANKS];
+	unsigned publish; /* set of publish kinds */
 	bool scope_all;
 	unsigned faults, updates;
 	const char *mutation; /* NULL: the product as it is */
@@ -36,9 +53,9 @@ extern struct config config;
 /* Memory's content: the number of the publish that it came from; 0 is what engines start with. */
 struct w_group {
 	uint8_t exists, phase, state, version, update, update_version, has_text, npresent;
-	uint8_t taking_part, said, outcome, placed;
+	uint8_t taking_part, said, outcome, placed, copied;
 	struct {
-		uint8_t present, checked, ready, asking, stale, version;
+		uint8_t present, checked, ready, asking, stale, version, pulls, pulled;
 	} member[MEMBERS];
 };
 
@@ -50,20 +67,24 @@ struct w_job {
 	uint8_t workers;  /* set: whose memory it works on */
 	uint8_t errors;	  /* plan: set of groups that it found not to fit */
 	uint8_t wire;	  /* move */
+	uint8_t part;	  /* move: of the update, 0: all of it */
 	uint8_t note_due; /* move: released is not told yet */
 	uint8_t serial;	  /* the update's, or the epoch's number */
-	uint8_t gone;	  /* import, epoch: nobody waits for it; move: it reads a dead trainer's */
+	uint8_t gone;	  /* import, epoch: nobody waits for it; move: ranks that died since */
 };
 
 struct w_node {
 	uint8_t alive;
 	uint8_t stage, epoch, serial, version, wire, deadline, teams, going, absent;
+	uint8_t parts, part, moving, subset, base;
 	uint8_t absent_state[GROUPS];
 	uint8_t job_running, touched, has_publication, cancel;
 	uint8_t knows, doubted, committed,
 		announced; /* of the model: version; is there a publication? */
+	uint8_t leaving;   /* of the model: the undeclare that waits for its answer */
 	uint8_t epoch_state, epoch_number, epoch_ranks;
 	uint8_t crew_dead, crew_freed; /* workers of the update's crews that died, were unmapped */
+	uint8_t ranks_dead;	       /* of the update: their memory is read all the same */
 	uint8_t excused;	       /* was not there when the last decision was taken */
 	struct w_job jobs[JOBS];
 };
@@ -71,6 +92,7 @@ struct w_node {
 struct w_update {
 	uint8_t state, serial, version, published, done, released, nnodes, answered, lost, outcome;
 	uint8_t has_text, active, replicas, known;
+	uint8_t parts, part, put, next_said, next, subset, base;
 	struct {
 		uint8_t outcome, state, has_text;
 	} group[GROUPS];
@@ -81,31 +103,54 @@ enum word_kind {
 	WORD_NONE,
 	WORD_CHECKED,
 	WORD_UNFIT,
+	WORD_PULLED,
+	WORD_NOT_PULLED,
 	WORD_IS_READY,
 	WORD_RESUME,
 	WORD_WITHDRAW,
 	WORD_EOF
 };
 
+enum applying { APPLY_NONE, APPLY_TOLD, APPLY_BEGUN };
+
+struct w_heard {
+	uint8_t type, update, state, version;
+};
+
 struct w_worker {
 	uint8_t stage;
-	uint8_t content, partial;     /* of live memory */
-	uint8_t shadow, shadow_whole; /* of staged memory */
+	uint8_t content[CELLS], todo; /* of live memory; todo: cells that are not whole */
+	uint8_t touched;	      /* the update that has begun to write it, else 0 */
+	uint8_t shadow[CELLS], whole; /* of staged memory and of twins; whole: cells */
 	uint8_t fresh;		      /* a new process whose memory no update has reached */
 	uint8_t running;	      /* the engine uses its memory; false: it stands */
 	uint8_t said_ready, asked, denied, hold; /* between engine and broker */
 	uint8_t pending, heard_state, heard_version;
 	uint8_t session; /* enum session_state of the broker's client, 0: none */
 	uint8_t watched; /* the broker waits for its ready word */
+	uint8_t applying, apply_update, apply_cells; /* what it copies out of its twins … */
+	struct w_heard inbox[INBOX];		     /* … and hears of when it has */
 	struct {
 		uint8_t kind, update;
 	} words[WORDS];
 };
 
-struct w_trainer {
-	uint8_t alive, seated;
-	uint8_t publishing; /* content, 0: nothing */
-	uint8_t version, streaming, lent, contents;
+/* What a trainer rank has asked its broker, and waits to hear. */
+enum rank_asked { ASKED_NOTHING, ASKED_PUBLISH, ASKED_PUT, ASKED_WRONGLY };
+
+/* A trainer rank; behind it what its broker knows of it, and the lead of a rank elsewhere. */
+struct w_rank {
+	uint8_t seated, round;			   /* that it has published, or was not there for */
+	uint8_t publishing, version, puts, memory; /* memory: the half in it, 0: all of them */
+	uint8_t lent, asked, gave_up, streaming;
+	struct {
+		uint8_t declared, answered;
+		uint8_t declare, publish, put; /* serials of requests to the lead */
+		uint8_t version, taken, lent, committed, abandoned, prepared;
+	} told;
+	struct {
+		uint8_t there, ready, answered, declare, publish;
+	} seat;
 };
 
 enum letter_kind {
@@ -120,13 +165,26 @@ enum letter_kind {
 	LETTER_COMMIT,
 	LETTER_ABORT,
 	LETTER_ACCEPT,
+	LETTER_MOVED,
 	LETTER_PREPARED,
 	LETTER_APPLIED,
-	LETTER_EOF
+	/* of trainer ranks */
+	LETTER_DECLARE,
+	LETTER_UNDECLARE,
+	LETTER_RANK_PUBLISH,
+	LETTER_RANK_PUT,
+	LETTER_RANK_DONE,
+	LETTER_DECLARED,
+	LETTER_OK,
+	LETTER_ERROR,
+	LETTER_REPORT,
+	LETTER_EOF,
+	LETTER_KINDS
 };
 
 struct w_letter {
 	uint8_t kind, epoch, update, version, code, wire;
+	uint8_t parts, part, subset, base, serial, rank, released;
 	uint8_t groups; /* decisions: set of replicas; answers: set of groups */
 	uint8_t outcome[GROUPS], state[GROUPS];
 };
@@ -136,16 +194,19 @@ struct world {
 	struct w_group group[GROUPS];
 	struct w_update update;
 	struct w_worker worker[GROUPS][MEMBERS];
-	struct w_trainer trainer;
+	struct w_rank rank[RANKS];
 	/* the connection: the lead's member, the joiner's link, and what is under way */
-	uint8_t member_state, member_rank, member_there, linked, joined;
+	uint8_t member_state, member_rank, member_there, linked, joined, link_serial;
 	struct w_letter to_node[LETTERS], to_lead[LETTERS];
 	uint8_t next_serial;
-	uint8_t content_of[8];		  /* by the update's serial */
-	uint8_t sent_serial;		  /* the root has sent every bucket of that update */
-	uint8_t decided, decided_version; /* content of the last commit */
-	uint8_t prepared;		  /* set of groups that said so in the last update */
-	uint8_t faults, updates;	  /* left */
+	/* What the ranks publish: content's number, 0: nothing yet; the same at all of them. */
+	uint8_t round, round_kind, round_version, round_base;
+	uint8_t content_of[8], halves_of[8];	      /* by the update's serial */
+	uint8_t sent_serial[NODES], sent_part[NODES]; /* roots: their last bucket is sent */
+	uint8_t decided[HALVES], decided_version;     /* contents by the last commit … */
+	uint8_t before[HALVES];			      /* … and by the one before it */
+	uint8_t prepared;	 /* set of groups that said so in the last update */
+	uint8_t faults, updates; /* left */
 };
 
 enum act_kind {
@@ -167,8 +228,12 @@ enum act_kind {
 	ACT_REGISTER,
 	ACT_READY,
 	ACT_RESUME,
+	ACT_PULL,
+	ACT_PULLED,
 	ACT_TRAINER_START,
 	ACT_PUBLISH,
+	ACT_FOLLOW,
+	ACT_PUT,
 	ACT_BROKER_START,
 	ACT_LEAD_TIMER,
 	ACT_NODE_TIMER,
@@ -177,7 +242,12 @@ enum act_kind {
 	ACT_WITHDRAW,
 	ACT_UNFIT,
 	ACT_EARLY_RESUME,
+	ACT_PULL_FAILS,
 	ACT_TRAINER_DIES,
+	ACT_PUT_AGAIN,
+	ACT_CLOSE_EARLY,
+	ACT_PUT_LATE,
+	ACT_WRONG_BASE,
 	ACT_BROKER_DIES,
 	ACT_CUT,
 	ACT_LEAD_DROPS,
@@ -216,14 +286,18 @@ void world_say(const struct world *world, char *buf, size_t size);
 /* live.c: the real machines */
 struct live {
 	struct server server;
-	struct client clients[GROUPS][MEMBERS], trainer;
+	struct client clients[GROUPS][MEMBERS];
 	struct member member;
 	struct model model;
-	struct publication publication;
-	uint64_t broker_id;
+	struct publication publication, half[HALVES];
+	struct subset subset[HALVES];
+	uint64_t brokers[RANKS];
+	uint32_t roots[RANKS];
+	struct holder *holders[RANKS];
 };
 
 extern struct live live[NODES];
+extern struct client ranks[RANKS];
 extern struct world *now;     /* the world that an act works on */
 extern const char *violation; /* the first that was seen while it happens */
 
@@ -232,14 +306,46 @@ void live_save(struct world *world);
 struct team *live_team(unsigned group); /* NULL: it is not there */
 unsigned live_node(const struct server *server);
 
+/* letters.c: the connection between the brokers */
+void post(struct w_letter letters[LETTERS], const struct w_letter *letter);
+void letter_arrives(bool at_lead);
+void member_drop(struct server *server);
+void link_down(void);
+
+/* ranks.c's and lead.c's clients: trainers.c */
+void act_of_rank(struct act act);
+void rank_hears(unsigned rank, const struct message *message);
+void rank_answered(unsigned rank, int code);
+void rank_loses_broker(unsigned rank);
+bool rank_may_start(const struct world *world, unsigned rank);
+bool rank_may_follow(const struct world *world, unsigned rank);
+bool rank_may_put(const struct world *world, unsigned rank);
+uint8_t round_halves(uint8_t kind);
+bool node_has_rank(unsigned node);
+
+/* memory.c: what is written where */
+uint8_t cells_of(unsigned group, unsigned member, uint8_t halves);
+void job_reads(const struct w_job *job, unsigned node);
+void job_writes(const struct w_job *job, bool whole);
+void worker_writes(unsigned group, unsigned member, bool whole); /* out of its twins */
+
 /* surround.c: what the act kinds share */
 void say_violation(const char *text);
-void post(struct w_letter letters[LETTERS], const struct w_letter *letter);
+_Noreturn void too_small(const char *what);
 void tell(struct w_worker *worker, enum word_kind kind, uint8_t update);
 struct w_job *job_add(unsigned node, enum job_kind kind);
 void job_note_call(unsigned node);
 void job_done_call(unsigned node, struct w_job *ended);
 void worker_hears(unsigned group, unsigned member, const struct message *message);
-void member_drop(struct server *server);
+/* What came while it was copying out of its twins. */
+void worker_reads_on(unsigned group, unsigned member);
+/* What its agent takes the memory for when nobody tells it any more. */
+uint8_t worker_belief(unsigned group, const struct w_worker *worker);
+void worker_loses_broker(unsigned group, unsigned member);
+/* If a commit was decided in this act: from now on its content is what groups should hold. */
+void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version);
+
+/* acts.c's parts */
+void act_of_broker(struct act act);
 
 #endif

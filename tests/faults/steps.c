@@ -3,9 +3,12 @@
  * element of which is the number of its version, beside what strew_agent_peek() says before and
  * after. A step that sees two versions, or another one than the page names, is torn. The trainer's
  * reports give the updates' times, and the broker must have as many descriptors, and about as much
- * memory, at the end as near the beginning.
+ * memory, of the host and of the GPU, at the end as near the beginning.
  *
- *     steps STREWD [--updates N] [--apply staged|direct] [--device INDEX]
+ *     steps STREWD [--updates N] [--apply staged|direct] [--device INDEX] [--read always|seldom]
+ *
+ * By default a step follows the other without a pause, on the same cores and GPU as the update:
+ * "seldom" takes one step in a hundred updates, for times in which the engine has no part.
  */
 #include "examples/memory.h"
 #include "examples/options.h"
@@ -24,10 +27,12 @@
 #define STAMPS 512 /* in each */
 #define WAIT_MS 60000
 #define GROWTH_KIB 1024
+#define GROWTH_DEVICE_KIB 2048 /* what the driver takes at once */
+#define SELDOM 100	       /* updates for a step */
 
 struct usage {
-	unsigned fds;
-	uint64_t kib;
+	unsigned fds, threads;
+	uint64_t kib, device_kib; /* of the device: what is left */
 };
 
 struct engine {
@@ -36,7 +41,7 @@ struct engine {
 	uint64_t *weights;
 	uint64_t seen[TENSORS * STAMPS];
 	uint64_t version, steps, committed, torn;
-	bool paused;
+	bool paused, seldom;
 };
 
 static char directory[] = "/tmp/strew-steps-XXXXXX";
@@ -91,7 +96,7 @@ static void start_broker(const char *program, bool cuda)
 	close(ready[0]);
 }
 
-static struct usage broker_usage(void)
+static struct usage broker_usage(struct engine *engine)
 {
 	struct usage usage = {0};
 	char path[64], line[256];
@@ -110,10 +115,13 @@ static struct usage broker_usage(void)
 	status = fopen(path, "re");
 	while (status && fgets(line, sizeof(line), status)) {
 		(void)sscanf(line, "VmRSS: %" SCNu64, &usage.kib);
+		(void)sscanf(line, "Threads: %u", &usage.threads);
 	}
 	if (status) {
 		fclose(status);
 	}
+	/* Nobody else's may change meanwhile: of ours only the broker's does. */
+	usage.device_kib = memory_left(engine->memory) >> 10;
 	return usage;
 }
 
@@ -129,18 +137,59 @@ static int by_time(const void *a, const void *b)
 	return (left > right) - (left < right);
 }
 
+/* Of each update, in ms: all of it, and its stages as the report has them. */
+enum stage { TOTAL, WAIT, ACCEPT, MOVE, COMMIT, STAGES };
+
+struct times {
+	double *v[STAGES];
+	uint64_t n;
+};
+
+static void times_add(struct times *times, const struct strew_report *report)
+{
+	const double seconds[STAGES] = {report->total_s, report->wait_s, report->accept_s,
+		report->move_s, report->commit_s};
+
+	for (unsigned i = 0; i < STAGES; i++) {
+		times->v[i][times->n] = seconds[i] * 1e3;
+	}
+	times->n++;
+}
+
+static void times_say(const struct times *times, size_t bytes)
+{
+	static const char *const names[STAGES] = {"", "wait", "accept", "move", "commit"};
+
+	for (unsigned i = 0; i < STAGES; i++) {
+		qsort(times->v[i], times->n, sizeof(double), by_time);
+	}
+	printf("steps: updates of %zu KiB: p50 %.3f ms, p99 %.3f ms, worst %.3f ms, p99/p50 %.2f\n",
+		bytes >> 10, times->v[TOTAL][times->n / 2], times->v[TOTAL][times->n * 99 / 100],
+		times->v[TOTAL][times->n - 1],
+		times->v[TOTAL][times->n * 99 / 100] / times->v[TOTAL][times->n / 2]);
+	printf("steps: p50 and p99 of stages, ms:");
+	for (unsigned i = WAIT; i < STAGES; i++) {
+		printf(" %s %.3f %.3f%s", names[i], times->v[i][times->n / 2],
+			times->v[i][times->n * 99 / 100], i + 1 < STAGES ? "," : "\n");
+	}
+	fflush(stdout);
+}
+
 /* A process of its own: fork() is before anything of CUDA. */
 static int run_trainer(int device, uint64_t updates)
 {
 	struct strew_trainer_options options = {.socket = socket_path, .model = MODEL};
 	struct memory *memory = memory_create(device, 0);
 	uint64_t *weights = memory_take(memory, TENSORS * STAMPS * sizeof(*weights));
-	double *times = calloc(updates, sizeof(*times));
 	struct strew_trainer *strew;
+	struct times times = {.n = 0};
 	static uint64_t values[TENSORS * STAMPS];
 	char name[16];
 
-	if (!times || strew_trainer_open(&options, &strew)) {
+	for (unsigned i = 0; i < STAGES; i++) {
+		times.v[i] = calloc(updates + 1, sizeof(*times.v[i]));
+	}
+	if (!times.v[STAGES - 1] || strew_trainer_open(&options, &strew)) {
 		fail("trainer");
 	}
 	for (unsigned i = 0; i < TENSORS; i++) {
@@ -178,18 +227,16 @@ static int run_trainer(int device, uint64_t updates)
 			fprintf(stderr, "steps: version %" PRIu64 ": %s\n", version, report.text);
 			return 1;
 		}
-		times[version - 1] = report.total_s * 1e3;
+		times_add(&times, &report);
 		strew_report_finish(&report);
 	}
-	qsort(times, updates, sizeof(*times), by_time);
-	printf("steps: updates of %u KiB: p50 %.3f ms, p99 %.3f ms, worst %.3f ms\n",
-		(unsigned)(sizeof(values) >> 10), times[updates / 2], times[updates * 99 / 100],
-		times[updates - 1]);
-	fflush(stdout);
+	times_say(&times, sizeof(values));
 	(void)!read(engine_side[0], name, 1);
 	strew_trainer_close(strew);
 	memory_destroy(memory);
-	free(times);
+	for (unsigned i = 0; i < STAGES; i++) {
+		free(times.v[i]);
+	}
 	return 0;
 }
 
@@ -250,19 +297,26 @@ static void step(struct engine *engine)
 	engine->version = engine->seen[0];
 }
 
+/* An engine that is seldom in a step waits for what comes. */
+static int next_event(struct engine *engine, struct strew_event *ret_event)
+{
+	bool due = !engine->seldom || engine->committed / SELDOM >= engine->steps;
+
+	if (!engine->paused && due) {
+		step(engine);
+	}
+	return engine->paused || engine->seldom
+		       ? strew_agent_wait(engine->agent, WAIT_MS, ret_event)
+		       : strew_agent_dispatch(engine->agent, ret_event);
+}
+
 static void serve(struct engine *engine, uint64_t updates)
 {
 	struct strew_event event;
 
 	while (engine->committed < updates) {
-		int rc;
+		int rc = next_event(engine, &event);
 
-		if (!engine->paused) {
-			step(engine);
-			rc = strew_agent_dispatch(engine->agent, &event);
-		} else {
-			rc = strew_agent_wait(engine->agent, WAIT_MS, &event);
-		}
 		if (rc < 0 || (rc == 1 && event.type == STREW_EVENT_LOST)) {
 			fail("events");
 		}
@@ -282,15 +336,37 @@ static void serve(struct engine *engine, uint64_t updates)
 	}
 }
 
+static bool is_flat(const struct usage *early, const struct usage *late)
+{
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+	/* The sanitizers keep what was freed for a while. */
+	if (late->kib > early->kib + GROWTH_KIB) {
+		fputs("steps: the broker's resident memory has grown\n", stderr);
+		return false;
+	}
+#endif
+	if (late->device_kib + GROWTH_DEVICE_KIB < early->device_kib) {
+		fputs("steps: less is left on the GPU\n", stderr);
+		return false;
+	}
+	if (early->fds != late->fds || early->threads != late->threads) {
+		fputs("steps: descriptors or threads of the broker have become more or fewer\n",
+			stderr);
+		return false;
+	}
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	static struct engine engine;
 	uint64_t updates = 500, device = UINT64_MAX;
-	const char *apply = "staged";
+	const char *apply = "staged", *reads = "always";
 	const struct option_spec specs[] = {
 		{.name = "updates", .number = &updates},
 		{.name = "device", .number = &device},
 		{.name = "apply", .text = &apply},
+		{.name = "read", .text = &reads},
 		{.name = NULL},
 	};
 	struct usage early, late;
@@ -316,13 +392,14 @@ int main(int argc, char **argv)
 	atexit(end_children);
 	close(engine_side[0]);
 	join(&engine, strcmp(apply, "direct") == 0, (int)device);
+	engine.seldom = strcmp(reads, "seldom") == 0;
 	if (write(engine_side[1], "!", 1) != 1) {
 		return 1;
 	}
 	serve(&engine, updates / 4);
-	early = broker_usage();
+	early = broker_usage(&engine);
 	serve(&engine, updates);
-	late = broker_usage();
+	late = broker_usage(&engine);
 	close(engine_side[1]);
 	if (waitpid(trainer, &status, 0) != trainer || status) {
 		return 1;
@@ -331,17 +408,13 @@ int main(int argc, char **argv)
 	strew_agent_close(engine.agent);
 	memory_destroy(engine.memory);
 	printf("steps: updates=%" PRIu64 " apply=%s steps=%" PRIu64 " torn=%" PRIu64
-	       " descriptors %u -> %u, resident %" PRIu64 " -> %" PRIu64 " KiB\n",
-		engine.committed, apply, engine.steps, engine.torn, early.fds, late.fds, early.kib,
-		late.kib);
-	if (engine.torn || engine.steps == 0 || early.fds != late.fds) {
-		return 1;
+	       " descriptors %u -> %u, threads %u -> %u, resident %" PRIu64 " -> %" PRIu64 " KiB",
+		engine.committed, apply, engine.steps, engine.torn, early.fds, late.fds,
+		early.threads, late.threads, early.kib, late.kib);
+	if (device != UINT64_MAX) {
+		printf(", left on the GPU %.1f -> %.1f MiB", (double)early.device_kib / 1024,
+			(double)late.device_kib / 1024);
 	}
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-	/* The sanitizers keep what was freed for a while. */
-	if (late.kib > early.kib + GROWTH_KIB) {
-		return 1;
-	}
-#endif
-	return 0;
+	putchar('\n');
+	return engine.torn || engine.steps == 0 || !is_flat(&early, &late);
 }
