@@ -26,6 +26,11 @@ int moves_create(const struct moves_options *options, struct moves **ret_moves)
 	return 0;
 }
 
+const struct rings *moves_rings(const struct moves *moves)
+{
+	return plans_rings(moves->plans);
+}
+
 static void lane_finish(struct lane *lane)
 {
 	for (size_t i = 0; i < LIMIT_SLOTS_MAX; i++) {
@@ -75,13 +80,15 @@ int lane_open(struct lane *lane, struct gpu_device *device, bool urgent, struct 
 }
 
 int moves_local_lane(struct moves *moves, struct gpu_device *device,
-	const uint8_t target[GPU_UUID_BYTES], struct lane **ret_lane, struct error *err)
+	const uint8_t other[GPU_UUID_BYTES], bool inbound, struct lane **ret_lane,
+	struct error *err)
 {
 	struct lane *lane = moves->local;
 	int rc;
 
 	for (size_t i = 0; i < moves->nlocal; i++, lane++) {
-		if (lane->device == device && memcmp(lane->target, target, GPU_UUID_BYTES) == 0) {
+		if (lane->device == device && lane->inbound == inbound &&
+			memcmp(lane->other, other, GPU_UUID_BYTES) == 0) {
 			*ret_lane = lane;
 			return 0;
 		}
@@ -93,7 +100,8 @@ int moves_local_lane(struct moves *moves, struct gpu_device *device,
 	if (rc) {
 		return rc;
 	}
-	memcpy(lane->target, target, GPU_UUID_BYTES);
+	memcpy(lane->other, other, GPU_UUID_BYTES);
+	lane->inbound = inbound;
 	moves->nlocal++;
 	*ret_lane = lane;
 	return 0;
@@ -125,6 +133,25 @@ int moves_slots(struct moves *moves, struct error *err)
 	return rc;
 }
 
+/* For the slots' GPU; and what that does not reach, for the GPU that it lies on. */
+static int map_exports(
+	struct moves *moves, struct exports *exports, struct gpu_device *home, struct error *err)
+{
+	int rc = exports_map(exports, home, err);
+
+	for (size_t i = 0; i < exports->nhandles && rc == 0; i++) {
+		const uint8_t *uuid = exports->handles[i].uuid;
+		struct gpu_device *own;
+
+		if (gpu_device_reaches(home, uuid)) {
+			continue;
+		}
+		rc = plans_device(moves->plans, uuid, &own, err);
+		rc = rc ? rc : exports_map(exports, own, err);
+	}
+	return rc;
+}
+
 static int import_worker(struct moves *moves, struct worker *worker, struct error *err)
 {
 	struct gpu_device *home, *own;
@@ -137,10 +164,10 @@ static int import_worker(struct moves *moves, struct worker *worker, struct erro
 	exports_uuid(&worker->exports, uuid);
 	rc = plans_home(moves->plans, uuid, &home, err);
 	if (rc == 0) {
-		rc = exports_map(&worker->exports, home, err);
+		rc = map_exports(moves, &worker->exports, home, err);
 	}
 	if (rc == 0) {
-		rc = worker_check_overlap(worker, moves->workers, home, err);
+		rc = worker_check_overlap(worker, moves->workers, err);
 	}
 	if (rc == 0 && worker->staged) {
 		rc = plans_device(moves->plans, uuid, &own, err);
@@ -179,7 +206,7 @@ static int import_holder(struct moves *moves, struct holder *holder, struct erro
 	}
 	exports_uuid(&holder->exports, uuid);
 	rc = plans_home(moves->plans, uuid, &home, err);
-	return rc ? rc : exports_map(&holder->exports, home, err);
+	return rc ? rc : map_exports(moves, &holder->exports, home, err);
 }
 
 void job_import_run(struct job *job)
