@@ -38,10 +38,11 @@ int rings_get(struct rings *rings, struct gpu_device *from, struct gpu_device *t
 	}
 	rc = gpu_ring_create(from, to, RING_BUFFER_BYTES, &ring->gpu, err);
 	if (rc) {
-		char theirs[NAME_BYTES];
+		char here[NAME_BYTES], there[NAME_BYTES];
 
-		return error_prefix(err, "no way to %s, which is out of reach of the other GPU",
-			gpu_uuid_format(theirs, sizeof(theirs), target));
+		return error_prefix(err, "no way from %s to %s",
+			gpu_uuid_format(here, sizeof(here), source),
+			gpu_uuid_format(there, sizeof(there), target));
 	}
 	memcpy(ring->from, source, GPU_UUID_BYTES);
 	memcpy(ring->to, target, GPU_UUID_BYTES);

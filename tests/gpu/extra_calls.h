@@ -15,6 +15,7 @@
 	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
 	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
 	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
+	X(cuLaunchHostFunc, cuLaunchHostFunc, (struct cuda_stream *, void (*)(void *), void *))    \
 	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
 		(float *, struct cuda_event *, struct cuda_event *))
 

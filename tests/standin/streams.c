@@ -19,6 +19,7 @@ enum work_kind {
 	WORK_WRITE,
 	WORK_RECORD,
 	WORK_WAIT_EVENT,
+	WORK_HOST,
 };
 
 struct work {
@@ -29,6 +30,8 @@ struct work {
 	size_t len_bytes;
 	uint64_t value;
 	struct cuda_event *event;
+	void (*host)(void *data);
+	void *data;
 	unsigned char launch[KERNEL_BYTES];
 };
 
@@ -142,6 +145,9 @@ static void run(struct cuda_ctx *ctx, const struct work *work)
 			break;
 		case WORK_WRITE:
 			result = run_write(ctx->device, work);
+			break;
+		case WORK_HOST:
+			work->host(work->data);
 			break;
 		default:
 			run_event(ctx, work);
@@ -425,6 +431,15 @@ unsigned cuStreamWriteValue64_v2(
 		return CUDA_INVALID_VALUE;
 	}
 	return enqueue(ctx, stream, &work);
+}
+
+unsigned cuLaunchHostFunc(struct cuda_stream *stream, void (*host)(void *data), void *data)
+{
+	struct work work = {.kind = WORK_HOST, .host = host, .data = data};
+
+	ENTER_CTX(cuLaunchHostFunc);
+	work.fault = fault;
+	return host ? enqueue(ctx, stream, &work) : CUDA_INVALID_VALUE;
 }
 
 unsigned cuEventCreate(struct cuda_event **ret_event, unsigned flags)

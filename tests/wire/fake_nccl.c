@@ -1,12 +1,16 @@
 /*
- * A library with NCCL's entry points for two ranks on the host backend: the carrier's waiting,
- * giving up and ending can be tried without a GPU. Each call goes on in a thread of the
- * communicator, as NCCL's do when blocking is 0. A unique id is the number of a loopback port.
+ * A library with NCCL's entry points for two ranks on the host backend, or on the stand-in driver:
+ * the carrier's waiting, giving up and ending can be tried without a GPU, and so can brokers whose
+ * memory is a GPU's. Each call goes on in a thread of the communicator, as NCCL's do when blocking
+ * is 0; a broadcast on a stream (there is one with the stand-in alone) in that stream, as work of
+ * the host. A unique id is the number of a loopback port.
  *
  * $FAKE_NCCL, read at each call, plants a fault: "abort-hangs" (until it is unset), or
  * "broadcast-fails".
  */
+#include "tests/gpu/extra_calls.h"
 #include "wire/nccl_table.h"
+#include <dlfcn.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -25,6 +29,8 @@
 #define IDS_MAX 64
 #define GROUP_MAX 64
 
+#define PIECE_BYTES (256u << 10) /* of device memory, on its way to or from a socket */
+
 struct ncclComm;
 
 EXPORT unsigned ncclGetVersion(int *version);
@@ -42,6 +48,12 @@ EXPORT unsigned ncclCommDestroy(struct ncclComm *comm);
 EXPORT const char *ncclGetErrorString(unsigned result);
 EXPORT const char *ncclGetLastError(struct ncclComm *comm);
 
+struct part {
+	uint8_t *bytes;
+	size_t n;
+	bool sends;
+};
+
 struct ncclComm {
 	int rank, listener, fd;
 	uint16_t port;
@@ -49,14 +61,30 @@ struct ncclComm {
 	bool running;
 	atomic_uint state;
 	atomic_bool aborted;
+	atomic_uint references; /* the handle, and each broadcast that is on a stream */
 	/* the call that goes on, or the group that is being made */
-	struct {
-		uint8_t *bytes;
-		size_t n;
-		bool sends;
-	} parts[GROUP_MAX];
+	struct part parts[GROUP_MAX];
 	size_t nparts;
+	void *stream;
 };
+
+/* A group on a stream. */
+struct streamed {
+	struct ncclComm *comm;
+	struct cuda_ctx *ctx;
+	size_t nparts;
+	struct part parts[];
+};
+
+/* What is called of the stand-in. */
+static struct {
+	unsigned (*cuLaunchHostFunc)(struct cuda_stream *, void (*)(void *), void *);
+	unsigned (*cuCtxSetCurrent)(struct cuda_ctx *);
+	unsigned (*cuCtxPushCurrent)(struct cuda_ctx *);
+	unsigned (*cuCtxPopCurrent)(struct cuda_ctx **);
+	unsigned (*cuMemcpyHtoD)(cuda_ptr, const void *, size_t);
+	unsigned (*cuMemcpyDtoH)(void *, cuda_ptr, size_t);
+} cuda;
 
 static __thread bool in_group;
 static __thread struct ncclComm *grouped; /* one communicator a group is enough */
@@ -172,6 +200,103 @@ static void *broadcast_main(void *data)
 	return NULL;
 }
 
+static void release(struct ncclComm *comm)
+{
+	if (atomic_fetch_sub(&comm->references, 1) > 1) {
+		return;
+	}
+	if (comm->fd >= 0) {
+		close(comm->fd);
+	}
+	if (comm->listener >= 0) {
+		close(comm->listener);
+	}
+	free(comm);
+}
+
+static bool load_cuda(void)
+{
+	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+	const struct {
+		const char *symbol;
+		void *entry; /* a function pointer, filled in as dlsym(3) says */
+	} table[] = {
+		{"cuLaunchHostFunc", &cuda.cuLaunchHostFunc},
+		{"cuCtxSetCurrent", &cuda.cuCtxSetCurrent},
+		{"cuCtxPushCurrent_v2", &cuda.cuCtxPushCurrent},
+		{"cuCtxPopCurrent_v2", &cuda.cuCtxPopCurrent},
+		{"cuMemcpyHtoD_v2", &cuda.cuMemcpyHtoD},
+		{"cuMemcpyDtoH_v2", &cuda.cuMemcpyDtoH},
+	};
+
+	for (size_t i = 0; library && i < sizeof(table) / sizeof(table[0]); i++) {
+		void *symbol = dlsym(library, table[i].symbol);
+
+		if (!symbol) {
+			return false;
+		}
+		memcpy(table[i].entry, &symbol, sizeof(symbol));
+	}
+	return library != NULL;
+}
+
+static bool transfer_device(struct ncclComm *comm, const struct part *part, uint8_t *piece)
+{
+	for (size_t at = 0; at < part->n;) {
+		size_t n = part->n - at < PIECE_BYTES ? part->n - at : PIECE_BYTES;
+		cuda_ptr address = (uintptr_t)part->bytes + at;
+
+		if ((part->sends && cuda.cuMemcpyDtoH(piece, address, n)) ||
+			!transfer(comm, part->sends, piece, n) ||
+			(!part->sends && cuda.cuMemcpyHtoD(address, piece, n))) {
+			return false;
+		}
+		at += n;
+	}
+	return true;
+}
+
+/* In the stream's turn. The real driver forbids its calls here; the stand-in does not mind. */
+static void streamed_main(void *data)
+{
+	struct streamed *streamed = data;
+	struct ncclComm *comm = streamed->comm;
+	uint8_t *piece = malloc(PIECE_BYTES);
+	bool good = piece && cuda.cuCtxSetCurrent(streamed->ctx) == 0;
+
+	for (size_t i = 0; i < streamed->nparts && good; i++) {
+		good = transfer_device(comm, &streamed->parts[i], piece);
+	}
+	if (!good) {
+		atomic_store(&comm->state, REMOTE_ERROR);
+	}
+	free(piece);
+	free(streamed);
+	release(comm);
+}
+
+static unsigned enqueue(struct ncclComm *comm)
+{
+	size_t bytes = comm->nparts * sizeof(struct part);
+	struct streamed *streamed = malloc(sizeof(*streamed) + bytes);
+
+	if (!streamed || !load_cuda() || cuda.cuCtxPopCurrent(&streamed->ctx) ||
+		cuda.cuCtxPushCurrent(streamed->ctx)) {
+		free(streamed);
+		return INVALID_ARGUMENT;
+	}
+	streamed->comm = comm;
+	streamed->nparts = comm->nparts;
+	memcpy(streamed->parts, comm->parts, bytes);
+	atomic_fetch_add(&comm->references, 1);
+	if (cuda.cuLaunchHostFunc(comm->stream, streamed_main, streamed)) {
+		free(streamed);
+		release(comm);
+		return INVALID_ARGUMENT;
+	}
+	return NCCL_SUCCESS;
+}
+
 static void *finalize_main(void *data)
 {
 	struct ncclComm *comm = data;
@@ -200,6 +325,7 @@ unsigned ncclCommInitRankConfig(
 		free(comm);
 		return INVALID_ARGUMENT;
 	}
+	atomic_init(&comm->references, 1);
 	comm->rank = rank;
 	comm->listener = comm->fd = -1;
 	memcpy(&comm->port, id.bytes, sizeof(comm->port));
@@ -231,13 +357,15 @@ unsigned ncclGroupEnd(void)
 
 	in_group = false;
 	grouped = NULL;
+	if (comm && comm->stream) {
+		return enqueue(comm);
+	}
 	return comm ? go_on(comm, broadcast_main) : NCCL_SUCCESS;
 }
 
 unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int root,
 	struct ncclComm *comm, void *stream)
 {
-	(void)stream;
 	if (!in_group || from != to || type != NCCL_UINT8 || planted("broadcast-fails")) {
 		return INVALID_ARGUMENT;
 	}
@@ -255,6 +383,7 @@ unsigned ncclBroadcast(const void *from, void *to, size_t n, unsigned type, int 
 	if (comm->nparts == GROUP_MAX) {
 		return INVALID_ARGUMENT;
 	}
+	comm->stream = stream;
 	comm->parts[comm->nparts].bytes = to;
 	comm->parts[comm->nparts].n = n;
 	comm->parts[comm->nparts++].sends = comm->rank == root;
@@ -271,13 +400,7 @@ unsigned ncclCommDestroy(struct ncclComm *comm)
 	if (comm->running) {
 		pthread_join(comm->thread, NULL);
 	}
-	if (comm->fd >= 0) {
-		close(comm->fd);
-	}
-	if (comm->listener >= 0) {
-		close(comm->listener);
-	}
-	free(comm);
+	release(comm);
 	return NCCL_SUCCESS;
 }
 
