@@ -53,30 +53,6 @@ struct local_at {
 	struct lane *out, *in;
 };
 
-static int run_issue(const struct issue *issue, size_t range, uint64_t slot, struct lane *out,
-	struct lane *in, struct error *err)
-{
-	return issue->bounce
-		       ? gpu_bounce_run(issue->bounce, range, slot, out->stream, in->stream, err)
-		       : gpu_copies_run(issue->copies, range, slot, in->stream, err);
-}
-
-/* Where an issue reads, … */
-static int out_lane(
-	struct moves *moves, const struct issue *issue, struct lane **ret_lane, struct error *err)
-{
-	return moves_local_lane(moves, issue->device, issue->target, false, ret_lane, err);
-}
-
-/* … and where it writes. */
-static int in_lane(
-	struct moves *moves, const struct issue *issue, struct lane **ret_lane, struct error *err)
-{
-	return issue->bounce ? moves_local_lane(moves, issue->far, gpu_device_uuid(issue->device),
-				       true, ret_lane, err)
-			     : out_lane(moves, issue, ret_lane, err);
-}
-
 /* 1 and the next of all crews' issues; 0 at the end. */
 static int next_local(struct run *run, struct local_at *at, struct error *err)
 {
@@ -88,8 +64,8 @@ static int next_local(struct run *run, struct local_at *at, struct error *err)
 		return 0;
 	}
 	at->issue = &run->crews[at->crew]->local.v[at->next++];
-	if (out_lane(run->moves, at->issue, &at->out, err) ||
-		in_lane(run->moves, at->issue, &at->in, err)) {
+	if (issue_out(run->moves, at->issue, &at->out, err) ||
+		issue_in(run->moves, at->issue, &at->in, err)) {
 		return err->code;
 	}
 	return 1;
@@ -117,7 +93,7 @@ static int advance_local(struct run *run, struct error *err)
 		/* Groups share lanes: all are looked at before the first is given work. */
 		at = (struct local_at){0};
 		while (rc == 0 && (rc = next_local(run, &at, err)) > 0) {
-			rc = run_issue(at.issue, run->lump, 0, at.out, at.in, err);
+			rc = issue_run(at.issue, run->lump, 0, at.out, at.in, err);
 			rc = rc ? rc : gpu_event_record(at.in->events[turn], at.in->stream, err);
 		}
 		if (rc < 0) {
@@ -195,9 +171,9 @@ static int gather(
 	struct run *run, const struct issue *issue, size_t number, uint64_t slot, struct error *err)
 {
 	struct lane *lane = &run->moves->gather, *out = lane;
-	int rc = issue->bounce ? out_lane(run->moves, issue, &out, err) : 0;
+	int rc = issue->bounce ? issue_out(run->moves, issue, &out, err) : 0;
 
-	return rc ? rc : run_issue(issue, number, slot, out, lane, err);
+	return rc ? rc : issue_run(issue, number, slot, out, lane, err);
 }
 
 /* Out of the slot, in the scatter's stream. */
@@ -205,9 +181,9 @@ static int scatter(
 	struct run *run, const struct issue *issue, size_t number, uint64_t slot, struct error *err)
 {
 	struct lane *lane = &run->moves->scatter, *in = lane;
-	int rc = issue->bounce ? in_lane(run->moves, issue, &in, err) : 0;
+	int rc = issue->bounce ? issue_in(run->moves, issue, &in, err) : 0;
 
-	return rc ? rc : run_issue(issue, number, slot, lane, in, err);
+	return rc ? rc : issue_run(issue, number, slot, lane, in, err);
 }
 
 static int scatter_all(struct run *run, size_t number, uint64_t slot, struct error *err)
@@ -354,7 +330,7 @@ static int wait_bounced(struct run *run, struct error *err)
 			struct lane *lane;
 
 			if (issues->v[k].bounce) {
-				rc = in_lane(run->moves, &issues->v[k], &lane, err);
+				rc = issue_in(run->moves, &issues->v[k], &lane, err);
 				rc = rc ? rc : wait_lane(run, lane, err);
 			}
 		}
@@ -574,9 +550,9 @@ static int commit_one(struct run *run, const struct issues *issues, struct error
 	for (size_t i = 0; rc == 0 && i < issues->n; i++) {
 		struct lane *out, *in;
 
-		rc = out_lane(run->moves, &issues->v[i], &out, err);
-		rc = rc ? rc : in_lane(run->moves, &issues->v[i], &in, err);
-		rc = rc ? rc : run_issue(&issues->v[i], 0, 0, out, in, err);
+		rc = issue_out(run->moves, &issues->v[i], &out, err);
+		rc = rc ? rc : issue_in(run->moves, &issues->v[i], &in, err);
+		rc = rc ? rc : issue_run(&issues->v[i], 0, 0, out, in, err);
 	}
 	return rc;
 }

@@ -35,6 +35,18 @@ int lane_open(struct lane *lane, struct gpu_device *device, bool urgent, struct 
 int moves_local_lane(struct moves *moves, struct gpu_device *device,
 	const uint8_t other[GPU_UUID_BYTES], bool inbound, struct lane **ret_lane,
 	struct error *err);
+void lane_finish(struct lane *lane);
+
+/* The local lane in which an issue reads, and that in which it writes: one, unless it bounces. */
+int issue_out(
+	struct moves *moves, const struct issue *issue, struct lane **ret_lane, struct error *err);
+int issue_in(
+	struct moves *moves, const struct issue *issue, struct lane **ret_lane, struct error *err);
+/* Enqueues a range in such lanes, or in those of the slots; `slot` is its address, if it has one.
+ */
+int issue_run(const struct issue *issue, size_t range, uint64_t slot, struct lane *out,
+	struct lane *in, struct error *err);
+
 int moves_slots(struct moves *moves, struct error *err);
 
 #endif

@@ -198,12 +198,12 @@ def bounced(log):
     return {(UUIDS.index(source), UUIDS.index(target)) for source, target in said}
 
 
-def two_nodes(stage):
-    """A lead and a broker that joined it, both with GPUs, and buckets between them."""
+def two_nodes(stage, env=None, of="node", slot="256K"):
+    """A lead and a broker that joined it (one of them gets env), both with GPUs, and buckets between them."""
     stage.env["STREW_NCCL"] = str(stage.bin.parent / "standin" / "libfake_nccl.so")
     port = scene.free_port()
     brokers = [stage.broker(name, *place, f"127.0.0.1:{port}", "--device", 0, backend="cuda",
-                            env={"NCCL_HOSTID": name})
+                            slot=slot, env={"NCCL_HOSTID": name, **(env or {} if name == of else {})})
                for name, *place in (("lead", "--listen"), ("node", "--join"))]
     wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
     assert stage.status("lead")["carrier"] == "nccl", stage.status("lead")
@@ -347,6 +347,46 @@ def test_bounce_never_packed(stage):
 
 def test_bounce_never_taken_apart(stage):
     bounce_stalls(stage, "cuLaunchKernel:4=stall")
+
+
+def test_bounce_from_a_slot_never_taken_apart(stage):
+    """A slot is free when it was packed, but nothing is prepared before it has arrived."""
+    driver(stage, devices=2, peers=0)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    # A few buckets: more would wait for the stalled one's buffer, and so would their slots.
+    lead, node = two_nodes(stage, env={"STANDIN_DIR": str(folder)}, slot="1M")
+    worker, = spread(stage, [1], "--apply", "direct", broker="node")
+    publisher = trainer(stage, "--versions", 2, "--timeout", 3, broker="lead")
+    publish([publisher], [worker], 1)
+    (folder / "faults").write_text("cuLaunchKernel:2=stall")
+    publisher.line()
+    publisher.end(1)
+    assert "its copies cannot be waited for" in node.end(1), node.log
+    lead.says("model m version 2 ended while moving")
+
+
+def test_bounce_behind_a_broadcast(stage):
+    """A root stands still, so that a broadcast never ends, and behind it what bounces out of a slot: the
+    abort ends both, and both brokers live on."""
+    driver(stage, devices=2, peers=0)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    lead, node = two_nodes(stage, env={"STANDIN_DIR": str(folder)}, of="lead")
+    worker, = spread(stage, [1], "--apply", "direct", broker="node")
+    publisher = stage.trainer("--device", 1, "--seed", 7, "--versions", 3, "--timeout", 2, broker="lead")
+    publish([publisher], [worker], 1)
+    (folder / "faults").write_text("cuLaunchKernel:3=stall")  # two wake the GPUs
+    publisher.line()
+    node.says("model m version 2 ended while moving")
+    (folder / "faults").write_text("")
+    publisher.end(1)
+    lead.says("model m version 2: aborted")
+    publisher = stage.trainer("--device", 1, "--seed", 7, "--first", 3, broker="lead", name="successor")
+    publish([publisher], [worker], 3)
+    publisher.end()
+    assert lead.popen.poll() is None and node.popen.poll() is None
+    scene.untouched([worker], 3)
 
 
 def test_bounce_long(stage):

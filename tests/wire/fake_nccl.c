@@ -270,6 +270,10 @@ static void streamed_main(void *data)
 	if (!good) {
 		atomic_store(&comm->state, REMOTE_ERROR);
 	}
+	/* A kernel whose peer is gone goes on waiting: nothing but an abort ends it. */
+	while (!good && !atomic_load(&comm->aborted)) {
+		usleep(1000);
+	}
 	free(piece);
 	free(streamed);
 	release(comm);
