@@ -31,6 +31,11 @@ const struct rings *moves_rings(const struct moves *moves)
 	return plans_rings(moves->plans);
 }
 
+const uint8_t *moves_slots_uuid(const struct moves *moves)
+{
+	return plans_slots_uuid(moves->plans);
+}
+
 void moves_destroy(struct moves *moves)
 {
 	if (!moves) {

@@ -22,8 +22,8 @@
 
 struct plans {
 	struct gpu *gpu;
-	const char *device; /* the option, borrowed */
-	struct gpu_device *home;
+	const char *device;		   /* the option, borrowed */
+	_Atomic(struct gpu_device *) home; /* looked at by the event loop too */
 	struct rings rings;
 	struct plan_base *bases[PLANS_MAX];
 	size_t nbases;
@@ -99,10 +99,11 @@ int plans_home(
 	struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home, struct error *err)
 {
 	static const uint8_t none[GPU_UUID_BYTES];
+	struct gpu_device *home = atomic_load(&plans->home);
 	uint8_t uuid[GPU_UUID_BYTES];
 	int rc;
 
-	if (!plans->home) {
+	if (!home) {
 		if (!plans->device && hint && memcmp(hint, none, sizeof(none)) != 0) {
 			memcpy(uuid, hint, sizeof(uuid));
 		} else {
@@ -111,12 +112,13 @@ int plans_home(
 				return rc;
 			}
 		}
-		rc = gpu_device(plans->gpu, uuid, &plans->home, err);
+		rc = gpu_device(plans->gpu, uuid, &home, err);
 		if (rc) {
 			return rc;
 		}
+		atomic_store(&plans->home, home);
 	}
-	*ret_home = plans->home;
+	*ret_home = home;
 	return 0;
 }
 
@@ -135,6 +137,13 @@ int plans_ring(struct plans *plans, struct gpu_device *from, struct gpu_device *
 	struct gpu_ring **ret_ring, struct error *err)
 {
 	return rings_get(&plans->rings, from, to, ret_ring, err);
+}
+
+const uint8_t *plans_slots_uuid(const struct plans *plans)
+{
+	const struct gpu_device *home = atomic_load(&plans->home);
+
+	return home ? gpu_device_uuid(home) : NULL;
 }
 
 const struct rings *plans_rings(const struct plans *plans)

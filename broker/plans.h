@@ -112,8 +112,9 @@ int plans_home(
 /* The ring by which bytes get from one device to the other, which it does not reach. */
 int plans_ring(struct plans *plans, struct gpu_device *from, struct gpu_device *to,
 	struct gpu_ring **ret_ring, struct error *err);
-/* What there is; any thread. */
+/* What there is, and the GPU of the slots, NULL before it was chosen; any thread. */
 const struct rings *plans_rings(const struct plans *plans);
+const uint8_t *plans_slots_uuid(const struct plans *plans);
 
 /* The device with that UUID; zeros: the home. */
 int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],

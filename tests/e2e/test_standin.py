@@ -198,6 +198,20 @@ def bounced(log):
     return {(UUIDS.index(source), UUIDS.index(target)) for source, target in said}
 
 
+def says_bounced(stage, ways, broker="broker"):
+    """The same in status, for scripts and for people."""
+    assert stage.status(broker)["bounces"] == [
+        {"from": UUIDS[source], "to": UUIDS[target], "bytes": 64 << 20} for source, target in ways]
+    text = stage.run("strew", "status", "--socket", stage.socket(broker)).stdout
+    assert bounced(text) == set(ways), text
+
+
+def explain(stage, name, broker="broker"):
+    result = stage.run("strew", "explain", name, "--json", "--socket", stage.socket(broker))
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
 def two_nodes(stage, env=None, of="node", slot="256K"):
     """A lead and a broker that joined it (one of them gets env), both with GPUs, and buckets between them."""
     stage.env["STREW_NCCL"] = str(stage.bin.parent / "standin" / "libfake_nccl.so")
@@ -234,9 +248,17 @@ def test_bounce(stage):
                           prefix=f"r{i}-")
     assert not bounced(broker.log), broker.log
     publisher = trainer(stage, "--versions", 3)
-    for version in (1, 2, 3):
+    for version in (1, 2):
         publish([publisher], workers, version)
     assert bounced(broker.log) == {(0, 1)}, broker.log
+    says_bounced(stage, [(0, 1)])
+    for row in explain(stage, "model.layers.0.mlp.up_proj.weight"):
+        if row["kind"] == "piece":
+            assert row["bounce"] == (UUIDS[0] if row["member"] == 1 else ""), row
+            assert row["device"] == UUIDS[row["member"]] and row["route"] == "raw", row
+    text = stage.run("strew", "explain", "model.norm.weight", "--socket", stage.socket()).stdout
+    assert text.count(f"raw, by pinned host memory from {UUIDS[0]}, ") == 3, text
+    publish([publisher], workers, 3)
     publisher.end()
     # The other way, and out of host memory, which every GPU reaches by itself.
     publisher = stage.trainer("--device", 1, "--seed", 7, "--first", 4, name="other")
@@ -277,8 +299,16 @@ def test_bounce_on_two_nodes(stage):
     publisher = stage.trainer("--device", 1, "--seed", 7, "--versions", 3, "--hash", broker="lead")
     for version in (1, 2, 3):
         publish([publisher], workers, version)
+    for row in explain(stage, "lm_head.weight", broker="lead"):
+        if row["kind"] == "held":  # to the slots' GPU, by which the other node is served
+            assert (row["device"], row["bounce"]) == (UUIDS[1], UUIDS[0]), row
+    for row in explain(stage, "lm_head.weight", broker="node"):
+        if row["kind"] == "piece":
+            assert row["bounce"] == (UUIDS[0] if row["device"] == UUIDS[1] else ""), row
     publisher.end()
     assert bounced(lead.log) == {(1, 0)} and bounced(node.log) == {(0, 1)}, lead.log + node.log
+    says_bounced(stage, [(1, 0)], "lead")
+    says_bounced(stage, [(0, 1)], "node")
     # Ranks on both: what a broker scatters and what it gathers are different ways.
     ranks = [stage.trainer("--device", 1, "--seed", 7, "--rank", rank, "--ranks", 2, "--first", 4,
                            "--versions", 2, broker=name, name=f"rank{rank}")
