@@ -738,9 +738,9 @@ static void fill_message(struct message *message, enum message_type type)
 	}
 }
 
-/* Where the union has a pointer to an array, its length and the size of an element. */
 #define ARRAYS_MAX 4 /* of one message */
 
+/* Where the union has a pointer to an array, its length and the size of an element. */
 struct borrowed {
 	void **pointer;
 	size_t bytes;
