@@ -40,6 +40,7 @@
 #define LIMIT_READ_BYTES (16u << 20)  /* of a worker's memory, in one answer to read */
 #define LIMIT_EXPLAINED 64u	      /* rows of an answer to explain */
 #define LIMIT_SHARDS 4096u	      /* files of one checkpoint */
+#define LIMIT_RINGS 64u		      /* between GPUs without peer access: 8 of them have 56 ways */
 
 #define LIMIT_ALIVE_MS 3000	/* between two words of a broker to another */
 #define LIMIT_SILENT_MS 15000	/* without one: it is given up */

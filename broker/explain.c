@@ -13,6 +13,7 @@
 #include <string.h>
 
 struct sheet {
+	const struct server *server;
 	const struct msg_explain *asked;
 	struct explained *rows; /* LIMIT_EXPLAINED of them */
 	size_t n;
@@ -57,6 +58,62 @@ static void fill_handle(const struct handle *handle, struct explained *row)
 	gpu_uuid_format(row->device, sizeof(row->device), handle->uuid);
 }
 
+static bool reaches(const struct sheet *sheet, const uint8_t *from, const uint8_t *to)
+{
+	return !from || !to || gpu_reaches(sheet->server->gpu, from, to);
+}
+
+/* Where a box lies for this broker: with its trainer, or in a slot. NULL: nobody knows. */
+static const uint8_t *source_of(
+	const struct sheet *sheet, const struct publication *publication, size_t number)
+{
+	const struct held_box *box = &publication->manifest.boxes[number];
+	const struct holder *holder = publication->holders[box->rank];
+	uint32_t memory = publication->sources[number].memory;
+
+	return memory == SOURCE_ELSEWHERE || !holder
+		       ? moves_slots_uuid(sheet->server->moves)
+		       : holder->exports.handles[memory - publication->space_base[box->rank]].uuid;
+}
+
+/* Some GPU from which the tensor's bytes do not get to that one directly; NULL: all do. */
+static const uint8_t *far_source(const struct sheet *sheet, const char *model_name,
+	const char *tensor_name, const uint8_t *target)
+{
+	for (const struct model *model = sheet->server->models; model; model = model->next) {
+		const struct publication *publication = model->publication;
+		int64_t tensor = publication && strcmp(model->name, model_name) == 0
+					 ? manifest_find(&publication->manifest, tensor_name)
+					 : -1;
+
+		for (size_t i = 0; tensor >= 0 && i < publication->manifest.nboxes; i++) {
+			const uint8_t *source = source_of(sheet, publication, i);
+
+			if (publication->manifest.boxes[i].tensor == tensor &&
+				!reaches(sheet, source, target)) {
+				return source;
+			}
+		}
+	}
+	return NULL;
+}
+
+/* A worker's piece: on its way into its shadow, if it has one there, and from that. */
+static void fill_bounce(const struct sheet *sheet, const struct worker *worker,
+	const struct handle *handle, struct explained *row)
+{
+	const uint8_t *shadow =
+		worker->shadow && !handle->pull ? gpu_memory_uuid(worker->shadow) : handle->uuid;
+	const uint8_t *far = far_source(sheet, row->model, row->tensor, shadow);
+
+	if (!far && !reaches(sheet, shadow, handle->uuid)) {
+		far = shadow;
+	}
+	if (far) {
+		gpu_uuid_format(row->bounce, sizeof(row->bounce), far);
+	}
+}
+
 static void add_held(struct sheet *sheet, const struct model *model, size_t number)
 {
 	const struct publication *publication = model->publication;
@@ -65,6 +122,7 @@ static void add_held(struct sheet *sheet, const struct model *model, size_t numb
 	const struct source *source = &publication->sources[number];
 	const struct seat *seat = &model->seats[box->rank];
 	const struct holder *holder = publication->holders[box->rank];
+	const uint8_t *slots = moves_slots_uuid(sheet->server->moves);
 	struct explained *row = next_row(sheet);
 
 	if (!row) {
@@ -88,6 +146,10 @@ static void add_held(struct sheet *sheet, const struct model *model, size_t numb
 		row->offset = source->offset_bytes;
 		dims_format(row->stride, sizeof(row->stride), tensor->ndim, source->stride);
 		fill_handle(&holder->exports.handles[allocation], row);
+		if (sheet->server->epoch.ranks > 1 &&
+			!reaches(sheet, holder->exports.handles[allocation].uuid, slots)) {
+			gpu_uuid_format(row->bounce, sizeof(row->bounce), slots);
+		}
 	}
 }
 
@@ -120,6 +182,7 @@ static void add_piece(
 	row->offset = parameter->offset_bytes + piece->offset * strew_dtype_size(parameter->dtype);
 	row->cast = piece->cast && parameter->dtype != worker->layout.tensors[piece->tensor].dtype;
 	fill_handle(&worker->exports.handles[parameter->allocation], row);
+	fill_bounce(sheet, worker, &worker->exports.handles[parameter->allocation], row);
 	row->staged = worker->staged;
 	row->state = group_state(&team->group);
 	row->version = team->group.version;
@@ -235,7 +298,7 @@ static void refuse(struct client *client, const struct message *message)
 
 void explain_answer(struct client *client, const struct message *message)
 {
-	struct sheet sheet = {.asked = &message->u.explain};
+	struct sheet sheet = {.server = client->server, .asked = &message->u.explain};
 	struct message answer;
 
 	message_init(&answer, MSG_EXPLAINED, message->serial);

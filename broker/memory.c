@@ -53,6 +53,9 @@ int exports_map(struct exports *exports, struct gpu_device *device, struct error
 		return error_set(err, -ENOMEM, "out of memory");
 	}
 	for (size_t i = 0; i < exports->nhandles; i++) {
+		if (!gpu_device_reaches(device, exports->handles[i].uuid)) {
+			continue;
+		}
 		rc = gpu_import(device, &exports->handles[i], exports->write, &v[i], err);
 		if (rc) {
 			error_prefix(err, "allocation %zu at 0x%llx", i,
@@ -72,8 +75,21 @@ void exports_bases(const struct exports *exports, struct gpu_device *device, uin
 	struct gpu_memory *const *v = exports_memory(exports, device);
 
 	for (size_t i = 0; v && i < exports->nhandles; i++) {
-		ret_bases[i] = gpu_memory_address(v[i]);
+		ret_bases[i] = v[i] ? gpu_memory_address(v[i]) : GPU_OUT_OF_REACH;
 	}
+}
+
+bool exports_find(const struct exports *exports, uint32_t allocation,
+	struct gpu_device **ret_device, const struct gpu_memory **ret_memory)
+{
+	for (size_t i = 0; i < exports->nmaps; i++) {
+		if (exports->maps[i].v[allocation]) {
+			*ret_device = exports->maps[i].device;
+			*ret_memory = exports->maps[i].v[allocation];
+			return true;
+		}
+	}
+	return false;
 }
 
 void exports_unmap(struct exports *exports)

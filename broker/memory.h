@@ -18,7 +18,7 @@ struct exports {
 	bool write; /* a worker's */
 	struct {
 		struct gpu_device *device;
-		struct gpu_memory **v; /* nhandles */
+		struct gpu_memory **v; /* nhandles; NULL: out of its reach */
 	} maps[MEMORY_DEVICES];
 	size_t nmaps;
 };
@@ -45,13 +45,18 @@ struct holder {
 /* The UUID of the GPU that most of the exports lie on; zeros when it is all host memory. */
 void exports_uuid(const struct exports *exports, uint8_t ret_uuid[GPU_UUID_BYTES]);
 
-/* Maps everything for the device, unless it is mapped already. */
+/* Maps for the device what it reaches, unless that was done. */
 int exports_map(struct exports *exports, struct gpu_device *device, struct error *err);
-/* Addresses for the device, nhandles of them, to ret_bases. Mapped before. */
+/* Addresses for the device, nhandles of them, to ret_bases; GPU_OUT_OF_REACH where it has none.
+ * Mapped before. */
 void exports_bases(const struct exports *exports, struct gpu_device *device, uint64_t *ret_bases);
-/* What is mapped for the device, nhandles of them; NULL: nothing is. */
+/* What is mapped for the device, nhandles of them, NULL what is out of its reach; NULL: nothing is.
+ */
 struct gpu_memory *const *exports_memory(
 	const struct exports *exports, const struct gpu_device *device);
+/* Any device for which the allocation is mapped, and what it is there; false: none. */
+bool exports_find(const struct exports *exports, uint32_t allocation,
+	struct gpu_device **ret_device, const struct gpu_memory **ret_memory);
 void exports_unmap(struct exports *exports);
 uint64_t exports_bytes(const struct exports *exports);
 
@@ -73,11 +78,12 @@ int worker_check(const struct worker *worker, struct error *err);
 int holder_check(const struct holder *holder, struct error *err);
 
 /*
- * Does the worker claim bytes that one of `others` has claimed before it? Both are mapped for the
- * device. -EEXIST names the parameters. Memory without an identity (gpu.h) is not found out.
+ * Does the worker claim bytes that one of `others` has claimed before it? It is mapped for the same
+ * devices as they were. -EEXIST names the parameters. Memory without an identity (gpu.h) is not
+ * found out.
  */
-int worker_check_overlap(const struct worker *worker, const struct worker *others,
-	const struct gpu_device *device, struct error *err);
+int worker_check_overlap(
+	const struct worker *worker, const struct worker *others, struct error *err);
 
 /* Unmap and free everything but the struct. Nothing may be in flight. */
 void worker_finish(struct worker *worker);

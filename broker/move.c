@@ -7,6 +7,10 @@
  * Where both ends hash what was sent and received, they do so beside the wire: the root behind the
  * gather, the others behind the scatter, each before the slot is used again.
  *
+ * Copies between GPUs that do not reach each other bounce: where above a copy is issued, the
+ * source's GPU then packs in that stream, or the target's unpacks in it, and the other side has a
+ * lane.
+ *
  * Streams order the stages by events; the host only looks, before a slot is used
  * again, whether the ring has come round. So at most a ring of buckets is
  * enqueued ahead, and a cancel or a deadline is seen within one bucket.
@@ -41,31 +45,29 @@ struct run {
 
 #define LUMPS_AHEAD 2 /* enqueued: one that runs, and the next */
 
-/* An issue of local copies of some crew, and the lane that it goes by. */
+/* An issue of local copies of some crew, and its lanes: one in which it reads, one in which it
+ * writes. They are one unless it bounces. */
 struct local_at {
-	size_t crew, issue;
-	struct gpu_copies *copies;
-	struct lane *lane;
+	size_t crew, next;
+	const struct issue *issue;
+	struct lane *out, *in;
 };
 
 /* 1 and the next of all crews' issues; 0 at the end. */
 static int next_local(struct run *run, struct local_at *at, struct error *err)
 {
-	const struct issue *issue;
-
-	while (at->crew < run->ncrews && at->issue == run->crews[at->crew]->nlocal) {
+	while (at->crew < run->ncrews && at->next == run->crews[at->crew]->local.n) {
 		at->crew++;
-		at->issue = 0;
+		at->next = 0;
 	}
 	if (at->crew == run->ncrews) {
 		return 0;
 	}
-	issue = &run->crews[at->crew]->local[at->issue];
-	if (moves_local_lane(run->moves, issue->device, issue->target, &at->lane, err)) {
+	at->issue = &run->crews[at->crew]->local.v[at->next++];
+	if (issue_out(run->moves, at->issue, &at->out, err) ||
+		issue_in(run->moves, at->issue, &at->in, err)) {
 		return err->code;
 	}
-	at->copies = issue->copies;
-	at->issue++;
 	return 1;
 }
 
@@ -78,7 +80,7 @@ static int advance_local(struct run *run, struct error *err)
 		int rc;
 
 		while ((rc = next_local(run, &at, err)) > 0) {
-			rc = gpu_event_query(at.lane->events[turn], err);
+			rc = gpu_event_query(at.in->events[turn], err);
 			if (rc <= 0) {
 				return rc;
 			}
@@ -91,9 +93,8 @@ static int advance_local(struct run *run, struct error *err)
 		/* Groups share lanes: all are looked at before the first is given work. */
 		at = (struct local_at){0};
 		while (rc == 0 && (rc = next_local(run, &at, err)) > 0) {
-			rc = gpu_copies_run(at.copies, run->lump, 0, at.lane->stream, err);
-			rc = rc ? rc
-				: gpu_event_record(at.lane->events[turn], at.lane->stream, err);
+			rc = issue_run(at.issue, run->lump, 0, at.out, at.in, err);
+			rc = rc ? rc : gpu_event_record(at.in->events[turn], at.in->stream, err);
 		}
 		if (rc < 0) {
 			return rc;
@@ -166,6 +167,40 @@ static int broadcast(
 		run->deadline, run->cancel, err);
 }
 
+/* Into the slot, in the gather's stream. */
+static int gather(
+	struct run *run, const struct issue *issue, size_t number, uint64_t slot, struct error *err)
+{
+	struct lane *lane = &run->moves->gather, *out = lane;
+	int rc = issue->bounce ? issue_out(run->moves, issue, &out, err) : 0;
+
+	return rc ? rc : issue_run(issue, number, slot, out, lane, err);
+}
+
+/* Out of the slot, in the scatter's stream. */
+static int scatter(
+	struct run *run, const struct issue *issue, size_t number, uint64_t slot, struct error *err)
+{
+	struct lane *lane = &run->moves->scatter, *in = lane;
+	int rc = issue->bounce ? issue_in(run->moves, issue, &in, err) : 0;
+
+	return rc ? rc : issue_run(issue, number, slot, lane, in, err);
+}
+
+static int scatter_all(struct run *run, size_t number, uint64_t slot, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < run->ncrews; i++) {
+		const struct issues *issues = &run->crews[i]->scatter;
+
+		for (size_t k = 0; rc == 0 && k < issues->n; k++) {
+			rc = scatter(run, &issues->v[k], number, slot, err);
+		}
+	}
+	return rc;
+}
+
 /* Root: slot free → gather → broadcast. */
 static int send_bucket(struct run *run, struct job_move *work, size_t number, struct error *err)
 {
@@ -175,10 +210,9 @@ static int send_bucket(struct run *run, struct job_move *work, size_t number, st
 	int rc;
 
 	rc = wait_slot(run, turn, err);
-	if (rc) {
-		return rc;
+	for (size_t i = 0; rc == 0 && i < run->base->gather.n; i++) {
+		rc = gather(run, &run->base->gather.v[i], number, address, err);
 	}
-	rc = gpu_copies_run(run->base->gather, number, address, moves->gather.stream, err);
 	if (rc == 0) {
 		rc = gpu_event_record(moves->gather.events[turn], moves->gather.stream, err);
 	}
@@ -222,10 +256,7 @@ static int receive_bucket(struct run *run, struct job_move *work, size_t number,
 	if (rc == 0 && run->ncrews) {
 		atomic_store(&work->touched, true);
 	}
-	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-		rc = gpu_copies_run(
-			run->crews[i]->scatter, number, address, moves->scatter.stream, err);
-	}
+	rc = rc ? rc : scatter_all(run, number, address, err);
 	if (rc == 0 && run->hash) {
 		rc = gpu_hashes_run(run->base->hashes, number, address, moves->scatter.stream, err);
 	}
@@ -252,21 +283,59 @@ static int wait_lane(struct run *run, struct lane *lane, struct error *err)
 	return rc ? rc : wait_event(run, lane->events[0], err);
 }
 
+static int wait_lanes(struct run *run, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < run->moves->nlocal; i++) {
+		rc = wait_lane(run, &run->moves->local[i], err);
+	}
+	return rc;
+}
+
+/* Each issue's lump of that turn; others go on by themselves meanwhile. */
+static int wait_turn(struct run *run, size_t turn, struct error *err)
+{
+	struct local_at at = {0};
+	int rc = 0;
+
+	while (rc == 0 && (rc = next_local(run, &at, err)) > 0) {
+		rc = wait_event(run, at.in->events[turn], err);
+	}
+	return rc;
+}
+
+/* For the last lumps alone: behind them in their lanes may be what the wire has brought. */
 static int wait_local(struct run *run, struct error *err)
 {
 	int rc = advance_local(run, err);
 
 	while (rc == 0 && run->lump < run->nlumps) {
-		struct local_at at = {0};
-
-		/* Each waits for the lump whose turn is next; others then go on by themselves. */
-		while (rc == 0 && (rc = next_local(run, &at, err)) > 0) {
-			rc = wait_event(run, at.lane->events[run->lump % LUMPS_AHEAD], err);
-		}
+		rc = wait_turn(run, run->lump % LUMPS_AHEAD, err);
 		rc = rc ? rc : advance_local(run, err);
 	}
-	for (size_t i = 0; rc == 0 && i < run->moves->nlocal; i++) {
-		rc = wait_lane(run, &run->moves->local[i], err);
+	for (size_t turn = 0; rc == 0 && turn < LUMPS_AHEAD; turn++) {
+		rc = wait_turn(run, turn, err);
+	}
+	return rc;
+}
+
+/* The scatter's stream is empty: what has left it for a GPU out of reach has to arrive. */
+static int wait_bounced(struct run *run, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < run->ncrews; i++) {
+		const struct issues *issues = &run->crews[i]->scatter;
+
+		for (size_t k = 0; rc == 0 && k < issues->n; k++) {
+			struct lane *lane;
+
+			if (issues->v[k].bounce) {
+				rc = issue_in(run->moves, &issues->v[k], &lane, err);
+				rc = rc ? rc : wait_lane(run, lane, err);
+			}
+		}
 	}
 	return rc;
 }
@@ -344,7 +413,7 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		}
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
-	if (rc == 0 && work->wire && run->base->gather) {
+	if (rc == 0 && work->wire && run->base->gathers) {
 		rc = wait_lane(run, &run->moves->gather, err);
 		stamp(run, &work->stages.gather_ns);
 	}
@@ -365,6 +434,7 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 	if (rc == 0 && work->wire) {
 		rc = run->hash ? end_hashes(run, work, err)
 			       : wait_lane(run, &run->moves->scatter, err);
+		rc = rc ? rc : wait_bounced(run, err);
 	}
 	if (rc == 0) {
 		work->done_bytes = work->total_bytes;
@@ -379,23 +449,24 @@ static int settle_all(struct run *run, struct error *err)
 {
 	struct moves *moves = run->moves;
 	struct run patient = *run;
-	int rc = 0;
+	int rc;
 
 	patient.nlumps = 0; /* none that is not enqueued yet */
 	patient.wire = false; /* what the carrier has failed at is no fault of these copies */
 	patient.cancel = NULL;
-	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
-	for (size_t i = 0; rc == 0 && i < moves->nlocal; i++) {
-		rc = wait_lane(&patient, &moves->local[i], err);
+	/* A broadcast whose peer is gone never ends by itself; abort ends it. What bounces out of a
+	 * slot waits for it, so it comes before the lanes. */
+	if (run->wire) {
+		rc = carrier_destroy(moves->carrier, true);
+		moves->carrier = NULL;
+		if (rc) {
+			return error_set(err, rc, "the communicator's abort did not return");
+		}
 	}
+	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
+	rc = wait_lanes(&patient, err);
 	if (rc || !run->wire) {
 		return rc;
-	}
-	/* A broadcast whose peer is gone never ends by itself; abort ends it. */
-	rc = carrier_destroy(moves->carrier, true);
-	moves->carrier = NULL;
-	if (rc) {
-		return error_set(err, rc, "the communicator's abort did not return");
 	}
 	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
 	rc = wait_lane(&patient, &moves->gather, err);
@@ -475,27 +546,30 @@ void job_move_run(struct job *job)
 	free(run.crews);
 }
 
+static int commit_one(struct run *run, const struct issues *issues, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < issues->n; i++) {
+		struct lane *out, *in;
+
+		rc = issue_out(run->moves, &issues->v[i], &out, err);
+		rc = rc ? rc : issue_in(run->moves, &issues->v[i], &in, err);
+		rc = rc ? rc : issue_run(&issues->v[i], 0, 0, out, in, err);
+	}
+	return rc;
+}
+
 static int commit_all(struct run *run, struct error *err)
 {
 	int rc = 0;
 
 	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-		struct plan_crew *crew = run->crews[i];
-
-		for (size_t k = 0; rc == 0 && k < crew->nworkers; k++) {
-			struct lane *lane;
-
-			if (!crew->commit[k]) {
-				continue;
-			}
-			rc = moves_local_lane(run->moves, crew->commit_device[k],
-				gpu_device_uuid(crew->commit_device[k]), &lane, err);
-			if (rc == 0) {
-				rc = gpu_copies_run(crew->commit[k], 0, 0, lane->stream, err);
-			}
+		for (size_t k = 0; rc == 0 && k < run->crews[i]->nworkers; k++) {
+			rc = commit_one(run, &run->crews[i]->commit[k], err);
 		}
 	}
-	return rc ? rc : wait_local(run, err);
+	return rc ? rc : wait_lanes(run, err);
 }
 
 void job_commit_run(struct job *job)

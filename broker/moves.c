@@ -26,13 +26,14 @@ int moves_create(const struct moves_options *options, struct moves **ret_moves)
 	return 0;
 }
 
-static void lane_finish(struct lane *lane)
+const struct rings *moves_rings(const struct moves *moves)
 {
-	for (size_t i = 0; i < LIMIT_SLOTS_MAX; i++) {
-		gpu_event_destroy(lane->events[i]);
-	}
-	gpu_stream_destroy(lane->stream);
-	memset(lane, 0, sizeof(*lane));
+	return plans_rings(moves->plans);
+}
+
+const uint8_t *moves_slots_uuid(const struct moves *moves)
+{
+	return plans_slots_uuid(moves->plans);
 }
 
 void moves_destroy(struct moves *moves)
@@ -53,50 +54,6 @@ void moves_destroy(struct moves *moves)
 		gpu_memory_release(moves->slots[i]);
 	}
 	free(moves);
-}
-
-int lane_open(struct lane *lane, struct gpu_device *device, bool urgent, struct error *err)
-{
-	int rc;
-
-	if (lane->stream) {
-		return 0;
-	}
-	lane->device = device;
-	rc = urgent ? gpu_stream_create_urgent(device, &lane->stream, err)
-		    : gpu_stream_create(device, &lane->stream, err);
-	for (size_t i = 0; rc == 0 && i < LIMIT_SLOTS_MAX; i++) {
-		rc = gpu_event_create(device, &lane->events[i], err);
-	}
-	if (rc) {
-		lane_finish(lane);
-	}
-	return rc;
-}
-
-int moves_local_lane(struct moves *moves, struct gpu_device *device,
-	const uint8_t target[GPU_UUID_BYTES], struct lane **ret_lane, struct error *err)
-{
-	struct lane *lane = moves->local;
-	int rc;
-
-	for (size_t i = 0; i < moves->nlocal; i++, lane++) {
-		if (lane->device == device && memcmp(lane->target, target, GPU_UUID_BYTES) == 0) {
-			*ret_lane = lane;
-			return 0;
-		}
-	}
-	if (moves->nlocal == LANES_MAX) {
-		return error_set(err, -E2BIG, "over %d pairs of GPUs", LANES_MAX);
-	}
-	rc = lane_open(lane, device, false, err);
-	if (rc) {
-		return rc;
-	}
-	memcpy(lane->target, target, GPU_UUID_BYTES);
-	moves->nlocal++;
-	*ret_lane = lane;
-	return 0;
 }
 
 int moves_slots(struct moves *moves, struct error *err)
@@ -125,6 +82,25 @@ int moves_slots(struct moves *moves, struct error *err)
 	return rc;
 }
 
+/* For the slots' GPU; and what that does not reach, for the GPU that it lies on. */
+static int map_exports(
+	struct moves *moves, struct exports *exports, struct gpu_device *home, struct error *err)
+{
+	int rc = exports_map(exports, home, err);
+
+	for (size_t i = 0; i < exports->nhandles && rc == 0; i++) {
+		const uint8_t *uuid = exports->handles[i].uuid;
+		struct gpu_device *own;
+
+		if (gpu_device_reaches(home, uuid)) {
+			continue;
+		}
+		rc = plans_device(moves->plans, uuid, &own, err);
+		rc = rc ? rc : exports_map(exports, own, err);
+	}
+	return rc;
+}
+
 static int import_worker(struct moves *moves, struct worker *worker, struct error *err)
 {
 	struct gpu_device *home, *own;
@@ -137,10 +113,10 @@ static int import_worker(struct moves *moves, struct worker *worker, struct erro
 	exports_uuid(&worker->exports, uuid);
 	rc = plans_home(moves->plans, uuid, &home, err);
 	if (rc == 0) {
-		rc = exports_map(&worker->exports, home, err);
+		rc = map_exports(moves, &worker->exports, home, err);
 	}
 	if (rc == 0) {
-		rc = worker_check_overlap(worker, moves->workers, home, err);
+		rc = worker_check_overlap(worker, moves->workers, err);
 	}
 	if (rc == 0 && worker->staged) {
 		rc = plans_device(moves->plans, uuid, &own, err);
@@ -179,7 +155,7 @@ static int import_holder(struct moves *moves, struct holder *holder, struct erro
 	}
 	exports_uuid(&holder->exports, uuid);
 	rc = plans_home(moves->plans, uuid, &home, err);
-	return rc ? rc : exports_map(&holder->exports, home, err);
+	return rc ? rc : map_exports(moves, &holder->exports, home, err);
 }
 
 void job_import_run(struct job *job)

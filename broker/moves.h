@@ -24,6 +24,10 @@ struct moves_options {
 int moves_create(const struct moves_options *options, struct moves **ret_moves);
 /* After the mover has stopped, and with every session released. */
 void moves_destroy(struct moves *moves);
+/* Those between GPUs without peer access that are in use, and the GPU of the slots (NULL: none is
+ * chosen yet); any thread. */
+const struct rings *moves_rings(const struct moves *moves);
+const uint8_t *moves_slots_uuid(const struct moves *moves);
 
 /* Maps what a worker (and reserves its shadow) or a trainer rank has exported. */
 struct job_import {

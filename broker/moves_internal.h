@@ -7,12 +7,14 @@
 /* A stream and one event for each slot of the ring. */
 struct lane {
 	struct gpu_device *device;
-	uint8_t target[GPU_UUID_BYTES]; /* local lanes: where the copies go */
+	/* local lanes: where the copies go, or (inbound) where they come from by host memory */
+	uint8_t other[GPU_UUID_BYTES];
+	bool inbound;
 	struct gpu_stream *stream;
 	struct gpu_event *events[LIMIT_SLOTS_MAX];
 };
 
-#define LANES_MAX 64
+#define LANES_MAX 128 /* 8 GPUs have 64 ways, and each of 56 may have two ends */
 
 struct moves {
 	struct gpu *gpu;
@@ -24,14 +26,27 @@ struct moves {
 	struct worker *workers;			   /* mapped, the last one first */
 	struct gpu_memory *slots[LIMIT_SLOTS_MAX]; /* made with the first communicator */
 	struct lane gather, wire, scatter;	   /* on the slots' device */
-	struct lane local[LANES_MAX]; /* local copies and commits, by device and target */
+	struct lane local[LANES_MAX]; /* local copies and commits, by device and the other end */
 	size_t nlocal;
 };
 
 /* Urgent: its kernels go before those of the other lanes. */
 int lane_open(struct lane *lane, struct gpu_device *device, bool urgent, struct error *err);
 int moves_local_lane(struct moves *moves, struct gpu_device *device,
-	const uint8_t target[GPU_UUID_BYTES], struct lane **ret_lane, struct error *err);
+	const uint8_t other[GPU_UUID_BYTES], bool inbound, struct lane **ret_lane,
+	struct error *err);
+void lane_finish(struct lane *lane);
+
+/* The local lane in which an issue reads, and that in which it writes: one, unless it bounces. */
+int issue_out(
+	struct moves *moves, const struct issue *issue, struct lane **ret_lane, struct error *err);
+int issue_in(
+	struct moves *moves, const struct issue *issue, struct lane **ret_lane, struct error *err);
+/* Enqueues a range in such lanes, or in those of the slots; `slot` is its address, if it has one.
+ */
+int issue_run(const struct issue *issue, size_t range, uint64_t slot, struct lane *out,
+	struct lane *in, struct error *err);
+
 int moves_slots(struct moves *moves, struct error *err);
 
 #endif

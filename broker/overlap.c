@@ -34,6 +34,12 @@ static bool is_known(const struct gpu_identity *identity)
 	return identity->v[0] || identity->v[1];
 }
 
+/* Zeros where there is no memory: out of the device's reach. */
+static struct gpu_identity identity_of(const struct gpu_memory *memory)
+{
+	return memory ? gpu_memory_identity(memory) : (struct gpu_identity){{0, 0}};
+}
+
 /* The memories that the worker has, sorted; those without an identity are left out. */
 static size_t identify(const struct exports *exports, struct gpu_memory *const *memory,
 	struct gpu_identity *ret_identities)
@@ -41,7 +47,7 @@ static size_t identify(const struct exports *exports, struct gpu_memory *const *
 	size_t n = 0;
 
 	for (size_t i = 0; i < exports->nhandles; i++) {
-		ret_identities[n] = gpu_memory_identity(memory[i]);
+		ret_identities[n] = identity_of(memory[i]);
 		n += is_known(&ret_identities[n]);
 	}
 	qsort(ret_identities, n, sizeof(*ret_identities), compare_identities);
@@ -52,7 +58,7 @@ static bool share_memory(const struct gpu_identity *identities, size_t n,
 	const struct exports *other, struct gpu_memory *const *memory)
 {
 	for (size_t i = 0; i < other->nhandles; i++) {
-		struct gpu_identity identity = gpu_memory_identity(memory[i]);
+		struct gpu_identity identity = identity_of(memory[i]);
 
 		if (bsearch(&identity, identities, n, sizeof(identity), compare_identities)) {
 			return true;
@@ -71,7 +77,7 @@ static bool extent_of(const struct worker *worker, struct gpu_memory *const *mem
 	if (!span) {
 		return false;
 	}
-	ret_extent->identity = gpu_memory_identity(memory[parameter->allocation]);
+	ret_extent->identity = identity_of(memory[parameter->allocation]);
 	ret_extent->begin = parameter->offset_bytes;
 	ret_extent->end = parameter->offset_bytes + span;
 	ret_extent->name = parameter->name;
@@ -150,7 +156,8 @@ static int check_pair(const struct extent *extents, size_t n, const struct worke
 	return 0;
 }
 
-int worker_check_overlap(const struct worker *worker, const struct worker *others,
+/* By what both are mapped as for the one device. */
+static int check_for(const struct worker *worker, const struct worker *others,
 	const struct gpu_device *device, struct error *err)
 {
 	struct gpu_memory *const *memory = exports_memory(&worker->exports, device);
@@ -174,5 +181,16 @@ int worker_check_overlap(const struct worker *worker, const struct worker *other
 	}
 	free(extents);
 	free(identities);
+	return rc;
+}
+
+int worker_check_overlap(
+	const struct worker *worker, const struct worker *others, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < worker->exports.nmaps && rc == 0; i++) {
+		rc = check_for(worker, others, worker->exports.maps[i].device, err);
+	}
 	return rc;
 }

@@ -22,8 +22,9 @@
 
 struct plans {
 	struct gpu *gpu;
-	const char *device; /* the option, borrowed */
-	struct gpu_device *home;
+	const char *device;		   /* the option, borrowed */
+	_Atomic(struct gpu_device *) home; /* looked at by the event loop too */
+	struct rings rings;
 	struct plan_base *bases[PLANS_MAX];
 	size_t nbases;
 	struct plan_crew *crews[PLANS_MAX];
@@ -72,7 +73,7 @@ static void base_free(struct plan_base *base)
 		buckets_finish(&base->buckets);
 		buckets_finish(&base->lumps);
 		stretches_finish(&base->stretches);
-		gpu_copies_destroy(base->gather);
+		issues_finish(&base->gather);
 		gpu_hashes_destroy(base->hashes);
 		free(base->parts);
 		free(base);
@@ -90,6 +91,7 @@ void plans_destroy(struct plans *plans)
 	while (plans->nbases) {
 		base_free(plans->bases[--plans->nbases]);
 	}
+	rings_finish(&plans->rings);
 	free(plans);
 }
 
@@ -97,10 +99,11 @@ int plans_home(
 	struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home, struct error *err)
 {
 	static const uint8_t none[GPU_UUID_BYTES];
+	struct gpu_device *home = atomic_load(&plans->home);
 	uint8_t uuid[GPU_UUID_BYTES];
 	int rc;
 
-	if (!plans->home) {
+	if (!home) {
 		if (!plans->device && hint && memcmp(hint, none, sizeof(none)) != 0) {
 			memcpy(uuid, hint, sizeof(uuid));
 		} else {
@@ -109,12 +112,13 @@ int plans_home(
 				return rc;
 			}
 		}
-		rc = gpu_device(plans->gpu, uuid, &plans->home, err);
+		rc = gpu_device(plans->gpu, uuid, &home, err);
 		if (rc) {
 			return rc;
 		}
+		atomic_store(&plans->home, home);
 	}
-	*ret_home = plans->home;
+	*ret_home = home;
 	return 0;
 }
 
@@ -127,6 +131,24 @@ int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],
 		return plans_home(plans, NULL, ret_device, err);
 	}
 	return gpu_device(plans->gpu, uuid, ret_device, err);
+}
+
+int plans_ring(struct plans *plans, struct gpu_device *from, struct gpu_device *to,
+	struct gpu_ring **ret_ring, struct error *err)
+{
+	return rings_get(&plans->rings, from, to, ret_ring, err);
+}
+
+const uint8_t *plans_slots_uuid(const struct plans *plans)
+{
+	const struct gpu_device *home = atomic_load(&plans->home);
+
+	return home ? gpu_device_uuid(home) : NULL;
+}
+
+const struct rings *plans_rings(const struct plans *plans)
+{
+	return &plans->rings;
 }
 
 /* The place for one more plan: a free one, or that of the plan that was used longest ago. */
@@ -162,25 +184,6 @@ static size_t crew_place(struct plans *plans)
 	return oldest;
 }
 
-int source_bases(const struct publication *publication, struct gpu_device *device,
-	uint64_t *ret_bases, struct error *err)
-{
-	for (size_t rank = 0; rank < publication->nroots; rank++) {
-		struct holder *holder = publication->holders[rank];
-		int rc;
-
-		if (!holder) {
-			continue;
-		}
-		rc = exports_map(&holder->exports, device, err);
-		if (rc) {
-			return rc;
-		}
-		exports_bases(&holder->exports, device, ret_bases + publication->space_base[rank]);
-	}
-	return 0;
-}
-
 /* What lies on the slots' own device can be sent without a copy. ret_direct[nspaces] */
 static void find_direct(
 	const struct publication *publication, struct gpu_device *home, bool *ret_direct)
@@ -213,12 +216,31 @@ static int choose_direct(const struct publication *publication, struct plan_base
 	return n < 0 ? (int)n : 0;
 }
 
+/* Where the stretches lie that are sent as they are, for the slots' device. */
+static int locate_stretches(const struct spaces *spaces, struct plan_base *base,
+	struct gpu_device *home, struct error *err)
+{
+	uint64_t *bases;
+	int rc = spaces_bases(spaces, home, &bases, err);
+
+	if (rc) {
+		return rc;
+	}
+	for (size_t i = 0; i < base->stretches.n; i++) {
+		struct stretch *stretch = &base->stretches.v[i];
+
+		stretch->src += stretch->space == STRETCH_PACKED ? 0 : bases[stretch->space];
+	}
+	free(bases);
+	return 0;
+}
+
 static int make_gather(struct plans *plans, const struct publication *publication,
 	struct plan_base *base, struct error *err)
 {
+	const struct spaces spaces = {.sources = publication, .slot = true};
 	struct gpu_device *home;
 	struct copies copies;
-	uint64_t *bases;
 	int rc;
 
 	rc = plans_home(plans, NULL, &home, err);
@@ -231,36 +253,21 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 		return rc;
 	}
 	rc = choose_direct(publication, base, home, &copies, err);
-	if (rc) {
-		goto free_copies;
-	}
 	/* The slot is space 0 of the destinations and the sources' are counted from 0 too, so
 	 * the slot moves behind them. */
-	bases = calloc(publication->nspaces + 1, sizeof(*bases));
-	if (!bases) {
-		rc = error_set(err, -ENOMEM, "out of memory");
-		goto free_copies;
-	}
 	for (size_t i = 0; i < copies.n; i++) {
 		copies.v[i].dst_space = publication->nspaces;
 	}
-	rc = source_bases(publication, home, bases, err);
-	if (rc == 0) {
-		rc = gpu_copies_create(
-			home, &copies, bases, publication->nspaces + 1, &base->gather, err);
-	}
-	if (rc == 0) {
-		gpu_copies_share(base->gather); /* with the carrier's kernels */
-	}
-	for (size_t i = 0; rc == 0 && i < base->stretches.n; i++) {
-		struct stretch *stretch = &base->stretches.v[i];
-
-		stretch->src += stretch->space == STRETCH_PACKED ? 0 : bases[stretch->space];
-	}
-	free(bases);
-free_copies:
+	rc = rc ? rc : issues_make(plans, &spaces, &copies, home, &base->gather, err);
 	copies_finish(&copies);
-	return rc;
+	rc = rc ? rc : locate_stretches(&spaces, base, home, err);
+	if (rc) {
+		issues_finish(&base->gather);
+		return rc;
+	}
+	issues_share(&base->gather); /* with the carrier's kernels */
+	base->gathers = true;
+	return 0;
 }
 
 static int make_wire_buckets(
@@ -337,7 +344,7 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 	}
 	base->last_use = ++plans->uses;
 	rc = make_buckets(base, plan_for, err);
-	if (rc == 0 && gather && !base->gather) {
+	if (rc == 0 && gather && !base->gathers) {
 		rc = make_gather(plans, publication, base, err);
 	}
 	if (rc) {

@@ -8,6 +8,7 @@
 #define BROKER_PLANS_H
 
 #include "broker/memory.h"
+#include "broker/rings.h"
 #include "plan/slot_types.h"
 #include "plan/stretches.h"
 #include "wire/carrier.h"
@@ -53,14 +54,33 @@ struct crew {
 	size_t nworkers;
 };
 
+/*
+ * Copies that one GPU issues, all to one GPU (or to host memory: zeros); or that bounce: it reads,
+ * and the other one writes.
+ */
+struct issue {
+	struct gpu_device *device;
+	uint8_t target[GPU_UUID_BYTES];
+	struct gpu_copies *copies; /* NULL: they bounce … */
+	struct gpu_bounce *bounce;
+	struct gpu_device *far; /* … and this is the target's device */
+};
+#define ISSUES_MAX 16 /* of one sort of copies */
+
+struct issues {
+	struct issue v[ISSUES_MAX];
+	size_t n;
+};
+
 /* What belongs to a publication, a slot length and slot types. */
 struct plan_base {
 	uint64_t key, slot_bytes;
 	struct slot_types slot_types;
-	uint64_t id;		/* its own */
-	struct buckets buckets; /* through slots; none where the wire is not used */
-	struct buckets lumps;	/* the same in longer stretches, for copies that need no slot */
-	struct gpu_copies *gather;
+	uint64_t id;		    /* its own */
+	struct buckets buckets;	    /* through slots; none where the wire is not used */
+	struct buckets lumps;	    /* the same in longer stretches, for copies that need no slot */
+	bool gathers;		    /* it has a gather, */
+	struct issues gather;	    /* which is issued by the slots' device, or bounces to it */
 	struct stretches stretches; /* of the buckets */
 	bool sends_direct;	    /* some of them, from the trainers' own memory */
 	struct gpu_hashes *hashes;  /* of the buckets; NULL until an update is checked */
@@ -68,23 +88,13 @@ struct plan_base {
 	uint64_t last_use;
 };
 
-/* Copies that one GPU issues, all to one GPU (or to host memory: zeros). */
-struct issue {
-	struct gpu_device *device;
-	uint8_t target[GPU_UUID_BYTES];
-	struct gpu_copies *copies;
-};
-#define ISSUES_MAX 16 /* of one crew */
-
 /* What belongs to a base and a crew. */
 struct plan_crew {
 	uint64_t publication, base, key; /* key: the crew's */
 	bool partial;			 /* matched only with parameters left uncovered */
-	struct gpu_copies *scatter;	 /* from slots; issued by the slots' device */
-	struct issue local[ISSUES_MAX];	 /* from the trainers' memory */
-	size_t nlocal;
-	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
-	struct gpu_device **commit_device;
+	struct issues scatter; /* from slots; issued by the slots' device, or bounced from it */
+	struct issues local;   /* from the trainers' memory */
+	struct issues *commit; /* one a worker, by its GPU; empty where direct */
 	size_t nworkers;
 	uint64_t last_use;
 };
@@ -98,6 +108,13 @@ void plans_destroy(struct plans *plans);
  * the first. */
 int plans_home(
 	struct plans *plans, const uint8_t *hint, struct gpu_device **ret_home, struct error *err);
+
+/* The ring by which bytes get from one device to the other, which it does not reach. */
+int plans_ring(struct plans *plans, struct gpu_device *from, struct gpu_device *to,
+	struct gpu_ring **ret_ring, struct error *err);
+/* What there is, and the GPU of the slots, NULL before it was chosen; any thread. */
+const struct rings *plans_rings(const struct plans *plans);
+const uint8_t *plans_slots_uuid(const struct plans *plans);
 
 /* The device with that UUID; zeros: the home. */
 int plans_device(struct plans *plans, const uint8_t uuid[GPU_UUID_BYTES],

@@ -1,39 +1,46 @@
-/* What broker/plans.c, broker/crew_plans.c and broker/issues.c share. */
+/* What broker/plans.c, broker/crew_plans.c, broker/spaces.c and broker/issues.c share. */
 #ifndef BROKER_PLANS_INTERNAL_H
 #define BROKER_PLANS_INTERNAL_H
 
 #include "broker/plans.h"
 
 /*
- * Spaces of a crew from `first` on: each worker's allocations, then its shadow. Device NULL: their
- * numbers alone, nothing is mapped and the bases are zeros.
+ * What the spaces of copies stand for, one behind the other: the allocations of the trainer ranks
+ * here, the slot, and of each worker of a crew the allocations and the shadow. Each of the three
+ * may be missing.
  */
-struct crew_spaces {
-	struct plan_worker *workers;
-	uint64_t *bases;
-	uint32_t nbases;
+struct spaces {
+	const struct publication *sources;
+	bool slot;
+	const struct crew *crew;
 };
 
-int spaces_make(const struct crew *crew, uint32_t first, struct gpu_device *device,
-	struct crew_spaces *ret_spaces, struct error *err);
-void spaces_finish(struct crew_spaces *spaces);
+size_t spaces_count(const struct spaces *spaces);
+/* On which GPU each lies, the slot on `home`; to be freed, the UUIDs are borrowed. */
+int spaces_where(const struct spaces *spaces, const uint8_t *home, const uint8_t ***ret_where,
+	struct error *err);
+/* Addresses for the device, for which everything in its reach is mapped; to be freed. The slot's is
+ * 0. */
+int spaces_bases(const struct spaces *spaces, struct gpu_device *device, uint64_t **ret_bases,
+	struct error *err);
+/* The crew for a plan, with the numbers of its spaces; to be freed. */
+int spaces_workers(
+	const struct spaces *spaces, struct plan_worker **ret_workers, struct error *err);
 
 /* How many buckets one sum is of, and how many sums there are. */
 size_t hashes_fold(const struct buckets *buckets);
 size_t hashes_count(const struct buckets *buckets);
 
-/* Base addresses of the sources' spaces, for the device, to ret_bases[nspaces]. */
-int source_bases(const struct publication *publication, struct gpu_device *device,
-	uint64_t *ret_bases, struct error *err);
-
 /*
- * Gives each of the copies, whose spaces are the sources' and then the crew's, to the GPU that
- * issues it: its source's; from host memory, its target's. One issue for each pair of issuer
- * and target, so that a slow link does not hold up a fast one, each with every range.
+ * Gives each of the copies to the GPU that issues it: its source's; from host memory, its target's.
+ * One issue for each pair of issuer and target, so that a slow link does not hold up a fast one,
+ * each with every range. Given an issuer, what that reaches at both ends is one issue of its own.
+ * Copies whose issuer does not reach their target bounce. Finish with issues_finish().
  */
-int issues_make(struct plans *plans, const struct publication *publication, const struct crew *crew,
-	const struct copies *copies, struct issue *ret_issues, size_t *ret_n, struct error *err);
-void issues_finish(struct issue *issues, size_t n);
+int issues_make(struct plans *plans, const struct spaces *spaces, const struct copies *copies,
+	struct gpu_device *issuer, struct issues *ret_issues, struct error *err);
+void issues_share(const struct issues *issues); /* see gpu_copies_share() */
+void issues_finish(struct issues *issues);
 
 /* Fills in scatter, local copies and commits of an empty plan; after a failure it is to be freed.
  */

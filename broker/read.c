@@ -16,20 +16,19 @@ static int find_address(const struct job_read *work, struct gpu_device **ret_dev
 	uint64_t *ret_address, struct error *err)
 {
 	struct exports *exports = work->exports;
-	int rc = 0;
+	const struct gpu_memory *memory;
+	int rc;
 
-	if (exports->nmaps) {
-		*ret_device = exports->maps[0].device;
-	} else {
+	if (!exports_find(exports, work->allocation, ret_device, &memory)) {
 		rc = plans_device(work->moves->plans, exports->handles[work->allocation].uuid,
 			ret_device, err);
 		rc = rc ? rc : exports_map(exports, *ret_device, err);
+		if (rc) {
+			return rc;
+		}
+		memory = exports_memory(exports, *ret_device)[work->allocation];
 	}
-	if (rc) {
-		return rc;
-	}
-	*ret_address = gpu_memory_address(exports_memory(exports, *ret_device)[work->allocation]) +
-		       work->offset;
+	*ret_address = gpu_memory_address(memory) + work->offset;
 	return 0;
 }
 
@@ -75,7 +74,7 @@ void job_read_run(struct job *job)
 	job->rc = find_address(work, &device, &address, &job->err);
 	if (job->rc == 0) {
 		job->rc = moves_local_lane(
-			work->moves, device, gpu_device_uuid(device), &lane, &job->err);
+			work->moves, device, gpu_device_uuid(device), false, &lane, &job->err);
 	}
 	if (job->rc == 0) {
 		job->rc = gpu_import(device, &handle, true, &memory, &job->err);

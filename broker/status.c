@@ -62,6 +62,20 @@ static void fill_broker(const struct msg_join *join, uint32_t rank, struct statu
 	gpu_uuid_format(said->device, sizeof(said->device), join->uuid);
 }
 
+static void fill_bounces(const struct rings *rings, struct msg_status_reply *reply)
+{
+	size_t n = atomic_load(&rings->n);
+
+	for (; reply->nbounces < n; reply->nbounces++) {
+		const struct ring *ring = &rings->v[reply->nbounces];
+		struct status_bounce *said = &reply->bounces[reply->nbounces];
+
+		gpu_uuid_format(said->from, sizeof(said->from), ring->from);
+		gpu_uuid_format(said->to, sizeof(said->to), ring->to);
+		said->bytes = ring->bytes;
+	}
+}
+
 static void fill_lists(struct server *server, struct msg_status_reply *reply)
 {
 	struct msg_join own;
@@ -113,7 +127,9 @@ void status_answer(struct client *client, uint64_t serial)
 	reply->groups = calloc(LIMIT_GROUPS, sizeof(*reply->groups));
 	reply->trainers = calloc(LIMIT_MODELS, sizeof(*reply->trainers));
 	reply->brokers = calloc(LIMIT_BROKERS, sizeof(*reply->brokers));
-	if (reply->groups && reply->trainers && reply->brokers) {
+	reply->bounces = calloc(LIMIT_RINGS, sizeof(*reply->bounces));
+	if (reply->groups && reply->trainers && reply->brokers && reply->bounces) {
+		fill_bounces(moves_rings(server->moves), reply);
 		fill_lists(server, reply);
 		client_send(client, &message);
 	}

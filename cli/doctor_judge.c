@@ -210,10 +210,11 @@ static void judge_devices(const struct doctor_facts *facts, struct doctor_findin
 			"first from %d to %d",
 			gpu->ndevices, gpu->devices[0].name, missing,
 			gpu->nprobed * (gpu->nprobed - 1), from, to);
-		ADVISE(finding, DOCTOR_WRONG,
-			"an update between these two is refused: keep trainer and workers of one "
-			"node on GPUs that reach each other (nvidia-smi topo -p2p r); in a virtual "
-			"machine ACS or the IOMMU may be in the way");
+		ADVISE(finding, DOCTOR_NOTE,
+			"bytes between these two go through pinned host memory, which is slower: "
+			"keep trainer and workers of one node on GPUs that reach each other "
+			"(nvidia-smi topo -p2p r); in a virtual machine ACS or the IOMMU may be in "
+			"the way");
 	} else {
 		SAY(finding, "%d GPU%s (%s%s)%s", gpu->ndevices, gpu->ndevices == 1 ? "" : "s",
 			gpu->devices[0].name, gpu->ndevices == 1 ? "" : " …",

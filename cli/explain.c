@@ -19,7 +19,8 @@ static const char help[] =
 	"  box        start + extent, in the tensor's shape or in the piece's view of it\n"
 	"  at         bytes from the beginning of the allocation that is shared, and the distance\n"
 	"             in elements from one index to the next of each dimension\n"
-	"  raw, pull  the broker writes the memory; or the worker copies from a twin of it\n"
+	"  raw, pull  the broker writes the memory; or the worker copies from a twin of it; by\n"
+	"             pinned host memory, where one GPU does not reach the other\n"
 	"\n"
 	"  --model NAME   of this model alone\n"
 	"  --socket PATH  the broker's socket (default: $STREW_SOCKET, else\n"
@@ -45,6 +46,9 @@ static void print_held(const struct explained *row)
 	} else {
 		printf(", at another node");
 	}
+	if (row->bounce[0]) {
+		printf(", to %s by pinned host memory", row->bounce);
+	}
 	if (row->version) {
 		printf("; version %" PRIu64 " was committed last", row->version);
 	}
@@ -60,10 +64,11 @@ static void print_piece(const struct explained *row)
 	}
 	printf("\n    into %s, %s %s%s,\n    at byte %" PRIu64
 	       " of allocation %u (%s, %s), strides "
-	       "%s;\n    %s, %s, %s at version %" PRIu64 "\n",
+	       "%s;\n    %s%s%s, %s, %s at version %" PRIu64 "\n",
 		row->parameter, strew_dtype_name((enum strew_dtype)row->parameter_dtype),
 		row->parameter_shape, row->cast ? " by a cast" : "", row->offset, row->allocation,
 		row->device, row->handle, row->stride, row->route,
+		row->bounce[0] ? ", by pinned host memory from " : "", row->bounce,
 		row->staged ? "staged" : "direct",
 		strew_group_state_name((enum strew_group_state)row->state), row->version);
 }
@@ -114,6 +119,7 @@ static void print_object(const struct explained *row)
 		json_put_text(object, "device", row->device);
 		json_put_text(object, "handle", row->handle);
 		json_put_text(object, "route", row->route);
+		json_put_text(object, "bounce", row->bounce);
 	}
 	json_line(object);
 }

@@ -12,7 +12,7 @@ static const char help[] =
 	"       strew status --limits [--json]\n"
 	"\n"
 	"Says what this node's broker has: groups of workers with their states and versions,\n"
-	"trainers, and the brokers of the epoch.\n"
+	"trainers, the brokers of the epoch, and GPUs without peer access between them.\n"
 	"\n"
 	"  --socket PATH  the broker's socket (default: $STREW_SOCKET, else\n"
 	"                 $XDG_RUNTIME_DIR/strew/broker.sock, else /tmp/strew-UID/broker.sock)\n"
@@ -111,6 +111,20 @@ static void print_others(const struct msg_status_reply *status)
 	}
 }
 
+static void print_bounces(const struct msg_status_reply *status)
+{
+	for (size_t i = 0; i < status->nbounces; i++) {
+		const struct status_bounce *bounce = &status->bounces[i];
+		char bytes[32];
+
+		printf("%s%s and %s have no peer access: bytes from the one to the other go "
+		       "through "
+		       "%s of pinned host memory\n",
+			i ? "" : "\n", bounce->from, bounce->to,
+			format_bytes(bytes, sizeof(bytes), bounce->bytes));
+	}
+}
+
 int status_ask(struct conn *conn, struct message *ret_reply, struct error *err)
 {
 	struct message question;
@@ -140,6 +154,7 @@ static int run(const char *socket, int json)
 		print_broker(&reply.u.status_reply);
 		print_groups(&reply.u.status_reply);
 		print_others(&reply.u.status_reply);
+		print_bounces(&reply.u.status_reply);
 	}
 	message_finish(&reply);
 	return EXIT_OK;

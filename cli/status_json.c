@@ -53,10 +53,20 @@ static json_t *broker_json(const struct status_broker *broker)
 	return object;
 }
 
+static json_t *bounce_json(const struct status_bounce *bounce)
+{
+	json_t *object = json_object();
+
+	json_put_text(object, "from", bounce->from);
+	json_put_text(object, "to", bounce->to);
+	json_put(object, "bytes", bounce->bytes);
+	return object;
+}
+
 void status_print_json(const struct msg_status_reply *status)
 {
 	json_t *object = json_object(), *groups = json_array(), *trainers = json_array(),
-	       *brokers = json_array();
+	       *brokers = json_array(), *bounces = json_array();
 
 	json_put(object, "broker_id", status->broker_id);
 	json_put(object, "pid", status->pid);
@@ -81,9 +91,13 @@ void status_print_json(const struct msg_status_reply *status)
 	for (size_t i = 0; i < status->nbrokers; i++) {
 		json_array_append_new(brokers, broker_json(&status->brokers[i]));
 	}
+	for (size_t i = 0; i < status->nbounces; i++) {
+		json_array_append_new(bounces, bounce_json(&status->bounces[i]));
+	}
 	json_object_set_new(object, "groups", groups);
 	json_object_set_new(object, "trainers", trainers);
 	json_object_set_new(object, "brokers", brokers);
+	json_object_set_new(object, "bounces", bounces);
 	json_dumpf(object, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
 	putchar('\n');
 	json_decref(object);

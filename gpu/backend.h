@@ -11,6 +11,7 @@
 struct gpu_ops {
 	void (*close)(struct gpu *gpu);
 	int (*find)(struct gpu *gpu, const char *device, uint8_t *ret_uuid, struct error *err);
+	bool (*reaches)(const struct gpu *gpu, const uint8_t *from, const uint8_t *to);
 	int (*device)(struct gpu *gpu, const uint8_t *uuid, struct gpu_device **ret_device,
 		struct error *err);
 	int (*device_free)(struct gpu_device *device, uint64_t *ret_free, uint64_t *ret_total);
@@ -61,6 +62,7 @@ struct gpu {
 
 struct gpu_device {
 	const struct gpu_ops *ops;
+	const struct gpu *gpu;
 	uint8_t uuid[GPU_UUID_BYTES];
 };
 

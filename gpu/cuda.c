@@ -33,6 +33,14 @@ int cuda_ordinal(const struct cuda_gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES])
 	return -1;
 }
 
+bool cuda_reaches(const struct gpu *base, const uint8_t *from, const uint8_t *to)
+{
+	const struct cuda_gpu *gpu = (const struct cuda_gpu *)base;
+	int here = cuda_ordinal(gpu, from), there = cuda_ordinal(gpu, to);
+
+	return here < 0 || there < 0 || gpu->reaches[here * gpu->head.info.ndevices + there];
+}
+
 bool cuda_attribute(cuda_ptr address, enum cuda_pointer_attribute attribute, uint64_t *ret_value)
 {
 	/* Attributes are 1, 4 or 8 bytes long; all GPUs' hosts are little-endian. */
@@ -67,6 +75,7 @@ static void cuda_close(struct gpu *base)
 	}
 	free(gpu->devices);
 	free(gpu->uuids);
+	free(gpu->reaches);
 	free(gpu);
 }
 
@@ -92,9 +101,7 @@ static int cuda_find(struct gpu *base, const char *device, uint8_t *ret_uuid, st
 		gpu_uuid_format(first, sizeof(first), gpu->uuids[0]));
 }
 
-/*
- * Own memory of one device is then within reach of kernels that run on another. Where it
- * cannot be had, gpu_copies_create() says so for the memory that would need it.
+/* Own memory of one device is then within reach of kernels that run on another, where that can be.
  */
 static void enable_peers(struct cuda_device *device)
 {
@@ -138,6 +145,7 @@ static int cuda_device_open(
 		return error_set(err, -ENOMEM, "no memory for a device");
 	}
 	device->head.ops = base->ops;
+	device->head.gpu = base;
 	memcpy(device->head.uuid, uuid, GPU_UUID_BYTES);
 	device->gpu = gpu;
 	rc = CUDA(err, cuDeviceGet, &device->ordinal, ordinal);
@@ -334,6 +342,7 @@ static int cuda_event_query(struct gpu_event *base, struct error *err)
 static const struct gpu_ops cuda_ops = {
 	.close = cuda_close,
 	.find = cuda_find,
+	.reaches = cuda_reaches,
 	.device = cuda_device_open,
 	.device_free = cuda_device_free,
 	.device_enter = cuda_device_enter,
@@ -369,7 +378,8 @@ static int list_devices(struct cuda_gpu *gpu, struct error *err)
 
 	gpu->uuids = calloc((size_t)n, sizeof(*gpu->uuids));
 	gpu->devices = calloc((size_t)n, sizeof(struct cuda_device *));
-	if (!gpu->uuids || !gpu->devices) {
+	gpu->reaches = calloc((size_t)n, (size_t)n * sizeof(*gpu->reaches));
+	if (!gpu->uuids || !gpu->devices || !gpu->reaches) {
 		return error_set(err, -ENOMEM, "no memory for %d devices", n);
 	}
 	for (int i = 0; i < n && rc == 0; i++) {
@@ -385,6 +395,24 @@ static int list_devices(struct cuda_gpu *gpu, struct error *err)
 		}
 	}
 	return rc;
+}
+
+/* Needs no context. What the driver does not tell is taken for no: bytes get there all the same. */
+static void list_reaches(struct cuda_gpu *gpu)
+{
+	int n = gpu->head.info.ndevices;
+
+	for (int from = 0; from < n; from++) {
+		for (int to = 0; to < n; to++) {
+			int device, peer, reachable = 0;
+
+			if (from != to && cuda_driver.cuDeviceGet(&device, from) == CUDA_OK &&
+				cuda_driver.cuDeviceGet(&peer, to) == CUDA_OK) {
+				cuda_driver.cuDeviceCanAccessPeer(&reachable, device, peer);
+			}
+			gpu->reaches[from * n + to] = from == to || reachable;
+		}
+	}
 }
 
 int cuda_backend_open(struct gpu **ret_gpu, struct error *err)
@@ -424,6 +452,7 @@ int cuda_backend_open(struct gpu **ret_gpu, struct error *err)
 		cuda_close(&gpu->head);
 		return rc;
 	}
+	list_reaches(gpu);
 	*ret_gpu = &gpu->head;
 	return 0;
 }

@@ -29,12 +29,15 @@ struct cuda_device {
 struct cuda_gpu {
 	struct gpu head;
 	uint8_t (*uuids)[GPU_UUID_BYTES]; /* by ordinal */
+	bool *reaches;			  /* [from * ndevices + to]: the driver's word */
 	struct cuda_device **devices;	  /* by ordinal; NULL until gpu_device() */
 };
 
 int cuda_enter(struct cuda_device *device, struct error *err);
 /* The driver's number of the GPU, or -1. */
 int cuda_ordinal(const struct cuda_gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES]);
+/* See gpu_reaches(). */
+bool cuda_reaches(const struct gpu *gpu, const uint8_t *from, const uint8_t *to);
 /* An attribute of an address; false if the driver does not know it. */
 bool cuda_attribute(cuda_ptr address, enum cuda_pointer_attribute attribute, uint64_t *ret_value);
 

@@ -97,11 +97,9 @@ static int locate_base(
 	char ours[UUID_TEXT_BYTES], theirs[UUID_TEXT_BYTES];
 	uint64_t type = CUDA_MEMORY_DEVICE;
 	const uint8_t *uuid;
-	int reachable = 1;
-	int peer;
 
 	*ret_place = PLACE_HERE;
-	if (base == 0) {
+	if (base == 0 || base == GPU_OUT_OF_REACH) {
 		return 0;
 	}
 	if (cuda_attribute(base, CUDA_POINTER_MEMORY_TYPE, &type) && type == CUDA_MEMORY_HOST) {
@@ -113,9 +111,7 @@ static int locate_base(
 		return 0;
 	}
 	*ret_place = PLACE_PEER;
-	if (cuda_driver.cuDeviceGet(&peer, cuda_ordinal(device->gpu, uuid)) == CUDA_OK &&
-		cuda_driver.cuDeviceCanAccessPeer(&reachable, device->ordinal, peer) == CUDA_OK &&
-		!reachable) {
+	if (!gpu_device_reaches(&device->head, uuid)) {
 		return error_set(err, -ENOTSUP, "%s has no peer access to %s",
 			gpu_uuid_format(ours, sizeof(ours), device->head.uuid),
 			gpu_uuid_format(theirs, sizeof(theirs), uuid));

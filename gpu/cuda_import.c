@@ -49,25 +49,17 @@ static bool same_import(const struct cuda_memory *memory, const struct handle *h
 static int check_reach(struct cuda_device *device, const struct handle *handle, struct error *err)
 {
 	char theirs[UUID_TEXT_BYTES], ours[UUID_TEXT_BYTES];
-	int ordinal = cuda_ordinal(device->gpu, handle->uuid);
-	int peer, reachable = 0;
-	int rc;
 
 	gpu_uuid_format(theirs, sizeof(theirs), handle->uuid);
-	if (ordinal < 0) {
+	if (cuda_ordinal(device->gpu, handle->uuid) < 0) {
 		return error_set(err, -ENODEV,
 			"the memory is on %s, which this process does not see", theirs);
 	}
-	rc = CUDA(err, cuDeviceGet, &peer, ordinal);
-	if (rc || peer == device->ordinal) {
-		return rc;
-	}
-	rc = CUDA(err, cuDeviceCanAccessPeer, &reachable, device->ordinal, peer);
-	if (rc == 0 && !reachable) {
-		rc = error_set(err, -ENOTSUP, "%s has no peer access to %s",
+	if (!gpu_device_reaches(&device->head, handle->uuid)) {
+		return error_set(err, -ENOTSUP, "%s has no peer access to %s",
 			gpu_uuid_format(ours, sizeof(ours), device->head.uuid), theirs);
 	}
-	return rc;
+	return 0;
 }
 
 /*

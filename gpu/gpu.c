@@ -47,6 +47,12 @@ int gpu_find(
 	return gpu->ops->find(gpu, device, ret_uuid, err);
 }
 
+bool gpu_reaches(
+	const struct gpu *gpu, const uint8_t from[GPU_UUID_BYTES], const uint8_t to[GPU_UUID_BYTES])
+{
+	return gpu->ops->reaches(gpu, from, to);
+}
+
 int gpu_device(struct gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES], struct gpu_device **ret_device,
 	struct error *err)
 {
@@ -56,6 +62,11 @@ int gpu_device(struct gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES], struct gpu_d
 const uint8_t *gpu_device_uuid(const struct gpu_device *device)
 {
 	return device->uuid;
+}
+
+bool gpu_device_reaches(const struct gpu_device *device, const uint8_t to[GPU_UUID_BYTES])
+{
+	return gpu_reaches(device->gpu, device->uuid, to);
 }
 
 int gpu_device_free(struct gpu_device *device, uint64_t *ret_free, uint64_t *ret_total)
@@ -226,6 +237,13 @@ int gpu_copies_create(struct gpu_device *device, const struct copies *copies, co
 				"copy %zu: spaces %" PRIu32 " and %" PRIu32 " of %zu, %" PRIu32
 				" dimensions",
 				i, copy->src_space, copy->dst_space, nbases, copy->ndim);
+		}
+		if (bases[copy->src_space] == GPU_OUT_OF_REACH ||
+			bases[copy->dst_space] == GPU_OUT_OF_REACH) {
+			return error_set(err, -EINVAL,
+				"copy %zu: spaces %" PRIu32 " and %" PRIu32 " are not both within "
+				"reach",
+				i, copy->src_space, copy->dst_space);
 		}
 		if ((copy->from || copy->to) &&
 			(!cast_known(copy->from, copy->to) || copy->from == copy->to ||

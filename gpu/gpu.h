@@ -4,7 +4,7 @@
  * the same semantics. Nothing above this room and wire/ knows which one it has.
  *
  * The broker's half (struct gpu and below) is used by one thread, the mover,
- * except gpu_open() and gpu_info(). The processes' half (export) is in gpu/export.h.
+ * except gpu_open(), gpu_info() and gpu_reaches(). The processes' half (export) is in gpu/export.h.
  *
  * -ENOTRECOVERABLE from any call: the device has failed for good, as far as this process goes.
  */
@@ -71,6 +71,13 @@ const struct gpu_info *gpu_info(const struct gpu *gpu);
 /* UUID of "GPU-…" text or of a decimal index; NULL: the first GPU. -ENODEV names what exists. */
 int gpu_find(
 	struct gpu *gpu, const char *device, uint8_t ret_uuid[GPU_UUID_BYTES], struct error *err);
+/*
+ * May a GPU copy to and from the memory of another, as the driver said when the backend was opened?
+ * All reach themselves and host memory (zeros). Of one that is not here nothing is known: true, as
+ * its memory is refused for that reason.
+ */
+bool gpu_reaches(const struct gpu *gpu, const uint8_t from[GPU_UUID_BYTES],
+	const uint8_t to[GPU_UUID_BYTES]);
 /* "GPU-0123…" or "host" into buf, which is returned. */
 const char *gpu_uuid_format(char *buf, size_t buf_bytes, const uint8_t uuid[GPU_UUID_BYTES]);
 
@@ -78,6 +85,7 @@ const char *gpu_uuid_format(char *buf, size_t buf_bytes, const uint8_t uuid[GPU_
 int gpu_device(struct gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES], struct gpu_device **ret_device,
 	struct error *err);
 const uint8_t *gpu_device_uuid(const struct gpu_device *device);
+bool gpu_device_reaches(const struct gpu_device *device, const uint8_t to[GPU_UUID_BYTES]);
 /* Bytes that the driver reports free and in all; both 0 on the host backend. */
 int gpu_device_free(struct gpu_device *device, uint64_t *ret_free, uint64_t *ret_total);
 
@@ -86,7 +94,7 @@ int gpu_device_free(struct gpu_device *device, uint64_t *ret_free, uint64_t *ret
  * handle with the same buffer id is mapped once. Takes nothing of *handle; the fds may be
  * closed afterwards. `write` false maps read-only where the backend can. Sizes are
  * checked against what is really mapped (-ERANGE); -EINVAL for an unsealed or
- * short memfd; peer access that is missing is refused by name.
+ * short memfd; what the device does not reach is refused by both names.
  */
 int gpu_import(struct gpu_device *device, const struct handle *handle, bool write,
 	struct gpu_memory **ret_memory, struct error *err);
@@ -139,8 +147,10 @@ int gpu_event_query(struct gpu_event *event, struct error *err);
 /*
  * Compiles copies for repeated runs: descriptors stay on the device, one build per plan.
  * bases[space] is an address, for sources and destinations alike; every space of the copies is
- * < nbases. A base of 0 means "given at the run": the slot. Nothing is kept of the arguments.
+ * < nbases. A base of 0 means "given at the run": the slot; GPU_OUT_OF_REACH that none of these
+ * copies may name that space. Nothing is kept of the arguments.
  */
+#define GPU_OUT_OF_REACH UINT64_MAX
 int gpu_copies_create(struct gpu_device *device, const struct copies *copies, const uint64_t *bases,
 	size_t nbases, struct gpu_copies **ret_copies, struct error *err);
 void gpu_copies_destroy(struct gpu_copies *copies);

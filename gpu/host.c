@@ -47,6 +47,14 @@ static int host_find(struct gpu *gpu, const char *device, uint8_t *ret_uuid, str
 	return 0;
 }
 
+static bool host_reaches(const struct gpu *gpu, const uint8_t *from, const uint8_t *to)
+{
+	(void)gpu;
+	(void)from;
+	(void)to;
+	return true;
+}
+
 static int host_device(
 	struct gpu *gpu, const uint8_t *uuid, struct gpu_device **ret_device, struct error *err)
 {
@@ -248,6 +256,7 @@ static int host_copy(struct gpu_device *device, uint64_t dst, uint64_t src, uint
 static const struct gpu_ops host_ops = {
 	.close = host_close,
 	.find = host_find,
+	.reaches = host_reaches,
 	.device = host_device,
 	.device_free = host_device_free,
 	.device_enter = host_device_enter,
@@ -286,6 +295,7 @@ int host_backend_open(struct gpu **ret_gpu, struct error *err)
 	gpu->head.info.kind_name = "host";
 	gpu->head.info.ndevices = 1;
 	gpu->device.head.ops = &host_ops;
+	gpu->device.head.gpu = &gpu->head;
 	*ret_gpu = &gpu->head;
 	return 0;
 }

@@ -283,6 +283,13 @@ static const struct field status_broker_fields[] = {
 };
 TABLE(status_broker);
 
+static const struct field status_bounce_fields[] = {
+	STR("from", status_bounce, from),
+	STR("to", status_bounce, to),
+	U64("bytes", status_bounce, bytes),
+};
+TABLE(status_bounce);
+
 static const struct field status_reply_fields[] = {
 	U64("broker_id", msg_status_reply, broker_id),
 	U64("pid", msg_status_reply, pid),
@@ -301,6 +308,7 @@ static const struct field status_reply_fields[] = {
 	STRUCTS("groups", msg_status_reply, groups, ngroups, LIMIT_GROUPS, status_group),
 	STRUCTS("trainers", msg_status_reply, trainers, ntrainers, LIMIT_MODELS, status_trainer),
 	STRUCTS("brokers", msg_status_reply, brokers, nbrokers, LIMIT_BROKERS, status_broker),
+	STRUCTS("bounces", msg_status_reply, bounces, nbounces, LIMIT_RINGS, status_bounce),
 };
 TABLE(status_reply);
 
@@ -387,6 +395,7 @@ static const struct field explained_row_fields[] = {
 	STR("device", explained, device),
 	STR("handle", explained, handle),
 	STR("route", explained, route),
+	STR("bounce", explained, bounce),
 };
 TABLE(explained_row);
 

@@ -287,6 +287,12 @@ struct status_broker {
 	char device[48];
 };
 
+/* Bytes from one GPU to another that it does not reach, by pinned host memory. */
+struct status_bounce {
+	char from[48], to[48];
+	uint64_t bytes; /* of that memory */
+};
+
 struct msg_status_reply {
 	uint64_t broker_id, pid, uptime_ms;
 	char backend[8], device[48], library[32], carrier[8];
@@ -301,6 +307,8 @@ struct msg_status_reply {
 	size_t ntrainers;
 	struct status_broker *brokers;
 	size_t nbrokers;
+	struct status_bounce *bounces;
+	size_t nbounces;
 };
 
 /* Of one model, as this broker sees its update. */
@@ -364,6 +372,9 @@ struct explained {
 	uint64_t offset; /* bytes, of the box's first element in the allocation */
 	char stride[DIMS_BYTES];
 	char device[48], handle[16], route[8];
+	/* a GPU that its bytes come from (held: go to) by pinned host memory; "": each reaches it
+	 */
+	char bounce[48];
 };
 
 struct msg_explained {

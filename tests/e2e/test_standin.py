@@ -4,6 +4,7 @@ All memory is a GPU's, as far as strew can tell; faults are given to the broker 
 """
 
 import json
+import re
 import struct
 
 import scene
@@ -174,17 +175,248 @@ def test_worker_fails_for_good(stage):
     scene.untouched(good + bad, 3)
 
 
-def test_no_peer_access(stage):
-    """Two GPUs that do not reach one another: refused by both names, and the others are served."""
+def spread(stage, devices, *options, prefix="", model="m", broker="broker"):
+    """A group whose ranks lie on those GPUs."""
+    workers = [stage.start(f"{prefix}worker{rank}", "tp_worker", "--config",
+                           scene.CONFIGS / "tiny-llama.json", "--model", model, "--rank", rank,
+                           "--size", len(devices), "--device", device, "--check", 7, "--socket",
+                           stage.socket(broker), *options)
+               for rank, device in enumerate(devices)]
+    for worker in workers:
+        worker.says("registered")
+    return workers
+
+
+UUIDS = ["GPU-73747265-7720-7374-616e-642d696e20" + digit for digit in ("30", "31", "32")]
+
+
+def bounced(log):
+    """Who is said to reach whom by host memory."""
+    said = re.findall(r"(GPU-\S+) and (GPU-\S+) have no peer access: bytes from the one to the other "
+                      r"go through 64.0 MiB of pinned host memory", log)
+    assert len(set(said)) == len(said), log
+    return {(UUIDS.index(source), UUIDS.index(target)) for source, target in said}
+
+
+def says_bounced(stage, ways, broker="broker"):
+    """The same in status, for scripts and for people."""
+    assert stage.status(broker)["bounces"] == [
+        {"from": UUIDS[source], "to": UUIDS[target], "bytes": 64 << 20} for source, target in ways]
+    text = stage.run("strew", "status", "--socket", stage.socket(broker)).stdout
+    assert bounced(text) == set(ways), text
+
+
+def explain(stage, name, broker="broker"):
+    result = stage.run("strew", "explain", name, "--json", "--socket", stage.socket(broker))
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def two_nodes(stage, env=None, of="node", slot="256K"):
+    """A lead and a broker that joined it (one of them gets env), both with GPUs, and buckets between them."""
+    port = scene.free_port()
+    brokers = [stage.broker(name, *place, f"127.0.0.1:{port}", "--device", 0, backend="cuda",
+                            slot=slot, env={"NCCL_HOSTID": name, **(env or {} if name == of else {})})
+               for name, *place in (("lead", "--listen"), ("node", "--join"))]
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    assert stage.status("lead")["carrier"] == "nccl", stage.status("lead")
+    return brokers
+
+
+def test_bounce(stage):
+    """GPUs that do not reach one another: what is copied from one to the other goes by host memory."""
     driver(stage, devices=2, peers=0)
-    stage.broker(backend="cuda")
-    workers = group(stage)
+    broker = stage.broker(backend="cuda")
+    workers = []
+    for i, (gate, apply) in enumerate((("held", "staged"), ("held", "direct"), ("live", "direct"))):
+        workers += spread(stage, [0, 1], "--gate", gate, "--apply", apply, "--replica", i,
+                          prefix=f"r{i}-")
+    assert not bounced(broker.log), broker.log
+    publisher = trainer(stage, "--versions", 3)
+    for version in (1, 2):
+        publish([publisher], workers, version)
+    assert bounced(broker.log) == {(0, 1)}, broker.log
+    says_bounced(stage, [(0, 1)])
+    for row in explain(stage, "model.layers.0.mlp.up_proj.weight"):
+        if row["kind"] == "piece":
+            assert row["bounce"] == (UUIDS[0] if row["member"] == 1 else ""), row
+            assert row["device"] == UUIDS[row["member"]] and row["route"] == "raw", row
+    text = stage.run("strew", "explain", "model.norm.weight", "--socket", stage.socket()).stdout
+    assert text.count(f"raw, by pinned host memory from {UUIDS[0]}, ") == 3, text
+    publish([publisher], workers, 3)
+    publisher.end()
+    # The other way, and out of host memory, which every GPU reaches by itself.
+    publisher = stage.trainer("--device", 1, "--seed", 7, "--first", 4, name="other")
+    publish([publisher], workers, 4)
+    publisher.end()
+    assert bounced(broker.log) == {(0, 1), (1, 0)}, broker.log
+    publisher = stage.trainer("--seed", 7, "--first", 5, name="host")
+    publish([publisher], workers, 5)
+    publisher.end()
+    assert bounced(broker.log) == {(0, 1), (1, 0)}, broker.log
+    scene.untouched(workers, 5)
+
+
+def test_bounce_between_ranks(stage):
+    """Trainer ranks on two GPUs of three, of which two reach each other: each by its own way."""
+    driver(stage, devices=3, peers="0-1")
+    broker = stage.broker(backend="cuda")
+    workers = spread(stage, [0, 1, 2, 2])
+    ranks = [stage.trainer("--device", device, "--seed", 7, "--rank", rank, "--ranks", 2,
+                           "--versions", 2, name=f"rank{rank}")
+             for rank, device in enumerate((1, 2))]
+    for version in (1, 2):
+        publish(ranks, workers, version)
+    for rank in ranks:
+        rank.end()
+    assert bounced(broker.log) == {(1, 2), (2, 0), (2, 1)}, broker.log
+    scene.untouched(workers, 2)
+
+
+def test_bounce_on_two_nodes(stage):
+    """Gathered from a GPU that the slots' one does not reach, and scattered into one."""
+    driver(stage, devices=2, peers=0)
+    lead, node = two_nodes(stage)
+    workers = spread(stage, [0, 1], broker="node", prefix="n-")
+    workers += spread(stage, [0, 1], "--apply", "direct", "--replica", 1, broker="node",
+                      prefix="d-")
+    workers += spread(stage, [1, 0], "--replica", 2, broker="lead", prefix="l-")
+    publisher = stage.trainer("--device", 1, "--seed", 7, "--versions", 3, "--hash", broker="lead")
+    for version in (1, 2, 3):
+        publish([publisher], workers, version)
+    for row in explain(stage, "lm_head.weight", broker="lead"):
+        if row["kind"] == "held":  # to the slots' GPU, by which the other node is served
+            assert (row["device"], row["bounce"]) == (UUIDS[1], UUIDS[0]), row
+    for row in explain(stage, "lm_head.weight", broker="node"):
+        if row["kind"] == "piece":
+            assert row["bounce"] == (UUIDS[0] if row["device"] == UUIDS[1] else ""), row
+    publisher.end()
+    assert bounced(lead.log) == {(1, 0)} and bounced(node.log) == {(0, 1)}, lead.log + node.log
+    says_bounced(stage, [(1, 0)], "lead")
+    says_bounced(stage, [(0, 1)], "node")
+    # Ranks on both: what a broker scatters and what it gathers are different ways.
+    ranks = [stage.trainer("--device", 1, "--seed", 7, "--rank", rank, "--ranks", 2, "--first", 4,
+                           "--versions", 2, broker=name, name=f"rank{rank}")
+             for rank, name in enumerate(("lead", "node"))]
+    for version in (4, 5):
+        publish(ranks, workers, version)
+    for rank in ranks:
+        rank.end()
+    scene.untouched(workers, 5)
+
+
+def test_no_way_to_bounce(stage):
+    """No pinned memory for a ring: that group sits out, told why, and takes the next version. A GPU that
+    the broker does not see is refused: there bouncing is impossible."""
+    driver(stage, devices=2, peers=0)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    broker = stage.broker(backend="cuda", env={"STANDIN_DIR": str(folder)})
+    near = spread(stage, [0])
+    far = spread(stage, [1], "--replica", 1, prefix="far-")
+    (folder / "faults").write_text("cuMemHostAlloc:1=fail:2")
+    publisher = trainer(stage, "--versions", 2)
+    publisher.line()
+    publisher.says("node 0 replica 1: sat out, ")
+    near[0].says("version 1 ok")
+    broker.says(f"no way from {UUIDS[0]} to {UUIDS[1]}: 64.0 MiB of pinned host memory")
+    publish([publisher], near + far, 2)
+    publisher.end(1)  # a group has sat out
+    scene.untouched(near + far, 2)
+    blind = stage.broker("blind", backend="cuda", env={"STANDIN_DEVICES": "1"})
+    spread(stage, [0], prefix="seen-", broker="blind")
     refused = stage.start("refused", "tp_worker", "--config", scene.CONFIGS / "tiny-llama.json",
                           "--model", "m", "--rank", 0, "--size", 1, "--replica", 1, "--device", 1,
-                          "--socket", stage.socket())
-    assert "has no peer access to GPU-" in refused.end(1), refused.log
-    publisher = trainer(stage)
+                          "--socket", stage.socket("blind"))
+    assert f"the memory is on {UUIDS[1]}, which this process does not see" in refused.end(1), \
+        refused.log
+    assert not bounced(blind.log), blind.log
+
+
+def bounce_stalls(stage, fault):
+    """Work on one side of the ring never ends: the deadline, and then the end of the broker."""
+    driver(stage, devices=2, peers=0)
+    plan = run_broker(stage)
+    workers = spread(stage, [1, 1], "--reconnect", 60, "--apply", "direct")
+    publisher = trainer(stage, "--versions", 2, "--reconnect", 60, "--timeout", 2)
     publish([publisher], workers, 1)
+    first = broker_pid(stage)
+    plan.write_text(fault)
+    publisher.line()
+    wait_until("another broker", lambda: broker_pid(stage) not in (0, first))
+    plan.write_text("")
+    publisher.end(1)
+    stage.processes[0].says("its copies cannot be waited for").says("the broker serves again")
+    for worker in workers:
+        worker.says("registered again with version 1, ")
+    publisher = trainer(stage, "--first", 3, name="successor")
+    publish([publisher], workers, 3)
+    publisher.end()
+    scene.untouched(workers, 3)
+
+
+def test_bounce_never_packed(stage):
+    """Two launches wake the GPUs before."""
+    bounce_stalls(stage, "cuLaunchKernel:3=stall")
+
+
+def test_bounce_never_taken_apart(stage):
+    bounce_stalls(stage, "cuLaunchKernel:4=stall")
+
+
+def test_bounce_from_a_slot_never_taken_apart(stage):
+    """A slot is free when it was packed, but nothing is prepared before it has arrived."""
+    driver(stage, devices=2, peers=0)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    # A few buckets: more would wait for the stalled one's buffer, and so would their slots.
+    lead, node = two_nodes(stage, env={"STANDIN_DIR": str(folder)}, slot="1M")
+    worker, = spread(stage, [1], "--apply", "direct", broker="node")
+    publisher = trainer(stage, "--versions", 2, "--timeout", 3, broker="lead")
+    publish([publisher], [worker], 1)
+    (folder / "faults").write_text("cuLaunchKernel:2=stall")
+    publisher.line()
+    publisher.end(1)
+    assert "its copies cannot be waited for" in node.end(1), node.log
+    lead.says("model m version 2 ended while moving")
+
+
+def test_bounce_behind_a_broadcast(stage):
+    """A root stands still, so that a broadcast never ends, and behind it what bounces out of a slot: the
+    abort ends both, and both brokers live on."""
+    driver(stage, devices=2, peers=0)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    lead, node = two_nodes(stage, env={"STANDIN_DIR": str(folder)}, of="lead")
+    worker, = spread(stage, [1], "--apply", "direct", broker="node")
+    publisher = stage.trainer("--device", 1, "--seed", 7, "--versions", 3, "--timeout", 2, broker="lead")
+    publish([publisher], [worker], 1)
+    (folder / "faults").write_text("cuLaunchKernel:3=stall")  # two wake the GPUs
+    publisher.line()
+    node.says("model m version 2 ended while moving")
+    (folder / "faults").write_text("")
+    publisher.end(1)
+    lead.says("model m version 2: aborted")
+    publisher = stage.trainer("--device", 1, "--seed", 7, "--first", 3, broker="lead", name="successor")
+    publish([publisher], [worker], 3)
+    publisher.end()
+    assert lead.popen.poll() is None and node.popen.poll() is None
+    scene.untouched([worker], 3)
+
+
+def test_bounce_long(stage):
+    """More than the ring holds, so that its buffers come round."""
+    driver(stage, devices=2, peers=0)
+    config = json.loads((scene.CONFIGS / "tiny-llama.json").read_text())
+    config.update(hidden_size=1024, intermediate_size=2816, num_attention_heads=16, head_dim=64,
+                  num_key_value_heads=4, vocab_size=16000, num_hidden_layers=2)
+    path = stage.dir / "config.json"
+    path.write_text(json.dumps(config))
+    stage.broker(backend="cuda")
+    workers = stage.workers(1, "--device", 1, "--check", 7, config=str(path))
+    publisher = trainer(stage, config=str(path))
+    publish([publisher], workers, 1)
+    assert stage.status()["groups"][0]["bytes"] > 100 << 20, stage.status()
     publisher.end()
     scene.untouched(workers, 1)
 

@@ -85,6 +85,9 @@ void worker_main(int socket, uint64_t *page_words, size_t page_bytes);
 /* The parent's side; fds land in ret_reply->handle, which is to be finished. */
 int worker_ask(int socket, const struct request *request, struct reply *ret_reply);
 
+/* Bytes by pinned host memory, between the first two GPUs, or from the only one to itself. */
+void bounce_checks(struct gpu *gpu);
+
 /* Prints the table of rates; `kernel` says whose machine code runs. */
 void rates(struct gpu_device *device, const char *kernel);
 

@@ -321,6 +321,8 @@ static void use_ptx(struct broker *broker)
 	device->module = module;
 	must(CUDA(&err, cuModuleGetFunction, &device->scatter, module, "strew_scatter"),
 		"the kernel", &err);
+	must(CUDA(&err, cuModuleGetFunction, &device->scatter_few, module, "strew_scatter_few"),
+		"the kernel that shares", &err);
 	device->scatter_cast = NULL; /* found again when it is needed */
 	check(true, "ptx: compiled by the driver in %.1f ms", (double)(clock_ns() - started) / 1e6);
 }
@@ -366,6 +368,7 @@ static void broker_main(struct broker *broker)
 	check_lies(broker);
 	check_page(broker, 0);
 	check_page(broker, 3);
+	bounce_checks(broker->gpu);
 	check(((struct cuda_device *)broker->device)->imports == NULL, "no import is left");
 	check(count_fds() == fds, "%d descriptors before and after", fds);
 	if (!check_small) {

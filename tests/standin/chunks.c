@@ -333,7 +333,8 @@ static bool grant(struct space *space, void *data)
 {
 	struct granting *granting = data;
 
-	if (space->kind == SPACE_CHUNK && space->base == granting->at) {
+	if (space->kind == SPACE_CHUNK && space->base == granting->at &&
+		driver_peers(granting->device, space->owner)) {
 		space->access[granting->device] = granting->flags;
 		granting->at += space->size;
 	}

@@ -75,11 +75,18 @@ struct cuda_ctx *driver_ctx(int device)
 	return device >= 0 && device < devices ? &contexts[device] : NULL;
 }
 
-bool driver_peers(void)
+/* Two GPUs; one reaches itself in any case. */
+bool driver_peers(int device, int other)
 {
 	const char *set = getenv("STANDIN_PEERS");
+	char pair[8];
 
-	return !set || strcmp(set, "0") != 0;
+	if (!set || device == other) {
+		return true;
+	}
+	snprintf(pair, sizeof(pair), "%d-%d", device < other ? device : other,
+		device < other ? other : device);
+	return strstr(set, pair) != NULL;
 }
 
 static void list_devices(void)
@@ -245,7 +252,7 @@ unsigned cuDeviceCanAccessPeer(int *ret_can, int device, int peer)
 	if (!driver_ctx(device) || !driver_ctx(peer)) {
 		return INVALID_DEVICE;
 	}
-	*ret_can = device != peer && driver_peers();
+	*ret_can = device != peer && driver_peers(device, peer);
 	return CUDA_OK;
 }
 
@@ -341,7 +348,7 @@ unsigned cuCtxEnablePeerAccess(struct cuda_ctx *peer, unsigned flags)
 	if (flags || !peer || peer == ctx) {
 		return CUDA_INVALID_VALUE;
 	}
-	if (!driver_peers()) {
+	if (!driver_peers(ctx->device, peer->device)) {
 		return PEER_UNSUPPORTED;
 	}
 	if (ctx->peers[peer->device]) {

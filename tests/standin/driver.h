@@ -75,7 +75,7 @@ struct cuda_ctx {
 
 int driver_devices(void);
 struct cuda_ctx *driver_ctx(int device);
-bool driver_peers(void);
+bool driver_peers(int device, int other);
 void driver_break(struct cuda_ctx *ctx, unsigned code);
 
 /* Streams (streams.c). */

@@ -131,7 +131,7 @@ unsigned cuIpcOpenMemHandle_v2(cuda_ptr *ret_address, struct cuda_ipc_handle han
 	if (legacy.pid == (int32_t)getpid()) {
 		return CUDA_INVALID_CONTEXT;
 	}
-	if (ctx->device != legacy.owner && !driver_peers()) {
+	if (!driver_peers(ctx->device, legacy.owner)) {
 		return PEER_UNSUPPORTED;
 	}
 	wanted.legacy = &legacy;

@@ -8,7 +8,7 @@
  *
  *   STANDIN_DEVICES=N      how many GPUs there are (1, at most 8)
  *   STANDIN_MEMORY=BYTES   of each GPU, counted in each process by itself (8 GiB)
- *   STANDIN_PEERS=0        no GPU reaches another one's memory
+ *   STANDIN_PEERS=0-1,2-3  of which GPUs each reaches the other's memory (all; 0: none does)
  *   STANDIN_NCCL=NUMBER    the version that libnccl tells (22809)
  *   STANDIN_DIR=FOLDER     FOLDER/faults is the plan of what goes wrong in this process, and
  *                          FOLDER/PID.cuda and FOLDER/PID.nccl hold its counts

@@ -53,7 +53,7 @@ static const struct {
 	{MSG_STATUS, "status", ""},
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
-		"slots updates aborted groups trainers brokers"},
+		"slots updates aborted groups trainers brokers bounces"},
 	{MSG_PROGRESS, "progress", ""},
 	{MSG_PROGRESS_REPLY, "progress_reply", "models"},
 	{MSG_EVENTS, "events", "after"},
@@ -268,6 +268,12 @@ static void fill_status_lists(struct msg_status_reply *reply)
 		STRING(reply->brokers[i].name);
 		STRING(reply->brokers[i].device);
 	}
+	reply->nbounces = any_list((void **)&reply->bounces, sizeof(*reply->bounces), LIMIT_RINGS);
+	for (size_t i = 0; i < reply->nbounces; i++) {
+		STRING(reply->bounces[i].from);
+		STRING(reply->bounces[i].to);
+		reply->bounces[i].bytes = any64();
+	}
 }
 
 static void fill_status_reply(struct msg_status_reply *reply)
@@ -343,6 +349,7 @@ static void fill_explained(struct msg_explained *explained)
 		STRING(row->device);
 		STRING(row->handle);
 		STRING(row->route);
+		STRING(row->bounce);
 	}
 }
 
@@ -731,13 +738,15 @@ static void fill_message(struct message *message, enum message_type type)
 	}
 }
 
+#define ARRAYS_MAX 4 /* of one message */
+
 /* Where the union has a pointer to an array, its length and the size of an element. */
 struct borrowed {
 	void **pointer;
 	size_t bytes;
 };
 
-static unsigned find_arrays(struct message *message, struct borrowed ret[3])
+static unsigned find_arrays(struct message *message, struct borrowed ret[ARRAYS_MAX])
 {
 	struct msg_status_reply *status = &message->u.status_reply;
 
@@ -804,7 +813,9 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 			(void **)&status->trainers, status->ntrainers * sizeof(*status->trainers)};
 		ret[2] = (struct borrowed){
 			(void **)&status->brokers, status->nbrokers * sizeof(*status->brokers)};
-		return 3;
+		ret[3] = (struct borrowed){
+			(void **)&status->bounces, status->nbounces * sizeof(*status->bounces)};
+		return 4;
 	case MSG_LAID_OUT:
 		ret[0] = (struct borrowed){(void **)&message->u.laid_out.twins,
 			message->u.laid_out.ntwins * sizeof(uint64_t)};
@@ -829,9 +840,9 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 /* Compares type, serial, what arrays hold, and all other bytes of the union. */
 static void assert_same(struct message *a, struct message *b)
 {
-	struct borrowed of_a[3], of_b[3];
+	struct borrowed of_a[ARRAYS_MAX], of_b[ARRAYS_MAX];
 	unsigned n = find_arrays(a, of_a);
-	void *kept[2][3] = {{NULL}};
+	void *kept[2][ARRAYS_MAX] = {{NULL}};
 
 	assert_int_equal(a->type, b->type);
 	assert_true(a->serial == b->serial);
