@@ -8,6 +8,7 @@ import operator
 import os
 import pathlib
 import random
+import shutil
 import signal
 import stat
 import struct
@@ -556,6 +557,29 @@ def test_explain_hashes_of_two_nodes(stage):
     assert plain and all(row["sum"] is None and row["version"] == 1 for row in plain), plain
     text = stage.run("strew", "explain", name, "--model", "d", "--socket", stage.socket("node"))
     assert "no hash: that update was not hashed" in text.stdout, text.stdout
+
+
+def test_explain_hashes_are_the_owners(stage):
+    """Root, whom a broker serves too, hears where things are, and not what is in them."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() or not setpriv:
+        raise scene.Skip("only root can ask another user's broker, by setpriv")
+    folder = stage.dir / "other"
+    folder.mkdir(mode=0o700)
+    os.chmod(stage.dir, 0o711)
+    os.chown(folder, 65534, 65534)
+    stage.broker("other/broker", through=(setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"))
+    worker, = stage.workers(1, broker="other/broker")
+    trainer = stage.trainer("--versions", 2, broker="other/broker")
+    trainer.line()
+    for process in (worker, trainer):
+        process.says("version 1")
+    rows = explain(stage, "lm_head.weight", broker="other/broker")
+    assert [row["kind"] for row in rows] == ["held", "piece"], rows
+    for row in rows:
+        assert row["hash"] is None and row["hash_why"] == "it is for the broker's own user alone", row
+    text = stage.run("strew", "explain", "lm_head.weight", "--socket", stage.socket("other/broker"))
+    assert text.stdout.count("no hash: it is for the broker's own user alone") == 3, text.stdout
 
 
 def verify(stage, path, *args, broker="broker"):
