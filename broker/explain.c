@@ -1,9 +1,11 @@
 /*
  * The answer to explain: the way of one tensor, or into one parameter, as this broker knows it:
- * first the boxes that trainer ranks hold, then the pieces of the workers here. Rows are counted
- * through; who asks gets a page of them. Only looks.
+ * first the boxes that trainer ranks hold, then what was hashed of them on their way over the wire,
+ * then the pieces of the workers here. Rows are counted through; who asks gets a page of them.
+ * Only looks.
  */
 #include "base/util.h"
+#include "broker/plans_internal.h"
 #include "broker/server.h"
 #include "plan/name_index.h"
 #include <errno.h>
@@ -11,9 +13,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct sheet {
 	const struct server *server;
+	bool owner; /* who asks may know what weights are made of */
 	const struct msg_explain *asked;
 	struct explained *rows; /* LIMIT_EXPLAINED of them */
 	size_t n;
@@ -135,6 +139,7 @@ static void add_held(struct sheet *sheet, const struct model *model, size_t numb
 	row->version = model->committed;
 	if (seat->client) {
 		row->pid = (uint64_t)seat->client->peer.pid;
+		row->worker = seat->client->id;
 	} else if (seat->member) {
 		string_copy(row->where, sizeof(row->where), seat->member->join.name);
 	}
@@ -173,6 +178,7 @@ static void add_piece(
 	row->part = team->group.part;
 	row->member = member;
 	row->pid = (uint64_t)client->peer.pid;
+	row->worker = client->id;
 	row->here = 1;
 	string_copy(row->parameter, sizeof(row->parameter), parameter->name);
 	row->parameter_dtype = parameter->dtype;
@@ -186,6 +192,69 @@ static void add_piece(
 	row->staged = worker->staged;
 	row->state = group_state(&team->group);
 	row->version = team->group.version;
+}
+
+/* The publication that had the sums' buckets, if it is still there. */
+static const struct publication *moved_by(const struct model *model, uint64_t key)
+{
+	if (model->publication->key == key) {
+		return model->publication;
+	}
+	for (uint32_t i = 0; i < model->nsubsets; i++) {
+		if (model->subsets[i]->publication->key == key) {
+			return model->subsets[i]->publication;
+		}
+	}
+	return NULL;
+}
+
+static void add_sum(struct sheet *sheet, const struct model *model, const struct tensor *tensor,
+	const struct sums *sums, size_t bucket, size_t fold)
+{
+	struct explained *row = next_row(sheet);
+
+	if (row) {
+		row->kind = EXPLAINED_SLOT;
+		fill_tensor(tensor, model->name, row);
+		row->version = sums->version;
+		row->bucket = bucket;
+		row->nodes = sums->nodes;
+		if (bucket / fold < sums->n) {
+			row->fold = (uint32_t)fold;
+			row->sum = sums->v[bucket / fold];
+		}
+	}
+}
+
+/* A row for each sum, of the first bucket in it that has some of the tensor. */
+static void add_sums(struct sheet *sheet, const struct model *model, const struct sums *sums)
+{
+	const struct publication *publication = moved_by(model, sums->key);
+	struct buckets buckets = {0};
+	size_t fold, last = SIZE_MAX;
+	int64_t tensor =
+		publication ? manifest_find(&publication->manifest, sheet->asked->name) : -1;
+
+	if (tensor < 0 ||
+		hashes_buckets(publication, &sums->slot_types, sums->slot_bytes, &buckets)) {
+		return;
+	}
+	fold = hashes_fold(&buckets);
+	for (size_t i = 0; i < buckets.n; i++) {
+		const struct bucket_entry *entry = &buckets.entries[buckets.v[i].first];
+		size_t k = 0;
+
+		while (k < buckets.v[i].count &&
+			publication->manifest.boxes[entry[k].box].tensor != tensor) {
+			k++;
+		}
+		if (k < buckets.v[i].count && i / fold != last) {
+			last = i / fold;
+			add_sum(sheet, model, &publication->manifest.tensors[tensor], sums, i,
+				fold);
+		}
+	}
+	buckets_finish(&buckets);
 }
 
 static bool model_asked(const struct sheet *sheet, const char *model)
@@ -202,6 +271,9 @@ static void add_model(struct sheet *sheet, const struct model *model)
 		if (manifest->boxes[i].tensor == tensor) {
 			add_held(sheet, model, i);
 		}
+	}
+	for (const struct sums *sums = model->sums; sheet->owner && sums; sums = sums->next) {
+		add_sums(sheet, model, sums);
 	}
 }
 
@@ -298,7 +370,9 @@ static void refuse(struct client *client, const struct message *message)
 
 void explain_answer(struct client *client, const struct message *message)
 {
-	struct sheet sheet = {.server = client->server, .asked = &message->u.explain};
+	struct sheet sheet = {.server = client->server,
+		.owner = client->peer.uid == geteuid(),
+		.asked = &message->u.explain};
 	struct message answer;
 
 	message_init(&answer, MSG_EXPLAINED, message->serial);

@@ -19,6 +19,20 @@ size_t hashes_count(const struct buckets *buckets)
 	return (buckets->n + hashes_fold(buckets) - 1) / hashes_fold(buckets);
 }
 
+int hashes_buckets(const struct publication *publication, const struct slot_types *slot_types,
+	uint64_t slot_bytes, struct buckets *ret_buckets)
+{
+	uint8_t *dtypes;
+	int rc = slot_types_expand(slot_types, &publication->manifest, &dtypes, NULL);
+
+	if (rc == 0) {
+		rc = buckets_make_as(&publication->manifest, dtypes, slot_bytes, publication->roots,
+			publication->nroots, ret_buckets, NULL);
+		free(dtypes);
+	}
+	return rc;
+}
+
 static uint64_t entry_bytes(const struct manifest *manifest, const struct bucket_entry *entry)
 {
 	const struct tensor *tensor = &manifest->tensors[manifest->boxes[entry->box].tensor];

@@ -32,7 +32,6 @@ static void name_tensors(
 	struct slot_types types = update->slot_types;
 	struct buckets buckets = {0};
 	size_t fold, first, last;
-	uint8_t *dtypes;
 
 	snprintf(text, NAMED_BYTES, "bucket %zu", sum);
 	if (!publication) {
@@ -42,11 +41,7 @@ static void name_tensors(
 		slot_types_choose(&update->slot_types, model->subsets[update->part - 1]->tensors,
 			model->publication->manifest.ntensors, &types);
 	}
-	if (slot_types_expand(&types, &publication->manifest, &dtypes, NULL)) {
-		return;
-	}
-	if (buckets_make_as(&publication->manifest, dtypes, server->epoch.slot_bytes,
-		    publication->roots, publication->nroots, &buckets, NULL) == 0) {
+	if (hashes_buckets(publication, &types, server->epoch.slot_bytes, &buckets) == 0) {
 		const struct manifest *manifest = &publication->manifest;
 
 		fold = hashes_fold(&buckets);
@@ -59,7 +54,6 @@ static void name_tensors(
 			manifest->tensors[manifest->boxes[buckets.entries[last].box].tensor].name);
 		buckets_finish(&buckets);
 	}
-	free(dtypes);
 }
 
 /* The first answer is kept, each further one compared with it. */

@@ -139,6 +139,8 @@ static void go_idle(struct server *server)
 	}
 	forget_crews(node);
 	forget_hashes(node);
+	sums_free(node->sums);
+	node->sums = NULL;
 	node->nteams = node->nabsent = 0;
 	node->stage = NODE_IDLE;
 	if (publication) {
@@ -192,6 +194,7 @@ void node_advance(struct server *server)
 	case NODE_COMMITTING:
 		node_answer(server, MSG_APPLIED, 0, NULL);
 		history_node(server, STREW_OUTCOME_COMMITTED, "");
+		sums_commit(server);
 		go_idle(server);
 		if (server_is_lead(server)) {
 			lead_ready(server);
@@ -599,6 +602,8 @@ void node_forget(struct server *server)
 
 	forget_crews(node);
 	forget_hashes(node);
+	sums_free(node->sums);
+	node->sums = NULL;
 	node->nteams = 0;
 	node_part_end(server);
 	if (node->publication && --node->publication->references == 0) {

@@ -110,6 +110,9 @@ static void moved(struct job *job)
 	node->hashes = work->hashes;
 	node->nhashes = work->nhashes;
 	work->hashes = NULL;
+	if (job->rc == 0) {
+		sums_note(server);
+	}
 	if (node->stage == NODE_STOPPING) {
 		node_part_end(server);
 		node_abort(server, node->serial, node->abort_text);

@@ -30,6 +30,9 @@ int spaces_workers(
 /* How many buckets one sum is of, and how many sums there are. */
 size_t hashes_fold(const struct buckets *buckets);
 size_t hashes_count(const struct buckets *buckets);
+/* The buckets of an update made anew, to be finished; for who only wants to name something. */
+int hashes_buckets(const struct publication *publication, const struct slot_types *slot_types,
+	uint64_t slot_bytes, struct buckets *ret_buckets);
 
 /*
  * Gives each of the copies to the GPU that issues it: its source's; from host memory, its target's.

@@ -121,6 +121,17 @@ struct subset {
 	uint8_t *tensors; /* a bit for each tensor of the whole manifest; owned */
 };
 
+/* What one move of an update had sent over the wire, by bucket. */
+struct sums {
+	struct sums *next; /* of another part of the same update */
+	uint64_t version, slot_bytes;
+	uint64_t key; /* of the publication that was moved */
+	struct slot_types slot_types;
+	uint32_t nodes; /* that have sent or received it */
+	uint64_t *v;	/* owned; NULL: it was not hashed */
+	size_t n;
+};
+
 /* A model that is published here (lead), or was announced by the lead (others). */
 struct model {
 	char name[LIMIT_MODEL_BYTES];
@@ -133,7 +144,8 @@ struct model {
 	struct publication *publication;       /* NULL: none is sealed */
 	struct subset *subsets[LIMIT_SUBSETS]; /* of it; number n is subsets[n - 1] */
 	uint32_t nsubsets;
-	uint32_t ranks; /* 0: all seats are empty */
+	struct sums *sums; /* of the last committed update that went over the wire; owned */
+	uint32_t ranks;	   /* 0: all seats are empty */
 	struct seat seats[LIMIT_RANKS];
 	/* lead: */
 	struct blob blob; /* the sealed manifest, for brokers that join */
@@ -188,6 +200,7 @@ struct node {
 	bool hash;	  /* what is moved by the wire */
 	uint64_t *hashes; /* of the last move; owned */
 	size_t nhashes;
+	struct sums *sums; /* of its moves so far; owned */
 	char abort_text[LIMIT_TEXT_BYTES];
 	uint64_t wire_bytes;
 	struct stages stages; /* of the move, of all parts together */
@@ -529,6 +542,11 @@ void progress_answer(struct client *client, uint64_t serial);
 void history_lead(struct server *server, const char *model, const struct msg_report *report);
 void history_node(struct server *server, enum strew_outcome outcome, const char *text);
 void events_answer(struct client *client, const struct message *message);
+
+/* sums.c: those of the node's update. Noted when a move has ended, kept if it is committed. */
+void sums_note(struct server *server);
+void sums_commit(struct server *server);
+void sums_free(struct sums *sums); /* all of a list; NULL is fine */
 
 /* explain.c */
 void explain_answer(struct client *client, const struct message *message);

@@ -154,7 +154,7 @@ static int read_part(struct conn *conn, const struct rank *rank, const struct te
 		return error_set(err, -ENOMEM, "out of memory for tensor %s", tensor->name);
 	}
 	rc = readback_read(conn, &rank->said, source->memory,
-		source->offset_bytes + first * element, span * element, memory, err);
+		source->offset_bytes + first * element, span * element, memory, READBACK_MS, err);
 	dims_dense(tensor->ndim, tensor->shape, strides);
 	while (rc == 0) {
 		uint64_t from = 0, to = tensor->ndim ? part->start[outer] : 0;

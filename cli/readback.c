@@ -10,8 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define BUSY_MS 50	   /* between two tries while an update is under way */
-#define PATIENCE_MS 120000 /* for an update to end */
+#define BUSY_MS 50 /* between two tries while an update is under way */
 
 /* All parts, and the message behind them. */
 static int take_parts(
@@ -100,9 +99,9 @@ static int check_version(
 }
 
 static int read_stretch(struct conn *conn, const struct msg_laid_out *said,
-	const struct msg_read *wanted, void *to, struct error *err)
+	const struct msg_read *wanted, void *to, int busy_ms, struct error *err)
 {
-	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
+	uint64_t deadline = deadline_in_ms(busy_ms);
 	struct message question, answer;
 	int rc;
 
@@ -125,7 +124,7 @@ static int read_stretch(struct conn *conn, const struct msg_laid_out *said,
 }
 
 int readback_read(struct conn *conn, const struct msg_laid_out *said, uint32_t allocation,
-	uint64_t offset, uint64_t bytes, void *to, struct error *err)
+	uint64_t offset, uint64_t bytes, void *to, int busy_ms, struct error *err)
 {
 	int rc = 0;
 
@@ -135,7 +134,7 @@ int readback_read(struct conn *conn, const struct msg_laid_out *said, uint32_t a
 			.offset = offset + at,
 			.bytes = MIN(bytes - at, LIMIT_READ_BYTES)};
 
-		rc = read_stretch(conn, said, &wanted, (unsigned char *)to + at, err);
+		rc = read_stretch(conn, said, &wanted, (unsigned char *)to + at, busy_ms, err);
 	}
 	return rc;
 }

@@ -15,11 +15,13 @@
 int readback_next(struct conn *conn, uint64_t after, bool trainers, struct msg_laid_out *ret_said,
 	struct blob *ret_blob, struct error *err);
 
+#define READBACK_MS 120000 /* patience for an update to end */
+
 /*
- * Reads bytes of one of its allocations, waiting while an update is under way. -ESTALE if what it
- * holds is not the version any more that `said` names.
+ * Reads bytes of one of its allocations, waiting while an update is under way, at most busy_ms for
+ * each stretch (-EBUSY). -ESTALE if what it holds is not the version any more that `said` names.
  */
 int readback_read(struct conn *conn, const struct msg_laid_out *said, uint32_t allocation,
-	uint64_t offset, uint64_t bytes, void *to, struct error *err);
+	uint64_t offset, uint64_t bytes, void *to, int busy_ms, struct error *err);
 
 #endif

@@ -63,7 +63,7 @@ static int verify_parameter(struct verify *verify, const struct parameter *param
 
 	rc = rc ? rc
 		: readback_read(verify->conn, &verify->worker, parameter->allocation,
-			  parameter->offset_bytes, bytes, memory, err);
+			  parameter->offset_bytes, bytes, memory, READBACK_MS, err);
 	for (size_t i = first; rc == 0 && i < first + n; i++) {
 		const struct piece *piece = &verify->layout.pieces[verify->order[i]];
 		const struct tensor *tensor = &verify->layout.tensors[piece->tensor];

@@ -49,7 +49,9 @@
 			sizeof(*((struct type *)0)->member), 0, most,                              \
 			offsetof(struct type, counter), &sub                                       \
 	}
-#define TABLE(name) static const struct table name = {name##_fields, ARRAY_LEN(name##_fields)}
+#define TABLE(name)                                                                                \
+	_Static_assert(ARRAY_LEN(name##_fields) <= FIELDS_MAX, #name " has too many fields");      \
+	static const struct table name = {name##_fields, ARRAY_LEN(name##_fields)}
 
 static const struct field hello_fields[] = {
 	U32("protocol", msg_hello, protocol),
@@ -367,7 +369,7 @@ static const struct field explain_fields[] = {
 TABLE(explain);
 
 static const struct field explained_row_fields[] = {
-	RANGE("kind", explained, kind, EXPLAINED_HELD, EXPLAINED_PIECE),
+	RANGE("kind", explained, kind, EXPLAINED_HELD, EXPLAINED_SLOT),
 	STR("model", explained, model),
 	STR("tensor", explained, tensor),
 	U32("dtype", explained, dtype),
@@ -396,6 +398,11 @@ static const struct field explained_row_fields[] = {
 	STR("handle", explained, handle),
 	STR("route", explained, route),
 	STR("bounce", explained, bounce),
+	U64("worker", explained, worker),
+	U64("bucket", explained, bucket),
+	U64("sum", explained, sum),
+	U32("fold", explained, fold),
+	U32("nodes", explained, nodes),
 };
 TABLE(explained_row);
 

@@ -348,10 +348,10 @@ struct msg_explain {
 	uint64_t from;		       /* rows before it are left out */
 };
 
-enum explained_kind { EXPLAINED_HELD = 1, EXPLAINED_PIECE = 2 };
+enum explained_kind { EXPLAINED_HELD = 1, EXPLAINED_PIECE = 2, EXPLAINED_SLOT = 3 };
 #define DIMS_BYTES 144 /* "[3, 4096]" of six 64-bit numbers */
 
-/* A box that a trainer rank holds, or a piece of a worker. */
+/* A box that a trainer rank holds, a piece of a worker, or what was hashed of a bucket. */
 struct explained {
 	uint32_t kind; /* enum explained_kind */
 	char model[LIMIT_MODEL_BYTES], tensor[LIMIT_NAME_BYTES];
@@ -375,6 +375,11 @@ struct explained {
 	/* a GPU that its bytes come from (held: go to) by pinned host memory; "": each reaches it
 	 */
 	char bounce[48];
+	uint64_t worker; /* or trainer rank; its id, for MSG_READ; 0: not of this node */
+	/* slot: the tensor is in that bucket of version `version`, which went over the wire */
+	uint64_t bucket, sum;
+	uint32_t fold;	/* buckets of which it is the sum; 0: it was not hashed */
+	uint32_t nodes; /* that have it alike */
 };
 
 struct msg_explained {

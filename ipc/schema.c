@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FIELDS_MAX 32 /* a bit for each field in decoding */
-
 #define AT(base, offset) ((void *)((char *)(base) + (offset)))
 #define CONST_AT(base, offset) ((const void *)((const char *)(base) + (offset)))
 

@@ -33,9 +33,11 @@ struct field {
 	const struct table *table;
 };
 
+#define FIELDS_MAX 40 /* of a table */
+
 struct table {
 	const struct field *fields;
-	size_t n;
+	size_t n; /* at most FIELDS_MAX */
 };
 
 int schema_encode(

@@ -8,8 +8,10 @@ import operator
 import os
 import pathlib
 import random
+import shutil
 import signal
 import stat
+import struct
 import subprocess
 import time
 
@@ -405,6 +407,179 @@ def test_explain_of_two_nodes(stage):
         rank.line()
     for rank in ranks:
         rank.end()
+
+
+def memory_of(pid):
+    """The first shared memory of a process that is a model's."""
+    for link in sorted(pathlib.Path(f"/proc/{pid}/fd").iterdir(), key=lambda link: int(link.name)):
+        if "memfd:" in os.readlink(link) and link.stat().st_size >= 1 << 20:
+            return link.read_bytes()
+    raise AssertionError(f"process {pid} has no memfd")
+
+
+def splitmix(word, position):
+    """docs/protocol.md, `hashes`."""
+    mask = (1 << 64) - 1
+    x = word ^ ((position + 1) * 0x9e3779b97f4a7c15 & mask)
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & mask
+    x = (x ^ x >> 27) * 0x94d049bb133111eb & mask
+    return x ^ x >> 31
+
+
+def hash_of(row):
+    """Of the row's box, out of its owner's memory (2 bytes an element)."""
+    memory = memory_of(row["pid"])
+    dense = bytearray()
+    for index in itertools.product(*map(range, row["extent"])):
+        at = row["offset"] + 2 * sum(map(operator.mul, index, row["stride"]))
+        dense += memory[at:at + 2]
+    dense += bytes(-len(dense) % 8)
+    words = struct.unpack(f"<{len(dense) // 8}Q", dense)
+    return f"{sum(map(splitmix, words, range(len(words)))) & (1 << 64) - 1:016x}"
+
+
+def equal(rows):
+    return {(row["replica"], row["member"]): row["equal"] for row in rows if row["kind"] == "piece"}
+
+
+def test_explain_hashes(stage):
+    """Of every box what an independent computation has; a bit in a worker's memory and one in the
+    trainer's are found by it; and what is not known says why."""
+    stage.broker()
+    workers = stage.workers(2) + stage.workers(1, "--replica", 1, "--malloc", prefix="p")
+    ranks = [stage.trainer("--rank", rank, "--ranks", 2, "--versions", 9, "--timeout", 20,
+                           name=f"rank{rank}") for rank in range(2)]
+    for rank in ranks:
+        rank.line()
+    for process in workers + ranks:
+        process.says("version 1")
+    everybody = {(0, 0): True, (0, 1): True, (1, 0): True}
+    for name in ("model.norm.weight", "model.layers.1.self_attn.o_proj.weight",
+                 "model.layers.1.self_attn.k_proj.weight"):
+        rows = explain(stage, name)
+        for row in rows:
+            assert row["kind"] in ("held", "piece") and row["hash_why"] == "", row
+            if row["route"] == "raw":
+                assert row["hash"] == hash_of(row), row
+        assert equal(rows) == everybody, rows
+        for row in rows:
+            assert row["kind"] == "held" or row["hash"] == row["trainer_hash"], row
+    name = "model.layers.1.self_attn.o_proj.weight"
+    row = next(row for row in explain(stage, name) if row["kind"] == "piece" and row["member"] == 1)
+    at = row["offset"] + 2 * sum(map(operator.mul, (length // 2 for length in row["extent"]),
+                                     row["stride"]))
+    poke(workers[1].pid, at)
+    rows = explain(stage, name)
+    assert equal(rows) == {**everybody, (0, 1): False}, rows
+    text = stage.run("strew", "explain", name, "--socket", stage.socket()).stdout
+    assert text.count(": equal\n") == 2 and text.count(": differs\n") == 1, text
+    assert "  slot: no hash: no committed update has taken it over the wire here\n" in text, text
+    poke(workers[1].pid, at)
+    held = next(row for row in rows if row["kind"] == "held" and row["rank"] == 1)
+    poke(ranks[1].pid, held["offset"])
+    rows = explain(stage, name)
+    assert equal(rows) == {(0, 0): False, (0, 1): True, (1, 0): False}, rows
+    poke(ranks[1].pid, held["offset"])
+    assert equal(explain(stage, name)) == everybody
+    # By a parameter that several tensors go into, each with its own trainer's box.
+    rows = explain(stage, row["parameter"].replace("o_proj", "qkv_proj"), "--model", "m")
+    assert {row["tensor"].split(".")[-2] for row in rows} == {"q_proj", "k_proj", "v_proj"}, rows
+    assert all(row["equal"] for row in rows), rows
+    for row in explain(stage, name, "--no-hash"):
+        assert "hash" not in row and "equal" not in row, row
+    # In the middle of an update it does not wait for its end; without a trainer nothing is compared.
+    workers[0].popen.send_signal(signal.SIGSTOP)
+    for rank in ranks:
+        rank.line()
+    _, said = watching(stage)
+    said(stage="accepting", version=2)
+    for row in explain(stage, name):
+        assert row["hash"] is None and row["hash_why"] == "an update is under way", row
+    workers[0].popen.send_signal(signal.SIGCONT)
+    for process in workers + ranks:
+        process.says("version 2")
+    for rank in ranks:
+        rank.stop(-signal.SIGTERM)
+
+    def orphaned():
+        rows = explain(stage, name)
+        return rows if all(row["kind"] == "piece" for row in rows) else None
+    for row in scene.wait_until("no trainer", orphaned):
+        assert row["hash"] and row["equal"] is None and row["trainer_hash"] is None, row
+        assert row["trainer_hash_why"] == "no trainer has it now", row
+
+
+def test_explain_hashes_of_two_nodes(stage):
+    """What went over the wire has one sum at both ends, if it was hashed; what is elsewhere is not read."""
+    stage.two_nodes()
+    workers = stage.workers(2, broker="node")
+    direct = stage.workers(1, "--apply", "direct", broker="node", model="d", prefix="d-")
+    ranks = [stage.trainer("--rank", rank, "--ranks", 2, "--versions", 9, broker=("lead", "node")[rank],
+                           name=f"rank{rank}") for rank in range(2)]
+    name = "model.layers.0.mlp.up_proj.weight"
+    for rank in ranks:
+        rank.line()
+    for process in workers + ranks:
+        process.says("version 1")
+    rows = {broker: explain(stage, name, "--model", "m", broker=broker)
+            for broker in ("lead", "node")}
+    slots = {broker: [row for row in rows[broker] if row["kind"] == "slot"] for broker in rows}
+    assert slots["lead"] == slots["node"] and slots["lead"], slots
+    for slot in slots["lead"]:
+        assert (slot["version"], slot["nodes"], slot["buckets_in_sum"]) == (1, 2, 1), slot
+        assert len(slot["sum"]) == 16 and slot["tensor"] == name, slot
+    assert len({slot["bucket"] for slot in slots["lead"]}) == len(slots["lead"]), slots
+    for here, broker in enumerate(("lead", "node")):
+        for row in (row for row in rows[broker] if row["kind"] == "held"):
+            if row["rank"] == here:
+                assert row["hash"] == hash_of(row), row
+            else:
+                assert (row["hash"], row["hash_why"]) == (None, "it is at another node"), row
+    for row in (row for row in rows["node"] if row["kind"] == "piece"):
+        assert row["hash"] == hash_of(row) and row["equal"] is None, row
+        assert row["trainer_hash_why"] == "not all of it is at this node", row
+    text = stage.run("strew", "explain", name, "--model", "m", "--socket", stage.socket("node"))
+    assert text.stdout.count(f", sum {slots['node'][0]['sum']} at nodes 0 to 1 alike\n") == 1, text
+    # A version later it is of that; and of an update that was not hashed it says so.
+    for rank in ranks:
+        rank.line()
+    for process in workers + ranks:
+        process.says("version 2")
+    sums = [row["sum"] for row in explain(stage, name, "--model", "m", broker="node")
+            if row["kind"] == "slot"]
+    assert sums and not set(sums) & {slot["sum"] for slot in slots["node"]}, sums
+    trainer = stage.trainer("--versions", 9, broker="lead", model="d", name="plain")
+    trainer.line()
+    for process in direct + [trainer]:
+        process.says("version 1")
+    plain = [row for row in explain(stage, name, "--model", "d", broker="node")
+             if row["kind"] == "slot"]
+    assert plain and all(row["sum"] is None and row["version"] == 1 for row in plain), plain
+    text = stage.run("strew", "explain", name, "--model", "d", "--socket", stage.socket("node"))
+    assert "no hash: that update was not hashed" in text.stdout, text.stdout
+
+
+def test_explain_hashes_are_the_owners(stage):
+    """Root, whom a broker serves too, hears where things are, and not what is in them."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() or not setpriv:
+        raise scene.Skip("only root can ask another user's broker, by setpriv")
+    folder = stage.dir / "other"
+    folder.mkdir(mode=0o700)
+    os.chmod(stage.dir, 0o711)
+    os.chown(folder, 65534, 65534)
+    stage.broker("other/broker", through=(setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"))
+    worker, = stage.workers(1, broker="other/broker")
+    trainer = stage.trainer("--versions", 2, broker="other/broker")
+    trainer.line()
+    for process in (worker, trainer):
+        process.says("version 1")
+    rows = explain(stage, "lm_head.weight", broker="other/broker")
+    assert [row["kind"] for row in rows] == ["held", "piece"], rows
+    for row in rows:
+        assert row["hash"] is None and row["hash_why"] == "it is for the broker's own user alone", row
+    text = stage.run("strew", "explain", "lm_head.weight", "--socket", stage.socket("other/broker"))
+    assert text.stdout.count("no hash: it is for the broker's own user alone") == 3, text.stdout
 
 
 def verify(stage, path, *args, broker="broker"):

@@ -241,6 +241,7 @@ def test_bounce(stage):
         if row["kind"] == "piece":
             assert row["bounce"] == (UUIDS[0] if row["member"] == 1 else ""), row
             assert row["device"] == UUIDS[row["member"]] and row["route"] == "raw", row
+            assert row["equal"], row  # read back from GPUs of which one is out of the other's reach
     text = stage.run("strew", "explain", "model.norm.weight", "--socket", stage.socket()).stdout
     assert text.count(f"raw, by pinned host memory from {UUIDS[0]}, ") == 3, text
     publish([publisher], workers, 3)

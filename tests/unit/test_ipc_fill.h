@@ -321,7 +321,7 @@ static void fill_explained(struct msg_explained *explained)
 	for (size_t i = 0; i < explained->nrows; i++) {
 		struct explained *row = &explained->rows[i];
 
-		row->kind = between(EXPLAINED_HELD, EXPLAINED_PIECE);
+		row->kind = between(EXPLAINED_HELD, EXPLAINED_SLOT);
 		STRING(row->model);
 		STRING(row->tensor);
 		row->dtype = any32();
@@ -350,6 +350,11 @@ static void fill_explained(struct msg_explained *explained)
 		STRING(row->handle);
 		STRING(row->route);
 		STRING(row->bounce);
+		row->worker = any64();
+		row->bucket = any64();
+		row->sum = any64();
+		row->fold = any32();
+		row->nodes = any32();
 	}
 }
 
