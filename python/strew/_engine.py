@@ -257,12 +257,13 @@ class Receiver:
                               f"version {agent.version}") from None
             if event.kind == "lost":
                 raise BrokerLost(errno.ECONNRESET, event.text)
-            if event.kind != "done" or event.version != version:
+            if event.kind != "done":
                 continue
-            if event.outcome == "committed":
+            if event.outcome != "committed":  # the event's version is what the memory holds
+                raise Error(errno.ECANCELED, f"version {version}: {event.outcome}: {event.text}; "
+                            f"this engine keeps version {agent.version}")
+            if event.version == version:
                 return
-            raise Error(errno.ECANCELED, f"version {version}: {event.outcome}: {event.text}; this "
-                        f"engine keeps version {agent.version}")
 
     def finish(self) -> None:
         """After receive(): raises what that has raised, if no step may run."""

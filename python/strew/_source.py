@@ -46,9 +46,9 @@ class Source:
         metadata = source.metadata() if callable(source.metadata) else source.metadata
         if (held is not None and held() is not None) or any(
                 getattr(one, "owners", None) is not None for one in metadata):
-            raise InvalidArgument(errno.ENOTSUP, f"{type(source).__name__}: each rank holds another "
-                                  "part of the tensors; give the module itself, whose shards are "
-                                  "declared where they are")
+            raise InvalidArgument(errno.ENOTSUP, f"{type(source).__name__}: each rank holds "
+                                  "another part of the tensors; give the module itself, whose "
+                                  "shards are declared where they are")
         self.described = write_described({one.name: one for one in metadata})
 
     @property

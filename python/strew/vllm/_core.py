@@ -61,6 +61,7 @@ class Core:
 
     def __init__(self, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         self.config, self.device, self.model = vllm_config, device, model
+        self._load_weights: Any = model.load_weights
         self.receiver: Receiver | None = None
         self._init: Init | None = None
 
@@ -114,7 +115,7 @@ class Core:
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         from vllm.config import set_current_vllm_config
         with set_current_vllm_config(self.config):
-            return self.model.load_weights(weights)
+            return self._load_weights(weights)
 
     def _reload(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """As vLLM's own engines load an update: layer by layer, post-processing included."""
@@ -126,7 +127,7 @@ class Core:
         with set_current_vllm_config(self.config):
             initialize_layerwise_reload(self.model)
             try:
-                self.model.load_weights(weights)
+                self._load_weights(weights)
             finally:
                 finalize_layerwise_reload(self.model, self.config.model_config)
 

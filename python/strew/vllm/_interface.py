@@ -69,7 +69,7 @@ class Unsupported:
 
 
 def register() -> None:
-    """Puts backend "strew" into both of vLLM's factories. vLLM calls it in each of its processes."""
+    """Puts backend "strew" into both of vLLM's factories; called in each process of vLLM's."""
     try:
         from vllm.distributed.weight_transfer import factory
     except ImportError:
