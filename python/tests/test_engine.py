@@ -399,3 +399,68 @@ def test_strew_is_imported_without_engines():
     code = ("import sys, strew.vllm, strew.sglang; "
             "assert not {'vllm', 'sglang', 'torch'} & set(sys.modules), 'imported'")
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+def test_calls_that_vllms_clients_have_not(monkeypatch, caplog):
+    """Pausing and resetting the cache: by HTTP, by Ray's actors, by methods, or not at all."""
+    import http.server
+    import sys
+    import types
+
+    from strew.vllm._client import Control
+    asked, reset = [], [True]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            if "reset" in self.path:
+                self.wfile.write(b'{"success": %s}' % (b"true" if reset[0] else b"false"))
+
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        one = Control(types.SimpleNamespace(base_url=f"http://127.0.0.1:{server.server_port}"))
+        one.pause("keep")
+        one.reset_prefix_cache()
+        one.resume()
+        assert asked == ["/pause?mode=keep", "/reset_prefix_cache?reset_running_requests=true",
+                         "/resume"]
+        reset[0] = False
+        with pytest.raises(strew.Error, match="did not reset its prefix cache"):
+            one.reset_prefix_cache()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    class Method:
+        def __init__(self, name):
+            self.name = name
+
+        def remote(self, **options):
+            asked.append((self.name, options))
+            return True
+    handle = types.SimpleNamespace(**{name: Method(name) for name in (
+        "pause_generation", "resume_generation", "reset_prefix_cache")})
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(get=list))
+    del asked[:]
+    one = Control(types.SimpleNamespace(handles=[handle, handle]))
+    one.pause("wait")
+    one.reset_prefix_cache()
+    assert asked == [("pause_generation", {"mode": "wait"})] * 2 + [
+        ("reset_prefix_cache", {"reset_running_requests": True})] * 2
+
+    finished = []
+    assert not caplog.records
+    one = Control(types.SimpleNamespace(finish_weight_update=lambda: finished.append("old")))
+    assert "call vLLM's around send_weights() yourself" in caplog.text
+    one.pause("keep")
+    one.finish(3)
+    Control(types.SimpleNamespace(finish_weight_update=lambda weight_version=None:
+                                  finished.append(weight_version))).finish(3)
+    assert finished == ["old", "3"]

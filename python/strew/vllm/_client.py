@@ -117,7 +117,8 @@ class Control:
                                  for handle in self._handles]))
         if self._url:
             query = "&".join(f"{name}={str(value).lower()}" for name, value in options.items())
-            request = urllib.request.Request(f"{self._url}/{path}?{query}", method="POST")
+            address = f"{self._url}/{path}" + (f"?{query}" if query else "")
+            request = urllib.request.Request(address, method="POST")
             with urllib.request.urlopen(request, timeout=getattr(self.client, "timeout", 300)
                                         ) as answer:
                 said = answer.read()

@@ -15,6 +15,7 @@ from .._agent import Agent
 from .._engine import (
     Described,
     MadeUp,
+    Place,
     Receiver,
     Values,
     find_checkpoint,
@@ -64,9 +65,12 @@ class Core:
         self._load_weights: Any = model.load_weights
         self.receiver: Receiver | None = None
         self._init: Init | None = None
+        self._place: Place | None = None
 
     def init(self, said: Init) -> None:
         """Registers what the engine has loaded. A second time with the same is fine."""
+        if self._place is None:  # all workers call it together, once
+            self._place = self._find_place(said)
         if self.receiver is not None:
             if said != self._init:
                 raise InvalidArgument(errno.EINVAL, "this engine was registered for another model "
@@ -74,15 +78,7 @@ class Core:
                                       "arrived: start it anew")
             self.receiver.prepare()
             return
-        from vllm.distributed.parallel_state import get_pp_group, get_world_group
-        parallel = self.config.parallel_config
-        copy = getattr(parallel, "data_parallel_index", getattr(parallel, "data_parallel_rank", 0))
-        part = get_pp_group().rank_in_group
-        if getattr(parallel, "enable_expert_parallel", False):
-            # Each has other experts: together they are one copy.
-            copy, part = 0, copy * parallel.pipeline_parallel_size + part
-        place = find_place(get_world_group(), copy, part, said.socket)
-        layout = self._layout(said)
+        place, layout = self._place, self._layout(said)
         partial = any(one.uncovered for one in layout.parameters.values())
         if layout.refused:
             raise InvalidArgument(errno.ENOTSUP, "strew cannot fill all of this engine's "
@@ -96,6 +92,16 @@ class Core:
         self.receiver, self._init = receiver, said
         logger.info("strew: %s, registered as replica %d part %d, %d of %d on this node",
                     layout.status(), *place)
+
+    def _find_place(self, said: Init) -> Place:
+        from vllm.distributed.parallel_state import get_pp_group, get_world_group
+        parallel = self.config.parallel_config
+        copy = getattr(parallel, "data_parallel_index", getattr(parallel, "data_parallel_rank", 0))
+        part = get_pp_group().rank_in_group
+        if getattr(parallel, "enable_expert_parallel", False):
+            # Each has other experts: together they are one copy.
+            copy, part = 0, copy * parallel.pipeline_parallel_size + part
+        return find_place(get_world_group(), copy, part, said.socket)
 
     def need(self) -> Receiver:
         """The registration. Raises if there was no init."""
