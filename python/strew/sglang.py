@@ -91,8 +91,12 @@ def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpo
 
 def _groups() -> tuple[Any, int]:
     """SGLang's group of all workers of this engine, and its pipeline stage."""
-    from sglang.srt.distributed.parallel_state import get_pp_group, get_world_group
-    return get_world_group(), get_pp_group().rank_in_group
+    try:
+        from sglang.srt.runtime_context import get_parallel
+        return get_parallel().world_group, get_parallel().pp_group.rank_in_group
+    except (ImportError, AttributeError):  # before 0.5.2x
+        from sglang.srt.distributed.parallel_state import get_pp_group, get_world_group
+        return get_world_group(), get_pp_group().rank_in_group
 
 
 def _synchronize() -> None:

@@ -23,7 +23,7 @@ from torch import nn  # noqa: E402
 
 import strew  # noqa: E402
 import strew.sglang  # noqa: E402
-from loaders import Fused, assert_filled, poisoned_twin, random_values  # noqa: E402
+from loaders import Fused, assert_filled, free_port, poisoned_twin, random_values  # noqa: E402
 
 DESCRIBED = Fused.checkpoint()
 for _name in ("scaled", "extra"):  # computed after loading; put nowhere
@@ -336,3 +336,71 @@ def test_sglangs_safe_unpickler_takes_what_is_sent():
     payload = base64.b64encode(strew.sglang.pickled([("strew:{}", torch.empty(0))])).decode()
     (name, tensor), = utils.MultiprocessingSerializer.deserialize(payload)
     assert name == "strew:{}" and tensor.numel() == 0
+
+
+CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 151, "head_dim": 16,
+          "tie_word_embeddings": False}
+
+
+@pytest.fixture(scope="module")
+def sglangs_llama(tmp_path_factory):
+    """SGLang's own class of Llama, on the CPU, in a process that is set up as a scheduler is."""
+    context = pytest.importorskip(
+        "sglang.srt.runtime_context", exc_type=ImportError,
+        reason="the package sglang is not installed, or is too old to be set up so")
+    pytest.importorskip("sglang.srt.model_executor.model_runner_components.weight_updater",
+                        exc_type=ImportError)
+    transformers = pytest.importorskip("transformers")
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.server_args import ServerArgs
+    torch.manual_seed(0)
+    policy = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)).float()
+    folder = tmp_path_factory.mktemp("llama")
+    policy.save_pretrained(folder)
+    context.publish(ServerArgs(model_path=str(folder), device="cpu", skip_tokenizer_init=True,
+                               custom_weight_loader=[strew.sglang.LOADER]),
+                    role="scheduler", ranks=context.SpawnRanks(world_rank=0, gpu_id=0))
+    parallel_state.init_distributed_environment(
+        world_size=1, rank=0, local_rank=0, backend="gloo",
+        distributed_init_method=f"tcp://127.0.0.1:{free_port()}")
+    parallel_state.initialize_model_parallel()
+    yield str(folder), policy
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_distributed_environment()
+
+
+def test_sglangs_own_llama(broker, sglangs_llama):
+    """Its model, its WeightUpdater, its groups and its settings; nothing of it is stubbed."""
+    from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+    from sglang.srt.models.llama import LlamaForCausalLM
+    from sglang.srt.runtime_context import get_model
+    path, policy = sglangs_llama
+
+    def make():
+        return LlamaForCausalLM(policy.config)
+
+    def updates(module, _):
+        return WeightUpdater(
+            tp_rank=0, device="cpu", gpu_id=0, model_config=None,
+            custom_weight_loaders=get_model().custom_weight_loader, get_model=lambda: module,
+            update_model_fields=None, recapture_cuda_graph=None, get_model_runner=None,
+        ).update_weights_from_tensor
+    module = poisoned_twin(make)
+    for parameter in module.parameters():
+        parameter.data.zero_()
+    module.load_weights(list(policy.named_parameters()))
+    trainer = strew.sglang.EngineTrainer(Engine(module, updates, path), policy,
+                                         socket=broker.socket, engine_socket=str(broker.socket))
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.normal_()
+        assert trainer.send_weights().committed
+        want = make()
+        for parameter in want.parameters():
+            parameter.data.zero_()
+        want.load_weights(list(policy.named_parameters()))
+        assert all(torch.equal(p.data, want.get_parameter(n).data)
+                   for n, p in module.named_parameters())
+    trainer.close()

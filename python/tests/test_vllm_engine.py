@@ -11,8 +11,13 @@ import gc
 import json
 import os
 import pathlib
+import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from importlib import metadata
 
 import pytest
@@ -59,7 +64,9 @@ def environment(tmp_path_factory):
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR",
-                      VLLM_CPU_OMP_THREADS_BIND="nobind", TOKENIZERS_PARALLELISM="false")
+                      TOKENIZERS_PARALLELISM="false")
+    if HAVE.engine:  # two workers on any number of cores; 0.20 does not start with it
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     yield
     os.environ.clear()
     os.environ.update(before[0])
@@ -448,3 +455,107 @@ def test_the_worker_extension(tmp_path, models, monkeypatch):
     with engine(models[2][0], worker_extension_cls="vllm_probe.Raw") as llm:
         assert llm.collective_rpc("probe_hash") == got and generate(llm) == out
     broker.stop()
+
+
+def tokenizer():
+    """A server wants one."""
+    import tokenizers
+    whole = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+        {f"w{i}": i for i in range(CONFIG["vocab_size"])}, unk_token="w0"))
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=whole, unk_token="w0", bos_token="w1", eos_token="w2", pad_token="w0")
+
+
+class HTTPServer:
+    """`vllm serve`, as a user starts it."""
+
+    def __init__(self, model, log):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{port}", log
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model,
+                 "--served-model-name", "m", "--port", str(port), "--enforce-eager",
+                 "--max-model-len", "128", "--dtype", "float32", "--block-size", "32",
+                 "--gpu-memory-utilization", "0.2", "--weight-transfer-config",
+                 '{"backend": "strew"}'], stdout=file, stderr=file,
+                env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"})
+
+    def ask(self, path, body=None):
+        request = urllib.request.Request(
+            f"{self.url}/{path}", data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            said = answer.read()
+        return json.loads(said) if said else None
+
+    def wait(self, seconds=500):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.ask("health")
+                return
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+                time.sleep(0.5)
+
+    def generate(self, tokens=12):
+        said = self.ask("v1/completions", {
+            "model": "m", "prompt": LONG, "max_tokens": tokens, "temperature": 0, "logprobs": 3,
+            "ignore_eos": True, "return_token_ids": True})
+        choice = said["choices"][0]
+        return choice["token_ids"], choice["logprobs"]["top_logprobs"]
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@pytest.mark.skipif(not HAVE.trainer, reason="this vLLM has no client for trainers")
+def test_a_server_over_http(tmp_path, models, monkeypatch):
+    """vLLM's own HTTP client, and its routes for what that has not."""
+    from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient
+    monkeypatch.setenv("STREW_SOCKET", str(tmp_path / "s"))
+    broker = Broker(tmp_path)
+    folders = []
+    for which in (0, 2):
+        folders.append(tmp_path / f"model{which}")
+        shutil.copytree(models[which][0], folders[-1])
+        tokenizer().save_pretrained(folders[-1])
+    fresh = HTTPServer(str(folders[1]), tmp_path / "fresh.log")
+    try:
+        fresh.wait()
+        want = fresh.generate()
+    finally:
+        fresh.stop()
+    server = HTTPServer(str(folders[0]), tmp_path / "server.log")
+    try:
+        server.wait()
+        policy = copy.deepcopy(models[0][1])
+        trainer = connect(strew.vllm.StrewTrainerInitInfo(
+            rank=0, socket=str(broker.socket), timeout=60),
+            HTTPVLLMWeightSyncClient(server.url), policy)
+        old = server.generate()
+        assert old != want
+        become(policy, models[2][1])
+        # Requests are under way meanwhile: they stop, and go on with the new weights.
+        others = [threading.Thread(target=server.generate, args=(40,)) for _ in range(3)]
+        for one in others:
+            one.start()
+        assert trainer.send_weights().committed and not trainer.failures
+        for one in others:
+            one.join(120)
+            assert not one.is_alive()
+        assert not server.ask("is_paused")["is_paused"]
+        assert server.ask("reset_prefix_cache", {})["success"]
+        assert server.generate() == want
+        trainer.shutdown()
+    finally:
+        server.stop()
+        broker.stop()
