@@ -1,7 +1,7 @@
 """strew.sglang.load, called as SGLang calls it: by its own WeightUpdater where the package sglang
 can be imported (no GPU is needed for that class), and by a stand-in that does the same everywhere.
 
-A whole SGLang server was not run in these tests: its kernels need a GPU.
+Whole engines and servers are run on the CPU where the package can do that (without sgl_kernel).
 """
 
 import base64
@@ -10,8 +10,11 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import pathlib
 import pickle
+import subprocess
+import sys
 import threading
 import types
 
@@ -404,3 +407,19 @@ def test_sglangs_own_llama(broker, sglangs_llama):
         assert all(torch.equal(p.data, want.get_parameter(n).data)
                    for n, p in module.named_parameters())
     trainer.close()
+
+
+@pytest.mark.parametrize("kind", ["engine", "server"])
+def test_a_whole_engine(tmp_path, kind):
+    """On the CPU: what it generates after an update is what one generates that was started so."""
+    pytest.importorskip("sglang.srt.entrypoints.engine", exc_type=ImportError,
+                        reason="the package sglang is not installed, or not for this machine")
+    pytest.importorskip("transformers")
+    script = pathlib.Path(__file__).with_name("sglang_whole.py")
+    paths = [str(pathlib.Path(strew.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    with open(tmp_path / "log", "wb") as log:  # its schedulers may outlive it, with its pipes
+        run = subprocess.run([sys.executable, script, kind, tmp_path], timeout=900, check=False,
+                             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                             stdout=log, stderr=log)
+    said = (tmp_path / "log").read_text(errors="replace")
+    assert run.returncode == 0 and "equal" in said.splitlines(), said[-8000:]
