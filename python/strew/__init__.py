@@ -52,11 +52,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """record_layout and open_checkpoint need torch, which is imported when they are asked for."""
+    """What needs torch, or an engine, is imported when it is asked for."""
     if name == "record_layout":
         from ._record import record_layout  # pylint: disable=import-outside-toplevel
         return record_layout
     if name == "open_checkpoint":
         from ._checkpoint import open_checkpoint  # pylint: disable=import-outside-toplevel
         return open_checkpoint
+    if name in ("callback", "sglang", "vllm"):
+        import importlib  # pylint: disable=import-outside-toplevel
+        return importlib.import_module(f"strew.{name}")
     raise AttributeError(f"module 'strew' has no attribute {name!r}")

@@ -63,6 +63,28 @@ def _run(follower: Follower, load_weights: Callable[[Any], Any], sources: list[S
                            f"{follower.at}: {type(reason).__name__}: {reason}") from reason
 
 
+def _follow(follower: Follower, load_weights: Callable[[Any], Any], sources: list[Source],
+            reloads: bool) -> tuple[Any] | None:
+    """What the loader has returned; None if it cannot be followed, but may be run again."""
+    try:
+        return (_run(follower, load_weights, sources),)
+    except NotShareable:
+        if not reloads:
+            raise
+        return None
+
+
+def _leave_to_loader(layout: Layout, slots: list[Slot]) -> None:
+    """Nothing is known of any tensor: the rehearsal of the loader route finds what it fills.
+
+    So it is with engines that put something else in their parameters' place after loading, into
+    which their own loader then does not load any more.
+    """
+    for slot in slots:
+        names = layout.unfilled if isinstance(slot.tensor, torch.nn.Parameter) else layout.kept
+        names.append(slot.names[0])
+
+
 def _cast(write: Write) -> bool:
     """False: the tensor's bits as they are. Raises where a cast is none that a piece can say."""
     if len(write.path) == 1:
@@ -196,7 +218,8 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
             Agent.resume() calls it after each update, and keeps every tensor of the module at its
             address. Needs `prove`. It is tried here, on the module's live memory: an update of
             changed values, then one of the checkpoint's. What changes with the first and is as it
-            was after the second is in `loader`; all else stays refused.
+            was after the second is in `loader`; all else stays refused. If load_weights cannot be
+            followed, because the engine has replaced what it loads into, everything goes so.
 
     Returns a Layout. Its `refused` names the parameters that cannot be filled by copies and casts
     of boxes, and why; Agent.register() raises Refused for them. NotShareable if the loader looks
@@ -216,16 +239,21 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
         stack.callback(_remove_new, module, keys, follower, layout)
         for slot in slots:
             stack.callback(slot.restore)
-        result = _run(follower, load_weights, sources)
-        _adopt(follower, slots, result, module, layout)
-    _fill_in(layout, follower, slots)
+        followed = _follow(follower, load_weights, sources, reload is not None)
+        if followed is not None:
+            _adopt(follower, slots, followed[0], module, layout)
+    if followed is not None:
+        _fill_in(layout, follower, slots)
+    else:
+        _leave_to_loader(layout, slots)
     used = {piece.tensor for p in layout.parameters.values() for piece in p.pieces}
     layout.unused = [source.name for source in sources if source.name not in used]
     if prove is not None:
         tensors = open_checkpoint(prove) if isinstance(prove, (str, os.PathLike)) else prove
         layout.prove(tensors)
         if reload is not None:
-            origins = _origins(layout, follower, slots, sources)
+            every = {source.name for source in sources}
+            origins = _origins(layout, follower, slots, sources) if followed is not None else every
             add_loader_route(layout, slots, reload, tensors, origins,
                              [source.name for source in sources])
         _refuse_unfilled(layout, slots)

@@ -1,0 +1,373 @@
+"""strew as a custom weight loader of SGLang.
+
+    Engine(model_path=..., custom_weight_loader=["strew.sglang.load"])
+
+    trainer = strew.sglang.EngineTrainer([engine], source=module)  # or a server's URL
+    trainer.send_weights()
+
+SGLang has load() called in each of its schedulers, between two steps, whenever it is told to update
+weights with that name as load_format. What comes with the call is one empty tensor, whose name says
+what to do: the weights come by the broker. Importing this module imports neither SGLang nor torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._errors import Dirty, Error, InvalidArgument, LoaderFailed, NotCommitted
+
+if TYPE_CHECKING:
+    from ._engine import Receiver
+    from ._trainer import Report
+
+LOADER = "strew.sglang.load"
+_MARK = "strew:"
+logger = logging.getLogger("strew.sglang")
+
+_receivers: weakref.WeakKeyDictionary[Any, Receiver] = weakref.WeakKeyDictionary()
+
+
+def load(model: Any, named_tensors: Sequence[tuple[str, Any]]) -> None:
+    """What SGLang calls. An exception ends its scheduler, so one is raised only if no step may
+    run; whoever publishes learns all else from the report, as the old weights stay."""
+    for name, _ in named_tensors:
+        if not name.startswith(_MARK):
+            raise InvalidArgument(errno.EINVAL, f"{LOADER} takes no tensors, but {name} was sent: "
+                                  "use strew.sglang.EngineTrainer")
+        said = json.loads(name.removeprefix(_MARK))
+        try:
+            _do(model, **said)
+        except (Dirty, LoaderFailed):
+            raise
+        except Error as reason:
+            logger.error("strew: %s: the weights are as they were: %s", said["do"], reason)
+
+
+def _do(model: Any, do: str, **said: Any) -> None:
+    if do == "init":
+        _init(model, **said)
+        return
+    receiver = _receivers.get(model)
+    if receiver is None:
+        raise InvalidArgument(errno.EINVAL, f"{do} came before init, or init has failed")
+    if do == "prepare":
+        receiver.prepare()
+    elif do == "update":
+        receiver.receive(**said)
+    elif do == "sleep":
+        receiver.sleep()
+    elif do == "wake":
+        receiver.wake()
+    else:
+        raise InvalidArgument(errno.EINVAL, f"{do}: this strew knows no such call")
+
+
+def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpoint: str | None,
+          apply: str, socket: str | None, timeout: float) -> None:
+    """Registers the parameters; a second time looks whether they are."""
+    from ._agent import Agent
+    from ._engine import Receiver, find_place, read_described
+    if model in _receivers:
+        _receivers[model].prepare()
+        return
+    world, part = _groups()
+    place = find_place(world, 0, part, socket)
+    layout = _layout(model, read_described(tensors), checkpoint)
+    partial = any(one.uncovered for one in layout.parameters.values())
+    receiver = Receiver(layout, lambda: Agent(
+        name, replica=replica, part=place.part, rank=place.rank, size=place.size, apply=apply,
+        partial=partial, socket=socket, timeout=timeout), _synchronize, timeout)
+    receiver.register()
+    _receivers[model] = receiver
+    logger.info("strew: %s, registered as replica %d part %d, %d of %d on this node",
+                layout.status(), replica, *place[1:])
+
+
+def _groups() -> tuple[Any, int]:
+    """SGLang's group of all workers of this engine, and its pipeline stage."""
+    try:
+        from sglang.srt.runtime_context import get_parallel
+        return get_parallel().world_group, get_parallel().pp_group.rank_in_group
+    except (ImportError, AttributeError):  # before 0.5.2x
+        from sglang.srt.distributed.parallel_state import get_pp_group, get_world_group
+        return get_world_group(), get_pp_group().rank_in_group
+
+
+def _synchronize() -> None:
+    import torch
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def _layout(model: Any, described: Any, checkpoint: str | None) -> Any:
+    """What SGLang changes after loading is refused: it runs its own hook at an update's end, and
+    there is no telling here whether it has."""
+    import torch
+
+    from ._engine import MadeUp, Values, find_checkpoint
+    from ._record import record_layout
+    values: Mapping[str, Any]
+    if checkpoint is None:  # random weights: nobody misses them
+        values = MadeUp(described)
+        with torch.no_grad():
+            model.load_weights(list(values.items()))
+    else:
+        values = Values(find_checkpoint(checkpoint), described)
+    return record_layout(model, model.load_weights, described, prove=values)
+
+
+def _tensors(do: str, said: dict[str, Any], host: bool = False) -> list[tuple[str, Any]]:
+    """What load() is sent: an empty tensor, whose memory need not be shared with anybody."""
+    import torch
+    from torch.multiprocessing import reductions
+    # Where SGLang has patched how tensors are pickled, only a GPU's can be.
+    patched = hasattr(reductions, "_reduce_tensor_original") and torch.cuda.is_available()
+    tensor = torch.empty(0, device="cuda" if patched and not host else "cpu")
+    return [(_MARK + json.dumps({"do": do, **said}), tensor)]
+
+
+def pickled(tensors: list[tuple[str, Any]]) -> bytes:
+    """As SGLang's MultiprocessingSerializer does it, whether its patch is there or not."""
+    import io
+    from multiprocessing.reduction import ForkingPickler
+
+    import torch
+    from torch.multiprocessing import reductions
+    reduce = getattr(reductions, "_reduce_tensor_original", reductions.reduce_tensor)
+    buffer = io.BytesIO()
+    pickler: Any = ForkingPickler(buffer)
+    pickler.dispatch_table[torch.Tensor] = reduce  # the table is this pickler's own
+    pickler.dump(tensors)
+    return buffer.getvalue()
+
+
+class _Engine:
+    """sglang.Engine in this process. It runs no step while it is called."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def path(self) -> str | None:
+        """Of what it has loaded; None if its weights are random."""
+        args = self._engine.server_args
+        return None if str(args.load_format).endswith("dummy") else args.model_path
+
+    def call(self, do: str, **said: Any) -> None:
+        """load() in each scheduler."""
+        tensors = _tensors(do, said)
+        sessions = hasattr(self._engine, "begin_weight_update")  # from 0.5.2x on
+        if sessions:
+            _check(self._engine.begin_weight_update())
+        try:
+            _check(self._engine.update_weights_from_tensor(tensors, load_format=LOADER,
+                                                           flush_cache=False))
+        finally:
+            if sessions:
+                _check(self._engine.end_weight_update())
+
+    def pause(self) -> None:
+        """Nothing."""
+
+    def resume(self) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """SGLang's own."""
+        _check(self._engine.flush_cache())
+
+    def label(self, version: int) -> None:
+        """An Engine has no call for it."""
+
+    def memory(self, what: str, tags: list[str] | None) -> None:
+        """release_memory_occupation, resume_memory_occupation."""
+        getattr(self._engine, what)(tags=tags)
+
+
+class _Server:
+    """An SGLang server, by its URL."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url, self._timeout = url.rstrip("/"), timeout
+        said = self._get("get_server_info")
+        self._ranks = int(said.get("tp_size", 1))
+        self._path = None if str(said.get("load_format")).endswith("dummy") else said["model_path"]
+
+    def _send(self, path: str, body: dict[str, Any] | None) -> Any:
+        import urllib.request
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self._url}/{path}", data=data,
+                                         headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+            said = answer.read()
+        try:
+            return json.loads(said)
+        except ValueError:
+            return None  # some answer in plain words
+
+    def _get(self, path: str) -> Any:
+        return self._send(path, None)
+
+    def _post(self, path: str, **body: Any) -> Any:
+        return self._send(path, body)
+
+    def _optional(self, path: str, **body: Any) -> None:
+        """What older servers have not."""
+        import urllib.error
+        try:
+            _check(self._post(path, **body))
+        except urllib.error.HTTPError as failure:
+            if failure.code != 404:
+                raise
+
+    def path(self) -> str | None:
+        """Of what it has loaded; None if its weights are random."""
+        return self._path
+
+    def call(self, do: str, **said: Any) -> None:
+        """load() in each scheduler."""
+        import base64
+        payload = base64.b64encode(pickled(_tensors(do, said, host=True))).decode()
+        self._optional("begin_weight_update")
+        try:
+            _check(self._post("update_weights_from_tensor", load_format=LOADER, flush_cache=False,
+                              serialized_named_tensors=[payload] * self._ranks))
+        finally:
+            self._optional("end_weight_update")
+
+    def pause(self) -> None:
+        """Requests go back to the queue: their cache is computed again, with the new weights."""
+        self._post("pause_generation", mode="retract")
+
+    def resume(self) -> None:
+        """They go on."""
+        self._post("continue_generation")
+
+    def flush(self) -> None:
+        """SGLang's own."""
+        self._post("flush_cache")
+
+    def label(self, version: int) -> None:
+        """What the server says its weights are."""
+        self._optional("update_weight_version", new_version=str(version), abort_all_requests=False)
+
+    def memory(self, what: str, tags: list[str] | None) -> None:
+        """release_memory_occupation, resume_memory_occupation."""
+        self._post(what, tags=tags)
+
+
+def _check(said: Any) -> None:
+    """SGLang's answers are (success, message), a dict or an object with these, or None."""
+    if said is None:
+        return
+    if isinstance(said, tuple):
+        success, message = said[:2]
+    elif isinstance(said, dict):
+        success, message = said.get("success", True), said.get("message", "")
+    else:
+        success, message = getattr(said, "success", True), getattr(said, "message", "")
+    if not success:
+        raise Error(errno.ECANCELED, f"SGLang: {message}")
+
+
+class EngineTrainer:
+    """A trainer's rank, and (on rank 0) the engines that take its weights.
+
+    Args:
+        engines: sglang.Engine objects, or URLs of servers; as replicas they are numbered from
+            `replica` on.
+        source: a module (FSDP2's shards are declared where they are) or a state_dict.
+        model: the name under which it is published. rank, size: among the trainer's ranks.
+        checkpoint: what the engines have loaded, if it is not their model_path.
+        start_version: the last one published, for a trainer that was started again.
+        socket, engine_socket: of this node's broker and the engines'; None: $STREW_SOCKET.
+        timeout: seconds, of an update.
+    """
+
+    def __init__(self, engines: Any, source: Any, *, model: str = "policy", rank: int = 0,
+                 size: int = 1, replica: int = 0, checkpoint: str | None = None,
+                 start_version: int = 0, apply: str = "staged",
+                 socket: str | os.PathLike[str] | None = None, engine_socket: str | None = None,
+                 timeout: float = 60.0) -> None:
+        from ._source import Source
+        from ._trainer import Trainer
+        self.version, self._timeout, self._replica = start_version, timeout, replica
+        self._asleep: set[int] = set()
+        self._engines: list[Any] = []
+        self._source = Source(source, rank, size)
+        if not self._source.in_place:
+            raise InvalidArgument(errno.EINVAL, "the source is a module or a state_dict")
+        self._trainer = Trainer(model, rank=rank, size=size, socket=socket)
+        try:
+            self._source.declare(self._trainer)
+            if rank == 0:
+                given = engines if isinstance(engines, (list, tuple)) else [engines]
+                self._engines = [_Server(one, timeout + 60) if isinstance(one, str)
+                                 else _Engine(one) for one in given]
+            for index, engine in enumerate(self._engines):
+                engine.call("init", name=model, replica=replica + index, apply=apply,
+                            tensors=self._source.described, socket=engine_socket, timeout=30.0,
+                            checkpoint=checkpoint or engine.path())
+        except BaseException:
+            self._trainer.close()
+            raise
+
+    def send_weights(self, version: int | None = None) -> Report:
+        """Publishes the source as it is now; all ranks call it.
+
+        Engines that have not taken it go on with the weights they had: the report names them, by
+        replica. Raises NotCommitted if none has it.
+        """
+        version = self.version + 1 if version is None else version
+        awake = [i for i in range(len(self._engines)) if i not in self._asleep]
+        self._each(awake, lambda one: one.call("prepare"))
+        handle = self._trainer.publish_async(version, timeout=self._timeout)
+        self._each(awake, lambda one: one.pause())
+        try:
+            self._each(awake, lambda one: one.call("update", version=version,
+                                                   timeout=self._timeout))
+            report = handle.report(self._timeout + 30)
+            have = {group.replica - self._replica for group in report.groups}
+            have -= {group.replica - self._replica for group in report.groups
+                     if group.outcome != "committed"}
+            if not have:
+                raise NotCommitted(report, report.text or "no engine is registered: see their logs")
+            self.version = version
+            self._each([i for i in awake if i in have], lambda one: one.flush())
+            self._each([i for i in awake if i in have], lambda one: one.label(version))
+        finally:
+            # load() has ended each scheduler that must not run.
+            self._each(awake, lambda one: one.resume())
+        return report
+
+    def release_memory_occupation(self, engine: int = 0, tags: list[str] | None = None) -> None:
+        """SGLang's, behind taking the parameters back if it is the weights' memory that goes."""
+        if not tags or "weights" in tags:
+            self._engines[engine].call("sleep")
+            self._asleep.add(engine)
+        self._engines[engine].memory("release_memory_occupation", tags)
+
+    def resume_memory_occupation(self, engine: int = 0, tags: list[str] | None = None) -> None:
+        """SGLang's, and the parameters are registered again."""
+        self._engines[engine].memory("resume_memory_occupation", tags)
+        if not tags or "weights" in tags:
+            self._engines[engine].call("wake")
+            self._asleep.discard(engine)
+
+    def _each(self, engines: Sequence[int], call: Any) -> None:
+        """All at once: an update waits for the slowest."""
+        from concurrent.futures import ThreadPoolExecutor
+        if len(engines) == 1:
+            call(self._engines[engines[0]])
+        elif engines:
+            with ThreadPoolExecutor(len(engines)) as pool:
+                list(pool.map(lambda i: call(self._engines[i]), engines))
+
+    def close(self) -> None:
+        """Waits for lent memory, then disconnects. Engines keep what they have."""
+        self._trainer.close()

@@ -1,0 +1,466 @@
+"""What the adapters of engines share: the held gate as one call, places, sources, checkpoints."""
+
+import functools
+import os
+import threading
+
+import pytest
+from conftest import Broker
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+
+import strew
+from loaders import in_threads, random_values, same_bits
+from strew._engine import MadeUp, Receiver, Values, find_place, read_described, write_described
+from strew._source import Source
+
+SHAPES = {"a": (torch.float32, (6, 5)), "b": (torch.bfloat16, (7,))}
+
+
+class Worker(nn.Module):
+    """The half of an engine's worker that loads weights."""
+
+    def __init__(self):
+        super().__init__()
+        for name, (dtype, shape) in SHAPES.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype),
+                                                       requires_grad=False))
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            getattr(self, name).data.copy_(tensor)
+
+
+def make(broker, replica=0, rank=0, size=1, timeout=10.0, **options):
+    module = Worker()
+    layout = strew.record_layout(module, module.load_weights, SHAPES)
+    return module, Receiver(layout, functools.partial(
+        strew.Agent, "m", replica=replica, rank=rank, size=size, socket=broker.socket, **options),
+        lambda: None, timeout)
+
+
+def trainer_of(broker, values):
+    trainer = strew.Trainer("m", rank=0, size=1, socket=broker.socket)
+    trainer.declare(values)
+    return trainer
+
+
+def has(module, values):
+    return all(same_bits(getattr(module, name).data, value) for name, value in values.items())
+
+
+def change(values, seed):
+    with torch.no_grad():
+        for name, value in random_values(SHAPES, seed).items():
+            values[name].copy_(value)
+
+
+def update(trainer, version, *receivers, timeout=20.0):
+    """As an engine's control plane does it: begun, then every worker is told to let it in."""
+    for one in receivers:
+        one.prepare()
+    handle = trainer.publish_async(version, timeout=timeout)
+    in_threads([functools.partial(one.receive, version, timeout) for one in receivers])
+    for one in receivers:
+        one.finish()
+    return handle.report(timeout + 10)
+
+
+def test_updates(broker):
+    values = random_values(SHAPES, 1)
+    workers = [make(broker, rank=r, size=2) for r in range(2)]
+    in_threads([one.register for _, one in workers])
+    receivers = [one for _, one in workers]
+    with trainer_of(broker, values) as trainer:
+        for version in (1, 2, 5):
+            change(values, version)
+            assert update(trainer, version, *receivers).committed
+            assert all(has(module, values) for module, _ in workers)
+            assert {one.version for one in receivers} == {version}
+        receivers[0].receive(5, 1.0)  # it is there: nothing is waited for
+        with pytest.raises(strew.InvalidArgument, match="version 4 is older than version 5"):
+            receivers[0].receive(4, 1.0)
+    for one in receivers:
+        one.close()
+
+
+def test_an_update_that_nobody_publishes(broker):
+    values = random_values(SHAPES, 1)
+    module, receiver = make(broker)
+    receiver.register()
+    with trainer_of(broker, values) as trainer:
+        assert update(trainer, 1, receiver).committed
+        receiver.prepare()
+        with pytest.raises(strew.Timeout, match="version 2 did not come in 0.2 s.*keeps version 1"):
+            receiver.receive(2, 0.2)
+        receiver.finish()  # steps may run
+        assert has(module, values) and receiver.version == 1
+        change(values, 3)
+        assert update(trainer, 2, receiver).committed and has(module, values)
+    receiver.close()
+
+
+def test_an_update_that_aborts_leaves_the_old_weights(broker):
+    values = random_values(SHAPES, 1)
+    (module, receiver), (_, late) = make(broker, rank=0, size=2), make(broker, rank=1, size=2)
+    in_threads([receiver.register, late.register])
+    with trainer_of(broker, values) as trainer:
+        assert update(trainer, 1, receiver, late).committed
+        old = {name: tensor.clone() for name, tensor in values.items()}
+        change(values, 2)
+        receiver.prepare()
+        handle = trainer.publish_async(2, timeout=2)  # the other never pauses
+        with pytest.raises(strew.Error, match="version 2: .*keeps version 1"):
+            receiver.receive(2, 20.0)
+        with pytest.raises(strew.NotCommitted):
+            handle.report(10)
+        assert has(module, old)
+        # The late one has an answer to it in its queue, which is not the next one's.
+        assert update(trainer, 2, receiver, late).committed and has(module, values)
+    receiver.close()
+    late.close()
+
+
+def test_asleep_the_others_go_on(broker):
+    values = random_values(SHAPES, 1)
+    (module, sleeper), (other, awake) = make(broker), make(broker, replica=1)
+    sleeper.register()
+    awake.register()
+    with trainer_of(broker, values) as trainer:
+        assert update(trainer, 1, sleeper, awake).committed
+        old = {name: tensor.clone() for name, tensor in values.items()}
+        sleeper.sleep()
+        assert sleeper.state == "asleep"
+        with pytest.raises(strew.InvalidArgument, match="asleep"):
+            sleeper.prepare()
+        with pytest.raises(strew.InvalidArgument, match="asleep"):
+            sleeper.receive(2, 1.0)
+        change(values, 2)
+        report = update(trainer, 2, awake)
+        assert report.committed and len(report.groups) == 1
+        assert has(other, values) and has(module, old)  # nothing was written meanwhile
+        sleeper.wake()
+        assert sleeper.state == "STALE"
+        change(values, 3)
+        assert len(update(trainer, 3, sleeper, awake).groups) == 2
+        assert has(module, values) and has(other, values)
+    sleeper.close()
+    awake.close()
+
+
+@pytest.mark.parametrize("when", ["between updates", "before the gate"])
+def test_a_broker_that_is_another_one_now(tmp_path, when):
+    first = Broker(tmp_path)
+    values = random_values(SHAPES, 1)
+    module, receiver = make(first)
+    receiver.register()
+    trainer = trainer_of(first, values)
+    assert update(trainer, 1, receiver).committed
+    if when == "before the gate":
+        receiver.prepare()
+    first.stop()
+    second = Broker(tmp_path)
+    try:
+        change(values, 2)
+        trainer.reconnect(20)
+        if when == "before the gate":
+            # It finds out in its gate, registers with the next one, and takes part after that.
+            with pytest.raises(strew.Error, match="version 2|did not come"):
+                receiver.receive(2, 0.2)
+        assert update(trainer, 2, receiver).committed and has(module, values)
+    finally:
+        receiver.close()
+        trainer.close()
+        second.stop()
+
+
+def test_a_broker_that_goes_in_an_update(tmp_path):
+    first = Broker(tmp_path)
+    values = random_values(SHAPES, 1)
+    module, receiver = make(first)
+    receiver.register()
+    trainer = trainer_of(first, values)
+    assert update(trainer, 1, receiver).committed
+    old = {name: tensor.clone() for name, tensor in values.items()}
+    receiver.prepare()
+    second = []
+
+    def successor():
+        first.stop()
+        second.append(Broker(tmp_path))
+    waits = threading.Timer(0.3, successor)  # the receiver is in its gate by then, or soon after
+    waits.start()
+    try:
+        with pytest.raises(strew.Error, match="keeps version 1"):
+            receiver.receive(2, 5.0)
+        waits.join()
+        assert has(module, old) and receiver.version == 1 and receiver.state == "CURRENT"
+        trainer.reconnect(20)
+        change(values, 3)
+        assert update(trainer, 2, receiver).committed and has(module, values)
+    finally:
+        receiver.close()
+        trainer.close()
+        second[0].stop()
+
+
+def test_no_broker(tmp_path):
+    class Nobody:
+        socket = tmp_path / "nobody"
+    _, receiver = make(Nobody)
+    with pytest.raises(strew.BrokerMissing, match="nobody"):
+        receiver.register()
+    with pytest.raises(strew.BrokerMissing):
+        receiver.wake()
+    assert receiver.state == "not registered" and receiver.version == 0
+    with pytest.raises(strew.InvalidArgument, match="not registered"):
+        receiver.receive(1, 1.0)
+
+
+class Doubling(Worker):
+    """An engine that scales one parameter after loading."""
+
+    fails = False
+
+    def reload(self, weights):
+        if self.fails:
+            raise RuntimeError("no scales")
+        self.load_weights(weights)
+        self.b.data.mul_(2)
+
+
+def test_a_loader_that_fails_stops_the_engine_and_heals(broker):
+    values = random_values(SHAPES, 1)
+    module = Doubling()
+    module.reload(values.items())
+    layout = strew.record_layout(module, module.load_weights, SHAPES, prove=values,
+                                 reload=module.reload)
+    assert layout.loader == ["b"] and "a" in layout.parameters
+    receiver = Receiver(layout, lambda: strew.Agent("m", socket=broker.socket), lambda: None)
+    receiver.register()
+    with trainer_of(broker, values) as trainer:
+        module.fails = True
+        change(values, 2)
+        receiver.prepare()
+        handle = trainer.publish_async(1)
+        with pytest.raises(strew.LoaderFailed, match="no scales"):
+            receiver.receive(1, 20.0)
+        assert handle.report().committed
+        with pytest.raises(strew.LoaderFailed, match="no scales"):
+            receiver.finish()  # no step may run
+        module.fails = False
+        receiver.prepare()
+        receiver.receive(1, 1.0)  # tries again: the tensors are there
+        receiver.finish()
+        assert same_bits(module.b.data, values["b"] * 2) and same_bits(module.a.data, values["a"])
+    receiver.close()
+
+
+def test_an_engine_that_repacks_what_it_has_loaded(broker):
+    """Its loader does not load any more into what it has put there; its reload does."""
+    class Packed(Worker):
+        def reload(self, weights):
+            self.a = nn.Parameter(torch.zeros(6, 5), requires_grad=False)
+            self.load_weights(weights)
+            self.packed = self.a.data.t().contiguous()
+            self.a = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    values = random_values(SHAPES, 1)
+    module = Packed()
+    module.reload(values.items())
+    with pytest.raises(strew.NotShareable, match="at tensor a"):
+        strew.record_layout(module, module.load_weights, SHAPES, prove=values)
+    layout = strew.record_layout(module, module.load_weights, SHAPES, prove=values,
+                                 reload=module.reload)
+    assert layout.loader == ["b", "packed"] and not layout.refused and not layout.parameters
+    before = module.packed.data_ptr()
+    receiver = Receiver(layout, lambda: strew.Agent("m", socket=broker.socket), lambda: None)
+    receiver.register()
+    with trainer_of(broker, values) as trainer:
+        change(values, 2)
+        assert update(trainer, 1, receiver).committed
+    assert same_bits(module.packed, values["a"].t()) and same_bits(module.b.data, values["b"])
+    assert module.packed.data_ptr() == before
+    receiver.close()
+
+
+class World:
+    """What an engine's group of workers is to find_place()."""
+
+    def __init__(self, rank, size):
+        self.rank_in_group, self.world_size, self.cpu_group = rank, size, None
+
+
+def test_places(monkeypatch):
+    """Four workers: two copies in two stages, the last worker at another broker."""
+    monkeypatch.delenv("STREW_REPLICA", raising=False)
+    said = []
+    where = [(0, 0, "/s"), (0, 0, "/s"), (1, 0, "/s"), (1, 0, "/t"), (0, 1, "/s")]
+
+    def gather(out, mine, group):
+        if len(said) < len(where):
+            said.append(mine)
+        out[:] = said + [None] * (len(where) - len(said))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    for rank, (copy, part, socket) in enumerate(where):  # collects; the last knows all
+        try:
+            find_place(World(rank, len(where)), copy, part, socket)
+        except TypeError:
+            assert rank < len(where) - 1
+    places = [find_place(World(rank, len(where)), copy, part, socket)
+              for rank, (copy, part, socket) in enumerate(where)]
+    assert [(p.part, p.rank, p.size) for p in places] == [
+        (0, 0, 2), (0, 1, 2), (0, 0, 1), (0, 0, 1), (1, 0, 1)]
+    replicas = [p.replica for p in places]
+    assert replicas[0] == replicas[1] == replicas[4] and replicas[2] == replicas[3]
+    assert replicas[0] != replicas[2]
+    monkeypatch.setenv("STREW_REPLICA", "7")
+    assert find_place(World(0, 1), 2, 1, None) == (9, 1, 0, 1)
+
+
+def test_values_in_the_trainers_dtypes():
+    described = read_described(write_described({"a": torch.zeros(2, 3), "b": torch.zeros(
+        4, dtype=torch.bfloat16)}))
+    assert described == {"a": (torch.float32, (2, 3)), "b": (torch.bfloat16, (4,))}
+    half = {"a": torch.ones(2, 3, dtype=torch.bfloat16), "other": torch.zeros(1)}
+    values = Values(half, described)
+    assert list(values) == ["a"] and values["a"].dtype == torch.float32 and "b" not in values
+    made = MadeUp(described)
+    assert same_bits(made["b"], made["b"]) and made["b"].dtype == torch.bfloat16
+    assert not torch.equal(made["a"][0], made["a"][1])
+
+
+class OldSource:
+    """As vLLM's WeightSource is until 0.32."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def metadata(self):
+        return [type("Meta", (), {"name": n, "dtype": t.dtype, "shape": tuple(t.shape)})
+                for n, t in self.tensors.items()]
+
+    def __iter__(self):
+        return iter((n, t.clone()) for n, t in self.tensors.items())
+
+
+class NewSource(OldSource):
+    """... and from 0.33 on."""
+
+    metadata = property(OldSource.metadata)
+
+    def iter_full(self):
+        return OldSource.__iter__(self)
+
+    __iter__ = None
+
+
+@pytest.mark.parametrize("kind", [OldSource, NewSource])
+def test_a_source_that_makes_its_tensors(broker, kind):
+    values = random_values(SHAPES, 1)
+    module, receiver = make(broker)
+    receiver.register()
+    source = Source(kind(values), 0, 2)
+    assert source.ranks == 1 and source.publishes and not source.in_place
+    assert not Source(kind(values), 1, 2).publishes
+    source.fill()
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        source.declare(trainer)
+        for version in (1, 2):
+            change(values, version)
+            source.fill()
+            assert update(trainer, version, receiver).committed and has(module, values)
+    receiver.close()
+    short = kind(dict(values))
+    source = Source(short, 0, 1)
+    del short.tensors["b"]
+    with pytest.raises(strew.InvalidArgument, match="made 1 tensors, its metadata name 2"):
+        source.fill()
+
+
+def test_a_modules_own_memory(broker):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    for given in (module, dict(module.named_parameters()),
+                  type("ModuleSource", (), {"_module": module})()):
+        source = Source(given, 1, 2)
+        assert source.in_place and source.ranks == 2 and source.publishes
+        assert [row[0] for row in source.described] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    parts = OldSource(random_values(SHAPES, 1))
+    parts.held_names = lambda: ["a"]
+    with pytest.raises(strew.InvalidArgument, match="another part"):
+        Source(parts, 0, 2)
+
+
+def test_strew_is_imported_without_engines():
+    import subprocess
+    import sys
+    code = ("import sys, strew; strew.vllm.register, strew.sglang.load; "
+            "assert not {'vllm', 'sglang', 'torch'} & set(sys.modules), 'imported'")
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+def test_calls_that_vllms_clients_have_not(monkeypatch, caplog):
+    """Pausing and resetting the cache: by HTTP, by Ray's actors, by methods, or not at all."""
+    import http.server
+    import sys
+    import types
+
+    from strew.vllm._client import Control
+    asked, reset = [], [True]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            if "reset" in self.path:
+                self.wfile.write(b'{"success": %s}' % (b"true" if reset[0] else b"false"))
+
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        one = Control(types.SimpleNamespace(base_url=f"http://127.0.0.1:{server.server_port}"))
+        one.pause("keep")
+        one.reset_prefix_cache()
+        one.resume()
+        assert asked == ["/pause?mode=keep", "/reset_prefix_cache?reset_running_requests=true",
+                         "/resume"]
+        reset[0] = False
+        with pytest.raises(strew.Error, match="did not reset its prefix cache"):
+            one.reset_prefix_cache()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    class Method:
+        def __init__(self, name):
+            self.name = name
+
+        def remote(self, **options):
+            asked.append((self.name, options))
+            return True
+    handle = types.SimpleNamespace(**{name: Method(name) for name in (
+        "pause_generation", "resume_generation", "reset_prefix_cache")})
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(get=list))
+    del asked[:]
+    one = Control(types.SimpleNamespace(handles=[handle, handle]))
+    one.pause("wait")
+    one.reset_prefix_cache()
+    assert asked == [("pause_generation", {"mode": "wait"})] * 2 + [
+        ("reset_prefix_cache", {"reset_running_requests": True})] * 2
+
+    finished = []
+    assert not caplog.records
+    one = Control(types.SimpleNamespace(finish_weight_update=lambda: finished.append("old")))
+    assert "call vLLM's around send_weights() yourself" in caplog.text
+    one.pause("keep")
+    one.finish(3)
+    Control(types.SimpleNamespace(finish_weight_update=lambda weight_version=None:
+                                  finished.append(weight_version))).finish(3)
+    assert finished == ["old", "3"]

@@ -1,0 +1,25 @@
+"""What tests have in vLLM's workers, by worker_extension_cls."""
+
+import hashlib
+
+import torch
+from vllm import _custom_ops
+
+from strew.vllm import WorkerExtension
+
+# vLLM's CPU workers pack each matrix for oneDNN and drop it. Without, they compute with parameters
+# as they were loaded, which is what an unquantized model has on a GPU.
+_custom_ops._supports_onednn = False
+
+
+class Raw:
+    """Its import has turned packing off."""
+
+    def probe_hash(self):
+        """Of all parameters, by name."""
+        return {name: hashlib.sha256(p.data.contiguous().view(torch.uint8).numpy().tobytes())
+                .hexdigest() for name, p in self.model_runner.model.named_parameters()}
+
+
+class RawExtension(WorkerExtension, Raw):
+    """For vLLMs without an interface that strew knows."""
