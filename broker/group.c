@@ -73,6 +73,13 @@ enum strew_group_state group_member_state(const struct group *group, uint32_t me
 	return of->stale && apart ? STREW_GROUP_STALE : group->state;
 }
 
+uint64_t group_member_version(const struct group *group, uint32_t member)
+{
+	const struct group_member *of = &group->members[member];
+
+	return of->present && of->version != GROUP_VERSION_MIXED ? of->version : group->version;
+}
+
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES])
 {
 	if (group->npresent < group->nmembers) {

@@ -128,6 +128,8 @@ enum strew_group_state group_state(const struct group *group);
 /* As one member is told it, who keeps it: of a group that does not stand, what its own memory is.
  */
 enum strew_group_state group_member_state(const struct group *group, uint32_t member);
+/* … and which version that is: members differ until a whole update. */
+uint64_t group_member_version(const struct group *group, uint32_t member);
 
 /* Can it take part in an update that begins now? Else why not, into text. */
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES]);

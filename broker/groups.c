@@ -135,7 +135,7 @@ static void say_registered(struct client *client)
 	message.u.registered.state = team->group.phase == PHASE_IDLE
 					     ? group_member_state(&team->group, client->member)
 					     : group_state(&team->group);
-	message.u.registered.version = team->group.version;
+	message.u.registered.version = group_member_version(&team->group, client->member);
 	message.u.registered.bytes = layout_bytes(&client->session.worker->layout);
 	message.u.registered.shadow = client->session.worker->shadow_bytes;
 	client_send(client, &message);
@@ -329,7 +329,7 @@ static void send_done(
 
 	message_init(&message, MSG_DONE, 0);
 	message.u.done.update = team->group.update;
-	message.u.done.version = team->group.version;
+	message.u.done.version = group_member_version(&team->group, member);
 	message.u.done.outcome = outcome;
 	message.u.done.state = group_member_state(&team->group, member);
 	string_copy(message.u.done.text, sizeof(message.u.done.text), team->group.text);
@@ -357,7 +357,8 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 	case GA_GRANT:
 		/* A ready word that is not reached yet would speak of a gate that is open again. */
 		mover_unwatch(server->mover, &client->watch);
-		client_ok(client, client->resume_serial, team->group.version);
+		client_ok(client, client->resume_serial,
+			group_member_version(&team->group, action->member));
 		break;
 	case GA_DENY:
 		snprintf(text, sizeof(text), "the group is DIRTY: %.180s",
@@ -382,8 +383,8 @@ static void update_pages(struct team *team)
 		struct client *client = team->clients[i];
 
 		if (client && team->group.members[i].present && client->ours.words) {
-			page_tell_group(
-				&client->ours, group_state(&team->group), team->group.version);
+			page_tell_group(&client->ours, group_state(&team->group),
+				group_member_version(&team->group, i));
 		}
 	}
 }

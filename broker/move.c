@@ -451,7 +451,7 @@ static int settle_all(struct run *run, struct error *err)
 	struct run patient = *run;
 	int rc;
 
-	patient.nlumps = 0; /* none that is not enqueued yet */
+	patient.nlumps = 0;   /* none that is not enqueued yet */
 	patient.wire = false; /* what the carrier has failed at is no fault of these copies */
 	patient.cancel = NULL;
 	/* A broadcast whose peer is gone never ends by itself; abort ends it. What bounces out of a

@@ -109,9 +109,66 @@ static void test_missed(void **state)
 	trainer_stop(&trainer);
 }
 
+static void page_says(const struct worker *worker, enum strew_group_state state, uint64_t version)
+{
+	enum strew_group_state told_state, page_state;
+	uint64_t told, page;
+
+	assert_int_equal(strew_agent_peek(worker->agent, &page_state, &page), 0);
+	assert_int_equal(strew_agent_state(worker->agent, &told_state, &told), 0);
+	assert_int_equal(page_state, state);
+	assert_int_equal(page, version);
+	assert_int_equal(told, version);
+}
+
+/* A member that came anew beside one that has the last version: each is told of its own memory. */
+static void test_members_that_differ(void **state)
+{
+	const struct strew_agent_options options[2] = {
+		{.model = "apart", .member = 0, .members = 2, .serve_thread = 1},
+		{.model = "apart", .member = 1, .members = 2, .serve_thread = 1}};
+	struct worker workers[2], other;
+	struct strew_report report;
+	struct trainer trainer;
+
+	(void)state;
+	start_trainer(&trainer, "apart");
+	start_worker(&workers[0], options[0]);
+	start_worker(&workers[1], options[1]);
+	trainer_commits(&trainer, 1);
+	for (unsigned i = 0; i < 2; i++) {
+		worker_event(&workers[i], STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	}
+	worker_stop(&workers[0]);
+	start_worker(&other, options[0]);
+	assert_int_equal(broker_group_state(&one_broker, "apart"), STREW_GROUP_STALE);
+	/* All or nothing, and a group that nobody serves: no version for anybody. */
+	start_worker(&workers[0],
+		(struct strew_agent_options){
+			.model = "apart", .replica = 1, .members = 2, .serve_thread = 1});
+	assert_int_equal(
+		trainer_publish(&trainer, 2, STREW_PUBLISH_SCOPE_ALL, PATIENCE_MS, &report),
+		STREW_OUTCOME_ABORTED);
+	strew_report_finish(&report);
+	worker_event(&workers[1], STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	worker_event(&other, STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	page_says(&workers[1], STREW_GROUP_STALE, 1);
+	page_says(&other, STREW_GROUP_STALE, 0);
+	worker_stop(&workers[0]);
+	trainer_commits(&trainer, 3);
+	worker_event(&workers[1], STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	worker_event(&other, STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	page_says(&workers[1], STREW_GROUP_CURRENT, 3);
+	page_says(&other, STREW_GROUP_CURRENT, 3);
+	worker_stop(&workers[1]);
+	worker_stop(&other);
+	trainer_stop(&trainer);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_members_that_differ),
 		cmocka_unit_test(test_what_was_said),
 		cmocka_unit_test(test_versions_are_learnt),
 		cmocka_unit_test(test_missed),

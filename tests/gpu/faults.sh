@@ -10,7 +10,7 @@
 #
 # All parts by default, in about nine minutes on one H100: for commands of limited time say which. --seed (1) is that
 # of the first job of chaos.py, the others count from there; --share divides every count. `host` needs no GPU, `standin`
-# takes the driver of BUILD/standin, which has no NCCL: one node, and no part 3. Logs are under $OUT
+# takes the driver and NCCL of BUILD/standin. Logs are under $OUT
 # (default: a temporary folder); a table comes last, and behind it "faults: ok jobs=N failed=0".
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -48,14 +48,14 @@ if [[ -z ${STREW_NCCL:-} ]]; then
 print(os.path.join(list(nvidia.nccl.__path__)[0], "lib", "libnccl.so.2"))' 2>/dev/null) || STREW_NCCL=
 	export STREW_NCCL
 fi
-nodes=2
 memory=(--device "$device")
 small=()
 case $device in
 host) memory=() ;;
 standin)
 	LD_LIBRARY_PATH=$build/standin:$LD_LIBRARY_PATH
-	memory=(--device 0) nodes=1 small=(--small)
+	unset STREW_NCCL
+	memory=(--device 0) small=(--small)
 	;;
 esac
 table=() failed=0
@@ -85,7 +85,7 @@ some() {
 chaos() {
 	local name=$1 rounds=$2
 	shift 2
-	job "$name" python3 "$root/tests/faults/chaos.py" "$build/bin" "${memory[@]}" --nodes "$nodes" \
+	job "$name" python3 "$root/tests/faults/chaos.py" "$build/bin" "${memory[@]}" --nodes 2 \
 		--seed "$seed" --count "$(some "$rounds")" --scale 8 --slot 16M "$@"
 	seed=$((seed + 1))
 }
@@ -118,13 +118,9 @@ part_2() {
 }
 
 part_3() {
-	if ((nodes == 1)); then
-		echo "epochs: they take NCCL"
-	else
-		job epochs python3 "$root/tests/faults/epochs.py" "$build/bin" "${memory[@]}" \
-			--count "$(some 200)"
-		grep -h '^lead,\|^node,' "$logs/epochs.log"
-	fi
+	job epochs python3 "$root/tests/faults/epochs.py" "$build/bin" "${memory[@]}" \
+		--count "$(some 200)"
+	grep -h '^lead,\|^node,' "$logs/epochs.log"
 }
 
 if [[ ${#memory[@]} -gt 0 && $device != standin ]]; then
