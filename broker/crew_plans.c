@@ -31,7 +31,7 @@ static void drop_own(
 		size_t first = copies->first[b], past = copies->first[b + 1];
 
 		copies->first[b] = kept;
-		if (buckets->v[b].root == publication->own_root) {
+		if (buckets->v[b].root == publication->own_root || first == past) {
 			continue;
 		}
 		memmove(copies->v + kept, copies->v + first, (past - first) * sizeof(*copies->v));

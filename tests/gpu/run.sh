@@ -80,6 +80,8 @@ equal_hosts() {
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+# With it bytes that go by pinned host memory, from a GPU to itself or to the next: GPUs without peer
+# access are not needed for that, and the product has no switch that forces it.
 part gpu_check "$build/bin/gpu_check"
 part last_write "$build/bin/last_write"
 part nccl_check "$build/bin/nccl_check"
