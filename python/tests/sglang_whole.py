@@ -131,8 +131,8 @@ def main():
     send(2)
     assert outcome(one.generate()) == want
     trainer.close()
-    one.close()
     broker.stop()
+    one.close()  # an Engine ends all children of this process
     print("equal", flush=True)
 
 

@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from vllm.distributed.weight_transfer import base
 
 from .._errors import BrokerLost, Error, NotCommitted
 from .._source import Source
 from .._trainer import Publishing, Report, Trainer
 from ._client import Control
 from ._interface import found, refuse
+
+try:
+    from vllm.distributed.weight_transfer import base
+except ImportError:  # before 0.16
+    base = None
 
 logger = logging.getLogger("strew.vllm")
 
