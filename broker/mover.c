@@ -1,14 +1,11 @@
 /*
- * The thread sleeps on a condition while it has neither jobs nor watches. With
- * watches it looks at their words every few microseconds at first (a stream is
- * usually done within that), then ever more rarely up to WATCH_SLEEP_MAX_NS, so
- * that a trainer which computes for seconds after its publish costs no core.
- * Behind a job, and behind a word that was reached, it stays awake for a moment:
- * an update is a chain of both, each the answer to the last.
+ * The thread sleeps on a condition while it has neither jobs nor watches. With watches it looks at
+ * their words, as often as pace.h says.
  */
 #include "broker/mover.h"
 #include "base/clock.h"
 #include "base/util.h"
+#include "broker/pace.h"
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -19,10 +16,6 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
-
-#define WATCH_SLEEP_MIN_NS 5000u
-#define WATCH_SLEEP_MAX_NS 200000u
-#define SPIN_NS 50000u /* after a job, or a word that was reached */
 
 struct mover {
 	pthread_t thread;
@@ -37,7 +30,7 @@ struct mover {
 	void *data;
 	struct job *ended, **ended_end;
 	struct watch *watches;
-	bool watched; /* a watch is new: others may have been waiting for long */
+	struct pace pace;
 	unsigned pending;
 };
 
@@ -119,26 +112,30 @@ static void sleep_locked(struct mover *mover, uint64_t sleep_ns)
 	pthread_cond_timedwait(&mover->wake, &mover->lock, &until);
 }
 
-/* Stays awake for a moment, for the job or the word that may follow. The lock is held. */
-static void linger_locked(struct mover *mover)
+/* Between jobs: looks at the words, then rests for as long as it may. The lock is held. */
+static void rest_locked(struct mover *mover)
 {
-	uint64_t until = clock_ns() + SPIN_NS;
-	bool hit;
+	bool hit, waiting = look_locked(mover, &hit);
+	uint64_t rest_ns;
 
-	while (!mover->queued && !mover->stop && clock_ns() < until) {
-		look_locked(mover, &hit);
-		until = hit ? clock_ns() + SPIN_NS : until;
+	if (hit) {
+		pace_stirred(&mover->pace, clock_ns());
+	}
+	rest_ns = pace_next(&mover->pace, clock_ns(), waiting);
+	if (rest_ns == PACE_AWAKE) {
 		pthread_mutex_unlock(&mover->lock);
 		sched_yield();
 		pthread_mutex_lock(&mover->lock);
+	} else if (rest_ns == PACE_CALLED) {
+		pthread_cond_wait(&mover->wake, &mover->lock);
+	} else {
+		sleep_locked(mover, rest_ns);
 	}
 }
 
 static void *mover_main(void *data)
 {
 	struct mover *mover = data;
-	uint64_t sleep_ns = WATCH_SLEEP_MIN_NS;
-	bool waiting, hit;
 
 	/* The default lets a sleep of 5 us take 55. */
 	prctl(PR_SET_TIMERSLACK, 1000ul);
@@ -146,26 +143,11 @@ static void *mover_main(void *data)
 	for (;;) {
 		if (mover->queued) {
 			run_one(mover);
-			linger_locked(mover);
-			sleep_ns = WATCH_SLEEP_MIN_NS;
-			continue;
-		}
-		if (mover->stop) {
+			pace_stirred(&mover->pace, clock_ns());
+		} else if (mover->stop) {
 			break;
-		}
-		waiting = look_locked(mover, &hit);
-		if (hit || mover->watched) {
-			sleep_ns = WATCH_SLEEP_MIN_NS;
-			mover->watched = false;
-		}
-		if (hit) {
-			linger_locked(mover);
-		} else if (waiting) {
-			sleep_locked(mover, sleep_ns);
-			sleep_ns = MIN(sleep_ns + sleep_ns / 8, WATCH_SLEEP_MAX_NS);
 		} else {
-			sleep_ns = WATCH_SLEEP_MIN_NS;
-			pthread_cond_wait(&mover->wake, &mover->lock);
+			rest_locked(mover);
 		}
 	}
 	pthread_mutex_unlock(&mover->lock);
@@ -271,7 +253,8 @@ void mover_watch(struct mover *mover, struct watch *watch)
 {
 	pthread_mutex_lock(&mover->lock);
 	watch->fired = false;
-	watch->active = mover->watched = true;
+	watch->active = true;
+	pace_watched(&mover->pace);
 	watch->next = mover->watches;
 	mover->watches = watch;
 	pthread_cond_signal(&mover->wake);

@@ -1,15 +1,10 @@
-/* The mover's thread: how late it sees that a word was reached, and what it costs when it waits for
- * nothing. Lateness says nothing on a busy machine: there these tests skip themselves. */
+/* The mover's thread: how often it looks at words, and what it costs when it waits for nothing. */
 #include "base/clock.h"
 #include "broker/mover.h"
+#include "broker/pace.h"
 #include "support/test_main.h"
 #include <poll.h>
-#include <stdlib.h>
 #include <time.h>
-#include <unistd.h>
-
-#define TRIES 20000
-#define ENOUGH 50 /* tries that count */
 
 static struct mover *mover;
 static struct page page;
@@ -39,20 +34,19 @@ static int finish(void **state)
 	return 0;
 }
 
-struct timed_job {
+struct told_job {
 	struct job job;
-	uint64_t ended_ns;
 	bool done;
 };
 
 static void run(struct job *job)
 {
-	((struct timed_job *)job)->ended_ns = clock_ns();
+	job->rc = 0;
 }
 
 static void done(struct job *job)
 {
-	((struct timed_job *)job)->done = true;
+	((struct told_job *)job)->done = true;
 }
 
 static void hit(struct watch *watch)
@@ -76,83 +70,67 @@ static struct watch watch_for(unsigned word, uint64_t value, uint64_t *at)
 	return (struct watch){.page = &page, .word = word, .value = value, .hit = hit, .data = at};
 }
 
-/* Threads of others take our turns. */
-static void skip_if_busy(void)
+static void test_pace(void **state)
 {
-	double load = 0;
-
-	if (getloadavg(&load, 1) != 1 || load > 0.5 * (double)sysconf(_SC_NPROCESSORS_ONLN)) {
-		print_message("skipped: the machine is busy, its load is %.1f\n", load);
-		skip();
-	}
-}
-
-/* An update is a chain of jobs and words: the word behind a job is seen while the mover stays
- * awake. */
-static void test_a_word_behind_a_job(void **state)
-{
-	uint64_t best = UINT64_MAX;
-	unsigned counted = 0;
+	struct pace pace = {0};
+	uint64_t now = 1000000, sum = 0, last = 0, ns;
 
 	(void)state;
-	skip_if_busy();
-	page_store(&page, 0, 1);
-	for (unsigned i = 0; i < TRIES && counted < ENOUGH; i++) {
-		struct timed_job work = {.job = {.run = run, .done = done}};
-		uint64_t seen = 0, asked;
-		struct watch watch = watch_for(0, 1, &seen);
-
-		mover_submit(mover, &work.job);
-		reap_until(&work.done, NULL);
-		asked = clock_ns();
-		mover_watch(mover, &watch);
-		reap_until(NULL, &seen);
-		if (asked - work.ended_ns < 15000) {
-			counted++;
-			best = seen - asked < best ? seen - asked : best;
-		}
+	/* Nothing has happened yet, nothing is awaited. */
+	assert_true(pace_next(&pace, now, false) == PACE_CALLED);
+	/* Behind a job it is awake, whether a word is awaited or not, for a moment. */
+	pace_stirred(&pace, now);
+	assert_true(pace_next(&pace, now, false) == PACE_AWAKE);
+	assert_true(pace_next(&pace, now + PACE_AWAKE_NS - 1, true) == PACE_AWAKE);
+	/* Behind a word it is so anew. */
+	now += PACE_AWAKE_NS - 1;
+	pace_stirred(&pace, now);
+	assert_true(pace_next(&pace, now + PACE_AWAKE_NS - 1, true) == PACE_AWAKE);
+	now += PACE_AWAKE_NS;
+	assert_true(pace_next(&pace, now, false) == PACE_CALLED);
+	/* A word is seen at most an eighth of what it has taken late, and never more than the most.
+	 */
+	while ((ns = pace_next(&pace, now + sum, true)) < PACE_SLEEP_MAX_NS) {
+		assert_true(ns >= PACE_SLEEP_MIN_NS && ns > last);
+		assert_true(ns <= PACE_SLEEP_MIN_NS + sum / 8);
+		sum += last = ns;
 	}
-	if (counted == 0) {
-		skip(); /* never on time: nothing was measured */
-	}
-	assert_in_range(best, 0, 20000);
+	assert_true(pace_next(&pace, now + sum, true) == PACE_SLEEP_MAX_NS);
+	/* A new one is looked at often again, which keeps nobody awake. */
+	pace_watched(&pace);
+	assert_true(pace_next(&pace, now + sum, true) == PACE_SLEEP_MIN_NS);
+	assert_true(pace_next(&pace, now + sum, true) > PACE_SLEEP_MIN_NS);
+	assert_true(pace_next(&pace, now + sum, false) == PACE_CALLED);
 }
 
-static int by_size(const void *left, const void *right)
+/* Chains of jobs and words, as updates are; each word is reached before it is asked for, or after.
+ */
+static void test_jobs_and_words(void **state)
 {
-	uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
-
-	return (a > b) - (a < b);
-}
-
-/* One that has been awaited for long, and is looked at rarely, does not make a new one late. */
-static void test_a_word_beside_an_old_one(void **state)
-{
-	uint64_t never = 0, late[ENOUGH];
+	uint64_t never = 0;
 	struct watch old = watch_for(1, 1, &never);
 
 	(void)state;
-	skip_if_busy();
 	mover_watch(mover, &old);
-	for (unsigned i = 0; i < ENOUGH; i++) {
-		uint64_t seen = 0, asked, reached;
-		struct watch watch = watch_for(2, i + 1, &seen);
+	for (uint64_t i = 1; i <= 200; i++) {
+		struct told_job work = {.job = {.run = run, .done = done}};
+		uint64_t seen = 0;
+		struct watch watch = watch_for(2, i, &seen);
 
-		poll(NULL, 0, 10); /* long enough for the longest sleep */
-		asked = clock_ns();
-		mover_watch(mover, &watch);
-		/* By now the mover has been woken, has looked, and has gone to sleep again. */
-		while (clock_ns() < asked + 100000) {
+		mover_submit(mover, &work.job);
+		reap_until(&work.done, NULL);
+		if (i % 2) {
+			page_store(&page, 2, i);
 		}
-		reached = clock_ns();
-		page_store(&page, 2, i + 1);
+		mover_watch(mover, &watch);
+		if (i % 16 == 0) {
+			poll(NULL, 0, 1); /* it has gone to sleep by now */
+		}
+		page_store(&page, 2, i);
 		reap_until(NULL, &seen);
-		late[i] = seen - reached;
 	}
 	mover_unwatch(mover, &old);
 	assert_int_equal(never, 0);
-	qsort(late, ENOUGH, sizeof(late[0]), by_size);
-	assert_in_range(late[ENOUGH / 4], 0, 60000);
 }
 
 static uint64_t cpu_ns(void)
@@ -166,7 +144,7 @@ static uint64_t cpu_ns(void)
 /* Behind a job and a word it falls asleep. */
 static void test_waiting_for_nothing_costs_nothing(void **state)
 {
-	struct timed_job work = {.job = {.run = run, .done = done}};
+	struct told_job work = {.job = {.run = run, .done = done}};
 	uint64_t seen = 0, before;
 	struct watch watch = watch_for(0, 1, &seen);
 
@@ -185,8 +163,8 @@ static void test_waiting_for_nothing_costs_nothing(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_a_word_behind_a_job, start, finish),
-		cmocka_unit_test_setup_teardown(test_a_word_beside_an_old_one, start, finish),
+		cmocka_unit_test(test_pace),
+		cmocka_unit_test_setup_teardown(test_jobs_and_words, start, finish),
 		cmocka_unit_test_setup_teardown(
 			test_waiting_for_nothing_costs_nothing, start, finish),
 	};
