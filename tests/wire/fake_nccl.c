@@ -214,7 +214,10 @@ static void release(struct ncclComm *comm)
 	free(comm);
 }
 
-static bool load_cuda(void)
+static pthread_once_t cuda_once = PTHREAD_ONCE_INIT;
+static bool cuda_loaded;
+
+static void load_cuda(void)
 {
 	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
 	const struct {
@@ -229,15 +232,15 @@ static bool load_cuda(void)
 		{"cuMemcpyDtoH_v2", &cuda.cuMemcpyDtoH},
 	};
 
-	for (size_t i = 0; library && i < sizeof(table) / sizeof(table[0]); i++) {
+	cuda_loaded = library != NULL;
+	for (size_t i = 0; cuda_loaded && i < sizeof(table) / sizeof(table[0]); i++) {
 		void *symbol = dlsym(library, table[i].symbol);
 
-		if (!symbol) {
-			return false;
+		cuda_loaded = symbol != NULL;
+		if (cuda_loaded) {
+			memcpy(table[i].entry, &symbol, sizeof(symbol));
 		}
-		memcpy(table[i].entry, &symbol, sizeof(symbol));
 	}
-	return library != NULL;
 }
 
 static bool transfer_device(struct ncclComm *comm, const struct part *part, uint8_t *piece)
@@ -284,7 +287,8 @@ static unsigned enqueue(struct ncclComm *comm)
 	size_t bytes = comm->nparts * sizeof(struct part);
 	struct streamed *streamed = malloc(sizeof(*streamed) + bytes);
 
-	if (!streamed || !load_cuda() || cuda.cuCtxPopCurrent(&streamed->ctx) ||
+	pthread_once(&cuda_once, load_cuda);
+	if (!streamed || !cuda_loaded || cuda.cuCtxPopCurrent(&streamed->ctx) ||
 		cuda.cuCtxPushCurrent(streamed->ctx)) {
 		free(streamed);
 		return INVALID_ARGUMENT;
