@@ -31,7 +31,8 @@ static void drop_own(
 		size_t first = copies->first[b], past = copies->first[b + 1];
 
 		copies->first[b] = kept;
-		if (buckets->v[b].root == publication->own_root || first == past) {
+		/* Of a part or a subset a crew may take nothing: then there is no array. */
+		if (buckets->v[b].root == publication->own_root || past == first) {
 			continue;
 		}
 		memmove(copies->v + kept, copies->v + first, (past - first) * sizeof(*copies->v));
