@@ -32,6 +32,9 @@ static void name_tensors(
 	uint8_t *dtypes;
 
 	snprintf(text, NAMED_BYTES, "bucket %zu", sum);
+	if (!publication) {
+		return; /* it goes with a rank, which a move that has read it all does without */
+	}
 	if (update->part) {
 		slot_types_choose(&update->slot_types, model->subsets[update->part - 1]->tensors,
 			model->publication->manifest.ntensors, &types);
