@@ -148,6 +148,7 @@ class Parts:
         self._slots: list[Slot] = []
         self._index: dict[str, int] = {}
         self._subsets: list[int] = []
+        self._said = ctypes.c_uint32()  # of the next one
         self._put = 0  # parts that were put in this update
         self._lent = False
         self._patience = 0.0
@@ -187,16 +188,17 @@ class Parts:
         return length
 
     def _prepare(self) -> None:
-        """Once; waits for the other ranks. What a wait has cut short is made up for later."""
+        """Once; waits for the other ranks. After a timeout, or Ctrl-C, it goes on where it was."""
         self._trainer.seal()
         while len(self._subsets) < self.count:
             names = [slot.name.encode() for slot in self._slots
                      if slot.part == len(self._subsets) and slot.here]
             array = (ctypes.c_char_p * max(1, len(names)))(*names)
-            said = ctypes.c_uint32()
-            self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(names),
-                              ctypes.byref(said))
-            self._subsets.append(said.value)
+            if not self._said.value:  # else a call that Ctrl-C has left behind has named it
+                self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(names),
+                                  ctypes.byref(self._said))
+            self._subsets.append(self._said.value)
+            self._said = ctypes.c_uint32()
 
     def publish(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
                 timeout: float) -> None:

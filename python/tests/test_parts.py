@@ -524,3 +524,29 @@ def test_streams(broker, monkeypatch):
         engine.has(values, 1)
     assert puts == [(1, 0x200), (2, 0x100), (3, 0x200)]
     assert streams[1].waits == [streams[0], streams[0]] and streams[0].waits == [streams[1]]
+
+
+def test_ctrl_c_while_other_ranks_are_awaited(broker):
+    """Before anything is open: the parts are named once, whoever was interrupted in that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    boxes = [{name: (torch.float32, (8, 8), (start, 0), (4, 8)) for name in SPECS}
+             for start in (0, 4)]
+    values = draw_values(SPECS)
+    rows = [[(name, value[start:start + 4]) for name, value in values.items()] for start in (0, 4)]
+    with Engine(broker, SPECS) as engine, \
+            strew.Trainer("m", rank=0, size=2, socket=broker.socket) as first, \
+            strew.Trainer("m", rank=1, size=2, socket=broker.socket) as second:
+        for trainer, box in zip((first, second), boxes):
+            trainer.declare_parts(box, buffer_bytes=512)
+        in_threads([first.seal, second.seal])
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            first.publish(1, source=rows[0])
+        join = in_thread(lambda: second.publish(1, source=rows[1]))
+        first._handle.settle(20)
+        assert first._parts._said.value == 1
+        first.publish(1, source=rows[0])
+        join()
+        assert first._parts._subsets == second._parts._subsets == [1, 2, 3]
+        engine.has(values, 1)
