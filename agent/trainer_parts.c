@@ -110,6 +110,62 @@ static int close_parts(struct strew_trainer *trainer, struct error *err)
 	return rc;
 }
 
+/* The answer to the first put says whether there is an update to give up. */
+static int settle_first(struct strew_trainer *trainer, uint64_t deadline, struct error *err)
+{
+	int rc = 0;
+
+	while (rc == 0 && !trainer->parts.taken && trainer->publish.serial) {
+		rc = agent_session_step(&trainer->session, deadline, err);
+		trainer_look(trainer);
+	}
+	if (rc == 0 && (!trainer->parts.open || trainer->reported)) {
+		rc = error_set(err, -ECANCELED, "cancel: the update has ended");
+	}
+	return rc;
+}
+
+static int say_cancel(
+	struct strew_trainer *trainer, const char *why, uint64_t deadline, struct error *err)
+{
+	struct agent_request request = {0};
+	struct message message;
+	int rc;
+
+	agent_request_begin(&trainer->session, &request);
+	message_init(&message, MSG_CANCEL, request.serial);
+	message.u.cancel.version = trainer->parts.version;
+	(void)string_copy(message.u.cancel.text, sizeof(message.u.cancel.text), why ? why : "");
+	rc = agent_session_send(&trainer->session, &message, err);
+	if (rc == 0) {
+		rc = agent_request_wait(&trainer->session, &request, MSG_OK, deadline, err);
+	}
+	agent_request_clear(&trainer->session, &request);
+	return rc;
+}
+
+static int cancel_parts(struct strew_trainer *trainer, const char *why, struct error *err)
+{
+	uint64_t deadline = deadline_in_ms(trainer->session.timeout_ms);
+	int rc;
+
+	if (!trainer->parts.open) {
+		return error_set(err, -EINVAL, "cancel: no update in parts is open");
+	}
+	rc = settle_first(trainer, deadline, err);
+	rc = rc ? rc : say_cancel(trainer, why, deadline, err);
+	if (trainer->parts.open && !trainer->publishing &&
+		!agent_session_lost(&trainer->session, NULL)) {
+		/* Whether other ranks had put or not. */
+		memset(&trainer->parts, 0, sizeof(trainer->parts));
+		return error_set(err, -ENOENT, "cancel: nothing was put; the update is forgotten");
+	}
+	if (rc == -ESTALE) {
+		rc = err->code = -ECANCELED;
+	}
+	return rc;
+}
+
 static int null_trainer(void)
 {
 	struct error err = {0};
@@ -161,6 +217,22 @@ int strew_trainer_close_parts(struct strew_trainer *trainer)
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
 		rc = close_parts(trainer, &err);
+		agent_session_leave(&trainer->session);
+	}
+	return public_return(rc, &err);
+}
+
+int strew_trainer_cancel_parts(struct strew_trainer *trainer, const char *why)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!trainer) {
+		return null_trainer();
+	}
+	rc = agent_session_enter(&trainer->session, &err);
+	if (rc == 0) {
+		rc = cancel_parts(trainer, why, &err);
 		agent_session_leave(&trainer->session);
 	}
 	return public_return(rc, &err);

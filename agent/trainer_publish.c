@@ -37,8 +37,11 @@ void trainer_look(struct strew_trainer *trainer)
 	if (agent_request_result(&trainer->publish, MSG_OK, &err) == 0) {
 		trainer->parts.taken = trainer->parts.open;
 	} else if (trainer->parts.taken) {
-		/* That part alone. */
+		/* That part alone; a stale one has crossed the update's end. */
 		trainer->parts.refused = err;
+		if (err.code == -ESTALE) {
+			trainer->parts.refused.code = -ECANCELED;
+		}
 		trainer->lent = false;
 		trainer_signal(trainer);
 	} else {
@@ -89,6 +92,9 @@ int trainer_handle(void *data, struct message *message, struct error *err)
 		if (is_ours(trainer, message->u.report.version) && !trainer->reported) {
 			trainer->report = *message;
 			trainer->reported = true;
+			/* A put that crossed it was never lent, and no RELEASED comes for it. */
+			trainer->released = trainer->released || trainer->lent;
+			trainer->lent = false;
 			/* Moved: nothing is left for the reader to finish. */
 			message_init(message, message->type, 0);
 		}
@@ -291,6 +297,7 @@ static int trainer_wait_report(struct strew_trainer *trainer, uint64_t deadline,
 		error_clear(&trainer->refused);
 	} else if (agent_session_lost(&trainer->session, NULL)) {
 		trainer->publishing = false;
+		memset(&trainer->parts, 0, sizeof(trainer->parts));
 	}
 	trainer_signal(trainer);
 	return rc;

@@ -422,6 +422,13 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 			ranks_put(client, message);
 		}
 		break;
+	case VERDICT_CANCEL:
+		if (server_is_lead(client->server)) {
+			lead_cancel(client, message);
+		} else {
+			ranks_cancel(client, message);
+		}
+		break;
 	case VERDICT_SUBSET:
 		if (server_is_lead(client->server)) {
 			lead_subset(client, message);

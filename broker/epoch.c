@@ -535,6 +535,8 @@ static int member_message(struct member *member, const struct message *message, 
 		return member_publish(member, message, err);
 	case MSG_RANK_PUT:
 		return member_put(member, message, err);
+	case MSG_RANK_CANCEL:
+		return member_cancel(member, message, err);
 	case MSG_RANK_SUBSET:
 		return member_subset(member, message, err);
 	case MSG_RANK_DONE:

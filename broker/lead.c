@@ -371,6 +371,29 @@ void lead_put(struct client *client, const struct message *message)
 	client_watch(client, WORD_PUBLISH, put->word, stream_done);
 }
 
+void lead_rank_cancels(struct server *server, struct model *model, uint32_t rank, uint64_t version,
+	const char *where, const char *why)
+{
+	lead_do(server, model,
+		update_cancel(&model->update, rank, version, where, why, clock_ns()));
+}
+
+void lead_cancel(struct client *client, const struct message *message)
+{
+	const struct msg_cancel *cancel = &message->u.cancel;
+	struct model *model = client->model;
+	struct error err;
+	int rc = update_check_cancel(&model->update, cancel->version, &err);
+
+	if (rc) {
+		client_error(client, message->serial, rc, err.text);
+		return;
+	}
+	client_ok(client, message->serial, 0);
+	lead_rank_cancels(client->server, model, client->session.trainer.rank, cancel->version, "",
+		cancel->text);
+}
+
 /* Is it the answer to the go that is out, and the node's first? */
 static bool is_due(const struct update *update, uint32_t node, enum message_type type,
 	const struct msg_groups *answer)

@@ -206,6 +206,35 @@ int member_put(struct member *member, const struct message *message, struct erro
 	return 0;
 }
 
+int member_cancel(struct member *member, const struct message *message, struct error *err)
+{
+	const struct msg_rank_cancel *said = &message->u.rank_cancel;
+	char where[SEAT_WHERE_BYTES];
+	struct error refusal;
+	struct model *model;
+	struct seat *seat = find_seat(member, said->model, said->rank, &model);
+	int rc = check_owner(model, member, said->rank, "rank_cancel", err);
+
+	if (rc) {
+		return rc;
+	}
+	if (!message->serial) {
+		return error_set(err, -EPROTO, "rank_cancel without a serial");
+	}
+	rc = seat ? update_check_cancel(&model->update, said->version, &refusal)
+		  : error_set(&refusal, -ESTALE,
+			    "cancel: trainer rank %u of model %s is not declared", said->rank,
+			    said->model);
+	if (rc) {
+		member_refuse(member, message->serial, &refusal);
+		return 0;
+	}
+	answer_ok(member, message->serial);
+	seat_where(seat, where, sizeof(where));
+	lead_rank_cancels(member->server, model, said->rank, said->version, where, said->text);
+	return 0;
+}
+
 int member_subset(struct member *member, const struct message *message, struct error *err)
 {
 	const struct msg_rank_subset *said = &message->u.rank_subset;

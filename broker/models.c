@@ -204,17 +204,23 @@ static void seat_empty(struct model *model, uint32_t rank)
 	model->ranks = 0;
 }
 
+void seat_where(const struct seat *seat, char *buf, size_t size)
+{
+	const struct member *member = seat->member;
+
+	buf[0] = '\0';
+	if (member && member->state == MEMBER_IN_EPOCH) {
+		snprintf(buf, size, " at node %u, broker %s,", member->rank, member->join.name);
+	} else if (member) {
+		snprintf(buf, size, " at broker %s", member->join.name);
+	}
+}
+
 void seat_leave(struct server *server, struct model *model, uint32_t rank, bool released)
 {
-	const struct member *member = model->seats[rank].member;
-	char where[ADDRESS_BYTES + 48] = "";
+	char where[SEAT_WHERE_BYTES];
 
-	if (member && member->state == MEMBER_IN_EPOCH) {
-		snprintf(where, sizeof(where), " at node %u, broker %s,", member->rank,
-			member->join.name);
-	} else if (member) {
-		snprintf(where, sizeof(where), " at broker %s", member->join.name);
-	}
+	seat_where(&model->seats[rank], where, sizeof(where));
 	/* The report that may follow is not for this rank. */
 	model->seats[rank].client = NULL;
 	model->seats[rank].publish_serial = model->seats[rank].subset_serial = 0;

@@ -43,6 +43,7 @@ static struct client *find_rank(struct server *server, uint64_t serial)
 			(client->told.declare_serial == serial ||
 				client->told.publish_serial == serial ||
 				client->told.put_serial == serial ||
+				client->told.cancel_serial == serial ||
 				client->told.subset_serial == serial)) {
 			return client;
 		}
@@ -76,6 +77,19 @@ static void end_publish(struct client *client)
 	told->publish_serial = told->request_serial = told->version = 0;
 	told->taken = told->lent = false;
 	told->committed = told->abandoned = told->prepared = false;
+}
+
+/* An update that has ended meanwhile was reported, or will be. */
+static void end_cancel(struct client *client, int code, const char *text)
+{
+	uint64_t request = client->told.cancel_request;
+
+	client->told.cancel_serial = client->told.cancel_request = 0;
+	if (request && code) {
+		client_error(client, request, code, text);
+	} else if (request) {
+		client_ok(client, request, 0);
+	}
 }
 
 static void refuse_publish(struct client *client, int code, const char *text)
@@ -205,6 +219,7 @@ void ranks_link_down(struct server *server)
 		client->told.declared = false;
 		if (is_rank(client)) {
 			end_subset(client, -ECONNRESET, "subset: the lead is gone");
+			end_cancel(client, -ESTALE, "cancel: the lead is gone");
 		}
 		client->told.abandoned = client->told.publish_serial != 0;
 		client->told.prepared = in_update(client) && stage == NODE_PREPARED;
@@ -389,6 +404,28 @@ void ranks_put(struct client *client, const struct message *message)
 	client_watch(client, WORD_PUBLISH, put->word, stream_done);
 }
 
+void ranks_cancel(struct client *client, const struct message *message)
+{
+	const struct msg_cancel *cancel = &message->u.cancel;
+	struct told *told = &client->told;
+	struct message request;
+
+	if (!told->declared || told->abandoned) {
+		client_error(client, message->serial, -ESTALE, "cancel: the lead is gone");
+		return;
+	}
+	/* An earlier request that still waits was given up by the process. */
+	told->cancel_serial = next_serial(client->server);
+	told->cancel_request = message->serial;
+	message_init(&request, MSG_RANK_CANCEL, told->cancel_serial);
+	string_copy(
+		request.u.rank_cancel.model, sizeof(request.u.rank_cancel.model), model_of(client));
+	request.u.rank_cancel.rank = client->session.trainer.rank;
+	request.u.rank_cancel.version = cancel->version;
+	string_copy(request.u.rank_cancel.text, sizeof(request.u.rank_cancel.text), cancel->text);
+	join_send(client->server, &request);
+}
+
 static void end_put(struct client *client, int code, const char *text)
 {
 	client->told.put_serial = 0;
@@ -446,6 +483,8 @@ static void take_ok(struct server *server, struct client *client, uint64_t seria
 		client_ok(client, client->told.request_serial, 0);
 	} else if (client && client->told.put_serial == serial) {
 		end_put(client, 0, NULL);
+	} else if (client && client->told.cancel_serial == serial) {
+		end_cancel(client, 0, NULL);
 	} else if (client && client->told.subset_serial == serial) {
 		end_subset(client, 0, NULL);
 	}
@@ -464,6 +503,8 @@ static void take_refusal(struct client *client, uint64_t serial, const struct ms
 		refuse_publish(client, code, said->text);
 	} else if (client->told.put_serial == serial) {
 		end_put(client, code, said->text);
+	} else if (client->told.cancel_serial == serial) {
+		end_cancel(client, code, said->text);
 	} else if (client->told.subset_serial == serial) {
 		end_subset(client, code, said->text);
 	} else if (client->told.declare_serial == serial) {

@@ -67,6 +67,8 @@ struct told {
 	uint64_t subset_serial;	 /* of our request to name a subset, 0: none waits */
 	uint64_t subset_request; /* the trainer's own */
 	uint32_t subset;
+	uint64_t cancel_serial;	 /* of our request to give an update up, 0: none waits */
+	uint64_t cancel_request; /* the trainer's own */
 };
 
 /* One connection of the Unix socket. */
@@ -392,6 +394,9 @@ int seat_find(struct server *server, const struct msg_trainer *who, struct model
 	struct error *err);
 /* Lead: empties the seat, withdraws what is published, and aborts what still needs its memory. */
 void seat_leave(struct server *server, struct model *model, uint32_t rank, bool released);
+#define SEAT_WHERE_BYTES (ADDRESS_BYTES + 48)
+/* " at node 1, broker x,", or "" of one that is here. */
+void seat_where(const struct seat *seat, char *buf, size_t size);
 int rank_place(struct client *client, struct error *err); /* before mapping */
 void rank_mapped(struct client *client);		  /* after mapping */
 void rank_gone(struct client *client);
@@ -458,6 +463,7 @@ int member_declare(struct member *member, const struct message *message, struct 
 int member_undeclare(struct member *member, const struct message *message, struct error *err);
 int member_publish(struct member *member, const struct message *message, struct error *err);
 int member_put(struct member *member, const struct message *message, struct error *err);
+int member_cancel(struct member *member, const struct message *message, struct error *err);
 int member_subset(struct member *member, const struct message *message, struct error *err);
 int member_done(struct member *member, const struct msg_rank_done *done, struct error *err);
 void member_ranks_lost(struct member *member); /* before the member itself is */
@@ -472,6 +478,7 @@ void ranks_gone(struct client *client);
 void ranks_subset(struct client *client, const struct message *message);
 void ranks_publish(struct client *client, const struct message *message);
 void ranks_put(struct client *client, const struct message *message);
+void ranks_cancel(struct client *client, const struct message *message);
 void ranks_released(struct server *server);  /* as node_released() */
 void ranks_committed(struct server *server); /* the node begins its commit */
 void ranks_node_idle(struct server *server);
@@ -488,6 +495,10 @@ int lead_take_publish(
 	struct model *model, uint32_t rank, const struct msg_publish *publish, struct error *err);
 void lead_stream_done(struct server *server, struct model *model, uint32_t rank);
 void lead_put(struct client *client, const struct message *message);
+void lead_cancel(struct client *client, const struct message *message);
+/* A rank gives that version up, if update_check_cancel() says that it may. */
+void lead_rank_cancels(struct server *server, struct model *model, uint32_t rank, uint64_t version,
+	const char *where, const char *why);
 /* A node's word about the update under way. */
 void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	const struct msg_groups *answer);

@@ -28,6 +28,7 @@ static const struct rule {
 	{MSG_PUBLISH, S(LIVE), ROLE_TRAINER},
 	{MSG_SUBSET, S(LIVE), ROLE_TRAINER},
 	{MSG_PUT, S(LIVE), ROLE_TRAINER},
+	{MSG_CANCEL, S(LIVE), ROLE_TRAINER},
 	{MSG_STATUS, S(OPEN) | S(LIVE), 0},
 	{MSG_PROGRESS, S(OPEN) | S(LIVE), 0},
 	{MSG_EVENTS, S(OPEN) | S(LIVE), 0},
@@ -337,6 +338,9 @@ static int dispatch(struct session *session, struct message *message, const char
 		return 0;
 	case MSG_PUT:
 		*ret_verdict = VERDICT_PUT;
+		return 0;
+	case MSG_CANCEL:
+		*ret_verdict = VERDICT_CANCEL;
 		return 0;
 	case MSG_SUBSET:
 		*ret_verdict = VERDICT_SUBSET;

@@ -117,12 +117,16 @@ static bool all_done(const struct update *update)
 	return true;
 }
 
+static bool in_parts(const struct update *update, uint64_t version)
+{
+	return update->state >= UPDATE_RANKS && update->state <= UPDATE_PUTTING && update->parts &&
+	       version == update->version;
+}
+
 int update_put(
 	struct update *update, uint32_t rank, uint64_t version, uint32_t subset, struct error *err)
 {
-	bool under_way = update->state >= UPDATE_RANKS && update->state <= UPDATE_PUTTING;
-
-	if (!under_way || !update->parts || version != update->version) {
+	if (!in_parts(update, version)) {
 		return error_set(err, -ESTALE, "put: version %llu is not being published in parts",
 			(unsigned long long)version);
 	}
@@ -572,6 +576,32 @@ unsigned update_rank_lost(
 		return 0;
 	}
 	snprintf(text, sizeof(text), "trainer rank %u%s was lost", rank, where);
+	return abort_update(update, now, text);
+}
+
+int update_check_cancel(const struct update *update, uint64_t version, struct error *err)
+{
+	if (!in_parts(update, version)) {
+		return error_set(err, -ESTALE,
+			"cancel: version %llu is not being published in parts",
+			(unsigned long long)version);
+	}
+	if (update->state == UPDATE_MOVING && !update->part) {
+		return error_set(err, -ESTALE, "cancel: all ranks have said that all is there");
+	}
+	return 0;
+}
+
+unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, const char *where,
+	const char *why, uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+
+	if (update_check_cancel(update, version, NULL)) {
+		return 0;
+	}
+	snprintf(text, sizeof(text), "trainer rank %u%.110s gave it up%s%.90s", rank, where,
+		why[0] ? ": " : "", why);
 	return abort_update(update, now, text);
 }
 

@@ -92,6 +92,14 @@ bool update_stream_done(struct update *update, uint32_t rank, uint64_t now);
 int update_put(
 	struct update *update, uint32_t rank, uint64_t version, uint32_t subset, struct error *err);
 
+/*
+ * May a rank give up that version, which is on its way in parts? -ESTALE: it has ended, or all
+ * ranks have put everything. update_cancel() aborts it if so; `where` as of update_rank_lost().
+ */
+int update_check_cancel(const struct update *update, uint64_t version, struct error *err);
+unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, const char *where,
+	const char *why, uint64_t now);
+
 /* The stream of what the rank has put was seen done. */
 unsigned update_put_done(struct update *update, uint32_t rank);
 

@@ -2,12 +2,17 @@
 """A plain PyTorch loop with FSDP2: two trainer ranks, each of which publishes the shards it holds.
 
     python3 examples/fsdp2.py --steps 3
+    python3 examples/fsdp2.py --steps 3 --gather
 
 Nothing is gathered: a DTensor's local shard is declared as the box that it is, and the broker puts
 the boxes of both ranks together in the memory of two workers, which hold half of each matrix and
 wait between two steps. For the comparison, and for that alone, the trainer saves a gathered
 state_dict, with which each worker's own loader fills a second module: both must be equal, bit for
 bit.
+
+With --gather rank 0 publishes whole tensors, which both ranks gather one after another: what a
+trainer does that has to merge, convert or rename them first. It never holds more of them than one
+tensor and the area of a part.
 
 Needs torch, and the package strew (its wheel has the broker in it). No GPU is needed.
 """
@@ -31,6 +36,7 @@ import strew
 
 RANKS, WORKERS = 2, 2
 WIDTH, INNER, CLASSES = 24, 50, 7  # 7 rows over two ranks: shards of 4 and 3
+AREA = 6000  # bytes; of 11 KB in all, with --gather
 
 
 def make_model():
@@ -38,7 +44,40 @@ def make_model():
                          nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES, bias=False))
 
 
-def trainer_rank(rank, port, folder, arrived, steps):
+def gathered(model):
+    """Whole tensors, one after another. To make one takes all ranks, so all run through them."""
+    for name, shard in model.state_dict().items():
+        yield name, shard.full_tensor()
+
+
+def open_trainer(model, rank, gather):
+    """Of each rank; with gather of rank 0 alone, the others have nothing to declare."""
+    if not gather:
+        trainer = strew.Trainer(model="policy")  # rank and size from the environment
+        trainer.declare(model.state_dict())
+        return trainer
+    if rank > 0:
+        return None
+    trainer = strew.Trainer(model="policy", rank=0, size=1)
+    taken = trainer.declare_parts({name: (tensor.dtype, tuple(tensor.shape))  # a DTensor's: whole
+                                   for name, tensor in model.state_dict().items()},
+                                  buffer_bytes=AREA)
+    print(f"gathering in {taken} bytes", flush=True)
+    return trainer
+
+
+def publish(trainer, model, step, gather):
+    """None: of a rank that only helps to gather."""
+    if not gather:
+        return trainer.publish(version=step)
+    if trainer:
+        return trainer.publish(version=step, source=gathered(model))
+    for _ in gathered(model):
+        pass
+    return None
+
+
+def trainer_rank(rank, port, folder, arrived, steps, gather):
     """What torchrun would start, with the environment that it would set."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port), STREW_SOCKET=str(folder / "s"))
@@ -52,8 +91,8 @@ def trainer_rank(rank, port, folder, arrived, steps):
     fully_shard(model, mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
-    with strew.Trainer(model="policy") as trainer:  # rank and size from the environment
-        trainer.declare(model.state_dict())
+    trainer = open_trainer(model, rank, gather)
+    with trainer or contextlib.nullcontext():
         torch.manual_seed(1 + rank)
         for step in range(1, steps + 1):
             x, y = torch.randn(16, WIDTH), torch.randint(0, CLASSES, (16,))
@@ -62,7 +101,7 @@ def trainer_rank(rank, port, folder, arrived, steps):
             loss.backward()
             optimizer.step()
             save_gathered(model, rank, folder / f"state{step}")
-            report = trainer.publish(version=step)
+            report = publish(trainer, model, step, gather)
             if rank == 0:
                 print(f"version {step}: loss {loss.item():.3f}, {report.outcome}, "
                       f"{report.bytes} bytes in {report.total_s * 1e3:.1f} ms", flush=True)
@@ -161,7 +200,9 @@ def free_port():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3)
-    steps = parser.parse_args().steps
+    parser.add_argument("--gather", action="store_true", help="whole tensors, from rank 0")
+    options = parser.parse_args()
+    steps = options.steps
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="strew-fsdp2-") as name:
         folder = pathlib.Path(name)
@@ -174,7 +215,8 @@ def main():
             ready.wait(60)
             port = free_port()
             trainers = [context.Process(target=trainer_rank,
-                                        args=(r, port, folder, arrived, steps))
+                                        args=(r, port, folder, arrived, steps,
+                                              options.gather))
                         for r in range(RANKS)]
             for one in trainers:
                 one.start()

@@ -126,9 +126,14 @@ static void add_block(struct memory *memory, size_t size)
 	free(pattern);
 }
 
+size_t memory_length(size_t len_bytes)
+{
+	return (len_bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
 void *memory_take(struct memory *memory, size_t len_bytes)
 {
-	size_t len = (len_bytes + ALIGN - 1) / ALIGN * ALIGN;
+	size_t len = memory_length(len_bytes);
 	struct block *block = memory->nblocks ? &memory->blocks[memory->nblocks - 1] : NULL;
 
 	if (!block || block->size - block->used < len) {

@@ -20,6 +20,8 @@ void memory_destroy(struct memory *memory);
 
 /* Aligned to 256 bytes; lives until memory_destroy(). */
 void *memory_take(struct memory *memory, size_t len_bytes);
+/* What that length comes to, so that what lies behind it is aligned as well. */
+size_t memory_length(size_t len_bytes);
 
 /* Copies to and from that memory, which is finished on return. */
 void memory_write(struct memory *memory, void *dst, const void *src, size_t len_bytes);

@@ -5,11 +5,13 @@
  *   trainer --config config.json --model NAME
  *
  * With --rank and --ranks several of them hold a stretch of every tensor's rows
- * each, as a sharded trainer does. Read main() first, then declare() and step().
+ * each, as a sharded trainer does. With --parts it has memory for a part of them
+ * only. Read main() first, then declare() and step().
  */
 #include "examples/memory.h"
 #include "examples/model.h"
 #include "examples/options.h"
+#include "examples/parts.h"
 #include "examples/values.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -33,6 +35,9 @@ struct trainer {
 	bool ordinary;	  /* memory of malloc() */
 	const char *only; /* above version 1 publish only tensors whose names contain it */
 	uint32_t subset;  /* those */
+	uint64_t nparts;  /* 0: all tensors at once */
+	struct parts parts;
+	uint64_t version; /* of the parts that are being made */
 	struct model model;
 	struct memory *memory;
 	unsigned char **data; /* of each tensor's box, NULL: this rank has none of it */
@@ -51,6 +56,30 @@ static size_t row_bytes(const struct model_tensor *tensor)
 	return tensor->cols * strew_dtype_size(tensor->dtype);
 }
 
+/* Each box has memory of its own; in parts those of one part have, and all parts the same. */
+static int place(struct trainer *trainer)
+{
+	size_t n = trainer->model.ntensors;
+	uint64_t *bytes = calloc(n + 1, sizeof(*bytes));
+
+	for (size_t i = 0; bytes && i < n; i++) {
+		bytes[i] = first_row(trainer, i, trainer->rank + 1) -
+			   first_row(trainer, i, trainer->rank);
+		bytes[i] *= row_bytes(&trainer->model.tensors[i]);
+		if (bytes[i] && !trainer->parts.n) { /* else the other ranks have it */
+			trainer->data[i] = memory_take(trainer->memory, bytes[i]);
+		}
+	}
+	if (!bytes) {
+		return -ENOMEM;
+	}
+	if (trainer->parts.n) {
+		parts_place(&trainer->parts, trainer->memory, bytes, trainer->data);
+	}
+	free(bytes);
+	return 0;
+}
+
 /* Tells strew where this rank's box of tensor i is. The memory must keep its address. */
 static int declare(struct trainer *trainer, size_t i)
 {
@@ -64,29 +93,29 @@ static int declare(struct trainer *trainer, size_t i)
 		.shape = {tensor->rows, tensor->ndim > 1 ? tensor->cols : 0},
 		.start = {row, 0},
 		.extent = {rows, tensor->ndim > 1 ? tensor->cols : 0},
+		.data = trainer->data[i],
 	};
 
-	if (!rows) {
-		return 0; /* the other ranks have it */
-	}
-	trainer->data[i] = memory_take(trainer->memory, rows * row_bytes(tensor));
-	box.data = trainer->data[i];
-	return strew_trainer_declare(trainer->strew, &box);
+	return rows ? strew_trainer_declare(trainer->strew, &box) : 0;
 }
 
-/* Once, so that publishing it says nothing of tensors. Waits until all ranks have done the same. */
-static int name_subset(struct trainer *trainer)
+/*
+ * The tensors from `first` to before `last` whose names contain `only`: once, so that publishing
+ * them says nothing of tensors. Waits until all ranks have done the same.
+ */
+static int name_subset(
+	struct trainer *trainer, size_t first, size_t last, const char *only, uint32_t *ret_subset)
 {
-	const char **names = calloc(trainer->model.ntensors + 1, sizeof(*names));
+	const char **names = calloc(last - first + 1, sizeof(*names));
 	size_t n = 0;
 	int rc;
 
-	for (size_t i = 0; names && i < trainer->model.ntensors; i++) {
-		if (trainer->data[i] && strstr(trainer->model.tensors[i].name, trainer->only)) {
+	for (size_t i = first; names && i < last; i++) {
+		if (trainer->data[i] && strstr(trainer->model.tensors[i].name, only)) {
 			names[n++] = trainer->model.tensors[i].name;
 		}
 	}
-	rc = names ? strew_trainer_subset(trainer->strew, names, n, &trainer->subset) : -ENOMEM;
+	rc = names ? strew_trainer_subset(trainer->strew, names, n, ret_subset) : -ENOMEM;
 	free(names);
 	return rc;
 }
@@ -106,13 +135,21 @@ static int join(struct trainer *trainer)
 	}
 	/* Seal waits until all ranks have declared and the broker has mapped the memory. */
 	rc = rc < 0 ? rc : strew_trainer_seal(trainer->strew);
-	return rc < 0 || !trainer->only ? rc : name_subset(trainer);
+	for (size_t k = 0; k < trainer->parts.n && rc >= 0; k++) {
+		rc = name_subset(trainer, trainer->parts.first[k], trainer->parts.first[k + 1], "",
+			&trainer->parts.subset[k]);
+	}
+	if (rc >= 0 && trainer->only) {
+		rc = name_subset(
+			trainer, 0, trainer->model.ntensors, trainer->only, &trainer->subset);
+	}
+	return rc;
 }
 
-/* The step: every value of the model becomes that of the new version. */
-static void compute(struct trainer *trainer, uint64_t version)
+/* The step: every value of those tensors becomes that of the new version. */
+static void compute(struct trainer *trainer, uint64_t version, size_t first, size_t last)
 {
-	for (size_t i = 0; i < trainer->model.ntensors; i++) {
+	for (size_t i = first; i < last; i++) {
 		const struct model_tensor *tensor = &trainer->model.tensors[i];
 		uint64_t from = first_row(trainer, i, trainer->rank) * row_bytes(tensor);
 		uint64_t to = first_row(trainer, i, trainer->rank + 1) * row_bytes(tensor);
@@ -156,21 +193,50 @@ static void print_report(const struct strew_report *report)
 	}
 }
 
+static bool line_comes(void)
+{
+	char line[256];
+
+	return fgets(line, sizeof(line), stdin) != NULL;
+}
+
+/* As parts_publish() asks for it. A trainer would gather, merge or convert its tensors here. */
+static const char *make_part(void *data, size_t part)
+{
+	struct trainer *trainer = data;
+
+	if (part > 0 && trainer->by_line && !line_comes()) {
+		return "its standard input has ended";
+	}
+	compute(trainer, trainer->version, trainer->parts.first[part],
+		trainer->parts.first[part + 1]);
+	return NULL;
+}
+
+static int publish(struct trainer *trainer, uint64_t version, unsigned flags)
+{
+	if (trainer->parts.n) {
+		trainer->version = version;
+		return parts_publish(&trainer->parts, trainer->strew, version, flags,
+			trainer->timeout_ms, make_part, trainer);
+	}
+	compute(trainer, version, 0, trainer->model.ntensors);
+	/* The stream: that of the optimizer's step. Ours has finished already. */
+	return trainer->only && version > 1
+		       ? strew_trainer_publish_subset(trainer->strew, trainer->subset, version - 1,
+				 version, NULL, flags, trainer->timeout_ms)
+		       : strew_trainer_publish(
+				 trainer->strew, version, NULL, flags, trainer->timeout_ms);
+}
+
 /* One step and its publication. 0: every group has it. */
 static int step(struct trainer *trainer, uint64_t version)
 {
 	unsigned flags = (trainer->partial ? STREW_PUBLISH_PARTIAL : 0) |
 			 (trainer->hash ? STREW_PUBLISH_HASH : 0);
 	struct strew_report report;
-	int rc;
+	int rc = publish(trainer, version, flags);
 
-	compute(trainer, version);
-	/* The stream: that of the optimizer's step. Ours has finished already. */
-	rc = trainer->only && version > 1
-		     ? strew_trainer_publish_subset(trainer->strew, trainer->subset, version - 1,
-			       version, NULL, flags, trainer->timeout_ms)
-		     : strew_trainer_publish(
-			       trainer->strew, version, NULL, flags, trainer->timeout_ms);
 	if (rc < 0) {
 		return rc;
 	}
@@ -204,8 +270,11 @@ static const char usage[] =
 	"  --malloc           or in ordinary memory, which libstrew copies from itself\n"
 	"  --interval-ms MS   pause between versions (0)\n"
 	"  --reconnect S      when the broker is gone, wait S seconds for another one (0)\n"
-	"  --by-line          publish when a line comes on standard input\n"
+	"  --by-line          publish, or put a part, when a line comes on standard input\n"
 	"  --only TEXT        above version 1 publish only tensors whose names contain TEXT\n"
+	"  --parts N          hold memory for an Nth of the model (1 to 64), make its tensors "
+	"there\n"
+	"                     one part after another, and publish them as one version\n"
 	"  --hash             compare what goes over the wire at both ends, also for direct "
 	"apply\n"
 	"  --partial          parameters that no tensor covers are not an error\n"
@@ -224,6 +293,7 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 		{.name = "hash", .flag = &trainer->hash},
 		{.name = "partial", .flag = &trainer->partial},
 		{.name = "only", .text = &trainer->only},
+		{.name = "parts", .number = &trainer->nparts},
 		{.name = "rank", .number = &trainer->rank},
 		{.name = "ranks", .number = &trainer->ranks},
 		{.name = "versions", .number = &trainer->versions},
@@ -242,6 +312,10 @@ static void parse(int argc, char **argv, struct trainer *trainer)
 		trainer->ranks > 1024 || timeout_s < 1 || timeout_s > 3600) {
 		options_refuse("trainer needs --config, --model, --rank below --ranks, and a "
 			       "--timeout of 1 to 3600");
+	}
+	if (trainer->nparts > PARTS_MAX || (trainer->nparts && trainer->only)) {
+		options_refuse(
+			"--parts is a number up to 64, and publishes everything: not --only");
 	}
 	trainer->timeout_ms = (int)timeout_s * 1000;
 }
@@ -264,13 +338,11 @@ static int join_again(struct trainer *trainer, uint64_t version)
 /* True if there is another version to publish; waits for its time. */
 static bool next(const struct trainer *trainer, uint64_t version)
 {
-	char line[256];
-
 	if (version - trainer->first >= trainer->versions) {
 		return false;
 	}
 	if (trainer->by_line) {
-		return fgets(line, sizeof(line), stdin) != NULL;
+		return line_comes();
 	}
 	if (version > trainer->first && trainer->interval_ms) {
 		usleep((useconds_t)trainer->interval_ms * 1000u);
@@ -305,7 +377,11 @@ int main(int argc, char **argv)
 		perror("malloc");
 		return 1;
 	}
-	rc = join(&trainer);
+	if (trainer.nparts) {
+		parts_cut(&trainer.model, trainer.nparts, &trainer.parts);
+	}
+	rc = place(&trainer);
+	rc = rc < 0 ? rc : join(&trainer);
 	for (version = trainer.first; rc >= 0 && next(&trainer, version); version++) {
 		rc = step(&trainer, version);
 		failed |= rc;

@@ -204,6 +204,12 @@ static const struct field put_fields[] = {
 };
 TABLE(put);
 
+static const struct field cancel_fields[] = {
+	U64("version", msg_cancel, version),
+	STR("text", msg_cancel, text),
+};
+TABLE(cancel);
+
 static const struct field subset_fields[] = {
 	RANGE("subset", msg_subset, subset, 1, LIMIT_SUBSETS),
 	BLOB("tensors", msg_subset, tensors, ntensors),
@@ -591,6 +597,14 @@ static const struct field rank_put_fields[] = {
 };
 TABLE(rank_put);
 
+static const struct field rank_cancel_fields[] = {
+	STR("model", msg_rank_cancel, model),
+	RANGE("rank", msg_rank_cancel, rank, 0, LIMIT_RANKS - 1),
+	U64("version", msg_rank_cancel, version),
+	STR("text", msg_rank_cancel, text),
+};
+TABLE(rank_cancel);
+
 static const struct field rank_done_fields[] = {
 	STR("model", msg_rank_done, model),
 	RANGE("rank", msg_rank_done, rank, 0, LIMIT_RANKS - 1),
@@ -636,6 +650,7 @@ static const struct known {
 	{MSG_REPORT, "report", &report},
 	{MSG_SUBSET, "subset", &subset},
 	{MSG_PUT, "put", &put},
+	{MSG_CANCEL, "cancel", &cancel},
 	{MSG_STATUS, "status", &status},
 	{MSG_STATUS_REPLY, "status_reply", &status_reply},
 	{MSG_PROGRESS, "progress", &status},
@@ -672,6 +687,7 @@ static const struct known {
 	{MSG_RANK_DONE, "rank_done", &rank_done},
 	{MSG_RANK_SUBSET, "rank_subset", &rank_subset},
 	{MSG_RANK_PUT, "rank_put", &rank_put},
+	{MSG_RANK_CANCEL, "rank_cancel", &rank_cancel},
 };
 
 static const struct known *find(unsigned type)

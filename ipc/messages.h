@@ -45,6 +45,7 @@ enum message_type {
 	MSG_REPORT = 44,   /* b→trainer: the update has ended */
 	MSG_SUBSET = 45,   /* trainer→b: its part of a subset; answered by MSG_OK or MSG_ERROR */
 	MSG_PUT = 46,	 /* trainer→b: the next part of what it publishes; answered as publish */
+	MSG_CANCEL = 47, /* trainer→b: ends an update in parts; answered by MSG_OK or MSG_ERROR */
 	MSG_STATUS = 60, /* p→b */
 	MSG_STATUS_REPLY = 61,
 	MSG_PROGRESS = 62, /* p→b */
@@ -84,6 +85,7 @@ enum message_type {
 	MSG_RANK_DONE = 113,	/* m→lead: the stream of what the rank publishes was seen done */
 	MSG_RANK_SUBSET = 114,	/* m→lead; answered by MSG_OK or MSG_ERROR */
 	MSG_RANK_PUT = 115,	/* m→lead; answered by MSG_OK or MSG_ERROR */
+	MSG_RANK_CANCEL = 116,	/* m→lead; answered by MSG_OK or MSG_ERROR */
 };
 
 enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
@@ -228,6 +230,11 @@ struct msg_put {
 	uint64_t version;
 	uint64_t word;	 /* as of publish */
 	uint32_t subset; /* 0: all is there */
+};
+
+struct msg_cancel {
+	uint64_t version;
+	char text[LIMIT_TEXT_BYTES]; /* why */
 };
 
 struct msg_subset {
@@ -550,6 +557,13 @@ struct msg_rank_put {
 	uint32_t subset;
 };
 
+struct msg_rank_cancel {
+	char model[LIMIT_MODEL_BYTES];
+	uint32_t rank;
+	uint64_t version;
+	char text[LIMIT_TEXT_BYTES];
+};
+
 struct msg_rank_done {
 	char model[LIMIT_MODEL_BYTES];
 	uint32_t rank;
@@ -579,6 +593,7 @@ struct message {
 		struct msg_declared declared;
 		struct msg_publish publish;
 		struct msg_put put;
+		struct msg_cancel cancel;
 		struct msg_subset subset;
 		struct msg_released released;
 		struct msg_report report;
@@ -607,6 +622,7 @@ struct message {
 		struct msg_undeclare undeclare;
 		struct msg_rank_publish rank_publish;
 		struct msg_rank_put rank_put;
+		struct msg_rank_cancel rank_cancel;
 		struct msg_rank_done rank_done;
 		struct msg_rank_subset rank_subset;
 	} u;

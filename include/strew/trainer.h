@@ -164,8 +164,9 @@ STREW_API int strew_trainer_open_parts(
  * Publishes that part as it is after what `stream` has queued by now. Returns at once; the memory
  * is lent until strew_trainer_wait_released(), which also says why a part was refused (-EINVAL:
  * another subset than the other ranks', or a tensor that was put already); the update goes on
- * then, with another put. -EBUSY: the part before is still lent, or its answer is awaited. -EINVAL:
- * no update is open. -ECANCELED: the update has ended; strew_trainer_wait_report() says how.
+ * then, with another put; or -ECANCELED, as below, if it ended meanwhile. -EBUSY: the part before
+ * is still lent, or its answer is awaited. -EINVAL: no update is open. -ECANCELED: the update has
+ * ended; strew_trainer_wait_report() says how.
  */
 STREW_API int strew_trainer_put(struct strew_trainer *trainer, uint32_t subset, void *stream);
 
@@ -175,6 +176,17 @@ STREW_API int strew_trainer_put(struct strew_trainer *trainer, uint32_t subset, 
  * -ENOENT: nothing was put, and the update is forgotten. Others as strew_trainer_put().
  */
 STREW_API int strew_trainer_close_parts(struct strew_trainer *trainer);
+
+/*
+ * Gives the open update up, for all ranks: a tensor could not be made, say. `why` (NULL: nothing)
+ * comes behind this rank's number in everybody's report. Waits for the broker's word that it ends,
+ * at most the trainer's timeout; then strew_trainer_wait_released() and
+ * strew_trainer_wait_report() as ever, whose outcome is ABORTED. -ENOENT: nothing was put here, and
+ * the update is forgotten; other ranks that have put are told. -ECANCELED: it has ended already, or
+ * all ranks have put everything and it cannot be given up any more; the report says how.
+ * -EINVAL: no update is open.
+ */
+STREW_API int strew_trainer_cancel_parts(struct strew_trainer *trainer, const char *why);
 
 /*
  * Waits until the update no longer reads this process's memory. -ETIMEDOUT does

@@ -113,6 +113,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "strew_trainer_subset": (c_int, [c_void_p, c_void_p, ctypes.c_size_t, c_void_p]),
     "strew_trainer_publish_subset": (c_int, [c_void_p, c_u32, c_u64, c_u64, c_void_p,
                                              ctypes.c_uint, c_int]),
+    "strew_trainer_open_parts": (c_int, [c_void_p, c_u64, ctypes.c_uint, c_int]),
+    "strew_trainer_put": (c_int, [c_void_p, c_u32, c_void_p]),
+    "strew_trainer_close_parts": (c_int, [c_void_p]),
+    "strew_trainer_cancel_parts": (c_int, [c_void_p, c_char_p]),
     "strew_trainer_wait_released": (c_int, [c_void_p, c_int]),
     "strew_trainer_wait_report": (c_int, [c_void_p, c_int, c_void_p]),
     "strew_report_finish": (None, [c_void_p]),
@@ -201,6 +205,11 @@ class Handle:
             if not self._running.wait(seconds):
                 raise make_error(errno.EBUSY, "an interrupted call has not come back yet")
             self._running = None
+
+    def settle(self, seconds: float) -> None:
+        """The same from outside; Busy if it does not come back in time."""
+        with self.lock:
+            self._settle(seconds)
 
     def long(self, function: Callable[..., int], *arguments: Any) -> int:
         """A call with a deadline of its own, which cannot be cut into slices.

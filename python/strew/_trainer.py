@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import dataclasses
 import errno
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from . import _lib
-from ._errors import InvalidArgument, Moved, NotCommitted
+from ._errors import Error, InvalidArgument, Moved, NotCommitted
 from ._lib import MAX_DIMS, Closing, Handle, lib
 from ._tensors import Described, address, describe, is_torch, local_box
+
+if TYPE_CHECKING:
+    from ._parts import Parts
 
 PUBLISH_PARTIAL = 1
 PUBLISH_SCOPE_ALL = 2
@@ -126,6 +130,13 @@ def _make_report(said: _lib.Report) -> Report:
     return Report(outcome=OUTCOMES[said.outcome], text=_text(said.text), groups=groups, **values)
 
 
+def _flags(version: int, partial: bool, scope_all: bool) -> int:
+    if not 0 < version < 2**64 - 1:
+        raise InvalidArgument(errno.EINVAL, f"publish: version {version}: 1 to 2^64 - 2 are "
+                              "allowed")
+    return (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0)
+
+
 class Publishing:
     """An update on its way, from Trainer.publish_async()."""
 
@@ -182,6 +193,7 @@ class Trainer(Closing):
         self._names: list[str] = []
         self._others: list[tuple[str, Any, int]] = []
         self._declared: set[str] = set()
+        self._parts: Parts | None = None
         self._record = _lib.Tensor()
         self._record_address = ctypes.addressof(self._record)
         self._cuda = -1  # the GPU of the tensors
@@ -204,6 +216,7 @@ class Trainer(Closing):
         May be called several times before the first publish. InvalidArgument for a name twice,
         NotShareable for memory that cannot be shared; the exception names the tensor.
         """
+        self._check_apart()
         if hasattr(tensors, "state_dict"):
             # The parameters themselves: a `.data` that is replaced later is seen then.
             tensors = tensors.state_dict(keep_vars=True)
@@ -235,7 +248,41 @@ class Trainer(Closing):
 
         Boxes of one name may be declared several times, by one rank or by many.
         """
+        self._check_apart()
         self._declare(name, tensor, describe(name, tensor), tuple(shape), tuple(start))
+
+    def declare_parts(self, tensors: Any, *, buffer_bytes: int | None = None,
+                      device: Any = None) -> int:
+        """Declares tensors that there is no memory for at once, for publish(source=).
+
+        They are cut into parts, in this order, and memory is taken for the largest part: host
+        memory that the broker maps, or a GPU's. Returns how many bytes that is.
+
+        Args:
+            tensors: what will be published: a module, or names (wrapper prefixes are stripped) and
+                tensors, of which dtype and shape alone are looked at: on any device, meta as well;
+                or tuples (dtype, shape), or (dtype, shape, start, extent) for a box of a tensor,
+                which is nothing where an extent is 0. Of a DTensor it is the local shard's box.
+                Pairs may come from a generator, which is run through once, and keeps nothing.
+            buffer_bytes: of a part at most. By default 1 GiB, or what it takes to have no more
+                than 64 parts. Whole tensors count, also where a rank has boxes of them, so that
+                all ranks of the model cut alike: they declare the same names in the same order.
+            device: of the memory; by default that of the first tensor that has one, else the host.
+
+        Once, and not beside declare(). InvalidArgument if buffer_bytes is too little: it says the
+        least that will do.
+        """
+        from ._parts import Parts  # pylint: disable=import-outside-toplevel
+        self._check_apart()
+        if self._declared:
+            raise InvalidArgument(errno.EINVAL, "declare_parts: other tensors are declared already")
+        self._parts = Parts(self, tensors, buffer_bytes, device)
+        return self._parts.area_bytes
+
+    def _check_apart(self) -> None:
+        if self._parts is not None:
+            raise InvalidArgument(errno.EINVAL, "declare_parts() has declared what this trainer "
+                                  "publishes")
 
     def _declare(self, name: str, value: Any, said: Described, shape: tuple[int, ...] | None,
                  start: tuple[int, ...] | None) -> None:
@@ -327,12 +374,12 @@ class Trainer(Closing):
         Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
         broker refuses (a version that goes back) comes in the handle's waits.
         """
+        if self._parts is not None:
+            raise InvalidArgument(errno.EINVAL, "publish: what declare_parts() has declared is "
+                                  "published with source=")
         self._check_addresses()
         self.seal()
-        flags = (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0)
-        if not 0 < version < 2**64 - 1:
-            raise InvalidArgument(errno.EINVAL, f"publish: version {version}: 1 to 2^64 - 2 are "
-                                  "allowed")
+        flags = _flags(version, partial, scope_all)
         at = stream_address(stream, self._cuda)
         if only is None:
             self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
@@ -342,17 +389,50 @@ class Trainer(Closing):
                               int(timeout * 1000))
         return Publishing(self, version)
 
-    def publish(self, version: int, *, only: Iterable[str] | None = None, base: int | None = None,
+    def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
+                only: Iterable[str] | None = None, base: int | None = None,
                 stream: Any = None, partial: bool = False, scope_all: bool = False,
                 timeout: float = 60.0) -> Report:
         """The same, waiting for the report.
 
+        Args:
+            source: names and tensors as declare_parts() has declared them, in that order, made
+                one after another (gathered, merged, cast). Each is copied, on the current stream,
+                before the next one is asked for, and the broker reads a part while the next
+                one's first tensor is being made. All ranks of the model advance together, part by
+                part.
+
         Raises NotCommitted if no group has the version; groups that sat out are in the report.
         Ctrl-C leaves the update running; its memory is lent until close() has returned.
+
+        With source: what source raises, and Ctrl-C, ends the update for all ranks, which hear why
+        in NotCommitted, and is raised here; the version may be published again. A tensor that is
+        missing, comes twice or out of order, or has another dtype or shape is named
+        by InvalidArgument. After any Error source is run through to its end all the same, so that
+        ranks that make its tensors together (full_tensor() of a DTensor) stay together.
         """
+        if source is not None:
+            items = iter(source)
+            try:
+                self._publish_source(items, version, _flags(version, partial, scope_all), timeout,
+                                     only is None and base is None and stream is None)
+                return Publishing(self, version).report(timeout + self._timeout)
+            except Error:
+                collections.deque(items, maxlen=0)
+                raise
         handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
                                     scope_all=scope_all, timeout=timeout)
         return handle.report(timeout + self._timeout)
+
+    def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
+                        timeout: float, alone: bool) -> None:
+        if self._parts is None:
+            raise InvalidArgument(errno.EINVAL, "publish: source= is for what declare_parts() has "
+                                  "declared, and nothing has been")
+        if not alone:
+            raise InvalidArgument(errno.EINVAL, "publish: source= brings everything, and is copied "
+                                  "on the current stream: no only=, base= or stream= beside it")
+        self._parts.publish(source, version, flags, timeout)
 
     def _take_report(self, timeout: float | None) -> Report:
         said = _lib.Report()

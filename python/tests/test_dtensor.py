@@ -20,7 +20,7 @@ def make():
     return nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 5, bias=False))
 
 
-def trainer_rank(rank, port, socket, values, queue):
+def trainer_rank(rank, port, socket, values, parts, queue):
     """Shards dimension 0, dimension 1 or nothing of each tensor, and publishes its boxes."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
@@ -37,15 +37,25 @@ def trainer_rank(rank, port, socket, values, queue):
             whole._local_tensor = memory
             state["module." + name] = whole
         with strew.Trainer("m", socket=socket) as trainer:  # rank and size from the environment
-            trainer.declare(state)
-            queue.put(trainer.publish(1).outcome)
+            if parts:  # made one after another in memory for the largest
+                trainer.declare_parts(state, buffer_bytes=256)
+                wrong = {**state, "1.weight": state["module.0.weight"]}
+                try:
+                    trainer.publish(1, source=wrong.items())
+                except strew.Error as failure:  # both ranks have it, and one has heard the other
+                    assert "1.weight" in str(failure), failure
+            else:
+                trainer.declare(state)
+            report = trainer.publish(1, source=state.items() if parts else None)
+            queue.put(report.outcome)
     except BaseException as failure:  # pylint: disable=broad-except
         queue.put(repr(failure))
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_shards_of_two_ranks(broker):
+@pytest.mark.parametrize("parts", [False, True])
+def test_shards_of_two_ranks(broker, parts):
     values = random_values({n: (torch.float32, s) for n, s in SHAPES.items()})
     module = poisoned_twin(make)
     layout = strew.record_layout(module, lambda w: module.load_state_dict(dict(w)), values)
@@ -54,7 +64,8 @@ def test_shards_of_two_ranks(broker):
     with strew.Agent("m", gate="live", socket=broker.socket) as agent:
         agent.register(layout)
         ranks = [context.Process(target=trainer_rank,
-                                 args=(r, port, broker.socket, values, queue)) for r in range(2)]
+                                 args=(r, port, broker.socket, values, parts, queue))
+                 for r in range(2)]
         for one in ranks:
             one.start()
         assert [queue.get(timeout=90) for _ in ranks] == ["committed"] * 2

@@ -10,10 +10,12 @@ pytest.importorskip("torch.distributed.fsdp")
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 
 
-def test_fsdp2():
-    run = subprocess.run([sys.executable, EXAMPLES / "fsdp2.py", "--steps", "3"], timeout=300,
+@pytest.mark.parametrize("how", [[], ["--gather"]])
+def test_fsdp2(how):
+    run = subprocess.run([sys.executable, EXAMPLES / "fsdp2.py", "--steps", "3", *how], timeout=300,
                          capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("committed") == 3
+    assert run.stdout.count("gathering in ") == len(how)
     for rank in range(2):  # 7 parameters at each of 3 versions
         assert f"worker {rank}: 21 parameters equal" in run.stdout

@@ -96,14 +96,14 @@ static void rank_done(struct joiner *joiner, uint32_t rank, uint64_t number)
 	raw_send(&joiner->raw, &message);
 }
 
-static void undeclare(struct joiner *joiner, uint64_t serial, uint32_t rank)
+static void undeclare(struct joiner *joiner, uint64_t serial, uint32_t rank, uint32_t released)
 {
 	struct message message;
 
 	message_init(&message, MSG_UNDECLARE, serial);
 	string_copy(message.u.undeclare.model, sizeof(message.u.undeclare.model), "m");
 	message.u.undeclare.rank = rank;
-	message.u.undeclare.released = 1;
+	message.u.undeclare.released = released;
 	raw_send(&joiner->raw, &message);
 }
 
@@ -139,19 +139,21 @@ static void expect_header(struct raw *data, uint64_t epoch, uint64_t sequence, u
 	assert_int_equal(header[2], len);
 }
 
-/* One update: the played broker receives rank 0's bucket, and sends its own rank's. */
-static void update_by_hand(struct joiner *joiner, struct raw *data, struct trainer *trainer,
-	const struct worker *worker, uint64_t turn)
+/*
+ * An update up to its prepared: the played broker receives rank 0's bucket, sends its own rank's,
+ * and has the hashes of both. Returns the update's number.
+ */
+static uint64_t move_by_hand(struct joiner *joiner, struct raw *data, struct trainer *trainer,
+	uint8_t mine[HALF_BYTES], uint64_t turn)
 {
 	uint64_t header[3] = {joiner->epoch.epoch, 2 * turn + 2, HALF_BYTES}, update;
-	uint8_t mine[HALF_BYTES], theirs[HALF_BYTES];
-	uint64_t hashes[2];
-	struct strew_report report;
+	static uint64_t hashes[2];
+	uint8_t theirs[HALF_BYTES];
 	struct message message;
 
 	version++;
 	trainer_write(trainer, version);
-	test_random_fill(mine, sizeof(mine));
+	test_random_fill(mine, HALF_BYTES);
 	rank_publish(joiner, 20 + turn, 1);
 	take_ok(joiner, 20 + turn);
 	assert_int_equal(strew_trainer_publish(trainer->trainer, version, NULL, 0, PATIENCE_MS), 0);
@@ -175,13 +177,24 @@ static void update_by_hand(struct joiner *joiner, struct raw *data, struct train
 	assert_memory_equal(theirs, trainer->memory, sizeof(theirs));
 	assert_int_equal(
 		send(conn_fd(data->conn), header, sizeof(header), MSG_NOSIGNAL), sizeof(header));
-	assert_int_equal(send(conn_fd(data->conn), mine, sizeof(mine), MSG_NOSIGNAL), sizeof(mine));
+	assert_int_equal(send(conn_fd(data->conn), mine, HALF_BYTES, MSG_NOSIGNAL), HALF_BYTES);
 	/* The lead's own memory is released without us. */
 	assert_int_equal(strew_trainer_wait_released(trainer->trainer, PATIENCE_MS), 0);
 	hashes[0] = ref_hash(theirs, sizeof(theirs), 0);
-	hashes[1] = ref_hash(mine, sizeof(mine), joiner->epoch.slot_bytes);
+	hashes[1] = ref_hash(mine, HALF_BYTES, joiner->epoch.slot_bytes);
 	joiner->hashes = hashes;
 	joiner->nhashes = 2;
+	return update;
+}
+
+static void update_by_hand(struct joiner *joiner, struct raw *data, struct trainer *trainer,
+	const struct worker *worker, uint64_t turn)
+{
+	uint8_t mine[HALF_BYTES];
+	uint64_t update = move_by_hand(joiner, data, trainer, mine, turn);
+	struct strew_report report;
+	struct message message;
+
 	joiner_answer(joiner, MSG_PREPARED, joiner->epoch.epoch, update, NULL, 0);
 	joiner_takes(joiner, MSG_COMMIT, update);
 	joiner_answer(joiner, MSG_APPLIED, joiner->epoch.epoch, update, NULL, 0);
@@ -229,6 +242,70 @@ static void test_a_root_by_hand(void **state)
 	trainer_stop(&trainer);
 }
 
+static void wait_awaited(const char *whom)
+{
+	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
+	struct raw observer;
+	bool found = false;
+
+	raw_open(&observer, &lead, ROLE_OBSERVER);
+	while (!found) {
+		struct message message;
+
+		assert_false(deadline_passed(deadline));
+		message_init(&message, MSG_PROGRESS, 1);
+		raw_send(&observer, &message);
+		raw_expect(&observer, MSG_PROGRESS_REPLY, &message);
+		for (size_t i = 0; i < message.u.progress_reply.nmodels; i++) {
+			found |= strcmp(message.u.progress_reply.models[i].awaited, whom) == 0;
+		}
+		message_finish(&message);
+	}
+	raw_close(&observer);
+}
+
+/* They differ, and the rank is gone, and with it the manifest that would name what differs. Whether
+ * it is needed any more decides if the update goes on so far that they are compared at all. */
+static void test_hashes_of_a_rank_that_is_gone(void **state)
+{
+	(void)state;
+	for (uint32_t released = 0; released < 2; released++) {
+		uint8_t mine[HALF_BYTES];
+		struct strew_report report;
+		struct worker worker;
+		struct trainer trainer;
+		struct joiner joiner;
+		struct raw data;
+		uint64_t update;
+
+		joiner_stands(&joiner, &data, address);
+		broker_wait_brokers(&lead, 2);
+		declare_both(&joiner, &trainer);
+		assert_int_equal(worker_start(&worker, &lead,
+					 (struct strew_agent_options){.model = "m"}, whole, 1),
+			0);
+		update = move_by_hand(&joiner, &data, &trainer, mine, 0);
+		/* The lead has hashed both buckets as well, and has kept that. */
+		wait_awaited("node 1 played:1");
+		undeclare(&joiner, 31, 1, released);
+		joiner.hashes[1] ^= 1;
+		joiner_answer(&joiner, MSG_PREPARED, joiner.epoch.epoch, update, NULL, 0);
+		joiner_answer(&joiner, MSG_APPLIED, joiner.epoch.epoch, update, NULL, 0);
+		trainer_reports(&trainer, STREW_OUTCOME_ABORTED,
+			released ? "bucket 1 has other bytes here than at node 0"
+				 : "trainer rank 1",
+			&report);
+		strew_report_finish(&report);
+		worker_is_poisoned(&worker);
+		worker_stop(&worker);
+		trainer_stop(&trainer);
+		raw_close(&joiner.raw);
+		raw_close(&data);
+		broker_wait_brokers(&lead, 1);
+		broker_wait_no_ranks(&lead);
+	}
+}
+
 /* What is well-formed and wrong is answered; the broker stands. */
 static void test_refusals(void **state)
 {
@@ -249,7 +326,7 @@ static void test_refusals(void **state)
 	joiner_declare(&joiner, 13, 2, 3, lower, 1, NULL);
 	joiner_refused(&joiner, 13, -EINVAL, "2 trainer ranks, rank 2 says 3");
 	/* It may have been refused while this was on its way. */
-	undeclare(&joiner, 14, 0);
+	undeclare(&joiner, 14, 0, 1);
 	take_ok(&joiner, 14);
 	version = 0;
 	rank_publish(&joiner, 15, 1);
@@ -259,7 +336,7 @@ static void test_refusals(void **state)
 	take_ok(&joiner, 16);
 	rank_publish(&joiner, 17, 1);
 	joiner_refused(&joiner, 17, -EBUSY, "still being published");
-	undeclare(&joiner, 18, 1);
+	undeclare(&joiner, 18, 1, 1);
 	take_ok(&joiner, 18);
 	rank_publish(&joiner, 19, 1);
 	joiner_refused(&joiner, 19, -EBUSY, "is not declared");
@@ -416,7 +493,7 @@ static void test_against_the_protocol(void **state)
 			said = "rank_publish without a serial";
 			break;
 		case 6:
-			undeclare(&joiner, 0, 1);
+			undeclare(&joiner, 0, 1, 1);
 			said = "undeclare without a serial";
 			break;
 		default:
@@ -445,6 +522,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CASE(test_a_root_by_hand),
+		CASE(test_hashes_of_a_rank_that_is_gone),
 		CASE(test_refusals),
 		CASE(test_tensors_that_do_not_fit),
 		CASE(test_against_the_protocol),

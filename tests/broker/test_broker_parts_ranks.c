@@ -321,6 +321,119 @@ static void test_a_rank_dies_between_two_puts(void **state)
 	}
 }
 
+static void open_both(struct part_rank ranks[2], uint64_t number)
+{
+	for (uint32_t i = 0; i < 2; i++) {
+		assert_int_equal(
+			strew_trainer_open_parts(ranks[i].trainer.trainer, number, 0, PATIENCE_MS),
+			0);
+	}
+}
+
+static void part_of_both(struct part_rank ranks[2], unsigned part, uint64_t number)
+{
+	send_part(&ranks[0], part, number);
+	send_part(&ranks[1], part, number);
+	released(&ranks[0], 0);
+	released(&ranks[1], 0);
+}
+
+enum { NOTHING_PUT, BETWEEN, OTHER_AHEAD, SELF_AHEAD, TIMES };
+
+static void expect_given_up(const struct part_rank *rank, uint32_t who, bool touched)
+{
+	uint64_t before = clock_ns();
+	struct strew_report report;
+	char text[32];
+	int rc;
+
+	snprintf(text, sizeof(text), "trainer rank %u", who);
+	/* What is lent is given back first; or the put and the end have crossed. */
+	rc = strew_trainer_wait_released(rank->trainer.trainer, PATIENCE_MS);
+	assert_true(rc == 0 || rc == -ECANCELED);
+	trainer_reports((struct trainer *)&rank->trainer, STREW_OUTCOME_ABORTED, text, &report);
+	assert_true(clock_ns() - before < PATIENCE_MS * UINT64_C(500000));
+	assert_non_null(strstr(report.text, "gave it up: no memory"));
+	for (uint32_t i = 0; touched && i < WORKERS; i++) {
+		report_group(&report, i, i % 2 ? STREW_OUTCOME_ABORTED : STREW_OUTCOME_DIRTY, "");
+	}
+	strew_report_finish(&report);
+}
+
+/* One of two gives the version up, at once for both; the same version is put again and commits. */
+static void give_up(struct part_rank ranks[2], const struct worker workers[WORKERS], uint32_t who,
+	unsigned when)
+{
+	struct part_rank *self = &ranks[who], *other = &ranks[1 - who];
+	uint64_t number = version + 1;
+
+	open_both(ranks, number);
+	if (when == NOTHING_PUT) {
+		send_part(other, 0, number);
+		broker_wait_ranks(&nodes[0], 2, "waiting for ranks");
+	} else {
+		part_of_both(ranks, 0, number);
+		/* Every node has moved it, so that all direct groups are touched. */
+		broker_wait_ranks(&nodes[0], 2, "putting");
+	}
+	if (when == OTHER_AHEAD || when == SELF_AHEAD) {
+		send_part(when == SELF_AHEAD ? self : other, 1, number);
+	}
+	assert_int_equal(strew_trainer_cancel_parts(self->trainer.trainer, "no memory"),
+		when == NOTHING_PUT ? -ENOENT : 0);
+	expect_given_up(other, who, when != NOTHING_PUT);
+	if (when != NOTHING_PUT) {
+		expect_given_up(self, who, true);
+	}
+	assert_int_equal(strew_trainer_cancel_parts(self->trainer.trainer, NULL), -EINVAL);
+	for (unsigned i = 1; i < WORKERS; i += 2) {
+		worker_holds(&workers[i], version);
+	}
+	open_both(ranks, number);
+	for (unsigned part = 0; part < ALL; part++) {
+		part_of_both(ranks, part, number);
+	}
+	for (uint32_t i = 0; i < 2; i++) {
+		assert_int_equal(strew_trainer_close_parts(ranks[i].trainer.trainer), 0);
+	}
+	for (uint32_t i = 0; i < 2; i++) {
+		struct strew_report report;
+
+		trainer_reports(&ranks[i].trainer, STREW_OUTCOME_COMMITTED, "", &report);
+		strew_report_finish(&report);
+		assert_int_equal(
+			strew_trainer_cancel_parts(ranks[i].trainer.trainer, NULL), -EINVAL);
+	}
+	version = number;
+	for (unsigned i = 0; i < WORKERS; i++) {
+		worker_holds(&workers[i], version);
+	}
+}
+
+static void test_a_rank_gives_it_up(void **state)
+{
+	(void)state;
+	for (size_t p = 0; p < ARRAY_LEN(places); p++) {
+		struct worker workers[WORKERS];
+		struct part_rank ranks[2];
+
+		draw_rows();
+		begin_both(ranks, places[p][0], places[p][1]);
+		start_workers(workers);
+		whole_version(ranks, workers, ++version);
+		for (unsigned when = 0; when < TIMES; when++) {
+			give_up(ranks, workers, (p + when) % 2, when);
+			give_up(ranks, workers, (p + when + 1) % 2, when);
+		}
+		for (unsigned i = 0; i < WORKERS; i++) {
+			worker_stop(&workers[i]);
+		}
+		stop(&ranks[0]);
+		stop(&ranks[1]);
+		broker_wait_no_ranks(&nodes[0]);
+	}
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, nodes_check)
 
 int main(void)
@@ -328,6 +441,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_ranks_advance_together),
 		CASE(test_a_rank_dies_between_two_puts),
+		CASE(test_a_rank_gives_it_up),
 	};
 
 	return test_finish(

@@ -1,6 +1,7 @@
 """Bytes that were changed between two brokers: found before anybody's staged weights are replaced,
 said to whoever was written directly."""
 
+import re
 import select
 import socket
 import threading
@@ -22,9 +23,9 @@ class Between:
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
 
-    def flip(self):
+    def flip(self, at=FLIPPED):
         """One bit of the next long stream from the lead."""
-        self.flipped, self.flip_at = False, FLIPPED
+        self.flipped, self.flip_at = False, at
 
     def serve(self):
         peers, back = {}, {}  # back: bytes from the lead on that connection since flip()
@@ -129,6 +130,64 @@ def test_direct(stage):
         assert checked(worker)[-1] == 0, worker.log
     finally:
         between.close()
+
+
+PARTS = 3
+IN_A_PART = 200_001  # of half a megabyte: in its first bucket, or in its second
+NAMED = (("model.embed_tokens.weight", "model.layers.0."), ("model.layers.1.", "model.layers.1."),
+         ("model.layers.2.", "model.norm.weight"))
+
+
+def put(trainer, version, part):
+    trainer.line()
+    trainer.says(f"version {version} part {part} of {PARTS} released")
+
+
+def test_parts(stage):
+    """The bit is one of a part: that ends the version, and what is named is of that part. The first
+    parts, which were whole, are nobody's either."""
+    between = two_nodes(stage)
+    try:
+        workers = stage.workers(1, "--check", 5, broker="node")
+        workers += stage.workers(1, "--check", 5, "--replica", 1, "--apply", "direct",
+                                 broker="node", prefix="d-")
+        trainer = stage.trainer("--seed", 5, "--versions", 9, "--parts", PARTS, broker="lead")
+        version = 0
+        for part in range(1, PARTS + 1):
+            version = healed(trainer, workers, version + 1)
+            version += 1
+            for before in range(1, part):
+                put(trainer, version, before)
+            between.flip(IN_A_PART)
+            trainer.line()
+            trainer.says(f"version {version} part {part} of {PARTS} released")
+            scene.wait_until("the end", lambda: stage.status("lead")["aborted"] == part)
+            assert between.flipped
+            if part < PARTS:
+                trainer.line()  # with the next part, else with the end, it learns of it
+            trainer.says(f"version {version} aborted")
+            first, last = re.findall(r"bucket \d+, tensors (\S+) to (\S+),", trainer.log)[-1]
+            assert first.startswith(NAMED[part - 1][0]), trainer.log
+            assert last.startswith(NAMED[part - 1][1]), trainer.log
+            scene.wait_until("a new communicator", lambda: stage.joined("lead", 2))
+            scene.wait_until("the groups as they were", lambda: {
+                (group["apply"], group["state"], group["version"])
+                for group in stage.status("node")["groups"]
+            } == {("staged", "CURRENT", version - 1), ("direct", "DIRTY", version - 1)})
+        healed(trainer, workers, version + 1)
+        for worker in workers:
+            assert not any(checked(worker)), worker.log
+    finally:
+        between.close()
+
+
+def healed(trainer, workers, version):
+    for part in range(1, PARTS + 1):
+        put(trainer, version, part)
+    trainer.says(f"version {version} committed")
+    for worker in workers:
+        worker.says(f"version {version} ok")
+    return version
 
 
 if __name__ == "__main__":

@@ -38,6 +38,25 @@ def test_updates(stage):
     scene.untouched(workers, 3)
 
 
+def test_parts(stage):
+    """Made one after another in the same memory of a GPU."""
+    driver(stage)
+    stage.broker(backend="cuda")
+    workers = []
+    for i, (gate, apply) in enumerate((("held", "staged"), ("live", "direct"))):
+        workers += group(stage, "--gate", gate, "--apply", apply, "--replica", i, prefix=f"r{i}-")
+    publisher = trainer(stage, "--versions", 3, "--parts", 4)
+    for version in (1, 2, 3):
+        for part in range(1, 5):
+            publisher.line()
+            publisher.says(f"version {version} part {part} of 4 released")
+        publisher.says(f"version {version} committed")
+        for worker in workers:
+            worker.says(f"version {version} ok")
+    publisher.end()
+    scene.untouched(workers, 3)
+
+
 def test_no_memory_for_shadows(stage):
     """Staged apply is refused, with the bytes that are missing; direct apply needs none."""
     driver(stage)

@@ -23,8 +23,8 @@ static struct {
 	int life; /* an eventfd that stands for the process: readable when it has ended */
 	enum message_type due;
 	uint64_t due_serial, version;
-	bool publishing;
-	unsigned fds; /* open before all of it */
+	bool releases, reports; /* what is still to be said of what was published */
+	unsigned fds;		/* open before all of it */
 	long mappings;
 	uint8_t *rest; /* of a frame that was sent in two pieces */
 	size_t nrest;
@@ -39,7 +39,7 @@ static void hang_up(void)
 	free(side.rest);
 	side.rest = NULL;
 	side.due = 0;
-	side.publishing = false;
+	side.releases = side.reports = false;
 }
 
 static void die(void)
@@ -132,12 +132,12 @@ static bool answer(void)
 	if (side.due) {
 		message_init(&message, side.due, side.due_serial);
 		side.due = 0;
-	} else if (side.publishing) {
+	} else if (side.releases) {
 		message_init(&message, MSG_RELEASED, 0);
-		fill(&message);
-		say(&message, 0);
+		side.releases = false;
+	} else if (side.reports) {
 		message_init(&message, MSG_REPORT, 0);
-		side.publishing = false;
+		side.reports = false;
 	} else {
 		return false;
 	}
@@ -152,7 +152,8 @@ static void heard(const struct message *message)
 		enum message_type said, due;
 	} answers[] = {{MSG_HELLO, MSG_WELCOME}, {MSG_REGISTER, MSG_REGISTERED},
 		{MSG_TRAINER, MSG_DECLARED}, {MSG_WITHDRAW, MSG_OK}, {MSG_RESUME, MSG_OK},
-		{MSG_PUBLISH, MSG_OK}};
+		{MSG_PUBLISH, MSG_OK}, {MSG_SUBSET, MSG_OK}, {MSG_PUT, MSG_OK},
+		{MSG_CANCEL, MSG_OK}};
 
 	for (size_t i = 0; i < ARRAY_LEN(answers); i++) {
 		if (answers[i].said == message->type) {
@@ -161,8 +162,14 @@ static void heard(const struct message *message)
 		}
 	}
 	if (message->type == MSG_PUBLISH) {
-		side.publishing = true;
+		side.releases = true;
+		side.reports = !(message->u.publish.flags & PUBLISH_PARTS);
 		side.version = message->u.publish.version;
+	} else if (message->type == MSG_PUT) {
+		side.releases = message->u.put.subset != 0;
+		side.reports = message->u.put.subset == 0;
+	} else if (message->type == MSG_CANCEL) {
+		side.reports = true;
 	}
 	says_known[message->serial % SAYS_KNOWN] = message->serial;
 }

@@ -52,9 +52,23 @@ static int report(void)
 	return rc;
 }
 
+static int name_subset(const char *name)
+{
+	uint32_t subset;
+
+	return strew_trainer_subset(trainer, &name, 1, &subset);
+}
+
+static int open_parts(struct input *input)
+{
+	uint64_t version = says_number(input);
+
+	return strew_trainer_open_parts(trainer, version, input_below(input, 5), CALL_MS);
+}
+
 static int call(struct input *input)
 {
-	switch (input_byte(input) % 12) {
+	switch (input_byte(input) % 18) {
 	case 0:
 	case 1:
 		return declare(input_byte(input) & 1 ? "t" : "u", input_byte(input) * 4u,
@@ -71,6 +85,17 @@ static int call(struct input *input)
 		return strew_trainer_wait_released(trainer, CALL_MS);
 	case 8:
 		return strew_trainer_fd(trainer);
+	case 12:
+		return name_subset(input_byte(input) & 1 ? "u" : "t");
+	case 13:
+		return open_parts(input);
+	case 14:
+	case 15:
+		return strew_trainer_put(trainer, input_below(input, 4), NULL);
+	case 16:
+		return strew_trainer_close_parts(trainer);
+	case 17:
+		return strew_trainer_cancel_parts(trainer, input_byte(input) & 1 ? "why" : NULL);
 	default:
 		return report();
 	}

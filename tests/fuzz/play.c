@@ -195,6 +195,9 @@ void play_turn(unsigned n)
 			if (play.ends[i].kind != END_NONE && !play.ends[i].mute) {
 				end_read(&play.ends[i]);
 			}
+			if (play.ends[i].kind == END_MEMBER) {
+				member_turn(&play.ends[i]);
+			}
 		}
 	}
 }
@@ -256,7 +259,27 @@ static void claim_left(void)
 	}
 }
 
-static void claim_update(void)
+/* One version at once, or in two parts. */
+static void publish_good(struct end *trainer, bool parts)
+{
+	if (!parts) {
+		client_publish(trainer, 7);
+		play_turn(SETTLE_TURNS);
+		return;
+	}
+	client_subset(trainer, 1, 5);
+	client_subset(trainer, 2, 2);
+	client_open_parts(trainer, 7, 2);
+	play_turn(SETTLE_TURNS);
+	CLAIM(trainer->heard[MSG_RELEASED] == 1 && trainer->heard[MSG_REPORT] == 0);
+	client_put(trainer, 1);
+	play_turn(SETTLE_TURNS);
+	CLAIM(trainer->heard[MSG_RELEASED] == 2 && trainer->heard[MSG_REPORT] == 0);
+	client_put(trainer, 0);
+	play_turn(SETTLE_TURNS);
+}
+
+static void claim_update(bool parts)
 {
 	struct msg_register reg = {.model = "good",
 		.members = 1,
@@ -273,8 +296,7 @@ static void claim_update(void)
 		trainer, (struct msg_trainer){.model = "good", .ranks = 1}, play_blob(SAID_WHOLE));
 	play_turn(4);
 	CLAIM(worker->heard[MSG_REGISTERED] == 1 && trainer->heard[MSG_DECLARED] == 1);
-	client_publish(trainer, 7);
-	play_turn(SETTLE_TURNS);
+	publish_good(trainer, parts);
 	CLAIM(trainer->heard[MSG_REPORT] == 1 && trainer->outcome == STREW_OUTCOME_COMMITTED);
 	CLAIM(worker->heard[MSG_DONE] == 1 && play_memory_arrived());
 	end_close(worker);
@@ -282,7 +304,7 @@ static void claim_update(void)
 	play_turn(2);
 }
 
-static void play_stop(bool update)
+static void play_stop(bool update, bool parts)
 {
 	bool alone = server_is_lead(play.server);
 
@@ -300,7 +322,7 @@ static void play_stop(bool update)
 	if (alone) {
 		claim_left();
 		if (update) {
-			claim_update();
+			claim_update(parts);
 		}
 		CLAIM(!play.server->stop);
 	}
@@ -324,5 +346,5 @@ void play_input(
 	}
 	play_start(role);
 	play_script(&input, ops, nops);
-	play_stop(sum % UPDATE_EVERY == 0);
+	play_stop(sum % UPDATE_EVERY == 0, sum % (2 * UPDATE_EVERY) == 0);
 }

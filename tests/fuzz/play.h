@@ -34,11 +34,16 @@ struct end {
 	bool mute;	/* reads nothing */
 	uint8_t cut; /* the next frame is sent in two pieces, the first of this length; 0: whole */
 	/* what it has heard */
-	unsigned heard[MSG_RANK_DONE + 1];
+	unsigned heard[MSG_RANK_CANCEL + 1];
 	uint32_t outcome; /* of the last report */
 	struct msg_epoch epoch;
+	uint8_t ready_in; /* turns until it is ready for it, as the lead must have its data first */
 	struct blob blob; /* a lead's: the share that is being declared */
 	uint64_t publish_serial;
+	uint64_t version;		  /* that it has published last, or been told of */
+	bool in_parts;			  /* that one, and … */
+	uint32_t part;			  /* … what is to be moved next of it */
+	uint64_t update, epoch_of_update; /* a lead's, while it waits for the next part */
 };
 
 struct play {
@@ -95,13 +100,22 @@ void client_hello(struct end *end, enum role role);
 void client_register(struct end *end, struct msg_register reg, const struct blob *layout);
 void client_declare(struct end *end, struct msg_trainer trainer, const struct blob *declared);
 void client_publish(struct end *end, uint64_t version);
+void client_subset(struct end *end, uint32_t subset, uint8_t bits);
+/* The first part publishes that version; what follows is of the version that was published last. */
+void client_open_parts(struct end *end, uint64_t version, uint32_t subset);
+void client_put(struct end *end, uint32_t subset);
+void client_cancel(struct end *end);
 void client_heard(struct end *end, const struct message *message);
 
 /* play_brokers.c */
 void member_connect(bool automatic);
 void member_heard(struct end *end, const struct message *message);
+void member_turn(struct end *end);
 void lead_heard(struct end *end, const struct message *message);
 void lead_epoch_named(struct end *end, uint32_t ranks);
+/* That these tensors are a subset of what is published; false if nothing is, or they are none. */
+bool lead_fill_chosen(struct message *message, const char *name, uint32_t subset,
+	const uint8_t *tensors, size_t n);
 void blob_tell(struct end *end, const struct blob *blob, enum part_of of);
 
 /* play_ops.c: what an input can do */

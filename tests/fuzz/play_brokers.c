@@ -1,6 +1,7 @@
 /* Other brokers: those that join a lead, and the lead of one that joins. */
 #include "base/util.h"
 #include "fuzz/play.h"
+#include "plan/subset.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -48,9 +49,18 @@ static void member_epoch(struct end *end)
 		memcpy(message.u.data.token, end->epoch.token, TOKEN_BYTES);
 		end_send(data, &message);
 	}
-	message_init(&message, MSG_EPOCH_READY, 0);
-	message.u.epoch_ready.epoch = end->epoch.epoch;
-	end_send(end, &message);
+	end->ready_in = 2;
+}
+
+void member_turn(struct end *end)
+{
+	struct message message;
+
+	if (end->ready_in && --end->ready_in == 0) {
+		message_init(&message, MSG_EPOCH_READY, 0);
+		message.u.epoch_ready.epoch = end->epoch.epoch;
+		end_send(end, &message);
+	}
 }
 
 static void member_step(struct end *end, enum message_type type, uint64_t epoch, uint64_t update)
@@ -82,7 +92,8 @@ void member_heard(struct end *end, const struct message *message)
 		member_step(end, MSG_ACCEPT, message->u.begin.epoch, message->u.begin.update);
 		break;
 	case MSG_GO:
-		member_step(end, MSG_PREPARED, decision->epoch, decision->update);
+		member_step(end, decision->part ? MSG_MOVED : MSG_PREPARED, decision->epoch,
+			decision->update);
 		break;
 	case MSG_COMMIT:
 	case MSG_ABORT:
@@ -153,8 +164,76 @@ static void lead_begin(struct end *end, const struct msg_rank_done *done)
 	message.u.begin.manifest_hash = model && model->publication ? model->publication->hash : 0;
 	message.u.begin.slot_bytes = LIMIT_SLOT_BYTES_MIN;
 	message.u.begin.timeout_ms = 20000;
+	message.u.begin.flags = end->in_parts ? PUBLISH_PARTS : 0;
 	message.u.begin.roots = roots;
 	message.u.begin.nroots = 1;
+	end_send(end, &message);
+}
+
+static void lead_ends(struct end *end, enum strew_outcome outcome)
+{
+	struct message report;
+
+	message_init(&report, MSG_REPORT, end->publish_serial);
+	report.u.report.version = end->version;
+	report.u.report.outcome = outcome;
+	end_send(end, &report);
+}
+
+bool lead_fill_chosen(struct message *message, const char *name, uint32_t subset,
+	const uint8_t *tensors, size_t n)
+{
+	const struct model *model = model_find(play.server, name, false);
+	struct manifest manifest;
+	struct blob blob;
+	uint32_t *boxes;
+	struct error err;
+
+	if (!model || !model->publication ||
+		n != bits_bytes(model->publication->manifest.ntensors) ||
+		manifest_choose(&model->publication->manifest, tensors, &manifest, &boxes, &err)) {
+		return false;
+	}
+	free(boxes);
+	CLAIM(blob_from_manifest(&manifest, NULL, &blob, &err) == 0);
+	manifest_finish(&manifest);
+	string_copy(message->u.chosen.model, LIMIT_MODEL_BYTES, name);
+	message->u.chosen.manifest_hash = model->publication->hash;
+	message->u.chosen.subset = subset;
+	message->u.chosen.hash = blob_hash(&blob);
+	message->u.chosen.tensors = tensors;
+	message->u.chosen.ntensors = n;
+	blob_finish(&blob);
+	return true;
+}
+
+/* The only rank names it, and has it so. */
+static void lead_chooses(struct end *end, const struct message *message)
+{
+	const struct msg_rank_subset *said = &message->u.rank_subset;
+	struct message chosen;
+
+	message_init(&chosen, MSG_CHOSEN, 0);
+	if (lead_fill_chosen(&chosen, said->model, said->subset, said->tensors, said->ntensors)) {
+		end_send(end, &chosen);
+		answer(end, MSG_OK, message->serial);
+	}
+}
+
+/* The next part, or that all is there; to all replicas, of which those that are out stay so. */
+static void lead_goes_on(struct end *end)
+{
+	uint32_t *replicas = calloc(2, sizeof(*replicas));
+	struct message message;
+
+	CLAIM(replicas);
+	replicas[1] = 1;
+	message_init(&message, MSG_GO, 0);
+	message.u.decision.epoch = end->epoch_of_update;
+	message.u.decision.update = end->update;
+	message.u.decision.replicas = replicas;
+	message.u.decision.nreplicas = 2;
+	message.u.decision.part = end->part;
 	end_send(end, &message);
 }
 
@@ -166,8 +245,9 @@ static void lead_decides(struct end *end, enum message_type type, const struct m
 
 	CLAIM(replicas);
 	message_init(&message, said->code ? MSG_ABORT : type, 0);
-	message.u.decision.epoch = said->epoch;
-	message.u.decision.update = said->update;
+	message.u.decision.epoch = end->epoch_of_update = said->epoch;
+	message.u.decision.update = end->update = said->update;
+	message.u.decision.part = type == MSG_GO ? end->part : 0;
 	message.u.decision.replicas = replicas;
 	for (size_t i = 0; i < said->ngroups; i++) {
 		if (said->groups[i].outcome == STREW_OUTCOME_NONE) {
@@ -177,17 +257,50 @@ static void lead_decides(struct end *end, enum message_type type, const struct m
 	end_send(end, &message);
 }
 
+static void lead_aborts(struct end *end)
+{
+	struct message message;
+
+	if (!end->update) {
+		lead_ends(end, STREW_OUTCOME_ABORTED);
+		return;
+	}
+	message_init(&message, MSG_ABORT, 0);
+	message.u.decision.epoch = end->epoch_of_update;
+	message.u.decision.update = end->update;
+	end_send(end, &message);
+}
+
 static void lead_update(struct end *end, const struct message *message)
 {
-	struct message report;
+	const struct msg_rank_publish *publish = &message->u.rank_publish;
 
 	switch (message->type) {
+	case MSG_RANK_SUBSET:
+		lead_chooses(end, message);
+		break;
 	case MSG_RANK_PUBLISH:
 		end->publish_serial = message->serial;
+		end->version = publish->version;
+		end->in_parts = publish->flags & PUBLISH_PARTS;
+		end->part = end->in_parts ? publish->subset : 0;
+		end->update = 0;
 		answer(end, MSG_OK, message->serial);
 		break;
+	case MSG_RANK_PUT:
+		end->part = message->u.rank_put.subset;
+		answer(end, MSG_OK, message->serial);
+		break;
+	case MSG_RANK_CANCEL:
+		answer(end, MSG_OK, message->serial);
+		lead_aborts(end);
+		break;
 	case MSG_RANK_DONE:
-		lead_begin(end, &message->u.rank_done);
+		if (end->update) {
+			lead_goes_on(end);
+		} else {
+			lead_begin(end, &message->u.rank_done);
+		}
 		break;
 	case MSG_ACCEPT:
 		lead_decides(end, MSG_GO, &message->u.groups);
@@ -196,9 +309,7 @@ static void lead_update(struct end *end, const struct message *message)
 		lead_decides(end, MSG_COMMIT, &message->u.groups);
 		break;
 	case MSG_APPLIED:
-		message_init(&report, MSG_REPORT, end->publish_serial);
-		report.u.report.outcome = STREW_OUTCOME_COMMITTED;
-		end_send(end, &report);
+		lead_ends(end, STREW_OUTCOME_COMMITTED);
 		break;
 	default:
 		break;

@@ -102,7 +102,7 @@ void client_declare(struct end *end, struct msg_trainer trainer, const struct bl
 	seal(end, declared);
 }
 
-void client_publish(struct end *end, uint64_t version)
+static void publish(struct end *end, uint64_t version, uint32_t flags, uint32_t subset)
 {
 	struct message message;
 
@@ -110,9 +110,55 @@ void client_publish(struct end *end, uint64_t version)
 		page_store(&end->page, WORD_PUBLISH, ++end->word);
 	}
 	message_init(&message, MSG_PUBLISH, ++end->serial);
-	message.u.publish.version = version;
+	message.u.publish.version = end->version = version;
 	message.u.publish.word = end->word;
 	message.u.publish.timeout_ms = 20000;
+	message.u.publish.flags = flags;
+	message.u.publish.subset = subset;
+	end_send(end, &message);
+}
+
+void client_publish(struct end *end, uint64_t version)
+{
+	publish(end, version, 0, 0);
+}
+
+void client_subset(struct end *end, uint32_t subset, uint8_t bits)
+{
+	struct message message;
+
+	message_init(&message, MSG_SUBSET, ++end->serial);
+	message.u.subset.subset = subset;
+	message.u.subset.tensors = &bits;
+	message.u.subset.ntensors = 1;
+	end_send(end, &message);
+}
+
+void client_open_parts(struct end *end, uint64_t version, uint32_t subset)
+{
+	publish(end, version, PUBLISH_PARTS, subset);
+}
+
+void client_put(struct end *end, uint32_t subset)
+{
+	struct message message;
+
+	if (end->page.words) {
+		page_store(&end->page, WORD_PUBLISH, ++end->word);
+	}
+	message_init(&message, MSG_PUT, ++end->serial);
+	message.u.put.version = end->version;
+	message.u.put.word = end->word;
+	message.u.put.subset = subset;
+	end_send(end, &message);
+}
+
+void client_cancel(struct end *end)
+{
+	struct message message;
+
+	message_init(&message, MSG_CANCEL, ++end->serial);
+	message.u.cancel.version = end->version;
 	end_send(end, &message);
 }
 

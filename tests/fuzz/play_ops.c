@@ -194,13 +194,32 @@ void op_declare(struct input *input)
 	blob_finish(&blob);
 }
 
+/* A version below 128; or something about parts: what, and which subset. */
 void op_publish(struct input *input)
 {
 	struct end *end = choose(input, END_CLIENT);
-	uint8_t version = input_byte(input);
+	uint8_t what = input_byte(input);
+	uint32_t subset = what % 8;
 
-	if (end) {
-		client_publish(end, version);
+	if (!end) {
+		return;
+	}
+	if (what < 128) {
+		client_publish(end, what);
+		return;
+	}
+	switch (what / 8 % 4) {
+	case 0:
+		client_subset(end, subset, input_byte(input));
+		break;
+	case 1:
+		client_open_parts(end, input_byte(input), subset);
+		break;
+	case 2:
+		client_put(end, subset);
+		break;
+	default:
+		client_cancel(end);
 	}
 }
 
@@ -215,6 +234,45 @@ void op_word(struct input *input)
 	}
 }
 
+/* What a lead, or a rank at a member, says of an update in parts. */
+static void fill_part(struct message *message, uint32_t subset)
+{
+	static const uint8_t tensors[] = {1, 2, 4, 7};
+	const struct model *model = play.server->models;
+	uint64_t version = model ? model->update.version : 0;
+
+	if (message->type == MSG_CHOSEN) {
+		(void)lead_fill_chosen(message, MODEL, 1 + subset, &tensors[subset], 1);
+	} else if (message->type == MSG_BEGIN) {
+		message->u.begin.flags = PUBLISH_PARTS;
+		message->u.begin.version = model ? model->committed + 1 : 1;
+		message->u.begin.timeout_ms = 20000;
+	} else if (message->type == MSG_GO) {
+		message->u.decision.part = subset;
+		message->u.decision.wire = 1;
+		message->u.decision.replicas = calloc(1, sizeof(*message->u.decision.replicas));
+		CLAIM(message->u.decision.replicas);
+		message->u.decision.nreplicas = 1;
+	}
+
+	if (message->type == MSG_RANK_SUBSET) {
+		message->u.rank_subset.subset = 1 + subset;
+		message->u.rank_subset.tensors = &tensors[subset];
+		message->u.rank_subset.ntensors = 1;
+	} else if (message->type == MSG_RANK_PUBLISH) {
+		message->u.rank_publish.version = model ? model->committed + 1 : 1;
+		message->u.rank_publish.flags = PUBLISH_PARTS;
+		message->u.rank_publish.subset = 1 + subset;
+	} else if (message->type == MSG_RANK_PUT) {
+		message->u.rank_put.version = version;
+		message->u.rank_put.subset = subset;
+	} else if (message->type == MSG_RANK_CANCEL) {
+		message->u.rank_cancel.version = version;
+	} else if (message->type == MSG_RANK_DONE) {
+		message->u.rank_done.version = version;
+	}
+}
+
 static void say(struct input *input, struct end *end, enum message_type type)
 {
 	uint8_t with = input_byte(input);
@@ -223,7 +281,7 @@ static void say(struct input *input, struct end *end, enum message_type type)
 	know(end);
 	message_init(&message, type, with & 0x80 ? says_number(input) : ++end->serial);
 	/* Messages between brokers begin as ones that mean something now. */
-	if (type == MSG_BEGIN || (type >= MSG_ACCEPT && type <= MSG_APPLIED)) {
+	if (type == MSG_BEGIN || (type >= MSG_ACCEPT && type <= MSG_MOVED)) {
 		message.u.groups.epoch = play.server->epoch.number;
 		message.u.groups.update =
 			type == MSG_BEGIN ? end->serial : play.server->node.serial;
@@ -237,6 +295,9 @@ static void say(struct input *input, struct end *end, enum message_type type)
 
 		string_copy(model, LIMIT_MODEL_BYTES, MODEL);
 	}
+	if ((end->kind == END_MEMBER || end->kind == END_LEAD) && with & 0x40) {
+		fill_part(&message, with & 3);
+	}
 	says_change(input, &message);
 	for (unsigned i = 0; i < (with & 3u) && end->kind == END_CLIENT; i++) {
 		message.fds[message.nfds++] = play_fd(with >> 2 & 7);
@@ -249,7 +310,7 @@ void op_say_client(struct input *input)
 	static const enum message_type types[] = {MSG_HELLO, MSG_REGISTER, MSG_ALLOCATION, MSG_PART,
 		MSG_SEAL, MSG_WITHDRAW, MSG_CHECKED, MSG_READY, MSG_RESUME, MSG_TRAINER,
 		MSG_PUBLISH, MSG_STATUS, MSG_PROGRESS, MSG_EVENTS, MSG_EXPLAIN, MSG_LAYOUT,
-		MSG_READ, MSG_SUBSET, MSG_PUT};
+		MSG_READ, MSG_SUBSET, MSG_PUT, MSG_CANCEL};
 	struct end *end = choose(input, END_CLIENT);
 	uint8_t which = input_byte(input);
 
@@ -267,7 +328,8 @@ void op_say_member(struct input *input)
 {
 	static const enum message_type types[] = {MSG_JOIN, MSG_EPOCH_READY, MSG_ACCEPT,
 		MSG_PREPARED, MSG_APPLIED, MSG_PART, MSG_DECLARE, MSG_UNDECLARE, MSG_RANK_PUBLISH,
-		MSG_RANK_DONE, MSG_BYE, MSG_DATA, MSG_RANK_SUBSET, MSG_RANK_PUT, MSG_MOVED};
+		MSG_RANK_DONE, MSG_BYE, MSG_DATA, MSG_RANK_SUBSET, MSG_RANK_PUT, MSG_MOVED,
+		MSG_RANK_CANCEL};
 	struct end *end = choose(input, END_MEMBER);
 	uint8_t which = input_byte(input);
 
@@ -304,7 +366,7 @@ void op_say_lead(struct input *input)
 {
 	static const enum message_type types[] = {MSG_JOINED, MSG_EPOCH, MSG_PART, MSG_MANIFEST,
 		MSG_BEGIN, MSG_GO, MSG_COMMIT, MSG_ABORT, MSG_BYE, MSG_ERROR, MSG_OK, MSG_DECLARED,
-		MSG_REPORT};
+		MSG_REPORT, MSG_CHOSEN};
 	struct end *end = choose(input, END_LEAD);
 	uint8_t which = input_byte(input);
 
@@ -360,7 +422,7 @@ void op_bucket(struct input *input)
 	uint64_t words[3] = {play.server->epoch.number, input_byte(input), 0};
 	uint32_t kind = input_below(input, 3);
 
-	words[2] = kind == 2 ? says_number(input) : kind ? 62976 : 60416;
+	words[2] = kind == 2 ? says_number(input) : kind ? 55800 : 64968;
 	memset(bytes, 1 + (int)kind, sizeof(bytes));
 	if (end) {
 		end_send_bytes(end, (const uint8_t *)words, sizeof(words), NULL, 0);

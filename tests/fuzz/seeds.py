@@ -54,7 +54,7 @@ def frames():
     yield "decode-report", b"\x02\x2c" + pack(REPORT)
     yield "decode-allocation", b"\x02\x0b" + pack(ALLOCATION)
     yield "decode-part", b"\x02\x0c" + pack({"of": 1, "number": 0, "bytes": b"abc", "unknown": [{"a": 1}]})
-    for number in range(43):
+    for number in range(63):
         yield f"made-{number}", bytes([3, number, 3, 0, 170, 1, 5, 2, 4, 1, 2, 3, 4, 20, 0, 0xC0])
 
 
@@ -125,6 +125,7 @@ def peers(flags, layout=0):
 
 
 def session():
+    yield from parts()
     for flags in range(4):
         yield f"update-{flags}", peers(flags) + [PUBLISH, 1, 1, *turns, PUBLISH, 1, 2, *turns]
     yield "update-cast", peers(STAGED, 1) + [PUBLISH, 1, 9, *turns]
@@ -141,7 +142,65 @@ def session():
     yield "words", peers(HELD) + [WORD, 0, 0, 3, SAY, 0, 7, 0, 1, 0, 3, PUBLISH, 1, 1, *turns, SAY, 0, 8, 0, 0]
 
 
+# What op_publish() of play_ops.c makes of a version from 128 on.
+NAME, OPEN, PUT, CANCEL = (128 | 8 * what for what in range(4))
+
+
+def named(end):
+    """Three subsets of one tensor each."""
+    return [x for i in (1, 2, 3) for x in (PUBLISH, end, NAME | i, 1 << i - 1)]
+
+
+def in_parts(end, version, last):
+    """All of them, one after another; what ends it."""
+    return [PUBLISH, end, OPEN | 1, version, *turns, PUBLISH, end, PUT | 2, *turns, PUBLISH, end, PUT | 3, *turns,
+            PUBLISH, end, last, *turns, *turns]
+
+
+def parts():
+    """For a broker alone and for a lead: versions of the only rank; what goes wrong between two parts."""
+    for flags in range(4):
+        yield f"parts-{flags}", peers(flags) + named(1) + in_parts(1, 1, PUT) + in_parts(1, 2, CANCEL)
+    begun = peers(STAGED) + [*named(1), PUBLISH, 1, OPEN | 1, 1, *turns]
+    yield "parts-again", begun + [PUBLISH, 1, PUT | 1, PUBLISH, 1, PUT, PUBLISH, 1, OPEN | 2, 1, PUBLISH, 1, 2, *turns]
+    yield "parts-trainer-lost", begun + [CLOSE, 1, *turns]
+    yield "parts-worker-lost", begun + [CLOSE, 0, *turns, PUBLISH, 1, PUT | 2, *turns]
+    yield "parts-late", begun + [PUBLISH, 1, PUT | 2, *turns, TIME, 6, *turns]
+
+
+def parts_of_two():
+    """The only rank is at another broker, or one of two is; a, b and c are a part each."""
+    two = [MEMBER, 1, *turns, TIME, 2, *turns, *turns]
+
+    def says(message, subset, rank=0):
+        return [SAY_MEMBER, 0, message, 0x40 | subset, *([1, 1, rank] if rank else [0])]
+
+    def bucket(number, length):
+        return [LEAD_BUCKET, 0, number, 2, 250, *struct.pack("<Q", length)]
+
+    def ready(message, part, *buckets, rank=0):
+        """What it says, and then its bytes, ahead of its stream's end: the mover waits for nothing."""
+        return [*says(message, part, rank), TURN, 0, *(x for one in buckets for x in one), *says(done, 0, rank), *turns,
+                *turns]
+
+    subset, publish, done, put, cancel = 12, 8, 9, 13, 15
+    share = two + [SHARE, 0, 0, 0, 0, CLIENT, 5, REGISTER, 0, 0, 0, 0, *turns]
+    share += [x for i in range(3) for x in says(subset, i)]
+    first = ready(publish, 0, bucket(1, 512))
+    rest = ready(put, 2, bucket(2, 80)) + ready(put, 3, bucket(3, 65400), bucket(4, 54600))
+    yield "parts-elsewhere", share + first + rest + ready(put, 0)
+    yield "parts-cancelled-elsewhere", share + first + [*says(cancel, 0), *turns]
+    yield "parts-not-all-elsewhere", share + first + [*says(put, 0), *says(put, 1), *turns]
+    for name, flags, end in (("elsewhere", 0, [PUBLISH, 0, PUT | 2, *ready(put, 2, bucket(3, 80), rank=1)]),
+                             ("hashed", STAGED, []), ("gone", 0, [PUBLISH, 0, PUT | 2, CLOSE, 0, *turns, TIME, 7])):
+        both = two + [SHARE, 0, 2, 0, 0, CLIENT, 6, DECLARE, 0, 1, 0, CLIENT, 5, REGISTER, 1, flags, 0, 0, *turns]
+        for i, own in enumerate((1, 0, 2)):
+            both += [PUBLISH, 0, NAME | 1 + i, own, *says(subset, i, 1), *turns]
+        yield f"parts-half-{name}", both + [PUBLISH, 0, OPEN | 1, 1, *ready(publish, 0, bucket(2, 192), rank=1), *end]
+
+
 def lead():
+    yield from parts_of_two()
     two = [MEMBER, 1, *turns, TIME, 2, *turns, *turns]
     yield "epoch", two + peers(0) + [PUBLISH, 1, 1, *turns, *turns]
     yield "three", [MEMBER, 1, *two, *peers(HELD | STAGED), PUBLISH, 1, 1, *turns, *turns, CLOSE, 0, *turns, TIME, 2, *turns]
@@ -161,12 +220,29 @@ def lead():
 
 def join():
     stands = [*turns, *turns]
+    for name, data in parts():
+        yield name, stands + data
+    named_there = stands + peers(STAGED) + [*turns, *named(1), *turns]
+    yield "parts-by-its-lead", named_there + in_parts(1, 1, PUT)
+    yield "parts-cancelled", named_there + in_parts(1, 1, CANCEL)
+    yield "parts-lead-lost", named_there + [PUBLISH, 1, OPEN | 1, 1, *turns, CLOSE, 0, *turns, TIME, 2, *turns, *turns]
     yield "epoch", stands + peers(0) + [*turns, PUBLISH, 1, 1, *turns, *turns, PUBLISH, 1, 2, *turns, *turns]
     yield "staged", stands + peers(HELD | STAGED) + [*turns, PUBLISH, 1, 1, *turns, *turns]
     announced = stands + [CLIENT, 5, REGISTER, 0, 0, 0, 0, MANIFEST, 0, 0, 0, 0, *turns]
     begin = [SAY_LEAD, 0, 4, 0, 3, 4, 165, 9, 1, 0, 3, 1, 5, 168]
     yield "receives", announced + begin + [*turns, JOIN_BUCKET, 0, 1, 0, JOIN_BUCKET, 0, 2, 1, *turns, *turns]
     yield "abort", announced + begin + [*turns, SAY_LEAD, 0, 7, 0, 0, *turns]
+    def says(message, part, *changes):
+        return [SAY_LEAD, 0, message, 0x40 | part, len(changes), *(x for change in changes for x in change)]
+
+    choose = [x for i in range(3) for x in says(13, i)]
+    begin_parts = says(4, 0, (4, 165), (5, 168), (8, 1, 1, 0)) + turns
+    pieces = [x for i, length in enumerate((512, 80, 65400, 54600), 1)
+              for x in (JOIN_BUCKET, 0, i, 2, 250, *struct.pack("<Q", length))]
+    gone_through = [x for i in (1, 2, 3) for x in (*says(5, i), *turns)]
+    yield "parts-received", announced + [MODE, 0, 0, *choose, *turns] + begin_parts + pieces + gone_through + [
+        *says(5, 0), *turns, *says(6, 0, (2, 1, 1, 0)), *turns]
+    yield "parts-not-received", announced + [MODE, 0, 0, *choose, *turns] + begin_parts + says(5, 1) + turns
     yield "lead-lost", stands + peers(0) + [*turns, MODE, 0, 0, PUBLISH, 2, 1, *turns, CLOSE, 0, *turns, TIME, 2, *turns, *turns]
     yield "alone", stands + [EPOCH, 0, 1, *turns, EPOCH, 0, 2, *turns, EPOCH, 0, 0, *turns]
     yield "refused", [REFUSE, 1, *turns, TIME, 7, *turns]
@@ -192,8 +268,19 @@ def seal():
     yield "nonce-header", [1, 1, 16, 1, *said, whole, whole, whole]
 
 
+def trainer():
+    """Calls of fuzz_trainer.c, each with what the broker says to it: 8 is what a good one would, 0 nothing, 5 anything."""
+    yield "a", [0x30, 3, 4]
+    begun = [0x30, 8, 8, 12, 0, 8]  # t declared, sealed and a subset
+    first = [13, 1, 0, 0, 14, 1, 0, 6, 8, 8]  # opened, put, released
+    yield "parts", begun + first + [16, 0, 8, 9, 8]
+    yield "parts-cancelled", begun + 2 * [*first, 17, 1, 8, 9, 8] + [13, 1, 0, 0, 17, 0, 8]
+    yield "parts-refused", begun + [*first, 14, 1, 0, 6, 5, 1, 1, 16, 0, 5, 1, 1, 17, 0, 5, 1, 1, 9, 8]
+    yield "parts-crossing", begun + [*first, 14, 1, 0, 9, 5, 9, 0, 6, 8, 14, 1, 0, *first]
+
+
 TARGETS = {"frames": frames, "blobs": blobs, "checkpoint": checkpoint, "session": session, "lead": lead,
-           "join": join, "seal": seal}
+           "join": join, "seal": seal, "trainer": trainer}
 
 
 def main():

@@ -27,6 +27,7 @@ static const struct {
 	{MSG_PUBLISH, "....t.", VERDICT_PUBLISH},
 	{MSG_SUBSET, "....t.", VERDICT_SUBSET},
 	{MSG_PUT, "....t.", VERDICT_PUT},
+	{MSG_CANCEL, "....t.", VERDICT_CANCEL},
 	{MSG_STATUS, ".*..*.", VERDICT_STATUS},
 	{MSG_PROGRESS, ".*..*.", VERDICT_PROGRESS},
 	{MSG_EVENTS, ".*..*.", VERDICT_EVENTS},

@@ -167,6 +167,60 @@ static void test_a_rank_is_lost(void **state)
 	assert_int_equal(update.state, UPDATE_MOVING);
 }
 
+/* Whoever gives it up ends it for all, wherever it is, until all have put everything. */
+static void test_a_rank_gives_it_up(void **state)
+{
+	struct msg_publish whole = {.version = 11, .timeout_ms = 1000};
+
+	(void)state;
+	update_init(&update, 2);
+	assert_int_equal(update_check_cancel(&update, 11, &err), -ESTALE);
+	/* Before anything has begun, also by a rank that has put nothing. */
+	for (uint32_t done = 0; done < 3; done++) {
+		update_init(&update, 2);
+		for (uint32_t rank = 0; rank < done; rank++) {
+			assert_int_equal(publish(rank, 1, 0), 0);
+			update_stream_done(&update, rank, 0);
+		}
+		assert_int_equal(update_cancel(&update, 1, 12, "", "why", 4000), 0);
+		assert_int_equal(update_cancel(&update, 1, 11, "", "why", 4000),
+			done ? UPDATE_DO_REPORT | UPDATE_DO_RELEASE : 0);
+		assert_int_equal(update.state, UPDATE_IDLE);
+	}
+	assert_string_equal(update.text, "trainer rank 1 gave it up: why");
+	for (unsigned put = 0; put < 3; put++) {
+		begin(1);
+		update_released(&update);
+		if (put) {
+			moved(0);
+			moved(1);
+			assert_int_equal(update_put(&update, 0, 11, 2 * (put - 1), &err), 0);
+		}
+		assert_int_equal(update_cancel(&update, 0, 11, " at node 1, broker b,", "", 5000),
+			UPDATE_DO_ABORT);
+		assert_string_equal(update.text, "trainer rank 0 at node 1, broker b, gave it up");
+		/* Once. */
+		assert_int_equal(update_check_cancel(&update, 11, &err), -ESTALE);
+		assert_int_equal(update_cancel(&update, 1, 11, "", "why", 5000), 0);
+		assert_int_equal(say(update_applied, 0, STREW_OUTCOME_ABORTED), 0);
+		assert_int_equal(say(update_applied, 1, STREW_OUTCOME_DIRTY),
+			UPDATE_DO_REPORT | (put ? UPDATE_DO_RELEASE : 0));
+		assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
+	}
+	begin(1);
+	moved(0);
+	moved(1);
+	assert_int_equal(both_put(0), UPDATE_DO_GO);
+	assert_int_equal(update_check_cancel(&update, 11, &err), -ESTALE);
+	assert_string_equal(err.text, "cancel: all ranks have said that all is there");
+	assert_int_equal(update_cancel(&update, 0, 11, "", "why", 5000), 0);
+	assert_int_equal(update.state, UPDATE_MOVING);
+	/* What is published at once is not given up. */
+	update_init(&update, 1);
+	assert_int_equal(update_publish(&update, 0, &whole, 10, 1000, &err), 0);
+	assert_int_equal(update_check_cancel(&update, 11, &err), -ESTALE);
+}
+
 static void test_nodes_and_deadlines(void **state)
 {
 	struct msg_groups failed = {.update = 7, .code = 1};
@@ -208,6 +262,7 @@ int main(void)
 		cmocka_unit_test(test_three_parts),
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_a_rank_is_lost),
+		cmocka_unit_test(test_a_rank_gives_it_up),
 		cmocka_unit_test(test_nodes_and_deadlines),
 	};
 

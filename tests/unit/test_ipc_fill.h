@@ -50,6 +50,7 @@ static const struct {
 		"commit_ns total_ns gather_ns local_ns wire_ns scatter_ns groups"},
 	{MSG_SUBSET, "subset", "subset tensors"},
 	{MSG_PUT, "put", "version word subset"},
+	{MSG_CANCEL, "cancel", "version text"},
 	{MSG_STATUS, "status", ""},
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
@@ -95,6 +96,7 @@ static const struct {
 	{MSG_RANK_DONE, "rank_done", "model rank version"},
 	{MSG_RANK_SUBSET, "rank_subset", "model rank subset tensors"},
 	{MSG_RANK_PUT, "rank_put", "model rank version subset"},
+	{MSG_RANK_CANCEL, "rank_cancel", "model rank version text"},
 };
 #define CONTRACT_TYPES (sizeof(contract) / sizeof(contract[0]))
 
@@ -471,6 +473,7 @@ static void fill_rank(struct message *message)
 	struct msg_undeclare *undeclare = &message->u.undeclare;
 	struct msg_rank_publish *publish = &message->u.rank_publish;
 	struct msg_rank_put *put = &message->u.rank_put;
+	struct msg_rank_cancel *cancel = &message->u.rank_cancel;
 	struct msg_rank_done *done = &message->u.rank_done;
 
 	switch (message->type) {
@@ -492,6 +495,12 @@ static void fill_rank(struct message *message)
 		put->rank = between(0, LIMIT_RANKS - 1);
 		put->version = any64();
 		put->subset = between(0, LIMIT_SUBSETS);
+		break;
+	case MSG_RANK_CANCEL:
+		STRING(cancel->model);
+		cancel->rank = between(0, LIMIT_RANKS - 1);
+		cancel->version = any64();
+		STRING(cancel->text);
 		break;
 	case MSG_RANK_PUBLISH:
 		STRING(publish->model);
@@ -572,6 +581,10 @@ static void fill_session(struct message *message)
 		message->u.put.version = any64();
 		message->u.put.word = any64();
 		message->u.put.subset = between(0, LIMIT_SUBSETS);
+		break;
+	case MSG_CANCEL:
+		message->u.cancel.version = any64();
+		STRING(message->u.cancel.text);
 		break;
 	default:
 		assert_int_equal(message->type, MSG_PUBLISH);
@@ -726,6 +739,7 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_UNDECLARE:
 	case MSG_RANK_PUBLISH:
 	case MSG_RANK_PUT:
+	case MSG_RANK_CANCEL:
 	case MSG_RANK_DONE:
 		fill_rank(message);
 		break;
