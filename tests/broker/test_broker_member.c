@@ -292,7 +292,7 @@ static void test_hashes_of_a_rank_that_is_gone(void **state)
 		joiner_answer(&joiner, MSG_PREPARED, joiner.epoch.epoch, update, NULL, 0);
 		joiner_answer(&joiner, MSG_APPLIED, joiner.epoch.epoch, update, NULL, 0);
 		trainer_reports(&trainer, STREW_OUTCOME_ABORTED,
-			released ? "bucket 1 has other bytes here than at node 0"
+			released ? "tensors w to w, has other bytes here than at node 0"
 				 : "trainer rank 1",
 			&report);
 		strew_report_finish(&report);

@@ -167,17 +167,19 @@ def fails_once(stage, fault):
     """An update fails at the node; the old version stays, and the next one is taken. Which broker is named
     is a matter of time: the lead's own broadcast fails as soon as the node has given up."""
     _, node = nodes(stage, "lead", "node")
-    workers = group(stage, "node")
-    publisher = trainer(stage, "--versions", 3, "--timeout", 3, broker="lead")
+    lead, workers = stage.processes[0], group(stage, "node")
+    publisher = trainer(stage, "--versions", 2, "--timeout", 3, broker="lead")
     publish([publisher], workers, 1)
     plan(node, fault)
     publisher.line()
-    publisher.says("version 2 aborted")
+    lead.says("model m version 2: aborted")
+    publisher.end(1)  # told so, or it did not wait for longer than the update
     plan(node, "")
     wait_until("a new communicator", lambda: stage.joined("lead", 2))
     assert states(stage, "node") == [("CURRENT", 1)]
+    publisher = trainer(stage, "--first", 3, broker="lead", name="successor")
     publish([publisher], workers, 3)
-    publisher.end(1)
+    publisher.end()
     assert counts(stage, "node")["open.comms"] == 1, counts(stage, "node")
     scene.untouched(workers, 3)
 
