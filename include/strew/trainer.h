@@ -164,8 +164,9 @@ STREW_API int strew_trainer_open_parts(
  * Publishes that part as it is after what `stream` has queued by now. Returns at once; the memory
  * is lent until strew_trainer_wait_released(), which also says why a part was refused (-EINVAL:
  * another subset than the other ranks', or a tensor that was put already); the update goes on
- * then, with another put; or -ECANCELED, as below, if it ended meanwhile. -EBUSY: the part before is still lent, or its answer is awaited. -EINVAL:
- * no update is open. -ECANCELED: the update has ended; strew_trainer_wait_report() says how.
+ * then, with another put; or -ECANCELED, as below, if it ended meanwhile. -EBUSY: the part before
+ * is still lent, or its answer is awaited. -EINVAL: no update is open. -ECANCELED: the update has
+ * ended; strew_trainer_wait_report() says how.
  */
 STREW_API int strew_trainer_put(struct strew_trainer *trainer, uint32_t subset, void *stream);
 
