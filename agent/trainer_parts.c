@@ -154,11 +154,13 @@ static int cancel_parts(struct strew_trainer *trainer, const char *why, struct e
 	}
 	rc = settle_first(trainer, deadline, err);
 	rc = rc ? rc : say_cancel(trainer, why, deadline, err);
-	if (trainer->parts.open && !trainer->publishing &&
-		!agent_session_lost(&trainer->session, NULL)) {
+	if (trainer->parts.open && !trainer->publishing) {
 		/* Whether other ranks had put or not. */
 		memset(&trainer->parts, 0, sizeof(trainer->parts));
-		return error_set(err, -ENOENT, "cancel: nothing was put; the update is forgotten");
+		rc = agent_session_lost(&trainer->session, err);
+		return rc ? rc
+			  : error_set(err, -ENOENT,
+				    "cancel: nothing was put; the update is forgotten");
 	}
 	if (rc == -ESTALE) {
 		rc = err->code = -ECANCELED;

@@ -61,7 +61,14 @@ def _slot(name: str, value: Any) -> tuple[Slot, Any]:
     if len(whole) > MAX_DIMS or not len(whole) == len(start) == len(extent):
         raise InvalidArgument(errno.EINVAL, f"tensor {name}: a box {extent} at {start} of shape "
                               f"{whole} (at most {MAX_DIMS} dimensions)")
-    return Slot(name, dtype_number(dtype), whole, start, extent), device
+    return Slot(name, _dtype("", name, dtype), whole, start, extent), device
+
+
+def _dtype(call: str, name: str, dtype: Any) -> int:
+    try:
+        return dtype_number(dtype)
+    except NotShareable as reason:
+        raise NotShareable(reason.code, f"{call}tensor {name}: {reason.sentence}") from None
 
 
 def _check_array(call: str, name: str, value: Any) -> None:
@@ -204,13 +211,20 @@ class Parts:
                 timeout: float) -> None:
         """Makes and puts all parts of a version; the report is to come. A failure ends it."""
         self._prepare()
-        self._handle.call(lib.strew_trainer_open_parts, version, flags, int(timeout * 1000))
-        self._put, self._lent = 0, False
-        self._patience = timeout + self._trainer._timeout
+        mine = True  # also if Ctrl-C comes between opening and knowing it
         try:
+            try:
+                self._handle.call(lib.strew_trainer_open_parts, version, flags, int(timeout * 1000))
+            except Error:
+                mine = False
+                raise
+            self._put, self._lent = 0, False
+            self._patience = timeout + self._trainer._timeout
             self._put_all(source)
             self._handle.long(lib.strew_trainer_close_parts, self._handle.get())
         except BaseException as failure:
+            if not mine:
+                raise
             ended = self._end(f"{type(failure).__name__}: {failure}")
             if isinstance(failure, Error) and failure.code == CANCELED and ended is not None:
                 raise NotCommitted(ended, ended.text) from None
@@ -267,7 +281,8 @@ class Parts:
                                       f"{slot.start} of {slot.whole}; full_tensor() makes it whole")
         _check_array("publish: ", slot.name, value)
         view = slot.view
-        if value.dtype != view.dtype and dtype_number(value.dtype) != slot.dtype:
+        if value.dtype != view.dtype and \
+                _dtype("publish: ", slot.name, value.dtype) != slot.dtype:
             raise InvalidArgument(errno.EINVAL, f"publish: tensor {slot.name}: {value.dtype}, "
                                   f"declared was {DTYPE_NAMES[slot.dtype]}")
         if value.shape != view.shape and tuple(value.shape) != slot.extent:
@@ -311,7 +326,7 @@ class Parts:
         with contextlib.suppress(Error):
             self._handle.settle(self._trainer._timeout)
             self._handle.long(lib.strew_trainer_cancel_parts, self._handle.get(),
-                              why.encode(errors="replace"))
+                              " ".join(why.split()).encode(errors="replace"))
         with contextlib.suppress(Error):
             self._handle.wait(lib.strew_trainer_wait_released, self._trainer._timeout)
         with contextlib.suppress(Error):

@@ -194,7 +194,7 @@ def test_what_cannot_be_declared(broker):
         ):
             with pytest.raises(strew.InvalidArgument, match=words):
                 trainer.declare_parts(tensors)
-        with pytest.raises(strew.NotShareable, match="complex64"):
+        with pytest.raises(strew.NotShareable, match="tensor a: dtype .*complex64"):
             trainer.declare_parts({"a": torch.zeros(2, dtype=torch.complex64)})
         with pytest.raises(strew.InvalidArgument, match="at least 4096: tensor b alone needs that"):
             trainer.declare_parts({"a": torch.zeros(4), "b": torch.zeros(1024)}, buffer_bytes=4095)
@@ -270,6 +270,8 @@ def test_bad_sources(broker):
         with pytest.raises(strew.Error, match="version 1 is not above the committed") as refused:
             trainer.publish(1, source=(again := Counting(values.items())))
         assert refused.value.code == errno.ESTALE and again.ended
+        with pytest.raises(strew.NotShareable, match="publish: tensor a: dtype .*complex64"):
+            trainer.publish(2, source=[("a", values["a"].to(torch.complex64))])
         for source in ([("a",)], [3]):
             with pytest.raises((ValueError, TypeError)):
                 trainer.publish(2, source=source)
@@ -285,7 +287,7 @@ def failing(values, at, failure):
         yield pair
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("out of luck"), KeyboardInterrupt(),
+@pytest.mark.parametrize("failure", [RuntimeError("out\nof luck"), KeyboardInterrupt(),
                                      SystemExit(3)])
 def test_a_source_that_fails(broker, failure):
     """It is raised as it is, at once; engines keep what they have, and the next version comes."""
