@@ -156,9 +156,8 @@ def groups(broker):
 class Setup:
     """An LLM that was started with the first checkpoint, and a trainer beside it."""
 
-    def __init__(self, folder, models, llm):
-        self.folder, self.models, self.llm = folder, models, llm
-        self.broker = Broker(folder)
+    def __init__(self, folder, models, llm, broker):
+        self.folder, self.models, self.llm, self.broker = folder, models, llm, broker
         self.client = strew.vllm.LLMClient(llm)
         self.policy = copy.deepcopy(models[0][1])
         self.trainer = None
@@ -184,12 +183,12 @@ def setup(tmp_path_factory, models):
         pytest.skip("needs vLLM's interface of weight transfer")
     folder = tmp_path_factory.mktemp("broker")
     os.environ["STREW_SOCKET"] = str(folder / "s")
-    with engine(models[0][0], enable_sleep_mode=False, **word()) as llm:
-        one = Setup(folder, models, llm)
+    with engine(models[0][0], **word()) as llm:
+        one = Setup(folder, models, llm, Broker(folder))
         yield one
         if one.trainer is not None:
             one.trainer.shutdown()
-    one.broker.stop()
+        one.broker.stop()
 
 
 @pytest.fixture(scope="module")
@@ -410,27 +409,25 @@ def test_an_update_that_fails(setup, fresh, monkeypatch):
 
 
 @with_interface
-def test_two_workers_that_have_not_repacked(tmp_path, models, monkeypatch):
+def test_two_workers_that_have_not_repacked(broker, tmp_path, models, monkeypatch):
     """TP 2, every parameter written raw into what vLLM computes with."""
-    monkeypatch.setenv("STREW_SOCKET", str(tmp_path / "s"))
+    monkeypatch.setenv("STREW_SOCKET", str(broker.socket))
     options = {"tensor_parallel_size": 2, "worker_extension_cls": "vllm_probe.Raw"}
     with engine(models[2][0], **options) as llm:
         want, hashes = generate(llm), llm.collective_rpc("probe_hash")
     with engine(models[0][0], **options, **word()) as llm:
-        one = Setup(tmp_path, models, llm)
+        one = Setup(tmp_path, models, llm, broker)
         one.send(1)
         assert one.send(2).committed
         assert generate(llm) == want and llm.collective_rpc("probe_hash") == hashes
         assert hashes[0] != hashes[1]
-        print(groups(one.broker))
+        print(groups(broker))
         one.trainer.shutdown()
-    one.broker.stop()
 
 
-def test_the_worker_extension(tmp_path, models, monkeypatch):
+def test_the_worker_extension(broker, models, monkeypatch):
     """For vLLMs without the interface; started with random weights, as trainers like to do."""
-    monkeypatch.setenv("STREW_SOCKET", str(tmp_path / "s"))
-    broker = Broker(tmp_path)
+    monkeypatch.setenv("STREW_SOCKET", str(broker.socket))
     policy = copy.deepcopy(models[0][1])
     with engine(models[0][0], load_format="dummy",
                 worker_extension_cls="vllm_probe.RawExtension") as llm:
@@ -454,7 +451,6 @@ def test_the_worker_extension(tmp_path, models, monkeypatch):
         llm.collective_rpc("strew_close")
     with engine(models[2][0], worker_extension_cls="vllm_probe.Raw") as llm:
         assert llm.collective_rpc("probe_hash") == got and generate(llm) == out
-    broker.stop()
 
 
 def tokenizer():
@@ -518,11 +514,10 @@ class HTTPServer:
 
 
 @pytest.mark.skipif(not HAVE.trainer, reason="this vLLM has no client for trainers")
-def test_a_server_over_http(tmp_path, models, monkeypatch):
+def test_a_server_over_http(broker, tmp_path, models, monkeypatch):
     """vLLM's own HTTP client, and its routes for what that has not."""
     from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient
-    monkeypatch.setenv("STREW_SOCKET", str(tmp_path / "s"))
-    broker = Broker(tmp_path)
+    monkeypatch.setenv("STREW_SOCKET", str(broker.socket))
     folders = []
     for which in (0, 2):
         folders.append(tmp_path / f"model{which}")
@@ -558,4 +553,3 @@ def test_a_server_over_http(tmp_path, models, monkeypatch):
         trainer.shutdown()
     finally:
         server.stop()
-        broker.stop()
