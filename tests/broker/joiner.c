@@ -72,6 +72,9 @@ void joiner_epoch(struct joiner *joiner)
 
 	joiner_expect(joiner, MSG_EPOCH, &message);
 	joiner->epoch = message.u.epoch;
+	joiner->nbrokers = message.u.epoch.nbrokers;
+	memcpy(joiner->brokers, message.u.epoch.brokers, joiner->nbrokers * sizeof(uint64_t));
+	joiner->epoch.brokers = joiner->brokers;
 	message_finish(&message);
 }
 

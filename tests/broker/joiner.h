@@ -10,7 +10,9 @@
 struct joiner {
 	struct raw raw;
 	struct msg_join join;
-	struct msg_epoch epoch;
+	struct msg_epoch epoch; /* its brokers are here: */
+	uint64_t brokers[LIMIT_BROKERS];
+	size_t nbrokers;
 	uint64_t *hashes; /* of the buckets, said with prepared; borrowed */
 	size_t nhashes;
 };

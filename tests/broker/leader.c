@@ -62,6 +62,7 @@ void leader_join(struct raw *link)
 
 void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks)
 {
+	uint64_t brokers[LIMIT_BROKERS];
 	struct message message;
 
 	message_init(&message, MSG_EPOCH, 0);
@@ -71,6 +72,12 @@ void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ran
 	message.u.epoch.carrier = CARRIER_TCP;
 	message.u.epoch.slot_bytes = LIMIT_SLOT_BYTES_MIN;
 	message.u.epoch.token[0] = (uint8_t)number;
+	for (uint32_t i = 0; i < ranks; i++) {
+		brokers[i] = i ? 5000 + i : LEADER_ID;
+	}
+	brokers[rank % ranks] = leader_joiner;
+	message.u.epoch.brokers = brokers;
+	message.u.epoch.nbrokers = ranks;
 	raw_send(link, &message);
 }
 
