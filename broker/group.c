@@ -690,11 +690,18 @@ static void step_update(
 	}
 }
 
+/* What a lead decides of an update is not meant for a group that settles by itself. */
+static bool of_lead(enum group_event_type type)
+{
+	return type == GE_SKIP || type == GE_ABORT || type == GE_DOUBT;
+}
+
 void group_step(
 	struct group *group, const struct group_event *event, struct group_actions *ret_actions)
 {
 	ret_actions->n = 0;
-	if (!(allowed[event->type] & (1u << group->phase))) {
+	if (!(allowed[event->type] & (1u << group->phase)) ||
+		(group->settling && of_lead(event->type))) {
 		return;
 	}
 	switch (event->type) {
