@@ -16,13 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A lead's, of a member: what it remembers of one model. */
-struct member_recall {
-	char model[LIMIT_MODEL_BYTES];
-	struct recall recall;
-	struct member_recall *next;
-};
-
 /* ---- what is remembered ---- */
 
 static void drop_publication(struct server *server, struct remembered *remembered)

@@ -209,6 +209,13 @@ struct node {
 	struct slot_types part_wanted, part_types; /* what the two above come to for it */
 };
 
+/* What a member remembers of one model. */
+struct member_recall {
+	char model[LIMIT_MODEL_BYTES];
+	struct recall recall;
+	struct member_recall *next;
+};
+
 enum member_state { MEMBER_CONNECTED, MEMBER_JOINED, MEMBER_IN_EPOCH };
 
 /* Another broker, seen by the lead. */
@@ -225,7 +232,7 @@ struct member {
 	int data_fd;	   /* TCP carrier: its data connection for the epoch being made */
 	uint64_t deadline; /* for join */
 	struct blob blob;  /* parts of what a trainer rank there declares */
-	struct member_recall *recalls; /* recall.c's; owned */
+	struct member_recall *recalls; /* owned */
 };
 
 enum epoch_state {

@@ -20,6 +20,20 @@ static uint32_t replicas_of(uint8_t set, uint32_t ret_replicas[GROUPS])
 	return n;
 }
 
+static void hears_settled(struct server *server, const struct w_recall *packed)
+{
+	struct msg_settled said = {.model = "m",
+		.update = packed->update,
+		.version = packed->version,
+		.how = packed->how};
+	struct recall recall;
+
+	recall_unpack(packed, &recall);
+	said.replicas = recall.replicas;
+	said.nreplicas = recall.nreplicas;
+	recall_settled(server, &said);
+}
+
 static void node_hears(const struct w_letter *letter)
 {
 	struct server *server = &live[1].server;
@@ -37,11 +51,27 @@ static void node_hears(const struct w_letter *letter)
 		.replicas = replicas,
 		.nreplicas = replicas_of(letter->groups, replicas),
 		.wire = letter->wire};
+	uint32_t sizes[GROUPS];
+	struct group_name own[GROUPS];
 
+	for (size_t i = 0; i < decision.nreplicas; i++) {
+		sizes[decision.nsizes++] = letter->sizes[replicas[i]];
+	}
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		if (letter->own & (1u << g)) {
+			own[decision.nown++] = (struct group_name){config.replica[g], g};
+		}
+	}
+	decision.sizes = sizes;
+	decision.own = own;
 	switch (letter->kind) {
 	case LETTER_JOINED:
 		now->joined = 1;
 		server->lead.joined = true;
+		recalls_tell(server);
+		break;
+	case LETTER_SETTLED:
+		hears_settled(server, &letter->recall);
 		break;
 	case LETTER_MANIFEST:
 		live[1].model.publication = &live[1].publication;
@@ -54,6 +84,7 @@ static void node_hears(const struct w_letter *letter)
 			now->node[1].jobs[i].gone |= now->node[1].jobs[i].kind == JOB_EPOCH;
 		}
 		server->epoch.state = EPOCH_MAKING;
+		server->epoch.brokers[0] = broker_of(0, letter->recall.lead);
 		job_add(1, JOB_EPOCH)->serial = letter->epoch;
 		break;
 	case LETTER_BEGIN:
@@ -104,6 +135,27 @@ static void lead_hears_answer(const struct w_letter *letter)
 		&answer);
 }
 
+static void lead_hears_recall(const struct w_recall *packed)
+{
+	struct msg_recall said = {.model = "m",
+		.update = packed->update,
+		.version = packed->version,
+		.how = packed->how};
+	struct recall recall;
+	struct error err;
+
+	recall_unpack(packed, &recall);
+	said.brokers = recall.brokers;
+	said.nbrokers = recall.nbrokers;
+	said.replicas = recall.replicas;
+	said.nreplicas = recall.nreplicas;
+	said.own = recall.own;
+	said.nown = recall.nown;
+	if (member_recall(&live[0].member, &said, &err)) {
+		say_violation("a lead refuses what a broker may recall");
+	}
+}
+
 static void lead_hears(const struct w_letter *letter)
 {
 	struct server *server = &live[0].server;
@@ -122,6 +174,9 @@ static void lead_hears(const struct w_letter *letter)
 		break;
 	case LETTER_EOF:
 		member_drop(server);
+		break;
+	case LETTER_RECALL:
+		lead_hears_recall(&letter->recall);
 		break;
 	default:
 		if (live[0].member.state == MEMBER_IN_EPOCH) {
@@ -161,8 +216,9 @@ static void epoch_make(void)
 	live[0].member.rank = 1;
 	epoch->ranks = 2;
 	epoch->state = EPOCH_MAKING;
-	post(now->to_node,
-		&(struct w_letter){.kind = LETTER_EPOCH, .epoch = (uint8_t)epoch->number});
+	post(now->to_node, &(struct w_letter){.kind = LETTER_EPOCH,
+				   .epoch = (uint8_t)epoch->number,
+				   .recall.lead = now->node[0].born});
 }
 
 /* As rank_gone() and seat_leave() at the lead. */
@@ -183,9 +239,10 @@ static void trainer_dies(void)
 	model->ranks = 0;
 }
 
-static void broker_dies(unsigned n)
+static void broker_dies(unsigned n, bool words_lost)
 {
 	struct w_node *node = &now->node[n];
+	uint8_t born;
 
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		for (unsigned m = 0; m < config.members[g] && config.node_of[g] == n; m++) {
@@ -196,7 +253,10 @@ static void broker_dies(unsigned n)
 			memset(&now->group[g], 0, sizeof(now->group[g]));
 		}
 	}
+	born = node->born + 1;
 	memset(node, 0, sizeof(*node));
+	node->born = born;
+	now->excused_before |= (uint8_t)(1u << n);
 	/* Nothing is on disk: of earlier decisions a new broker knows what its workers and its lead
 	 * say. */
 	node->excused = 1;
@@ -207,8 +267,12 @@ static void broker_dies(unsigned n)
 		return;
 	}
 	memset(&now->update, 0, sizeof(now->update));
+	memset(&now->member_recall, 0, sizeof(now->member_recall));
 	memset(now->to_lead, 0, sizeof(now->to_lead));
-	now->member_there = now->member_state = now->member_rank = 0;
+	now->member_there = now->member_state = now->member_rank = now->member_born = 0;
+	if (words_lost) {
+		memset(now->to_node, 0, sizeof(now->to_node));
+	}
 	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
 	now->trainer.seated = now->trainer.streaming = 0;
 	now->trainer.lent = now->trainer.publishing = now->trainer.version = 0;
@@ -240,6 +304,9 @@ static void node_connects(void)
 {
 	now->linked = 1;
 	live[0].server.members = &live[0].member;
+	member_recalls_free(&live[0].member);
+	now->member_born = now->node[1].born;
+	live[0].member.join.broker_id = broker_of(1, now->member_born);
 	live[0].member.state = MEMBER_CONNECTED;
 	live[0].member.rank = 0;
 	post(now->to_lead, &(struct w_letter){.kind = LETTER_JOIN});
@@ -289,7 +356,7 @@ void act_of_broker(struct act act)
 		live_load(now);
 		break;
 	case ACT_BROKER_DIES:
-		broker_dies(act.a);
+		broker_dies(act.a, act.b);
 		live_load(now);
 		break;
 	case ACT_PUBLISH:
@@ -302,6 +369,7 @@ void act_of_broker(struct act act)
 	case ACT_NODE_TIMER:
 	case ACT_NODE_LATE:
 		node_tick(&live[act.a].server, LATE);
+		settle_tick(&live[act.a].server, LATE);
 		break;
 	case ACT_TRAINER_DIES:
 		trainer_dies();
@@ -327,10 +395,71 @@ void note_decision(uint8_t committed_before, const struct w_update *before, uint
 		before->state != UPDATE_MOVING) {
 		return;
 	}
+	now->decided_before = now->decided;
+	now->version_before = now->decided_version;
+	now->excused_before = 0;
+	now->decided_serial = before->serial;
+	now->decided_lead = now->node[0].born;
 	now->decided = now->content_of[before->serial % 8];
 	now->decided_version = version;
 	for (unsigned n = 0; n < config.nodes; n++) {
+		now->excused_before |= now->node[n].excused ? (uint8_t)(1u << n) : 0;
 		now->node[n].excused =
 			!now->node[n].alive || live[n].server.node.serial != before->serial;
+	}
+}
+
+static bool knows_commit(const struct w_recall *recall, uint8_t serial)
+{
+	return recall->update == serial &&
+	       (recall->how == RECALL_COMMITTED || recall->how == RECALL_SEEN);
+}
+
+/* Has anybody who lives begun to carry it out, or is he about to hear of it? */
+static bool commit_lives(uint8_t serial)
+{
+	for (unsigned i = 0; i < LETTERS; i++) {
+		const struct w_letter *letter = &now->to_node[i];
+
+		if ((letter->kind == LETTER_COMMIT && letter->update == serial) ||
+			(letter->kind == LETTER_SETTLED &&
+				knows_commit(&letter->recall, serial))) {
+			return true;
+		}
+	}
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		for (unsigned m = 0; m < config.members[g]; m++) {
+			const struct w_worker *worker = &now->worker[g][m];
+			bool staged = config.apply[g] == STREW_APPLY_STAGED;
+
+			if (worker->stage != W_DEAD &&
+				((worker->heard_update == serial && worker->holds == HOLDS_ALL) ||
+					(staged && worker->written == serial) ||
+					(staged && worker->heard_update == serial &&
+						worker->holds == HOLDS_SOME))) {
+				return true;
+			}
+		}
+	}
+	return knows_commit(&now->node[0].recall, serial) ||
+	       knows_commit(&now->node[1].recall, serial) ||
+	       knows_commit(&now->member_recall, serial);
+}
+
+void forget_decision(void)
+{
+	bool lives = now->node[0].alive && now->node[0].born == now->decided_lead;
+
+	if (!now->decided_serial || lives || commit_lives(now->decided_serial)) {
+		return;
+	}
+	if (now->reported) {
+		return; /* the trainer was told: so it must be */
+	}
+	now->decided = now->decided_before;
+	now->decided_version = now->version_before;
+	now->decided_serial = 0;
+	for (unsigned n = 0; n < config.nodes; n++) {
+		now->node[n].excused = now->excused_before >> n & 1;
 	}
 }

@@ -63,6 +63,10 @@ static void load_client(struct live *at, const struct world *world, unsigned g, 
 	reg->apply = config.apply[g];
 	reg->state = worker->heard_state;
 	reg->version = worker->heard_version;
+	reg->update = worker->said_update;
+	reg->holds = worker->said_holds;
+	client->ours.words = at->words[g][m];
+	at->words[g][m][WORD_WRITTEN] = worker->written ? worker->written : WRITTEN_NONE;
 }
 
 static void load_team(struct live *at, const struct world *world, unsigned g)
@@ -84,6 +88,13 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 	group->update_version = from->update_version;
 	text_set(group->text, from->has_text);
 	group->npresent = from->npresent;
+	group->doubt.update = from->doubt;
+	group->doubt.prepared = from->doubt_prepared;
+	group->doubt.current = from->doubt_current;
+	group->settling = from->settling;
+	group->copied = from->copied;
+	team->key = g + 1;
+	team->settle_due = DEADLINE;
 	for (unsigned m = 0; m < config.members[g]; m++) {
 		struct group_member *member = &group->members[m];
 
@@ -92,6 +103,7 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 		member->ready = from->member[m].ready;
 		member->asking = from->member[m].asking;
 		member->stale = from->member[m].stale;
+		member->doubt = from->member[m].doubt;
 		member->version = from->member[m].version == UINT8_MAX ? GROUP_VERSION_MIXED
 								       : from->member[m].version;
 		if (from->placed & (1u << m)) {
@@ -190,6 +202,77 @@ static void load_update(struct live *at, const struct world *world)
 	at->server.active = from->active ? &at->model : NULL;
 }
 
+uint64_t broker_of(unsigned n, unsigned born)
+{
+	return 100 * (n + 1) + born;
+}
+
+static void unpack_set(uint8_t set, uint32_t replicas[LIMIT_REPORT_GROUPS], size_t *ret_n)
+{
+	*ret_n = 0;
+	for (unsigned i = 0; i < GROUPS; i++) {
+		if (set & (1u << i)) {
+			replicas[(*ret_n)++] = i;
+		}
+	}
+}
+
+void recall_unpack(const struct w_recall *packed, struct recall *ret_recall)
+{
+	memset(ret_recall, 0, sizeof(*ret_recall));
+	ret_recall->update = packed->update;
+	ret_recall->version = packed->version;
+	ret_recall->how = (enum recall_how)packed->how;
+	if (packed->lead) {
+		ret_recall->nbrokers = 2;
+		ret_recall->brokers[0] = broker_of(0, packed->lead - 1u);
+		ret_recall->brokers[1] = broker_of(1, packed->node - 1u);
+	}
+	unpack_set(packed->replicas, ret_recall->replicas, &ret_recall->nreplicas);
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		if (packed->own & (1u << g)) {
+			ret_recall->own[ret_recall->nown++] =
+				(struct group_name){config.replica[g], g};
+		}
+	}
+}
+
+struct w_recall recall_pack(const struct recall *recall)
+{
+	struct w_recall packed = {.update = (uint8_t)recall->update,
+		.version = (uint8_t)recall->version,
+		.how = (uint8_t)recall->how};
+
+	if (recall->nbrokers) {
+		packed.lead = (uint8_t)(recall->brokers[0] - broker_of(0, 0) + 1);
+		packed.node = (uint8_t)(recall->brokers[1] - broker_of(1, 0) + 1);
+	}
+	for (size_t i = 0; i < recall->nreplicas; i++) {
+		packed.replicas |= (uint8_t)(1u << recall->replicas[i]);
+	}
+	for (size_t i = 0; i < recall->nown; i++) {
+		packed.own |= (uint8_t)(1u << recall->own[i].part);
+	}
+	return packed;
+}
+
+static void load_recalls(struct live *at, const struct world *world, unsigned n)
+{
+	struct member *member = &at->member;
+
+	recall_unpack(&world->node[n].recall, &at->model.remembered.recall);
+	at->model.remembered.publication = world->node[n].has_recalled ? &at->publication : NULL;
+	member_recalls_free(member);
+	if (n == 0 && world->member_recall.update) {
+		member->recalls = calloc(1, sizeof(*member->recalls));
+		if (!member->recalls) {
+			abort();
+		}
+		strcpy(member->recalls->model, "m");
+		recall_unpack(&world->member_recall, &member->recalls->recall);
+	}
+}
+
 static void load_server(struct live *at, const struct world *world, unsigned n)
 {
 	struct server *server = &at->server;
@@ -206,8 +289,9 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 		free(server->node.crews[i].workers);
 		server->node.crews[i].workers = NULL;
 	}
-	at->broker_id = 7;
-	server->broker_id = n ? 8 : 7;
+	at->broker_id = broker_of(0, world->node[0].born);
+	server->broker_id = broker_of(n, from->born);
+	server->next_key = 100;
 	at->publication.nroots = 1;
 	at->publication.references = 100;
 	at->publication.brokers = &at->broker_id;
@@ -230,13 +314,16 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 	server->epoch.number = from->epoch_number;
 	server->epoch.ranks = from->epoch_ranks;
 	server->epoch.rank = n;
+	server->epoch.brokers[0] = broker_of(0, from->epoch_lead);
+	server->epoch.brokers[1] = broker_of(1, world->node[1].born);
 	server->next_serial = world->next_serial;
 	server->lead.joined = n && world->joined;
 	member->server = server;
 	member->state = (enum member_state)world->member_state;
 	member->rank = world->member_rank;
-	member->join.broker_id = 8;
+	member->join.broker_id = broker_of(1, world->member_born);
 	server->members = !n && world->member_there ? member : NULL;
+	load_recalls(at, world, n);
 }
 
 void live_load(const struct world *world)
@@ -279,6 +366,11 @@ static void save_team(struct world *world, unsigned g)
 	to->npresent = (uint8_t)group->npresent;
 	to->update = (uint8_t)group->update;
 	to->update_version = (uint8_t)group->update_version;
+	to->doubt = (uint8_t)group->doubt.update;
+	to->doubt_prepared = group->doubt.prepared;
+	to->doubt_current = group->doubt.current;
+	to->settling = group->settling;
+	to->copied = group->settling && group->copied;
 	for (unsigned m = 0; m < config.members[g]; m++) {
 		const struct group_member *member = &group->members[m];
 
@@ -287,6 +379,7 @@ static void save_team(struct world *world, unsigned g)
 		to->member[m].ready = member->ready;
 		to->member[m].asking = member->asking;
 		to->member[m].stale = member->stale;
+		to->member[m].doubt = (uint8_t)member->doubt;
 		to->member[m].version = (uint8_t)member->version;
 		to->placed |= team->clients[m] ? (uint8_t)(1u << m) : 0;
 	}
@@ -320,6 +413,9 @@ static void save_node(struct world *world, unsigned n)
 	to->epoch_state = (uint8_t)server->epoch.state;
 	to->epoch_number = (uint8_t)server->epoch.number;
 	to->epoch_ranks = (uint8_t)server->epoch.ranks;
+	to->epoch_lead = (uint8_t)(server->epoch.brokers[0] - broker_of(0, 0));
+	to->has_recalled = live[n].model.remembered.publication != NULL;
+	to->recall = recall_pack(&live[n].model.remembered.recall);
 	to->teams = to->going = to->absent = 0;
 	memset(to->absent_state, 0, sizeof(to->absent_state));
 	for (size_t i = 0; i < node->nteams; i++) {
@@ -375,15 +471,34 @@ static void save_update(struct world *world)
 	}
 }
 
+/* A team that has lost or won a member is not the one whose shadows are being copied. */
+static void orphan_jobs(struct world *world, unsigned g)
+{
+	const struct team *team = live_team(g);
+	struct w_job *jobs = world->node[config.node_of[g]].jobs;
+
+	for (unsigned i = 0; i < JOBS; i++) {
+		if (jobs[i].kind == JOB_SETTLE && jobs[i].errors == g &&
+			(!team || team->key != g + 1)) {
+			jobs[i].gone = 1;
+		}
+	}
+}
+
 void live_save(struct world *world)
 {
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		struct live *at = &live[config.node_of[g]];
 
 		save_team(world, g);
+		orphan_jobs(world, g);
 		for (unsigned m = 0; m < config.members[g]; m++) {
-			world->worker[g][m].session = (uint8_t)at->clients[g][m].session.state;
-			world->worker[g][m].watched = at->clients[g][m].watch.active;
+			struct w_worker *worker = &world->worker[g][m];
+			uint64_t written = at->words[g][m][WORD_WRITTEN];
+
+			worker->session = (uint8_t)at->clients[g][m].session.state;
+			worker->watched = at->clients[g][m].watch.active;
+			worker->written = written == WRITTEN_NONE ? 0 : (uint8_t)written;
 		}
 	}
 	for (unsigned n = 0; n < config.nodes; n++) {
@@ -393,8 +508,12 @@ void live_save(struct world *world)
 	world->member_state = (uint8_t)live[0].member.state;
 	world->member_rank = (uint8_t)live[0].member.rank;
 	world->member_there = live[0].server.members != NULL;
+	memset(&world->member_recall, 0, sizeof(world->member_recall));
+	if (world->member_there && live[0].member.recalls) {
+		world->member_recall = recall_pack(&live[0].member.recalls->recall);
+	}
 	if (!world->member_there) {
-		world->member_state = world->member_rank = 0;
+		world->member_state = world->member_rank = world->member_born = 0;
 	}
 	world->next_serial = (uint8_t)live[0].server.next_serial;
 }

@@ -6,9 +6,10 @@
  */
 #include "base/log.h"
 #include "tests/explore/world.h"
+#include <stdlib.h>
 #include <string.h>
 
-static void (*done_of[JOB_EPOCH + 1])(struct job *job);
+static void (*done_of[JOB_SETTLE + 1])(struct job *job);
 static void (*noted_of_move)(struct job *job, unsigned notes);
 
 void log_line(enum log_level level, const char *format, ...)
@@ -75,6 +76,38 @@ void clients_release_due(struct server *server)
 
 /* Between brokers. */
 
+void join_send(struct server *server, struct message *message)
+{
+	const struct msg_recall *said = &message->u.recall;
+	struct w_letter letter = {.kind = LETTER_RECALL};
+	struct recall recall = {.update = said->update,
+		.version = said->version,
+		.how = (enum recall_how)said->how,
+		.nbrokers = said->nbrokers,
+		.nreplicas = said->nreplicas,
+		.nown = said->nown};
+
+	(void)server;
+	memcpy(recall.brokers, said->brokers, said->nbrokers * sizeof(recall.brokers[0]));
+	memcpy(recall.replicas, said->replicas, said->nreplicas * sizeof(recall.replicas[0]));
+	memcpy(recall.own, said->own, said->nown * sizeof(recall.own[0]));
+	letter.recall = recall_pack(&recall);
+	post(now->to_lead, &letter);
+}
+
+static void send_settled(const struct msg_settled *said)
+{
+	struct w_letter letter = {.kind = LETTER_SETTLED};
+
+	letter.recall.update = (uint8_t)said->update;
+	letter.recall.version = (uint8_t)said->version;
+	letter.recall.how = (uint8_t)said->how;
+	for (size_t i = 0; i < said->nreplicas; i++) {
+		letter.recall.replicas |= (uint8_t)(1u << said->replicas[i]);
+	}
+	post(now->to_node, &letter);
+}
+
 static uint8_t group_at(uint32_t replica, uint32_t part)
 {
 	(void)replica;
@@ -109,6 +142,10 @@ void member_send(struct member *member, struct message *message)
 	struct w_letter letter = {0};
 
 	(void)member;
+	if (message->type == MSG_SETTLED) {
+		send_settled(&message->u.settled);
+		return;
+	}
 	if (message->type == MSG_BEGIN) {
 		letter.kind = LETTER_BEGIN;
 		letter.epoch = (uint8_t)message->u.begin.epoch;
@@ -123,6 +160,11 @@ void member_send(struct member *member, struct message *message)
 		letter.wire = (uint8_t)decision->wire;
 		for (size_t i = 0; i < decision->nreplicas; i++) {
 			letter.groups |= (uint8_t)(1u << decision->replicas[i]);
+			letter.sizes[decision->replicas[i]] =
+				(uint8_t)(decision->nsizes ? decision->sizes[i] : 0);
+		}
+		for (size_t i = 0; i < decision->nown; i++) {
+			letter.own |= (uint8_t)(1u << decision->own[i].part);
 		}
 	}
 	post(now->to_node, &letter);
@@ -185,6 +227,7 @@ static void trainer_hears(const struct message *message)
 		if (trainer->lent) {
 			say_violation("an update was reported whose memory was not released");
 		}
+		now->reported = message->u.report.outcome != STREW_OUTCOME_ABORTED;
 		trainer->publishing = trainer->version = trainer->streaming = 0;
 	}
 }
@@ -260,6 +303,11 @@ void job_commit_run(struct job *job)
 	(void)job;
 }
 
+void job_settle_run(struct job *job)
+{
+	(void)job;
+}
+
 static uint8_t workers_of(const struct node *node)
 {
 	uint8_t set = 0;
@@ -274,19 +322,72 @@ static uint8_t workers_of(const struct node *node)
 	return set;
 }
 
+/* Those who live: memory of a process that has died is nobody's. */
+static uint8_t members_of(unsigned g)
+{
+	uint8_t set = 0;
+
+	for (unsigned m = 0; m < config.members[g]; m++) {
+		set |= now->worker[g][m].stage != W_DEAD ? (uint8_t)(1u << (g * MEMBERS + m)) : 0;
+	}
+	return set;
+}
+
+/* The real job is forgotten, and made again when it ends. */
+static void submit_settle(struct job_settle *job)
+{
+	unsigned g = (unsigned)job->crew.key - 1;
+	struct server *server = job->data;
+	struct w_job *added = job_add(live_node(server), JOB_SETTLE);
+
+	if (g >= config.ngroups || !job->publication) {
+		say_violation("a group settles what is not known any more");
+		return;
+	}
+	done_of[JOB_SETTLE] = job->job.done;
+	added->workers = members_of(g);
+	added->errors = (uint8_t)g;
+	added->serial = (uint8_t)live_team(g)->group.update;
+	free(job->crew.workers);
+	free(job);
+}
+
+void job_settled_call(unsigned n, const struct w_job *ended)
+{
+	struct job_settle *job = calloc(1, sizeof(*job));
+
+	if (!job) {
+		abort();
+	}
+	job->data = &live[n].server;
+	job->job.rc = ended->failed ? -5 : 0;
+	job->job.err.text[0] = 'x';
+	job->touched = ended->progress != JOB_QUEUED;
+	job->crew.key = ended->gone ? 0 : ended->errors + 1u;
+	done_of[JOB_SETTLE](&job->job);
+}
+
 void mover_submit(struct mover *mover, struct job *job)
 {
 	enum job_kind kind = job->run == job_plan_run	? JOB_PLAN
 			     : job->run == job_move_run ? JOB_MOVE
 							: JOB_COMMIT;
-	struct server *server = kind == JOB_PLAN   ? ((struct job_plan *)job)->data
-				: kind == JOB_MOVE ? ((struct job_move *)job)->data
-						   : ((struct job_commit *)job)->data;
-	unsigned n = live_node(server);
-	struct w_node *node = &now->node[n];
-	struct w_job *added = job_add(n, kind);
+	struct w_job *added;
+	struct w_node *node;
+	struct server *server;
+	unsigned n;
 
 	(void)mover;
+	if (job->run == job_settle_run) {
+		submit_settle((struct job_settle *)job);
+		return;
+	}
+	server = kind == JOB_PLAN   ? ((struct job_plan *)job)->data
+		 : kind == JOB_MOVE ? ((struct job_move *)job)->data
+				    : ((struct job_commit *)job)->data;
+	n = live_node(server);
+	node = &now->node[n];
+	added = job_add(n, kind);
 	done_of[kind] = job->done;
 	added->serial = (uint8_t)server->node.serial;
 	if (kind == JOB_PLAN) {

@@ -107,6 +107,8 @@ static void hears_answer(unsigned g, unsigned m, const struct message *message)
 			worker->running =
 				config.gate[g] == STREW_GATE_LIVE || !in_doubt(worker->heard_state);
 			worker->pending = worker->said_ready = worker->denied = 0;
+			/* What comes next is a new agent. */
+			worker->heard_update = worker->holds = worker->pending_update = 0;
 		}
 	} else if (message->type == MSG_OK) {
 		check_grant(g, m);
@@ -137,11 +139,13 @@ void worker_hears(unsigned g, unsigned m, const struct message *message)
 		break;
 	case MSG_CHECK:
 		worker->pending = worker->stage == W_LIVE;
+		worker->pending_update = worker->pending ? (uint8_t)message->u.check.update : 0;
 		tell(worker, WORD_CHECKED, (uint8_t)message->u.check.update);
 		break;
 	case MSG_HOLD:
 		if (worker->stage == W_LIVE && config.gate[g] == STREW_GATE_HELD) {
 			worker->pending = 1;
+			worker->pending_update = (uint8_t)message->u.hold.update;
 			worker->hold = !worker->said_ready;
 		}
 		break;
@@ -149,6 +153,11 @@ void worker_hears(unsigned g, unsigned m, const struct message *message)
 		worker->pending = worker->hold = worker->denied = 0;
 		worker->heard_state = (uint8_t)message->u.done.state;
 		worker->heard_version = (uint8_t)message->u.done.version;
+		worker->heard_update = (uint8_t)message->u.done.update;
+		worker->pending_update = 0;
+		worker->holds = message->u.done.outcome == STREW_OUTCOME_COMMITTED ? HOLDS_ALL
+				: message->u.done.state == STREW_GROUP_DIRTY ? HOLDS_UNKNOWN
+									     : HOLDS_NOTHING;
 		break;
 	case MSG_OK:
 	case MSG_ERROR:
@@ -171,6 +180,28 @@ uint8_t worker_belief(unsigned g, const struct w_worker *worker)
 	return config.apply[g] == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
 }
 
+/* As worker_left() and worker_found(): that broker has ended, and its page is read. */
+static void worker_finds(unsigned g, struct w_worker *worker, uint8_t belief)
+{
+	bool closed = config.gate[g] == STREW_GATE_HELD && !worker->said_ready;
+	uint8_t heard = worker->heard_state;
+
+	if (!worker->pending) {
+		worker->heard_state = belief;
+		return;
+	}
+	worker->heard_update = worker->pending_update;
+	worker->holds = closed || worker->written != worker->pending_update ? HOLDS_NOTHING
+									    : HOLDS_SOME;
+	if (worker->partial && worker->holds == HOLDS_NOTHING && heard != STREW_GROUP_DIRTY) {
+		say_violation("the page of a broker that has ended says nothing of what it wrote");
+	}
+	worker->heard_state = worker->holds == HOLDS_SOME     ? belief
+			      : heard == STREW_GROUP_CURRENT  ? STREW_GROUP_IN_DOUBT
+			      : heard == STREW_GROUP_IN_DOUBT ? STREW_GROUP_STALE
+							      : heard;
+}
+
 /* Its broker is gone. The engine goes on by itself unless it has reason to doubt its memory. */
 void worker_loses_broker(unsigned g, unsigned m)
 {
@@ -187,8 +218,7 @@ void worker_loses_broker(unsigned g, unsigned m)
 			      "part for whole");
 	}
 	worker->stage = W_NEW;
-	worker->heard_state =
-		worker->pending && state == STREW_GROUP_CURRENT ? STREW_GROUP_STALE : state;
+	worker_finds(g, worker, state);
 	if (!in_doubt(state)) {
 		worker->running = 1;
 	}
@@ -226,7 +256,7 @@ void job_writes(const struct w_job *job, bool whole)
 				worker->stage == W_DEAD) {
 				continue;
 			}
-			if (job->kind == JOB_COMMIT) {
+			if (job->kind == JOB_COMMIT || job->kind == JOB_SETTLE) {
 				if (!worker->shadow_whole || worker->shadow != content) {
 					say_violation("a commit copies a shadow that is not whole");
 				}
@@ -250,6 +280,7 @@ void member_drop(struct server *server)
 	uint32_t rank = member->rank;
 
 	server->members = NULL;
+	member_recalls_free(member);
 	memset(now->to_lead, 0, sizeof(now->to_lead));
 	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
 	if (in_epoch) {

@@ -37,12 +37,27 @@ extern struct config config;
 struct w_group {
 	uint8_t exists, phase, state, version, update, update_version, has_text, npresent;
 	uint8_t taking_part, said, outcome, placed;
+	uint8_t doubt, doubt_prepared, doubt_current, settling, copied;
 	struct {
-		uint8_t present, checked, ready, asking, stale, version;
+		uint8_t present, checked, ready, asking, stale, version, doubt;
 	} member[MEMBERS];
 };
 
-enum job_kind { JOB_NONE, JOB_IMPORT, JOB_PLAN, JOB_MOVE, JOB_COMMIT, JOB_RELEASE, JOB_EPOCH };
+/* struct recall; brokers are told apart by how often each has started. */
+struct w_recall {
+	uint8_t update, version, how, replicas, own, lead, node;
+};
+
+enum job_kind {
+	JOB_NONE,
+	JOB_IMPORT,
+	JOB_PLAN,
+	JOB_MOVE,
+	JOB_COMMIT,
+	JOB_RELEASE,
+	JOB_EPOCH,
+	JOB_SETTLE
+};
 enum job_progress { JOB_QUEUED, JOB_BEGUN, JOB_READ };
 
 struct w_job {
@@ -52,7 +67,7 @@ struct w_job {
 	uint8_t wire;	  /* move */
 	uint8_t note_due; /* move: released is not told yet */
 	uint8_t serial;	  /* the update's, or the epoch's number */
-	uint8_t gone;	  /* import, epoch: nobody waits for it; move: it reads a dead trainer's */
+	uint8_t gone; /* import, epoch, settle: nobody waits for it; move: it reads a dead trainer's */
 };
 
 struct w_node {
@@ -65,6 +80,10 @@ struct w_node {
 	uint8_t epoch_state, epoch_number, epoch_ranks;
 	uint8_t crew_dead, crew_freed; /* workers of the update's crews that died, were unmapped */
 	uint8_t excused;	       /* was not there when the last decision was taken */
+	uint8_t born;		       /* how many brokers were here before */
+	uint8_t epoch_lead;	       /* `born` of that epoch's lead */
+	uint8_t has_recalled;	       /* the publication that may have to be committed */
+	struct w_recall recall;
 	struct w_job jobs[JOBS];
 };
 
@@ -95,6 +114,9 @@ struct w_worker {
 	uint8_t running;	      /* the engine uses its memory; false: it stands */
 	uint8_t said_ready, asked, denied, hold; /* between engine and broker */
 	uint8_t pending, heard_state, heard_version;
+	uint8_t pending_update, heard_update, holds; /* as the agent keeps them */
+	uint8_t said_update, said_holds;	     /* when it registered */
+	uint8_t written;			     /* on the page of its broker */
 	uint8_t session; /* enum session_state of the broker's client, 0: none */
 	uint8_t watched; /* the broker waits for its ready word */
 	struct {
@@ -122,6 +144,8 @@ enum letter_kind {
 	LETTER_ACCEPT,
 	LETTER_PREPARED,
 	LETTER_APPLIED,
+	LETTER_RECALL,
+	LETTER_SETTLED,
 	LETTER_EOF
 };
 
@@ -129,6 +153,8 @@ struct w_letter {
 	uint8_t kind, epoch, update, version, code, wire;
 	uint8_t groups; /* decisions: set of replicas; answers: set of groups */
 	uint8_t outcome[GROUPS], state[GROUPS];
+	uint8_t sizes[GROUPS], own; /* go: of each replica, and the set of the lead's groups */
+	struct w_recall recall;	    /* recall and settled; epoch: who is the lead */
 };
 
 struct world {
@@ -138,12 +164,16 @@ struct world {
 	struct w_worker worker[GROUPS][MEMBERS];
 	struct w_trainer trainer;
 	/* the connection: the lead's member, the joiner's link, and what is under way */
-	uint8_t member_state, member_rank, member_there, linked, joined;
+	uint8_t member_state, member_rank, member_there, member_born, linked, joined;
 	struct w_letter to_node[LETTERS], to_lead[LETTERS];
 	uint8_t next_serial;
 	uint8_t content_of[8];		  /* by the update's serial */
 	uint8_t sent_serial;		  /* the root has sent every bucket of that update */
 	uint8_t decided, decided_version; /* content of the last commit */
+	/* what it was before, and whose commit it was, while that can still turn out to be none */
+	uint8_t decided_before, version_before, excused_before, decided_serial, decided_lead;
+	uint8_t reported; /* the trainer was told of that commit */
+	struct w_recall member_recall; /* what the lead knows of node 1 */
 	uint8_t prepared;		  /* set of groups that said so in the last update */
 	uint8_t faults, updates;	  /* left */
 };
@@ -217,6 +247,7 @@ void world_say(const struct world *world, char *buf, size_t size);
 struct live {
 	struct server server;
 	struct client clients[GROUPS][MEMBERS], trainer;
+	uint64_t words[GROUPS][MEMBERS][WORD_WRITTEN + 1]; /* of its pages */
 	struct member member;
 	struct model model;
 	struct publication publication;
@@ -237,8 +268,12 @@ void say_violation(const char *text);
 void post(struct w_letter letters[LETTERS], const struct w_letter *letter);
 void tell(struct w_worker *worker, enum word_kind kind, uint8_t update);
 struct w_job *job_add(unsigned node, enum job_kind kind);
+uint64_t broker_of(unsigned node, unsigned born);
+struct w_recall recall_pack(const struct recall *recall);
+void recall_unpack(const struct w_recall *packed, struct recall *ret_recall);
 void job_note_call(unsigned node);
 void job_done_call(unsigned node, struct w_job *ended);
+void job_settled_call(unsigned node, const struct w_job *ended);
 void worker_hears(unsigned group, unsigned member, const struct message *message);
 void member_drop(struct server *server);
 
