@@ -415,6 +415,19 @@ static bool knows_commit(const struct w_recall *recall, uint8_t serial)
 	       (recall->how == RECALL_COMMITTED || recall->how == RECALL_SEEN);
 }
 
+/* In its memory, or as it has said to its broker. */
+static bool has_commit(unsigned g, const struct w_worker *worker, uint8_t serial)
+{
+	bool staged = config.apply[g] == STREW_APPLY_STAGED;
+	bool lives = worker->stage != W_DEAD;
+	bool held = worker->holds == HOLDS_ALL || (staged && worker->holds == HOLDS_SOME);
+	bool said = worker->said_holds == HOLDS_ALL || (staged && worker->said_holds == HOLDS_SOME);
+
+	return (lives && worker->heard_update == serial && held) ||
+	       (lives && staged && worker->written == serial) ||
+	       (worker->session && worker->said_update == serial && said);
+}
+
 /* Has anybody who lives begun to carry it out, or is he about to hear of it? */
 static bool commit_lives(uint8_t serial)
 {
@@ -429,14 +442,7 @@ static bool commit_lives(uint8_t serial)
 	}
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		for (unsigned m = 0; m < config.members[g]; m++) {
-			const struct w_worker *worker = &now->worker[g][m];
-			bool staged = config.apply[g] == STREW_APPLY_STAGED;
-
-			if (worker->stage != W_DEAD &&
-				((worker->heard_update == serial && worker->holds == HOLDS_ALL) ||
-					(staged && worker->written == serial) ||
-					(staged && worker->heard_update == serial &&
-						worker->holds == HOLDS_SOME))) {
+			if (has_commit(g, &now->worker[g][m], serial)) {
 				return true;
 			}
 		}

@@ -137,7 +137,8 @@ static int run_all(const struct wanted *wanted)
 static int prove(void)
 {
 	static const char *const names[] = {"late-unheard", "abort-clean", "prepared-commits",
-		"grant-early", "copy-clean", "join-clean", "loss-clean"};
+		"grant-early", "copy-clean", "join-clean", "loss-clean", "settle-aborts",
+		"settle-commits", "page-silent"};
 	struct wanted wanted = {.gates = 3,
 		.applies = 3,
 		.scopes = 1,
@@ -149,7 +150,9 @@ static int prove(void)
 
 	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
 		wanted.mutation = names[i];
-		wanted.topology = strcmp(names[i], "loss-clean") == 0 ? "pair" : "remote";
+		wanted.topology = strcmp(names[i], "loss-clean") == 0	   ? "pair"
+				  : strcmp(names[i], "settle-aborts") == 0 ? "replicas"
+									   : "remote";
 		printf("%s:\n", names[i]);
 		if (run_all(&wanted) == 0) {
 			printf("NOT FOUND\n");

@@ -1,4 +1,5 @@
-/* Faults put into the machine of a group on purpose: the explorer must find each. */
+/* Faults put into the machine of a group, and into what follows from what brokers recall, on
+ * purpose: the explorer must find each. */
 #include "tests/explore/world.h"
 #include <string.h>
 
@@ -10,6 +11,41 @@ void __wrap_group_step(
 static bool mutation(const char *name)
 {
 	return config.mutation && strcmp(config.mutation, name) == 0;
+}
+
+bool __real_recovery_judge(const struct recall *asked, const struct recovery_word *words,
+	size_t nwords, bool untouched, struct recall *ret_verdict);
+bool __wrap_recovery_judge(const struct recall *asked, const struct recovery_word *words,
+	size_t nwords, bool untouched, struct recall *ret_verdict);
+
+bool __wrap_recovery_judge(const struct recall *asked, const struct recovery_word *words,
+	size_t nwords, bool untouched, struct recall *ret_verdict)
+{
+	bool known = __real_recovery_judge(asked, words, nwords, untouched, ret_verdict);
+
+	/* What nobody knows is decided. */
+	if (!known && mutation("settle-aborts")) {
+		ret_verdict->how = RECALL_ABORTED;
+		return true;
+	}
+	/* All are prepared, so it is taken for committed. */
+	if (mutation("settle-commits") && (!known || ret_verdict->how == RECALL_ABORTED)) {
+		ret_verdict->how = RECALL_COMMITTED;
+		for (uint32_t i = 0; i < GROUPS; i++) {
+			recall_add(ret_verdict, i);
+		}
+		return true;
+	}
+	return known;
+}
+
+bool __real_group_writes(const struct group *group);
+bool __wrap_group_writes(const struct group *group);
+
+/* A broker writes, and its page does not say so. */
+bool __wrap_group_writes(const struct group *group)
+{
+	return !mutation("page-silent") && __real_group_writes(group);
 }
 
 void __wrap_group_step(
