@@ -60,9 +60,9 @@ void leader_join(struct raw *link)
 	raw_send(link, &message);
 }
 
-void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks)
+void leader_epoch_of(
+	struct raw *link, uint64_t number, uint32_t rank, uint64_t *brokers, uint32_t ranks)
 {
-	uint64_t brokers[LIMIT_BROKERS];
 	struct message message;
 
 	message_init(&message, MSG_EPOCH, 0);
@@ -72,13 +72,20 @@ void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ran
 	message.u.epoch.carrier = CARRIER_TCP;
 	message.u.epoch.slot_bytes = LIMIT_SLOT_BYTES_MIN;
 	message.u.epoch.token[0] = (uint8_t)number;
+	message.u.epoch.brokers = brokers;
+	message.u.epoch.nbrokers = ranks;
+	raw_send(link, &message);
+}
+
+void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks)
+{
+	uint64_t brokers[LIMIT_BROKERS];
+
 	for (uint32_t i = 0; i < ranks; i++) {
 		brokers[i] = i ? 5000 + i : LEADER_ID;
 	}
 	brokers[rank % ranks] = leader_joiner;
-	message.u.epoch.brokers = brokers;
-	message.u.epoch.nbrokers = ranks;
-	raw_send(link, &message);
+	leader_epoch_of(link, number, rank, brokers, ranks);
 }
 
 void leader_data(struct raw *data, uint64_t number)
@@ -183,6 +190,9 @@ uint32_t leader_groups(
 	assert_int_equal(message.u.groups.update, update);
 	code = message.u.groups.code;
 	if (message.u.groups.ngroups) {
+		if (message.u.groups.groups[0].outcome != outcome) {
+			print_error("%s\n", message.u.groups.groups[0].text);
+		}
 		assert_int_equal(message.u.groups.groups[0].outcome, outcome);
 	}
 	message_finish(&message);
@@ -234,5 +244,19 @@ void leader_start(struct broker *broker)
 void leader_finish(struct broker *broker)
 {
 	broker_finish(broker);
-	close(listener);
+	leader_leaves();
+}
+
+void leader_leaves(void)
+{
+	fd_close(&listener);
+}
+
+void leader_returns(void)
+{
+	struct error err;
+	uint16_t port;
+
+	assert_int_equal(
+		socket_listen_tcp(leader_address, false, &listener, &port, &err), 0);
 }

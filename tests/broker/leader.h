@@ -14,11 +14,16 @@ extern uint64_t leader_joiner; /* broker_id of the broker, from its last join */
 
 void leader_start(struct broker *broker); /* its first join is taken, and ended */
 void leader_finish(struct broker *broker);
+/* Nobody is at its address, which a real lead may take; and it is there again. */
+void leader_leaves(void);
+void leader_returns(void);
 
 /* The next connection that begins with that type; others were given up by the broker. */
 void leader_accept(struct raw *raw, enum message_type type, struct message *ret_message);
 void leader_join(struct raw *link); /* waits for the broker to join (again) */
 void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks);
+void leader_epoch_of(
+	struct raw *link, uint64_t number, uint32_t rank, uint64_t *brokers, uint32_t ranks);
 void leader_data(struct raw *data, uint64_t number);
 /* What the TCP carrier says first: epoch, sequence 0, length 0. */
 void leader_warm(struct raw *data, uint64_t number);
