@@ -251,8 +251,8 @@ void team_join(struct client *client)
 	team->key = ++client->server->next_key;
 	team_step(client->server, team, &event);
 	team_learn(client->server, team);
-	recall_worker(client);
 	say_registered(client);
+	recall_worker(client);
 	if (team->group.npresent == team->group.nmembers) {
 		log_info("model %s replica %u part %u stands: %u workers, %s gate, %s apply",
 			team->group.model, team->group.replica, team->group.part,

@@ -175,9 +175,9 @@ static void tell(struct server *server, const struct model *model)
 	message.u.recall.brokers = recall.brokers;
 	message.u.recall.nbrokers = recall.nbrokers;
 	message.u.recall.replicas = recall.replicas;
-	message.u.recall.nreplicas = recall.nreplicas;
+	message.u.recall.nreplicas = recall.how == RECALL_ABORTED ? 0 : recall.nreplicas;
 	message.u.recall.own = recall.own;
-	message.u.recall.nown = recall.nown;
+	message.u.recall.nown = recall.how == RECALL_PREPARED ? recall.nown : 0;
 	join_send(server, &message);
 }
 

@@ -4,6 +4,7 @@
 #include "ipc/socket.h"
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -221,6 +222,41 @@ uint64_t leader_manifest(struct raw *link, const struct manifest *manifest, uint
 	raw_send(link, &message);
 	blob_finish(&blob);
 	return hash;
+}
+
+uint64_t leader_rows(struct raw *link, const struct rows *rows)
+{
+	struct source *sources = NULL;
+	struct manifest manifest;
+	struct draft draft;
+	struct error err;
+	uint64_t hash;
+
+	draft_trainer(&draft, "m", 0, rows, 1);
+	assert_int_equal(blob_to_declaration(&draft.blob, 0, &manifest, &sources, &err), 0);
+	assert_int_equal(manifest_seal(&manifest, &err), 0);
+	hash = leader_manifest(link, &manifest, LEADER_ID);
+	free(sources);
+	manifest_finish(&manifest);
+	draft_finish(&draft);
+	return hash;
+}
+
+void leader_bucket(struct raw *data, uint64_t epoch, uint64_t sequence, const struct rows *rows,
+	uint64_t version)
+{
+	size_t bytes = rows->n * rows->cols * sizeof(uint32_t);
+	uint64_t header[3] = {epoch, sequence, bytes};
+	struct trainer trainer = {.nrows = 1};
+
+	trainer.rows[0] = *rows;
+	trainer.memory = malloc(bytes);
+	assert_non_null(trainer.memory);
+	trainer_write(&trainer, version);
+	assert_int_equal(
+		send(conn_fd(data->conn), header, sizeof(header), MSG_NOSIGNAL), sizeof(header));
+	assert_int_equal(send(conn_fd(data->conn), trainer.memory, bytes, MSG_NOSIGNAL), bytes);
+	free(trainer.memory);
 }
 
 void leader_start(struct broker *broker)

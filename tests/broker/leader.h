@@ -35,6 +35,11 @@ void leader_stands(struct raw *link, struct raw *data, uint64_t number);
 
 /* A sealed manifest of one rank, whose broker is `root`; its hash. */
 uint64_t leader_manifest(struct raw *link, const struct manifest *manifest, uint64_t root);
+/* The same of those rows, by a rank at the lead. */
+uint64_t leader_rows(struct raw *link, const struct rows *rows);
+/* These rows' values of that version, as the only bucket of an update. */
+void leader_bucket(struct raw *data, uint64_t epoch, uint64_t sequence, const struct rows *rows,
+	uint64_t version);
 /* Of that model, whose rank is at the broker of number `root`. */
 void leader_begin(struct raw *link, uint64_t epoch, uint64_t update, uint64_t hash, uint32_t root);
 void leader_decides(struct raw *link, enum message_type type, uint64_t epoch, uint64_t update);
