@@ -300,7 +300,7 @@ static struct member_recall *add_recall(struct member *member, const char *model
 	return recall;
 }
 
-/* A broker that has taken part is in the epoch, behind the lead; what workers tell has none. */
+/* A broker that has taken part is in the epoch, behind the lead; what workers tell may have none. */
 static bool is_sound(const struct member *member, const struct msg_recall *said)
 {
 	bool listed = false;
@@ -308,8 +308,8 @@ static bool is_sound(const struct member *member, const struct msg_recall *said)
 	for (size_t i = 1; i < said->nbrokers; i++) {
 		listed = listed || said->brokers[i] == member->join.broker_id;
 	}
-	return said->model[0] && said->update && listed == (said->how != RECALL_SEEN) &&
-	       (listed || !said->nbrokers);
+	return said->model[0] && said->update &&
+	       (listed || (said->how == RECALL_SEEN && !said->nbrokers));
 }
 
 static void copy_recall(const struct msg_recall *said, struct recall *ret_recall)

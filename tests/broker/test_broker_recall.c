@@ -91,10 +91,8 @@ static void recall_of(struct joiner *joiner, const struct old *old, const char *
 	said->update = old->update;
 	said->version = old->version;
 	said->how = how;
-	if (how != RECALL_SEEN) {
-		said->brokers = copy.brokers;
-		said->nbrokers = old->nbrokers;
-	}
+	said->brokers = copy.brokers;
+	said->nbrokers = old->nbrokers;
 	said->replicas = replicas;
 	said->nreplicas = nreplicas;
 	said->own = copy.own;
@@ -322,7 +320,7 @@ static void test_seen_elsewhere(void **state)
 {
 	uint32_t seen[] = {5, 6, 0};
 	struct joiner joiners[2];
-	struct old old;
+	struct old old, told;
 
 	(void)state;
 	joins(joiners, 2);
@@ -330,8 +328,18 @@ static void test_seen_elsewhere(void **state)
 	old.brokers[old.nbrokers++] = 4242;
 	recall(&joiners[0], &old, RECALL_PREPARED, 0);
 	hears_nothing(&joiners[0]);
-	recall_of(&joiners[1], &old, "m", RECALL_SEEN, seen, 2);
+	told = old;
+	told.nbrokers = 0;
+	recall_of(&joiners[1], &told, "m", RECALL_SEEN, seen, 2);
 	take_settled(&joiners[0], &old, RECALL_SEEN, seen, 3);
+	leave(joiners, 2);
+	/* That is what it recalls from then on, with its epoch; and it is good for others. */
+	joins(joiners, 2);
+	old.brokers[1] = joiners[0].join.broker_id;
+	old.brokers[2] = joiners[1].join.broker_id;
+	recall_of(&joiners[0], &old, "m", RECALL_SEEN, seen, 3);
+	recall(&joiners[1], &old, RECALL_PREPARED, 1);
+	take_settled(&joiners[1], &old, RECALL_SEEN, (uint32_t[]){5, 6, 0, 1}, 4);
 	leave(joiners, 2);
 }
 
@@ -411,7 +419,8 @@ static void test_against_the_protocol(void **state)
 		default:
 			break;
 		}
-		if (i == 6) { /* workers have been in no epoch */
+		if (i == 6) { /* workers were seen, and an epoch is named in which it was not */
+			old.brokers[1] = 4242;
 			struct message message;
 
 			message_init(&message, MSG_RECALL, 0);
