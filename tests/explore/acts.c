@@ -397,8 +397,7 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 		lead_ready(&live[0].server);
 	}
 	if (live[0].model.update.state == UPDATE_ACCEPTING) {
-		world->content_of[live[0].model.update.serial % 8] = world->round;
-		world->halves_of[live[0].model.update.serial % 8] = round_halves(world->round_kind);
+		note_begin((uint8_t)live[0].model.update.serial);
 	}
 	note_decision(committed, &before, (uint8_t)live[0].model.committed);
 	live_save(world);

@@ -5,6 +5,16 @@
 #include "tests/explore/world.h"
 #include <string.h>
 
+void note_begin(uint8_t serial)
+{
+	now->content_of[serial % 8] = now->round;
+	now->halves_of[serial % 8] = round_halves(now->round_kind);
+	/* What is there of a decision before this one stays. */
+	if (now->decided_serial != serial) {
+		now->decided_serial = 0;
+	}
+}
+
 static void keep_undo(void)
 {
 	now->undo = (struct w_decision){.version = now->decided_version};
@@ -86,9 +96,11 @@ void forget_decision(void)
 {
 	bool lives = now->node[0].alive && now->node[0].born == now->decided_lead;
 
-	/* What the trainer was told must be. */
-	if (!now->decided_serial || lives || now->reported || commit_lives(now->decided_serial)) {
+	if (!now->decided_serial || lives || commit_lives(now->decided_serial)) {
 		return;
+	}
+	if (now->reported == now->content_of[now->decided_serial % 8]) {
+		return; /* the trainer was told: so it must be */
 	}
 	memcpy(now->decided, now->undo.content, sizeof(now->decided));
 	memcpy(now->before, now->undo.before, sizeof(now->before));

@@ -100,7 +100,9 @@ void rank_hears(unsigned r, const struct message *message)
 		if (rank->asked) {
 			say_violation("an update was reported, and a put of it was not answered");
 		}
-		now->reported |= message->u.report.outcome != STREW_OUTCOME_ABORTED;
+		if (message->u.report.outcome != STREW_OUTCOME_ABORTED) {
+			now->reported = rank->publishing;
+		}
 		forget(rank);
 	}
 }
@@ -164,7 +166,6 @@ static void send_publish(unsigned r)
 static void start_round(unsigned r, uint8_t kind, bool wrong_base)
 {
 	now->round++;
-	now->reported = 0;
 	now->round_kind = kind;
 	now->round_version = now->decided_version + 1;
 	now->round_base = now->decided_version;

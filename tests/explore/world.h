@@ -241,10 +241,10 @@ struct world {
 	uint8_t sent_serial[NODES], sent_part[NODES]; /* roots: their last bucket is sent */
 	uint8_t decided[HALVES], decided_version;     /* contents by the last commit … */
 	uint8_t before[HALVES];			      /* … and by the one before it */
-	/* How it was before, and whose commit it was, while that can turn out to be none; the
-	 * trainer was told of it: then it cannot. */
+	/* How it was before, and whose commit it was, while that can still turn out to be none. */
 	struct w_decision undo;
-	uint8_t decided_serial, decided_lead, reported;
+	uint8_t decided_serial, decided_lead;
+	uint8_t reported;	 /* content of the last commit that the trainer was told of */
 	uint8_t prepared;	 /* set of groups that said so in the last update */
 	uint8_t faults, updates; /* left */
 };
@@ -402,6 +402,7 @@ void worker_reads_on(unsigned group, unsigned member);
 uint8_t worker_belief(unsigned group, const struct w_worker *worker);
 void worker_loses_broker(unsigned group, unsigned member);
 /* decide.c */
+void note_begin(uint8_t serial); /* of an update */
 /* If a commit was decided in this act: from now on its content is what groups should hold. */
 void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version);
 /* If its lead is gone and nobody has begun to carry it out, or will hear of it: then it was none.
