@@ -285,15 +285,20 @@ static void committed(struct group *group, struct group_actions *actions)
 	finish(group, actions, STREW_OUTCOME_COMMITTED);
 }
 
-/* Live memory changes only now: by our copy, by the members' own, or by both side by side. */
-static bool copies_at_commit(const struct group *group)
+static bool any_pulls(const struct group *group)
 {
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		if (group->members[i].pulls) {
 			return true;
 		}
 	}
-	return group->apply == STREW_APPLY_STAGED;
+	return false;
+}
+
+/* Live memory changes only now: by our copy, by the members' own, or by both side by side. */
+static bool copies_at_commit(const struct group *group)
+{
+	return group->apply == STREW_APPLY_STAGED || any_pulls(group);
 }
 
 static void on_commit(struct group *group, struct group_actions *actions)
@@ -487,10 +492,11 @@ static void on_gone(
 static void on_failed(
 	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
-	bool touched = event->touched &&
-		       (group->apply == STREW_APPLY_DIRECT || group->phase == PHASE_COMMITTING);
+	bool committing = group->phase == PHASE_COMMITTING;
+	bool touched = event->touched && (group->apply == STREW_APPLY_DIRECT || committing);
 
-	if (touched) {
+	/* Our copy may not have begun; members that pull were told to. */
+	if (touched || (committing && any_pulls(group))) {
 		make_dirty(group);
 	}
 	go_out(group, actions, event->text);

@@ -69,14 +69,22 @@ static bool has_commit(unsigned g, const struct w_worker *worker, uint8_t serial
 	       (worker->session && worker->said_update == serial && said);
 }
 
-/* Has anybody who lives begun to carry it out, or is he about to hear of it? */
+/* Has anybody who lives begun to carry it out, or heard of it, or is he about to? */
 static bool commit_lives(uint8_t serial)
 {
 	for (unsigned i = 0; i < LETTERS; i++) {
 		const struct w_letter *letter = &now->to_node[i];
 
+		if (knows_commit(&now->to_lead[i].recall, serial)) {
+			return true;
+		}
 		if ((letter->kind == LETTER_COMMIT && letter->update == serial) ||
 			(letter->kind == LETTER_SETTLED && knows_commit(&letter->recall, serial))) {
+			return true;
+		}
+	}
+	for (unsigned n = 0; n < config.nodes; n++) {
+		if (now->node[n].committed >= now->decided_version) {
 			return true;
 		}
 	}

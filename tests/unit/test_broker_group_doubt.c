@@ -379,6 +379,29 @@ static void test_failures(void **state)
 	}
 }
 
+/* The broker's own copy did not begin, but that of a member did. */
+static void test_failed_beside_pulls(void **state)
+{
+	(void)state;
+	for (int pulled = 0; pulled < 2; pulled++) {
+		group_init(&group, "m", 0, 0, 2, STREW_GATE_LIVE, STREW_APPLY_STAGED);
+		join(0, 2, false, 0);
+		step_event((struct group_event){
+			.type = GE_JOIN, .member = 1, .version = 2, .pulls = true});
+		prepare();
+		step(GE_DOUBT, 0);
+		settle(STREW_OUTCOME_COMMITTED);
+		step(GE_CHECKED, 0);
+		step(GE_CHECKED, 1);
+		if (pulled) {
+			step(GE_PULLED, 1);
+		}
+		step_event((struct group_event){.type = GE_FAILED});
+		told_done(STREW_OUTCOME_DIRTY);
+		assert_int_equal(group_state(&group), STREW_GROUP_DIRTY);
+	}
+}
+
 /* Workers that come back to another broker, and are sure that nothing of the update is in them. */
 static void test_joined_in_doubt(void **state)
 {
@@ -512,6 +535,7 @@ int main(void)
 		cmocka_unit_test(test_members_change),
 		cmocka_unit_test(test_another_update),
 		cmocka_unit_test(test_failures),
+		cmocka_unit_test(test_failed_beside_pulls),
 		cmocka_unit_test(test_joined_in_doubt),
 		cmocka_unit_test(test_random_walks),
 	};
