@@ -50,6 +50,8 @@ struct agent_session {
 	struct agent_request *requests[AGENT_REQUESTS];
 	agent_handler *handler;
 	void *data;
+	/* Of the connection before: WORD_WRITTEN when its broker had ended, else 0. */
+	uint64_t written;
 	struct error said; /* the broker's last error that answers no request */
 	struct error lost; /* code: the connection is over, and the sentence says why */
 	int event_fd;	   /* readable while the face has something for its user */

@@ -37,6 +37,8 @@ struct strew_agent {
 	enum strew_group_state state;
 	uint64_t version;
 	bool pending;	      /* an update is under way: check or hold was seen, done was not */
+	uint64_t update;      /* that one, else the last one whose done was seen */
+	uint32_t holds;	      /* not pending: enum memory_holds, of `update` */
 	bool ready;	      /* ready was said, and resume was not granted */
 	uint64_t ready_count; /* what the page's ready word gets to */
 	/* events */
@@ -56,6 +58,9 @@ enum strew_group_state worker_state(const struct strew_agent *agent, uint64_t *r
 /* The same for a registration that follows: STALE if others may have committed without it, and what
  * was passed on to this one if it has heard nothing itself. */
 void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version);
+/* The session is open again, and the broker before has ended: completes that in agent->reg by what its
+ * page says of the update that was under way. `before`: agent->reg before worker_left(). */
+void worker_found(struct strew_agent *agent, const struct msg_register *before);
 
 /* Sends everything and awaits the answer; called again after -ETIMEDOUT it only awaits. */
 int worker_register(struct strew_agent *agent, uint64_t deadline, struct error *err);

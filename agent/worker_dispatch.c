@@ -5,7 +5,8 @@
  * The story: CHECK (pending) → perhaps HOLD → the user says ready → DONE (not pending any more) →
  * the user's resume is granted. The library never sees the bytes arrive. So if the broker is
  * gone between CHECK and DONE, all it knows is whether the gate was open: with a held gate and
- * no ready, nothing can have been written; else the memory must be doubted.
+ * no ready, nothing can have been written; else the memory must be doubted. When that broker has ended,
+ * its page says for certain whether it had begun to write.
  */
 #include "agent/worker.h"
 #include "base/util.h"
@@ -113,6 +114,35 @@ void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t 
 	*ret_version = version;
 }
 
+/*
+ * Memory that is whole, and was CURRENT when the update began that nobody finished, is in doubt of
+ * that one alone.
+ */
+void worker_found(struct strew_agent *agent, const struct msg_register *before)
+{
+	bool told = agent->state && (agent->state != STREW_GROUP_FORMING || agent->version);
+	uint32_t heard = told ? (uint32_t)agent->state : before->state;
+	uint64_t written = agent->session.written;
+	struct msg_register *reg = &agent->reg;
+
+	reg->update = agent->update;
+	reg->holds = agent->holds;
+	if (!agent->pending) {
+		return;
+	}
+	reg->holds = !doubted(agent)		 ? HOLDS_NOTHING
+		     : !written			 ? HOLDS_UNKNOWN
+		     : written == agent->update ? HOLDS_SOME
+						: HOLDS_NOTHING;
+	if (reg->holds != HOLDS_NOTHING) {
+		return;
+	}
+	reg->version = told ? agent->version : before->version;
+	reg->state = heard == STREW_GROUP_CURRENT    ? STREW_GROUP_IN_DOUBT
+		     : heard == STREW_GROUP_IN_DOUBT ? STREW_GROUP_STALE
+						     : heard;
+}
+
 /* The broker may speak of an update before register() has looked at its answer. */
 static bool registered(const struct strew_agent *agent)
 {
@@ -142,6 +172,7 @@ static int on_check(struct strew_agent *agent, const struct msg_check *check, st
 	int rc;
 
 	agent->pending = registered(agent);
+	agent->update = agent->pending ? check->update : agent->update;
 	rc = export_verify(agent->set, &found);
 	return answer(agent, MSG_CHECKED, check->update, rc, &found, err);
 }
@@ -185,6 +216,7 @@ static void on_hold(struct strew_agent *agent, const struct msg_hold *hold)
 		return;
 	}
 	agent->pending = true;
+	agent->update = hold->update;
 	/* Already ready: the broker knows, and the engine stands. */
 	if (!is_ready(agent)) {
 		event.state = STREW_GROUP_PENDING;
@@ -204,6 +236,10 @@ static int on_done(struct strew_agent *agent, const struct msg_done *done, struc
 	agent->pending = false;
 	agent->state = (enum strew_group_state)done->state;
 	agent->version = done->version;
+	agent->update = done->update;
+	agent->holds = done->outcome == STREW_OUTCOME_COMMITTED ? HOLDS_ALL
+		       : done->state == STREW_GROUP_DIRTY	? HOLDS_UNKNOWN
+								: HOLDS_NOTHING;
 	page_store(&agent->session.page, WORD_STATE, done->state);
 	page_store(&agent->session.page, WORD_VERSION, done->version);
 	page_store(&agent->session.page, WORD_UPDATE, done->update);

@@ -110,6 +110,8 @@ static void begin_again(struct strew_agent *agent)
 {
 	agent->state = 0;
 	agent->version = 0;
+	agent->update = agent->reg.update;
+	agent->holds = agent->reg.holds;
 	agent->pending = agent->ready = agent->lost_told = false;
 	agent->nevents = 0;
 	agent_session_signal(&agent->session, false);
@@ -120,6 +122,7 @@ static void begin_again(struct strew_agent *agent)
 
 int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error *err)
 {
+	struct msg_register before = agent->reg;
 	uint64_t version;
 	enum strew_group_state state = worker_state(agent, &version);
 	int rc;
@@ -130,8 +133,10 @@ int worker_reconnect(struct strew_agent *agent, uint64_t deadline, struct error 
 	worker_left(agent, &agent->reg.state, &agent->reg.version);
 	rc = agent_session_reopen(&agent->session, deadline, err);
 	if (rc) {
+		agent->reg = before;
 		return rc;
 	}
+	worker_found(agent, &before);
 	begin_again(agent);
 	rc = worker_register(agent, deadline, err);
 	if (rc) {

@@ -49,6 +49,7 @@
 #define LIMIT_CALL_MS 30000	/* default of the agents' calls */
 #define LIMIT_UPDATE_MS 60000	/* default deadline of an update */
 #define LIMIT_PULL_MS 5000	/* least that workers have to copy out of their twins */
+#define LIMIT_SETTLE_MS 60000	/* for a commit that was learnt after its lead was lost */
 #define LIMIT_UPDATE_MAX_MS 3600000
 #define LIMIT_EPOCH_MS 30000	/* to join, and to warm a communicator */
 #define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */

@@ -277,6 +277,7 @@ static int welcome(struct client *client, struct message *hello, struct error *e
 	if (rc) {
 		return rc;
 	}
+	page_store(&client->ours, WORD_WRITTEN, WRITTEN_NONE);
 	message_init(&message, MSG_WELCOME, hello->serial);
 	message.u.welcome.protocol = PROTOCOL_VERSION;
 	message.u.welcome.broker_id = server->broker_id;

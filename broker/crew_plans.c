@@ -121,7 +121,7 @@ static int make_commit_one(struct plans *plans, const struct publication *public
 	return rc;
 }
 
-static int make_commit(struct plans *plans, const struct publication *publication,
+int crew_plan_make_commit(struct plans *plans, const struct publication *publication,
 	const struct crew *crew, struct plan_crew *plan, struct error *err)
 {
 	int rc = 0;
@@ -153,5 +153,5 @@ int crew_plan_make(struct plans *plans, const struct publication *publication,
 	if (rc == 0 && publication->elsewhere) {
 		rc = make_scatter(plans, publication, base, crew, plan, err);
 	}
-	return rc ? rc : make_commit(plans, publication, crew, plan, err);
+	return rc ? rc : crew_plan_make_commit(plans, publication, crew, plan, err);
 }

@@ -70,6 +70,7 @@ static void member_free(struct member *member)
 	conn_destroy(member->conn);
 	fd_close(&member->data_fd);
 	blob_finish(&member->blob);
+	member_recalls_free(member);
 	free(member);
 }
 
@@ -272,6 +273,8 @@ static void send_epoch(struct server *server)
 		message.u.epoch.ranks = epoch->ranks;
 		message.u.epoch.carrier = epoch->carrier;
 		message.u.epoch.slot_bytes = epoch->slot_bytes;
+		message.u.epoch.brokers = epoch->brokers;
+		message.u.epoch.nbrokers = epoch->ranks;
 		memcpy(message.u.epoch.unique_id, epoch->unique_id, UNIQUE_ID_BYTES);
 		memcpy(message.u.epoch.token, epoch->token, TOKEN_BYTES);
 		member_send(member, &message);
@@ -340,6 +343,7 @@ static void epoch_start(struct server *server)
 	epoch->number++;
 	epoch->ranks = 1;
 	epoch->rank = 0;
+	epoch->brokers[0] = server->broker_id;
 	epoch->slot_bytes = server->options.slot_bytes;
 	for (struct member *member = server->members; member; member = member->next) {
 		if (member->state == MEMBER_CONNECTED) {
@@ -351,6 +355,7 @@ static void epoch_start(struct server *server)
 		}
 		member->state = MEMBER_IN_EPOCH;
 		member->rank = epoch->ranks++;
+		epoch->brokers[member->rank] = member->join.broker_id;
 		member->ready = false;
 		fd_close(&member->data_fd);
 		epoch->slot_bytes = MIN(epoch->slot_bytes, member->join.slot_bytes);
@@ -541,6 +546,8 @@ static int member_message(struct member *member, const struct message *message, 
 		return member_subset(member, message, err);
 	case MSG_RANK_DONE:
 		return member_done(member, &message->u.rank_done, err);
+	case MSG_RECALL:
+		return member_recall(member, &message->u.recall, err);
 	case MSG_ALIVE:
 		return 0;
 	case MSG_BYE:

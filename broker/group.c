@@ -13,6 +13,10 @@
  * A member that dies makes the group LOST; it stands again when its place is
  * taken, as STALE unless all members hold the same version.
  *
+ * A group that was prepared when the lead went away is in doubt until it hears, perhaps from another
+ * lead, how the update ended. It then carries out a commit by itself (settling), in phases
+ * CHECKING, GATING and COMMITTING, in which nobody waits for its word; if it cannot, it is STALE.
+ *
  * A resume is answered at once unless the group's live memory is being written,
  * or will be: from HOLDING (direct) or GATING (staged) to the end.
  */
@@ -80,8 +84,21 @@ uint64_t group_member_version(const struct group *group, uint32_t member)
 	return of->present && of->version != GROUP_VERSION_MIXED ? of->version : group->version;
 }
 
+bool group_writes(const struct group *group)
+{
+	bool direct = group->apply == STREW_APPLY_DIRECT;
+
+	return group->phase == PHASE_COMMITTING ||
+	       (direct && group->phase >= PHASE_MOVING && group->phase <= PHASE_PREPARED);
+}
+
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES])
 {
+	if (group->settling) {
+		snprintf(text, LIMIT_TEXT_BYTES, "version %llu is being copied in",
+			(unsigned long long)group->update_version);
+		return false;
+	}
 	if (group->npresent < group->nmembers) {
 		snprintf(text, LIMIT_TEXT_BYTES, "%s: %u of %u members are registered",
 			group->state == STREW_GROUP_LOST ? "lost a worker" : "forming",
@@ -164,6 +181,7 @@ static void set_text(struct group *group, const char *text)
 static void finish(struct group *group, struct group_actions *actions, enum strew_outcome outcome)
 {
 	group->phase = PHASE_IDLE;
+	group->settling = false;
 	act_all(group, actions, GA_SEND_DONE, outcome);
 	answer_resumes(group, actions);
 }
@@ -179,12 +197,27 @@ static void make_dirty(struct group *group)
 	}
 }
 
+static enum strew_outcome outcome_out(const struct group *group)
+{
+	return group->state == STREW_GROUP_LOST	   ? STREW_OUTCOME_LOST
+	       : group->state == STREW_GROUP_DIRTY ? STREW_OUTCOME_DIRTY
+						   : STREW_OUTCOME_SAT_OUT;
+}
+
 /* Tells the lead that the group is out, with the message that the lead waits for. */
 static void go_out(struct group *group, struct group_actions *actions, const char *text)
 {
 	enum group_action_type answer = GA_PREPARED;
 
 	set_text(group, text);
+	if (group->settling) {
+		/* Others have committed, and this group has not got it. */
+		if (group->state == STREW_GROUP_IN_DOUBT) {
+			group->state = STREW_GROUP_STALE;
+		}
+		finish(group, actions, outcome_out(group));
+		return;
+	}
 	if (group->phase == PHASE_CHECKING || group->phase == PHASE_HOLDING) {
 		answer = GA_ACCEPT;
 	} else if (group->phase == PHASE_COMMITTING) {
@@ -192,20 +225,23 @@ static void go_out(struct group *group, struct group_actions *actions, const cha
 	}
 	/* In ACCEPTED nothing is owed yet: the lead hears of it with prepared. */
 	if (group->phase != PHASE_ACCEPTED) {
-		act(actions, answer, 0,
-			group->state == STREW_GROUP_LOST    ? STREW_OUTCOME_LOST
-			: group->state == STREW_GROUP_DIRTY ? STREW_OUTCOME_DIRTY
-							    : STREW_OUTCOME_SAT_OUT);
+		act(actions, answer, 0, outcome_out(group));
 	}
 	group->phase = PHASE_OUT;
 	answer_resumes(group, actions);
 }
+
+static void try_settle(struct group *group, struct group_actions *actions);
 
 static void try_accept(struct group *group, struct group_actions *actions)
 {
 	bool was_checking = group->phase == PHASE_CHECKING;
 
 	if (was_checking && !all_checked(group)) {
+		return;
+	}
+	if (group->settling) {
+		try_settle(group, actions);
 		return;
 	}
 	if (group->apply == STREW_APPLY_DIRECT && !gate_held(group)) {
@@ -221,6 +257,10 @@ static void try_accept(struct group *group, struct group_actions *actions)
 
 static void try_prepare(struct group *group, struct group_actions *actions)
 {
+	if (group->settling) {
+		try_settle(group, actions);
+		return;
+	}
 	if (group->apply == STREW_APPLY_STAGED && !gate_held(group)) {
 		if (group->phase == PHASE_MOVING) {
 			group->phase = PHASE_GATING;
@@ -245,15 +285,20 @@ static void committed(struct group *group, struct group_actions *actions)
 	finish(group, actions, STREW_OUTCOME_COMMITTED);
 }
 
-/* Live memory changes only now: by our copy, by the members' own, or by both side by side. */
-static bool copies_at_commit(const struct group *group)
+static bool any_pulls(const struct group *group)
 {
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		if (group->members[i].pulls) {
 			return true;
 		}
 	}
-	return group->apply == STREW_APPLY_STAGED;
+	return false;
+}
+
+/* Live memory changes only now: by our copy, by the members' own, or by both side by side. */
+static bool copies_at_commit(const struct group *group)
+{
+	return group->apply == STREW_APPLY_STAGED || any_pulls(group);
 }
 
 static void on_commit(struct group *group, struct group_actions *actions)
@@ -285,17 +330,99 @@ static void try_committed(struct group *group, struct group_actions *actions)
 	}
 }
 
-static void on_begin(
-	struct group *group, const struct group_event *event, struct group_actions *actions)
+static void ask_checks(struct group *group, struct group_actions *actions)
 {
 	group->phase = PHASE_CHECKING;
-	group->update = event->update;
-	group->update_version = event->version;
-	set_text(group, "");
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		group->members[i].checked = false;
 	}
 	act_all(group, actions, GA_SEND_CHECK, STREW_OUTCOME_NONE);
+}
+
+static void end_doubt(struct group *group)
+{
+	memset(&group->doubt, 0, sizeof(group->doubt));
+}
+
+static void on_begin(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
+{
+	group->update = event->update;
+	group->update_version = event->version;
+	/* What it was prepared for will be written over. */
+	end_doubt(group);
+	set_text(group, "");
+	ask_checks(group, actions);
+}
+
+/* The memory is as it was registered, or the gate is held: what is missing still? */
+static void try_settle(struct group *group, struct group_actions *actions)
+{
+	if (gate_held(group)) {
+		on_commit(group, actions);
+	} else if (group->phase == PHASE_CHECKING) {
+		group->phase = PHASE_GATING;
+		act_all(group, actions, GA_SEND_HOLD, STREW_OUTCOME_NONE);
+	}
+}
+
+static void make_current(struct group *group)
+{
+	group->state = STREW_GROUP_CURRENT;
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		group->members[i].stale = false;
+		group->members[i].doubt = 0;
+	}
+	set_text(group, "");
+}
+
+static void on_settled(
+	struct group *group, const struct group_event *event, struct group_actions *actions)
+{
+	struct group_doubt doubt = group->doubt;
+
+	if (!doubt.update || doubt.update != event->update) {
+		return;
+	}
+	end_doubt(group);
+	group->update = event->update;
+	group->update_version = event->version;
+	if (event->outcome == STREW_OUTCOME_COMMITTED && doubt.prepared) {
+		group->settling = true;
+		if (copies_at_commit(group)) {
+			ask_checks(group, actions);
+		} else {
+			committed(group, actions);
+		}
+	} else if (event->outcome == STREW_OUTCOME_ABORTED) {
+		if (doubt.current) {
+			make_current(group);
+			finish(group, actions, STREW_OUTCOME_ABORTED);
+		} else if (group->state == STREW_GROUP_DIRTY) {
+			set_text(group, "it was written by an update that was given up");
+		}
+	} else if (group->state == STREW_GROUP_IN_DOUBT) {
+		group->state = STREW_GROUP_STALE;
+		set_text(group, "a version was committed without it");
+		finish(group, actions, STREW_OUTCOME_SAT_OUT);
+	}
+}
+
+/* All hold the same, and have missed at most the same update, if that was committed. */
+static struct group_doubt joined_doubt(const struct group *group)
+{
+	struct group_doubt doubt = {.current = true};
+
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		const struct group_member *member = &group->members[i];
+
+		if (member->version != group->version || (member->stale && !member->doubt) ||
+			(member->stale && doubt.update && member->doubt != doubt.update)) {
+			return (struct group_doubt){0};
+		}
+		doubt.update = member->stale ? member->doubt : doubt.update;
+	}
+	return doubt.update ? doubt : (struct group_doubt){0};
 }
 
 static void on_join(
@@ -308,8 +435,10 @@ static void on_join(
 	member->present = true;
 	member->version = event->version;
 	member->stale = event->stale;
+	member->doubt = event->stale ? event->update : 0;
 	member->pulls = event->pulls;
 	group->npresent++;
+	end_doubt(group);
 	if (group->npresent < group->nmembers) {
 		return;
 	}
@@ -331,6 +460,7 @@ static void on_join(
 			set_text(group, "a version was committed without it");
 		}
 	}
+	group->doubt = joined_doubt(group);
 }
 
 /* A member is gone. What was written stays written, so its siblings may be in trouble. */
@@ -338,14 +468,13 @@ static void on_gone(
 	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	bool lost = event->type == GE_LOSE;
-	bool writing = (group->apply == STREW_APPLY_DIRECT && group->phase >= PHASE_MOVING &&
-			       group->phase <= PHASE_PREPARED) ||
-		       group->phase == PHASE_COMMITTING;
+	bool writing = group_writes(group);
 	bool in_update = group->phase != PHASE_IDLE && group->phase != PHASE_OUT;
 	char text[LIMIT_TEXT_BYTES];
 
 	memset(&group->members[event->member], 0, sizeof(group->members[0]));
 	group->npresent--;
+	end_doubt(group);
 	if (writing) {
 		/* The mover still runs; its end, or the lead's decision, is awaited in OUT. */
 		make_dirty(group);
@@ -363,10 +492,11 @@ static void on_gone(
 static void on_failed(
 	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
-	bool touched = event->touched &&
-		       (group->apply == STREW_APPLY_DIRECT || group->phase == PHASE_COMMITTING);
+	bool committing = group->phase == PHASE_COMMITTING;
+	bool touched = event->touched && (group->apply == STREW_APPLY_DIRECT || committing);
 
-	if (touched) {
+	/* Our copy may not have begun; members that pull were told to. */
+	if (touched || (committing && any_pulls(group))) {
 		make_dirty(group);
 	}
 	go_out(group, actions, event->text);
@@ -412,8 +542,11 @@ static void on_out_commit(struct group *group, struct group_actions *actions)
 
 static void on_doubt(struct group *group, struct group_actions *actions)
 {
-	if (group->phase == PHASE_OUT && group->state == STREW_GROUP_CURRENT) {
+	bool current = group->state == STREW_GROUP_CURRENT;
+
+	if (group->phase == PHASE_OUT && current) {
 		group->state = STREW_GROUP_STALE;
+		group->doubt = (struct group_doubt){.update = group->update, .current = true};
 	}
 	set_text(group, "the lead is gone and its decision is not known");
 	if (group->phase != PHASE_PREPARED) {
@@ -422,9 +555,12 @@ static void on_doubt(struct group *group, struct group_actions *actions)
 		on_abort(group, &abort, actions);
 		return;
 	}
+	group->doubt = (struct group_doubt){.update = group->update,
+		.prepared = true,
+		.current = current && group->apply == STREW_APPLY_STAGED};
 	if (group->apply == STREW_APPLY_DIRECT) {
 		make_dirty(group);
-	} else {
+	} else if (current) {
 		group->state = STREW_GROUP_IN_DOUBT;
 	}
 	finish(group, actions,
@@ -433,6 +569,7 @@ static void on_doubt(struct group *group, struct group_actions *actions)
 
 static void on_missed(struct group *group, const struct group_event *event)
 {
+	group->doubt.current = group->doubt.current && group->version >= event->version;
 	if ((group->state == STREW_GROUP_CURRENT || group->state == STREW_GROUP_IN_DOUBT) &&
 		group->version < event->version) {
 		group->state = STREW_GROUP_STALE;
@@ -464,6 +601,7 @@ static const unsigned allowed[GE_COUNT] = {
 	[GE_ABORT] = IN_UPDATE | P(OUT),
 	[GE_DOUBT] = IN_UPDATE | P(OUT),
 	[GE_MISSED] = P(IDLE),
+	[GE_SETTLED] = P(IDLE),
 };
 
 static void step_member(
@@ -557,16 +695,26 @@ static void step_update(
 	case GE_MISSED:
 		on_missed(group, event);
 		break;
+	case GE_SETTLED:
+		on_settled(group, event, actions);
+		break;
 	default:
 		break;
 	}
+}
+
+/* What a lead decides of an update is not meant for a group that settles by itself. */
+static bool of_lead(enum group_event_type type)
+{
+	return type == GE_SKIP || type == GE_ABORT || type == GE_DOUBT;
 }
 
 void group_step(
 	struct group *group, const struct group_event *event, struct group_actions *ret_actions)
 {
 	ret_actions->n = 0;
-	if (!(allowed[event->type] & (1u << group->phase))) {
+	if (!(allowed[event->type] & (1u << group->phase)) ||
+		(group->settling && of_lead(event->type))) {
 		return;
 	}
 	switch (event->type) {

@@ -28,7 +28,8 @@ enum group_phase {
 };
 
 enum group_event_type {
-	GE_JOIN,    /* member registered; version: what its memory holds; stale: not the last one */
+	GE_JOIN,    /* member registered; version: what its memory holds; stale: not the last one;
+		       update: if only for that one, of which it has nothing and no decision is known */
 	GE_LEAVE,   /* member withdrew */
 	GE_LOSE,    /* member died or broke the protocol */
 	GE_READY,   /* member holds the gate (its stream was seen done) */
@@ -47,6 +48,7 @@ enum group_event_type {
 	GE_ABORT,  /* text, touched: given up by the lead before its commit */
 	GE_DOUBT,  /* the lead is gone after prepared; gate lets go of staged groups */
 	GE_MISSED, /* version was committed; a group that holds less has missed it */
+	GE_SETTLED, /* outcome: how the update that it is in doubt about, to version, has ended */
 	GE_COUNT,
 };
 
@@ -57,6 +59,7 @@ struct group_event {
 	bool touched; /* live memory may have been written */
 	bool stale;   /* others may have committed a later version */
 	bool pulls;   /* join: the member has twins, and copies out of them itself */
+	enum strew_outcome outcome; /* settled: COMMITTED, ABORTED, or SAT_OUT: others committed */
 	const char *text;
 };
 
@@ -98,6 +101,14 @@ struct group_member {
 	bool pulls;  /* it has twins … */
 	bool pulled; /* … and has copied out of them in this commit */
 	uint64_t version;
+	uint64_t doubt; /* stale, but only if that update was committed; 0: not so */
+};
+
+/* The last update, if its lead was gone before its decision was heard. */
+struct group_doubt {
+	uint64_t update; /* 0: there is no doubt */
+	bool prepared;	 /* a commit would be this group's too: all of its bytes are here */
+	bool current;	 /* an abort makes the group CURRENT at the version that it holds */
 };
 
 struct group {
@@ -110,6 +121,8 @@ struct group {
 	uint64_t version; /* committed */
 	uint64_t update, update_version;
 	bool copied;		     /* in this commit: shadow → live, where there is a shadow */
+	struct group_doubt doubt;
+	bool settling; /* it carries out a commit of which it was in doubt, apart from any update */
 	char text[LIMIT_TEXT_BYTES]; /* why it is out, or DIRTY */
 	struct group_member members[LIMIT_MEMBERS];
 	uint32_t npresent;
@@ -121,6 +134,9 @@ void group_init(struct group *group, const char *model, uint32_t replica, uint32
 /* One event; events that mean nothing in the phase are ignored (the table in group.c). */
 void group_step(
 	struct group *group, const struct group_event *event, struct group_actions *ret_actions);
+
+/* Live memory is, or may have been, written in what is under way. */
+bool group_writes(const struct group *group);
 
 /* PENDING while an update is under way whose end can change its state, else its state. */
 enum strew_group_state group_state(const struct group *group);

@@ -166,24 +166,49 @@ void teams_missed(struct server *server, const char *name)
 	}
 }
 
+/* Has memory of that version missed what this broker knows of, or what is under way without it? */
+static bool has_missed(struct server *server, const char *name, uint64_t version)
+{
+	const struct node *node = &server->node;
+	struct model *model = model_find(server, name, false);
+
+	if (node->stage != NODE_IDLE && node->publication &&
+		strcmp(node->publication->model, name) == 0) {
+		return true;
+	}
+	if (!model) {
+		return version < teams_version(server, name);
+	}
+	if (model->decided) {
+		return version != model->committed || version < model->doubted;
+	}
+	return version < MAX(model->committed, model->doubted);
+}
+
 /*
  * What a worker says that its memory holds. Only a version that it took for CURRENT is believed
- * to be whole and the last one; what it doubts may be written in part. Who has nothing to say has
- * missed all that was committed.
+ * to be whole and the last one; what it doubts may be written in part, unless it is sure that
+ * nothing was. Who has nothing to say has missed all that was committed.
  */
 static void read_held(struct client *client, struct group_event *event)
 {
 	const struct msg_register *reg = &client->session.reg;
-	const struct node *node = &client->server->node;
-	struct model *model = model_find(client->server, reg->model, false);
 
 	switch (reg->state) {
 	case STREW_GROUP_CURRENT:
 		/* The greatest one is GROUP_VERSION_MIXED, and cannot be published. */
 		event->version = reg->version;
 		break;
-	case STREW_GROUP_PENDING:
 	case STREW_GROUP_IN_DOUBT:
+		if (reg->holds == HOLDS_NOTHING) {
+			event->version = reg->version;
+			event->stale = true;
+			event->update = reg->update;
+			break;
+		}
+		event->version = GROUP_VERSION_MIXED;
+		return;
+	case STREW_GROUP_PENDING:
 	case STREW_GROUP_DIRTY:
 		event->version = GROUP_VERSION_MIXED;
 		return;
@@ -191,26 +216,15 @@ static void read_held(struct client *client, struct group_event *event)
 		event->stale = reg->version || reg->state == STREW_GROUP_STALE;
 		break;
 	}
-	if (!model) {
-		event->stale =
-			event->stale || event->version < teams_version(client->server, reg->model);
-	} else if (model->decided) {
-		event->stale = event->stale || event->version != model->committed ||
-			       event->version < model->doubted;
-	} else {
-		event->stale =
-			event->stale || event->version < MAX(model->committed, model->doubted);
-	}
-	/* The update under way began without it. */
-	if (node->stage != NODE_IDLE && node->publication &&
-		strcmp(node->publication->model, reg->model) == 0) {
+	if (has_missed(client->server, reg->model, event->version)) {
 		event->stale = true;
+		event->update = 0;
 	}
 }
 
 /* All its members hold a version that this broker knows nothing of: one before it has committed it.
  */
-static void learn_version(struct server *server, const struct team *team)
+void team_learn(struct server *server, const struct team *team)
 {
 	struct model *model = model_find(server, team->group.model, false);
 
@@ -236,8 +250,9 @@ void team_join(struct client *client)
 	}
 	team->key = ++client->server->next_key;
 	team_step(client->server, team, &event);
-	learn_version(client->server, team);
+	team_learn(client->server, team);
 	say_registered(client);
+	recall_worker(client);
 	if (team->group.npresent == team->group.nmembers) {
 		log_info("model %s replica %u part %u stands: %u workers, %s gate, %s apply",
 			team->group.model, team->group.replica, team->group.part,
@@ -284,19 +299,14 @@ static void send_hold(struct team *team, struct client *client)
 	client_send(client, &message);
 }
 
-/* Which tensors of the worker's layout the update does not bring; free it. NULL: it brings all. */
-static uint8_t *find_missing(
-	const struct node *node, const struct layout *layout, size_t *ret_nbytes)
+/* Which tensors of the worker's layout the update does not bring; free it. NULL: without memory. */
+static uint8_t *find_missing(const struct publication *publication, const struct layout *layout,
+	size_t *ret_nbytes)
 {
-	uint8_t *missing = NULL;
+	uint8_t *missing = calloc(layout->ntensors / 8 + 1, 1);
 
-	*ret_nbytes = 0;
-	if (!node_partial(node)) {
-		return NULL;
-	}
-	missing = calloc(layout->ntensors / 8 + 1, 1);
 	for (size_t i = 0; missing && i < layout->ntensors; i++) {
-		if (manifest_find(&node->publication->manifest, layout->tensors[i].name) < 0) {
+		if (manifest_find(&publication->manifest, layout->tensors[i].name) < 0) {
 			bits_set(missing, i);
 		}
 	}
@@ -306,16 +316,26 @@ static uint8_t *find_missing(
 
 static void send_apply(struct server *server, struct team *team, struct client *client)
 {
+	const struct publication *publication = server->node.publication;
+	bool partial = node_partial(&server->node);
+	uint8_t *missing = NULL;
 	struct message message;
-	uint8_t *missing;
 
+	if (team->group.settling) {
+		const struct model *model = model_find(server, team->group.model, false);
+
+		publication = model ? model->remembered.publication : NULL;
+		partial = !publication || model->remembered.partial;
+	}
 	message_init(&message, MSG_APPLY, 0);
 	message.u.apply.update = team->group.update;
 	message.u.apply.version = team->group.update_version;
-	missing = find_missing(
-		&server->node, &client->session.worker->layout, &message.u.apply.nmissing);
+	if (partial && publication) {
+		missing = find_missing(publication, &client->session.worker->layout,
+			&message.u.apply.nmissing);
+	}
 	message.u.apply.missing = missing;
-	if (missing || !node_partial(&server->node)) {
+	if (missing || !partial) {
 		client_send(client, &message);
 	}
 	/* Without memory nothing is sent, and the deadline says so: the group is DIRTY then. */
@@ -371,7 +391,11 @@ static void carry_out(struct server *server, struct team *team, const struct gro
 		node_said(server, team, action->type, action->outcome);
 		break;
 	case GA_COPY:
-		node_copy(server, team);
+		if (team->group.settling) {
+			settle_copy(server, team);
+		} else {
+			node_copy(server, team);
+		}
 		break;
 	}
 }
@@ -382,9 +406,13 @@ static void update_pages(struct team *team)
 	for (uint32_t i = 0; i < team->group.nmembers; i++) {
 		struct client *client = team->clients[i];
 
-		if (client && team->group.members[i].present && client->ours.words) {
-			page_tell_group(&client->ours, group_state(&team->group),
-				group_member_version(&team->group, i));
+		if (!client || !team->group.members[i].present || !client->ours.words) {
+			continue;
+		}
+		page_tell_group(&client->ours, group_state(&team->group),
+			group_member_version(&team->group, i));
+		if (group_writes(&team->group)) {
+			page_store(&client->ours, WORD_WRITTEN, team->group.update);
 		}
 	}
 }

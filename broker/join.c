@@ -159,6 +159,7 @@ void join_epoch_made(struct server *server, struct job_epoch *job)
 	epoch->ranks = job->carrier.ranks;
 	epoch->carrier = job->carrier.kind;
 	epoch->slot_bytes = link->pending.slot_bytes;
+	memcpy(epoch->brokers, link->pending_brokers, sizeof(epoch->brokers));
 	epoch->state = EPOCH_READY;
 	log_info("epoch %llu: rank %u of %u, communicator made in %.1f ms",
 		(unsigned long long)epoch->number, epoch->rank, epoch->ranks,
@@ -217,6 +218,18 @@ static void on_data(void *data, uint32_t events)
 	submit_pending(server);
 }
 
+static int check_brokers(
+	const struct server *server, const struct msg_epoch *said, struct error *err)
+{
+	if (said->nbrokers != said->ranks || !said->rank || said->rank >= said->ranks ||
+		said->brokers[said->rank] != server->broker_id) {
+		return error_set(err, -EPROTO, "epoch %llu does not name this broker as number %u "
+			"of %u",
+			(unsigned long long)said->epoch, said->rank, said->ranks);
+	}
+	return 0;
+}
+
 static void take_epoch(struct server *server, const struct msg_epoch *said)
 {
 	struct lead_link *link = &server->lead;
@@ -226,6 +239,8 @@ static void take_epoch(struct server *server, const struct msg_epoch *said)
 
 	forget_pending(link);
 	link->pending = *said;
+	link->pending.brokers = NULL;
+	memcpy(link->pending_brokers, said->brokers, said->nbrokers * sizeof(*said->brokers));
 	link->pending_due = true;
 	server->epoch.state = EPOCH_MAKING;
 	if (server->epoch.job_running) {
@@ -394,6 +409,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
 		log_info("joined the lead at %s", server->options.join);
 		server_ready(server);
+		recalls_tell(server);
 		ranks_joined(server);
 		return 0;
 	case MSG_PART:
@@ -403,7 +419,13 @@ static int lead_message(struct server *server, struct message *message, struct e
 	case MSG_CHOSEN:
 		return subset_chosen(server, &message->u.chosen, err);
 	case MSG_EPOCH:
-		take_epoch(server, &message->u.epoch);
+		rc = check_brokers(server, &message->u.epoch, err);
+		if (rc == 0) {
+			take_epoch(server, &message->u.epoch);
+		}
+		return rc;
+	case MSG_SETTLED:
+		recall_settled(server, &message->u.settled);
 		return 0;
 	case MSG_BEGIN:
 		if (message->u.begin.epoch == server->epoch.number &&

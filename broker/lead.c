@@ -172,9 +172,37 @@ static bool moves_now(const struct update *update)
 	return !(update->flags & PUBLISH_PARTS) || update->part;
 }
 
+/* What a broker must remember in case that this lead is lost: arrays of the message. */
+struct go_lists {
+	uint32_t sizes[LIMIT_REPORT_GROUPS];
+	struct group_name own[LIMIT_GROUPS];
+};
+
+static void fill_lists(
+	const struct update *update, struct go_lists *lists, struct msg_decision *go)
+{
+	memset(lists->sizes, 0, sizeof(lists->sizes));
+	go->sizes = lists->sizes;
+	go->nsizes = update->nreplicas;
+	go->own = lists->own;
+	for (size_t i = 0; i < update->ngroups; i++) {
+		const struct group_outcome *group = &update->groups[i];
+
+		for (size_t k = 0; k < update->nreplicas; k++) {
+			lists->sizes[k] += update->replicas[k] == group->replica;
+		}
+		if (group->node == 0 && group->outcome == STREW_OUTCOME_NONE &&
+			go->nown < LIMIT_GROUPS) {
+			lists->own[go->nown++] =
+				(struct group_name){group->replica, group->part};
+		}
+	}
+}
+
 static void send_decision(struct server *server, struct model *model, enum message_type type)
 {
 	struct update *update = &model->update;
+	struct go_lists lists;
 	struct message message;
 
 	message_init(&message, type, 0);
@@ -197,6 +225,7 @@ static void send_decision(struct server *server, struct model *model, enum messa
 		message.u.decision.slot_types = update->slot_types.runs;
 		message.u.decision.nslot_types = update->slot_types.n;
 		message.u.decision.part = update->part;
+		fill_lists(update, &lists, &message.u.decision);
 		message.u.decision.hash = message.u.decision.wire && moves_now(update) &&
 					  (update->hash || (update->flags & STREW_PUBLISH_HASH));
 		server->wire_used = server->wire_used || message.u.decision.wire;
@@ -230,6 +259,7 @@ static void do_report(struct server *server, struct model *model)
 		server->wire_used = false;
 		/* Else every later update would wait for them too. */
 		members_drop_lost(server, model->update.lost);
+		recalls_settle(server);
 	}
 	model_try_seal(server, model);
 }

@@ -64,6 +64,7 @@ static void model_remove(struct server *server, struct model *model)
 	}
 	*link = model->next;
 	model_drop_publication(server, model);
+	recall_forget(server, model);
 	blob_finish(&model->blob);
 	sums_free(model->sums);
 	for (uint32_t i = 0; i < LIMIT_RANKS; i++) {

@@ -586,3 +586,29 @@ void job_commit_run(struct job *job)
 	}
 	free(run.crews);
 }
+
+void job_settle_run(struct job *job)
+{
+	struct job_settle *work = (struct job_settle *)job;
+	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline};
+	struct plan_crew *plan = calloc(1, sizeof(*plan));
+
+	if (!plan) {
+		job->rc = error_set(&job->err, -ENOMEM, "out of memory");
+	} else if (!work->publication) {
+		job->rc = error_set(&job->err, -ESTALE, "what was prepared is not known any more");
+	} else {
+		job->rc = crew_plan_make_commit(
+			run.moves->plans, work->publication, &work->crew, plan, &job->err);
+	}
+	if (job->rc == 0) {
+		run.crews = &plan;
+		run.ncrews = 1;
+		work->touched = true;
+		job->rc = commit_all(&run, &job->err);
+		if (job->rc) {
+			job->hung = !is_quiet(&run, &job->err);
+		}
+	}
+	crew_plan_free(plan);
+}

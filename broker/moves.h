@@ -104,6 +104,18 @@ struct job_commit {
 };
 void job_commit_run(struct job *job);
 
+/* The same for one crew outside any update, by plans that are not kept. */
+struct job_settle {
+	struct job job;
+	struct moves *moves;
+	const struct publication *publication; /* its manifest is what was moved */
+	struct crew crew;		       /* its workers are the event loop's to free */
+	uint64_t deadline;
+	bool touched; /* live memory may have been written */
+	void *data;
+};
+void job_settle_run(struct job *job);
+
 /* Reads a stretch of what a worker or trainer has exported into a memfd. Between updates. */
 struct job_read {
 	struct job job;

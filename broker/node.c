@@ -189,6 +189,7 @@ void node_advance(struct server *server)
 		break;
 	case NODE_MOVING:
 		node->stage = NODE_PREPARED;
+		recall_prepared(server);
 		node_answer(server, MSG_PREPARED, 0, NULL);
 		break;
 	case NODE_COMMITTING:
@@ -371,6 +372,8 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	node->publication = publication;
 	node->publication->references++;
 	node->stage = NODE_PLANNING;
+	recall_begin(server);
+	settle_yield(server, begin->model);
 	collect_teams(server, begin->model);
 	step_all(server,
 		&(struct group_event){
@@ -415,6 +418,7 @@ void node_go(struct server *server, const struct msg_decision *go)
 				.touched = node->touched,
 				.text = "its replica sits this update out"});
 	}
+	recall_go(server, go);
 	expect(node);
 	if (again && !go->part) {
 		/* All is there: gates, then prepared. */
@@ -463,6 +467,7 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 		return;
 	}
 	node->stage = NODE_COMMITTING;
+	recall_committed(server, commit);
 	/* What is left of the update's time; never longer than the lead waits for us. */
 	node->deadline = MAX(node->update_deadline, clock_ns() + LIMIT_PULL_MS * 1000000ull);
 	node->deadline = MIN(node->deadline, clock_ns() + LIMIT_UPDATE_MS * 1000000ull * 3 / 4);
@@ -509,6 +514,7 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 	if (text != node->abort_text) {
 		string_copy(node->abort_text, sizeof(node->abort_text), text);
 	}
+	recall_aborted(server);
 	if (node->job_running) {
 		node->stage = NODE_STOPPING;
 		atomic_store(&node->move.cancel, 1);

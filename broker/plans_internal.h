@@ -50,6 +50,9 @@ void issues_finish(struct issues *issues);
 int crew_plan_make(struct plans *plans, const struct publication *publication,
 	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
 	struct error *err);
+/* The commits alone: needs the publication's manifest, and nothing else of it. */
+int crew_plan_make_commit(struct plans *plans, const struct publication *publication,
+	const struct crew *crew, struct plan_crew *plan, struct error *err);
 void crew_plan_free(struct plan_crew *plan); /* NULL is fine */
 
 #endif

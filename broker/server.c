@@ -303,6 +303,7 @@ static uint64_t next_due(const struct server *server)
 {
 	uint64_t due = MIN(clients_due(server), node_due(server));
 
+	due = MIN(due, settle_due(server));
 	if (server->accept_at) {
 		due = MIN(due, server->accept_at);
 	}
@@ -355,6 +356,7 @@ void server_round(struct server *server)
 	accept_tick(server, now);
 	clients_tick(server, now);
 	node_tick(server, now);
+	settle_tick(server, now);
 	if (server_is_lead(server)) {
 		lead_tick(server, now);
 		epoch_tick(server, now);

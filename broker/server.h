@@ -11,6 +11,7 @@
 #include "broker/group.h"
 #include "broker/loop.h"
 #include "broker/moves.h"
+#include "broker/recovery.h"
 #include "broker/session.h"
 #include "broker/update.h"
 #include "ipc/socket.h"
@@ -43,6 +44,7 @@ struct team {
 	struct group group;
 	struct client *clients[LIMIT_MEMBERS];
 	uint64_t key; /* new with every change of its members: the crew's */
+	uint64_t settle_due; /* while the group is settling */
 	/* in the node's update: */
 	bool taking_part; /* begin was given to it */
 	bool said;	  /* it has said what the node waits for */
@@ -134,6 +136,15 @@ struct sums {
 	size_t n;
 };
 
+/* Of the last update of a model: how far this broker got, and what it takes to go on. */
+struct remembered {
+	struct recall recall;
+	struct publication *publication; /* counted; NULL: nothing is left to be committed */
+	bool partial;
+	uint32_t subset; /* 0: everything … */
+	uint64_t base;	 /* … else on this version */
+};
+
 /* A model that is published here (lead), or was announced by the lead (others). */
 struct model {
 	char name[LIMIT_MODEL_BYTES];
@@ -142,6 +153,7 @@ struct model {
 	uint32_t committed_subset; /* that `committed` was of, 0: everything … */
 	uint64_t committed_base;   /* … else on this version */
 	bool decided; /* by a lead whom this broker has heard, not learnt from workers */
+	struct remembered remembered;
 	uint64_t last_use;
 	struct publication *publication;       /* NULL: none is sealed */
 	struct subset *subsets[LIMIT_SUBSETS]; /* of it; number n is subsets[n - 1] */
@@ -212,6 +224,13 @@ struct node {
 	struct slot_types part_wanted, part_types; /* what the two above come to for it */
 };
 
+/* What a member remembers of one model. */
+struct member_recall {
+	char model[LIMIT_MODEL_BYTES];
+	struct recall recall;
+	struct member_recall *next;
+};
+
 enum member_state { MEMBER_CONNECTED, MEMBER_JOINED, MEMBER_IN_EPOCH };
 
 /* Another broker, seen by the lead. */
@@ -228,6 +247,7 @@ struct member {
 	int data_fd;	   /* TCP carrier: its data connection for the epoch being made */
 	uint64_t deadline; /* for join */
 	struct blob blob;  /* parts of what a trainer rank there declares */
+	struct member_recall *recalls; /* owned */
 };
 
 enum epoch_state {
@@ -242,6 +262,7 @@ struct epoch {
 	enum epoch_state state;
 	uint64_t number;
 	uint32_t rank, ranks;
+	uint64_t brokers[LIMIT_BROKERS]; /* broker_id of each, by number */
 	enum carrier_kind carrier;
 	uint64_t slot_bytes;
 	uint8_t token[TOKEN_BYTES];
@@ -263,7 +284,8 @@ struct lead_link {
 	uint32_t retry_ms;
 	uint64_t next_serial;	  /* of requests to it */
 	struct blob blob;	  /* parts of a manifest */
-	struct msg_epoch pending; /* the last epoch that the lead has named */
+	struct msg_epoch pending; /* the last epoch that the lead has named … */
+	uint64_t pending_brokers[LIMIT_BROKERS]; /* … and its brokers */
 	bool pending_due;	  /* it is not submitted yet */
 	bool submitted;		  /* the mover's job is that of `pending` */
 	int *data_fds;		  /* of `pending`, until it is submitted; owned */
@@ -357,6 +379,8 @@ void team_step(struct server *server, struct team *team, const struct group_even
 uint64_t teams_version(struct server *server, const char *model);
 /* The model's committed version has grown: groups that hold less are STALE. */
 void teams_missed(struct server *server, const char *model);
+/* A lead or broker that knows nothing of a version that a CURRENT group holds knows it now. */
+void team_learn(struct server *server, const struct team *team);
 struct team *team_next(struct server *server, struct team *after, const char *model);
 void teams_free(struct server *server);
 
@@ -381,6 +405,29 @@ uint64_t node_due(const struct server *server);
 
 /* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
 void publication_retire(struct server *server, struct publication *publication);
+
+/* recall.c: how far this broker got in the last update of a model, for the next lead */
+void recall_begin(struct server *server); /* these five: of the node's update */
+void recall_go(struct server *server, const struct msg_decision *go);
+void recall_prepared(struct server *server);
+void recall_committed(struct server *server, const struct msg_decision *commit);
+void recall_aborted(struct server *server);
+void recall_worker(struct client *client); /* it has registered, and says what its memory holds */
+void recall_forget(struct server *server, struct model *model);
+void recalls_tell(struct server *server); /* to a lead that has been joined */
+void recall_settled(struct server *server, const struct msg_settled *said);
+/* Lead: what a member remembers. -EPROTO: drop it. */
+int member_recall(struct member *member, const struct msg_recall *said, struct error *err);
+void member_recalls_free(struct member *member);
+void recalls_settle(struct server *server); /* something is known now that was not before */
+
+/* settle.c: groups that hear late how an update has ended */
+void settle_team(struct server *server, struct team *team, uint64_t update, uint64_t version,
+	enum strew_outcome outcome);
+void settle_copy(struct server *server, struct team *team);
+void settle_yield(struct server *server, const char *model); /* to an update that begins */
+void settle_tick(struct server *server, uint64_t now);
+uint64_t settle_due(const struct server *server);
 
 /* lead_hashes.c: false, and a sentence, if the node's differ from those that were said before. */
 bool lead_hashes_agree(struct server *server, const struct model *model, uint32_t node,

@@ -93,6 +93,8 @@ static const struct field register__fields[] = {
 	U32("allocations", msg_register, allocations),
 	RANGE("state", msg_register, state, 0, STREW_GROUP_LOST),
 	U64("version", msg_register, version),
+	U64("update", msg_register, update),
+	RANGE("holds", msg_register, holds, HOLDS_ALL, HOLDS_UNKNOWN),
 };
 TABLE(register_);
 
@@ -481,6 +483,7 @@ static const struct field epoch_fields[] = {
 	U64("slot_bytes", msg_epoch, slot_bytes),
 	BYTES("unique_id", msg_epoch, unique_id),
 	BYTES("token", msg_epoch, token),
+	LIST("brokers", FIELD_U64_LIST, msg_epoch, brokers, nbrokers, LIMIT_BROKERS),
 };
 TABLE(epoch);
 
@@ -542,6 +545,12 @@ static const struct field groups_fields[] = {
 };
 TABLE(groups);
 
+static const struct field group_name_fields[] = {
+	U32("replica", group_name, replica),
+	U32("part", group_name, part),
+};
+TABLE(group_name);
+
 static const struct field decision_fields[] = {
 	U64("epoch", msg_decision, epoch),
 	U64("update", msg_decision, update),
@@ -551,8 +560,30 @@ static const struct field decision_fields[] = {
 	LIST("slot_types", FIELD_U32_LIST, msg_decision, slot_types, nslot_types, LIMIT_SLOT_TYPES),
 	STR("text", msg_decision, text),
 	RANGE("part", msg_decision, part, 0, LIMIT_SUBSETS),
+	LIST("sizes", FIELD_U32_LIST, msg_decision, sizes, nsizes, LIMIT_REPORT_GROUPS),
+	STRUCTS("own", msg_decision, own, nown, LIMIT_GROUPS, group_name),
 };
 TABLE(decision);
+
+static const struct field recall_fields[] = {
+	STR("model", msg_recall, model),
+	U64("update", msg_recall, update),
+	U64("version", msg_recall, version),
+	RANGE("how", msg_recall, how, RECALL_PREPARED, RECALL_SEEN),
+	LIST("brokers", FIELD_U64_LIST, msg_recall, brokers, nbrokers, LIMIT_BROKERS),
+	LIST("replicas", FIELD_U32_LIST, msg_recall, replicas, nreplicas, LIMIT_REPORT_GROUPS),
+	STRUCTS("own", msg_recall, own, nown, LIMIT_GROUPS, group_name),
+};
+TABLE(recall);
+
+static const struct field settled_fields[] = {
+	STR("model", msg_settled, model),
+	U64("update", msg_settled, update),
+	U64("version", msg_settled, version),
+	RANGE("how", msg_settled, how, RECALL_ABORTED, RECALL_SEEN),
+	LIST("replicas", FIELD_U32_LIST, msg_settled, replicas, nreplicas, LIMIT_REPORT_GROUPS),
+};
+TABLE(settled);
 
 static const struct field data_fields[] = {
 	U64("epoch", msg_data, epoch),
@@ -688,6 +719,8 @@ static const struct known {
 	{MSG_RANK_SUBSET, "rank_subset", &rank_subset},
 	{MSG_RANK_PUT, "rank_put", &rank_put},
 	{MSG_RANK_CANCEL, "rank_cancel", &rank_cancel},
+	{MSG_SETTLED, "settled", &settled},
+	{MSG_RECALL, "recall", &recall},
 };
 
 static const struct known *find(unsigned type)

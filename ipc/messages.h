@@ -77,6 +77,8 @@ enum message_type {
 	MSG_BYE = 95,	     /* either way: leaves in order */
 	MSG_ALIVE = 96,	     /* either way: nothing else was to be said for a while */
 	MSG_NONCE = 97,	     /* either way, with a key: first of all, and by the lead in answer */
+	MSG_SETTLED = 98,    /* lead→m: how an update ended that m recalls without its end */
+	MSG_RECALL = 99,     /* m→lead: how far m got in the last update of a model */
 	MSG_DATA = 100,	     /* m→lead on a connection of its own: carries buckets from now on */
 	MSG_DECLARE = 110,   /* m→lead: the parts before it are what a trainer rank there holds;
 			      * answered by MSG_DECLARED or MSG_ERROR */
@@ -92,6 +94,22 @@ enum role { ROLE_WORKER = 1, ROLE_TRAINER = 2, ROLE_OBSERVER = 3 };
 enum carrier_kind { CARRIER_NONE = 0, CARRIER_TCP = 1, CARRIER_NCCL = 2 };
 /* A flag of publish, beside STREW_PUBLISH_*: `subset` is the first of the parts that come. */
 #define PUBLISH_PARTS 0x10000u
+
+/* How much of the last update that a worker has heard of is in its memory. */
+enum memory_holds {
+	HOLDS_ALL = 0,	   /* that update made it what it is (update 0: none did) */
+	HOLDS_NOTHING = 1, /* not a byte */
+	HOLDS_SOME = 2,	   /* the broker has begun to write it, and the end was not heard */
+	HOLDS_UNKNOWN = 3,
+};
+
+/* How far a broker got in an update. */
+enum recall_how {
+	RECALL_PREPARED = 1,  /* it has said prepared and heard nothing since */
+	RECALL_ABORTED = 2,   /* given up by the lead, or prepared was never said: no commit */
+	RECALL_COMMITTED = 3, /* by the lead's word: these replicas and no others */
+	RECALL_SEEN = 4,      /* by what workers hold: these replicas at least */
+};
 
 enum part_of { PART_LAYOUT = 1, PART_DECLARATION = 2, PART_MANIFEST = 3 };
 
@@ -136,6 +154,8 @@ struct msg_register {
 	/* What an agent before this one has last heard of the same memory; 0: it is new. */
 	uint32_t state;
 	uint64_t version;
+	uint64_t update; /* serial of the last update that it has heard of, 0: none */
+	uint32_t holds;	 /* enum memory_holds: how much of that is in the memory */
 };
 
 struct msg_allocation {
@@ -449,6 +469,8 @@ struct msg_epoch {
 	uint64_t slot_bytes;
 	uint8_t unique_id[UNIQUE_ID_BYTES];
 	uint8_t token[TOKEN_BYTES]; /* for MSG_DATA */
+	uint64_t *brokers;	    /* broker_id of each, by number: the lead's first */
+	size_t nbrokers;
 };
 
 struct msg_epoch_ready {
@@ -501,6 +523,10 @@ struct msg_groups { /* accept, moved, prepared, applied */
 	size_t nslot_types;
 };
 
+struct group_name {
+	uint32_t replica, part;
+};
+
 struct msg_decision { /* go, commit, abort */
 	uint64_t epoch, update;
 	uint32_t *replicas; /* go, commit: those that go on; all other groups are done */
@@ -511,6 +537,30 @@ struct msg_decision { /* go, commit, abort */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
 	uint32_t part; /* go, in parts: the subset to move; 0: all is there, prepare */
+	uint32_t *sizes; /* go: of each of the replicas, how many groups it has on all nodes */
+	size_t nsizes;
+	struct group_name *own; /* go: the groups on the lead's node that go on */
+	size_t nown;
+};
+
+struct msg_recall {
+	char model[LIMIT_MODEL_BYTES];
+	uint64_t update, version; /* version 0: not known */
+	uint32_t how;		  /* enum recall_how */
+	uint64_t *brokers;	  /* of its epoch, as in MSG_EPOCH; none where how is SEEN */
+	size_t nbrokers;
+	uint32_t *replicas; /* PREPARED: those that a commit has in any case, as all of each is at m */
+	size_t nreplicas;
+	struct group_name *own; /* PREPARED: as in MSG_GO */
+	size_t nown;
+};
+
+struct msg_settled {
+	char model[LIMIT_MODEL_BYTES];
+	uint64_t update, version;
+	uint32_t how; /* ABORTED, COMMITTED or SEEN */
+	uint32_t *replicas;
+	size_t nreplicas;
 };
 
 struct msg_data {
@@ -618,6 +668,8 @@ struct message {
 		struct msg_groups groups;     /* MSG_ACCEPT, MSG_MOVED, MSG_PREPARED, MSG_APPLIED */
 		struct msg_decision decision; /* MSG_GO, MSG_COMMIT, MSG_ABORT */
 		struct msg_data data;
+		struct msg_recall recall;
+		struct msg_settled settled;
 		struct msg_declare declare;
 		struct msg_undeclare undeclare;
 		struct msg_rank_publish rank_publish;

@@ -21,6 +21,11 @@ enum last_heard {
 	LAST_HEARD_COUNT
 };
 
+/* What that broker's page says of its writing, when it has ended. */
+enum page_says { NOT_A_WORD, NOT_WRITTEN, HAS_WRITTEN, PAGE_SAYS_COUNT };
+
+static enum page_says page_says;
+
 static char *memory, path[128], directory[64];
 
 static void first_script(struct fake *fake)
@@ -28,8 +33,12 @@ static void first_script(struct fake *fake)
 	struct message message;
 
 	fake_take_share(fake, MSG_REGISTER);
-	EXPECT(fake->reg.version == 0);
+	EXPECT(fake->reg.version == 0 && fake->reg.update == 0);
 	fake_registered(fake, STREW_GROUP_CURRENT, 0);
+	page_store(&fake->ours, WORD_WRITTEN,
+		page_says == NOT_A_WORD	   ? 0
+		: page_says == HAS_WRITTEN ? 5
+					   : WRITTEN_NONE);
 	if (fake->step >= CHECKED) {
 		fake_check(fake, 5, 2, WIRE_OK);
 	}
@@ -59,7 +68,8 @@ static void first_script(struct fake *fake)
 /* What the brokers that follow must be told. */
 struct told {
 	enum strew_group_state state; /* 0: nothing */
-	uint64_t version;
+	uint64_t version, update;
+	enum memory_holds holds;
 };
 
 static struct told told;
@@ -69,10 +79,10 @@ static enum strew_group_state comes_as(void)
 {
 	bool torn = told.state == STREW_GROUP_IN_DOUBT || told.state == STREW_GROUP_DIRTY;
 
-	return torn				? STREW_GROUP_DIRTY
-	       : told.state == STREW_GROUP_LOST ? STREW_GROUP_STALE
-	       : told.state			? told.state
-						: STREW_GROUP_CURRENT;
+	return torn && told.holds != HOLDS_NOTHING	 ? STREW_GROUP_DIRTY
+	       : torn || told.state == STREW_GROUP_LOST ? STREW_GROUP_STALE
+	       : told.state				 ? told.state
+							 : STREW_GROUP_CURRENT;
 }
 
 static void next_script(struct fake *fake)
@@ -81,6 +91,7 @@ static void next_script(struct fake *fake)
 
 	fake_take_share(fake, MSG_REGISTER);
 	EXPECT(fake->reg.state == told.state && fake->reg.version == told.version);
+	EXPECT(fake->reg.update == told.update && fake->reg.holds == told.holds);
 	EXPECT(fake->nallocations == 1);
 	EXPECT(fake->allocations[0].base == (uint64_t)(uintptr_t)memory);
 	fake_registered(fake, comes_as(), told.version);
@@ -145,14 +156,13 @@ static void lose(struct strew_agent *agent, enum strew_gate gate, enum last_hear
 	expect_event(agent, STREW_EVENT_LOST);
 }
 
-static void serve_again(
-	struct strew_agent *agent, enum strew_gate gate, enum strew_group_state said, uint64_t held)
+static void serve_again(struct strew_agent *agent, enum strew_gate gate, struct told expected)
 {
 	struct fake fake = {.script = next_script, .at = path, .mortal = true};
 	enum strew_group_state state;
 	uint64_t version;
 
-	told = (struct told){said, held};
+	told = expected;
 	fake_start(&fake);
 	if (strew_agent_reconnect(agent, PATIENCE_MS)) {
 		fail_msg("%s", strew_error());
@@ -160,7 +170,7 @@ static void serve_again(
 	if (gate == STREW_GATE_HELD) {
 		assert_int_equal(strew_agent_state(agent, &state, &version), 0);
 		assert_true(state == STREW_GROUP_PENDING || state == comes_as());
-		assert_int_equal(version, held);
+		assert_int_equal(version, told.version);
 		expect_event(agent, STREW_EVENT_HOLD);
 		assert_int_equal(strew_agent_ready(agent, NULL), 0);
 	}
@@ -172,30 +182,91 @@ static void serve_again(
 	fake_stop(&fake);
 }
 
+/* Where the broker might write, its page says whether it did; but what was under way others may
+ * have. */
+static enum memory_holds held_by(enum last_heard heard, enum strew_gate gate)
+{
+	static const enum memory_holds by_page[PAGE_SAYS_COUNT] = {
+		HOLDS_UNKNOWN, HOLDS_NOTHING, HOLDS_SOME};
+
+	if (heard == NOTHING || heard == COMMITTED) {
+		return HOLDS_ALL;
+	}
+	if (heard == READY || (heard == CHECKED && gate == STREW_GATE_LIVE)) {
+		return by_page[page_says];
+	}
+	return heard == WRITTEN_IN_PART ? HOLDS_UNKNOWN : HOLDS_NOTHING;
+}
+
+static void run_what_is_told(enum last_heard heard, enum strew_gate gate, int serve_thread)
+{
+	static const struct told left[LAST_HEARD_COUNT] = {{.state = STREW_GROUP_CURRENT},
+		{STREW_GROUP_IN_DOUBT, 0, 5, 0}, {STREW_GROUP_IN_DOUBT, 0, 5, 0},
+		{STREW_GROUP_CURRENT, 2, 5, 0}, {STREW_GROUP_STALE, 0, 5, 0},
+		{STREW_GROUP_DIRTY, 0, 5, 0}, {STREW_GROUP_LOST, 0, 5, 0}};
+	struct told expected = left[heard];
+	struct fake fake = {
+		.script = first_script, .at = path, .mortal = true, .step = (int)heard};
+	struct strew_agent *agent;
+
+	expected.holds = held_by(heard, gate);
+	fake_start(&fake);
+	agent = open_registered(gate, serve_thread);
+	lose(agent, gate, heard);
+	fake_stop(&fake);
+	serve_again(agent, gate, expected);
+}
+
 static void test_what_is_told(void **arg)
 {
-	/* Not written while the gate was closed; but what was under way others may have. */
-	static const struct told held[LAST_HEARD_COUNT] = {{STREW_GROUP_CURRENT, 0},
-		{STREW_GROUP_STALE, 0}, {STREW_GROUP_IN_DOUBT, 0}, {STREW_GROUP_CURRENT, 2},
-		{STREW_GROUP_STALE, 0}, {STREW_GROUP_DIRTY, 0}, {STREW_GROUP_LOST, 0}};
-
 	(void)arg;
-	for (int i = 0; i < 4 * LAST_HEARD_COUNT; i++) {
-		enum strew_gate gate = i & 1 ? STREW_GATE_LIVE : STREW_GATE_HELD;
-		enum last_heard heard = (enum last_heard)(i / 4);
-		struct told expected = held[heard];
+	for (int i = 0; i < 4 * LAST_HEARD_COUNT * PAGE_SAYS_COUNT; i++) {
+		page_says = (enum page_says)(i / 4 % PAGE_SAYS_COUNT);
+		run_what_is_told((enum last_heard)(i / 4 / PAGE_SAYS_COUNT),
+			i & 1 ? STREW_GATE_LIVE : STREW_GATE_HELD, i & 2);
+	}
+}
+
+/* Two brokers die in a row, and the first had been told that its update was in doubt. */
+static void doubt_script(struct fake *fake)
+{
+	struct message message;
+
+	fake_take_share(fake, MSG_REGISTER);
+	fake_registered(fake, STREW_GROUP_CURRENT, 3);
+	page_store(&fake->ours, WORD_WRITTEN, WRITTEN_NONE);
+	fake_check(fake, 6, 4, WIRE_OK);
+	fake_hold(fake, 6, 4);
+	fake_expect(fake, MSG_READY, &message);
+	fake_done(fake, 6, 3, STREW_OUTCOME_NONE, STREW_GROUP_IN_DOUBT);
+	if (fake->step) {
+		/* The next one begins before the end of that one was learnt. */
+		fake_check(fake, 7, 5, WIRE_OK);
+	}
+	fake_drop(fake);
+}
+
+static void test_doubt(void **arg)
+{
+	(void)arg;
+	for (int next = 0; next < 2; next++) {
 		struct fake fake = {
-			.script = first_script, .at = path, .mortal = true, .step = (int)heard};
+			.script = doubt_script, .at = path, .mortal = true, .step = next};
+		struct told expected = {STREW_GROUP_IN_DOUBT, 3, 6, HOLDS_NOTHING};
 		struct strew_agent *agent;
 
-		if (heard == CHECKED && gate == STREW_GATE_LIVE) {
-			expected.state = STREW_GROUP_IN_DOUBT;
+		if (next) {
+			/* No one update alone decides whether it has the last version. */
+			expected = (struct told){STREW_GROUP_STALE, 3, 7, HOLDS_NOTHING};
 		}
 		fake_start(&fake);
-		agent = open_registered(gate, i & 2);
-		lose(agent, gate, heard);
+		agent = open_registered(STREW_GATE_HELD, 0);
+		expect_event(agent, STREW_EVENT_HOLD);
+		assert_int_equal(strew_agent_ready(agent, NULL), 0);
+		expect_event(agent, STREW_EVENT_DONE);
+		expect_event(agent, STREW_EVENT_LOST);
 		fake_stop(&fake);
-		serve_again(agent, gate, expected.state, expected.version);
+		serve_again(agent, STREW_GATE_HELD, expected);
 	}
 }
 
@@ -230,7 +301,8 @@ static void run_failures(int serve_thread)
 	assert_int_equal(strew_agent_state(agent, &state, &version), 0);
 	assert_int_equal(state, STREW_GROUP_CURRENT);
 	assert_int_equal(version, 2);
-	serve_again(agent, STREW_GATE_HELD, STREW_GROUP_CURRENT, 2);
+	serve_again(agent, STREW_GATE_HELD,
+		(struct told){STREW_GROUP_CURRENT, 2, 5, HOLDS_ALL});
 	conn_destroy(first.conn);
 	first.conn = NULL;
 	page_finish(&first.theirs);
@@ -330,6 +402,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_what_is_told),
+		TEST(test_doubt),
 		TEST(test_failures),
 		TEST(test_withdrawn),
 		TEST(test_wait_current),

@@ -10,7 +10,9 @@
 struct joiner {
 	struct raw raw;
 	struct msg_join join;
-	struct msg_epoch epoch;
+	struct msg_epoch epoch; /* its brokers are here: */
+	uint64_t brokers[LIMIT_BROKERS];
+	size_t nbrokers;
 	uint64_t *hashes; /* of the buckets, said with moved and prepared; borrowed */
 	size_t nhashes;
 };
@@ -19,6 +21,8 @@ struct msg_join joiner_join(void); /* a good one; another broker_id every time *
 void joiner_send(struct joiner *joiner, const char *address, const struct msg_join *join);
 void joiner_joins(struct joiner *joiner, const char *address, const struct msg_join *join);
 /* The next message that is no part of a manifest and no manifest. */
+void joiner_hears(struct joiner *joiner, struct message *ret_message);
+void joiner_ends(struct joiner *joiner); /* the lead drops it, whatever it has said before */
 void joiner_expect(struct joiner *joiner, enum message_type type, struct message *ret_message);
 void joiner_epoch(struct joiner *joiner); /* takes the next one */
 void joiner_data(

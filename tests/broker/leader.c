@@ -4,6 +4,7 @@
 #include "ipc/socket.h"
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -60,7 +61,8 @@ void leader_join(struct raw *link)
 	raw_send(link, &message);
 }
 
-void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks)
+void leader_epoch_of(
+	struct raw *link, uint64_t number, uint32_t rank, uint64_t *brokers, uint32_t ranks)
 {
 	struct message message;
 
@@ -71,7 +73,20 @@ void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ran
 	message.u.epoch.carrier = CARRIER_TCP;
 	message.u.epoch.slot_bytes = LIMIT_SLOT_BYTES_MIN;
 	message.u.epoch.token[0] = (uint8_t)number;
+	message.u.epoch.brokers = brokers;
+	message.u.epoch.nbrokers = ranks;
 	raw_send(link, &message);
+}
+
+void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks)
+{
+	uint64_t brokers[LIMIT_BROKERS];
+
+	for (uint32_t i = 0; i < ranks; i++) {
+		brokers[i] = i ? 5000 + i : LEADER_ID;
+	}
+	brokers[rank % ranks] = leader_joiner;
+	leader_epoch_of(link, number, rank, brokers, ranks);
 }
 
 void leader_data(struct raw *data, uint64_t number)
@@ -176,6 +191,9 @@ uint32_t leader_groups(
 	assert_int_equal(message.u.groups.update, update);
 	code = message.u.groups.code;
 	if (message.u.groups.ngroups) {
+		if (message.u.groups.groups[0].outcome != outcome) {
+			print_error("%s\n", message.u.groups.groups[0].text);
+		}
 		assert_int_equal(message.u.groups.groups[0].outcome, outcome);
 	}
 	message_finish(&message);
@@ -206,6 +224,41 @@ uint64_t leader_manifest(struct raw *link, const struct manifest *manifest, uint
 	return hash;
 }
 
+uint64_t leader_rows(struct raw *link, const struct rows *rows)
+{
+	struct source *sources = NULL;
+	struct manifest manifest;
+	struct draft draft;
+	struct error err;
+	uint64_t hash;
+
+	draft_trainer(&draft, "m", 0, rows, 1);
+	assert_int_equal(blob_to_declaration(&draft.blob, 0, &manifest, &sources, &err), 0);
+	assert_int_equal(manifest_seal(&manifest, &err), 0);
+	hash = leader_manifest(link, &manifest, LEADER_ID);
+	free(sources);
+	manifest_finish(&manifest);
+	draft_finish(&draft);
+	return hash;
+}
+
+void leader_bucket(struct raw *data, uint64_t epoch, uint64_t sequence, const struct rows *rows,
+	uint64_t version)
+{
+	size_t bytes = rows->n * rows->cols * sizeof(uint32_t);
+	uint64_t header[3] = {epoch, sequence, bytes};
+	struct trainer trainer = {.nrows = 1};
+
+	trainer.rows[0] = *rows;
+	trainer.memory = malloc(bytes);
+	assert_non_null(trainer.memory);
+	trainer_write(&trainer, version);
+	assert_int_equal(
+		send(conn_fd(data->conn), header, sizeof(header), MSG_NOSIGNAL), sizeof(header));
+	assert_int_equal(send(conn_fd(data->conn), trainer.memory, bytes, MSG_NOSIGNAL), bytes);
+	free(trainer.memory);
+}
+
 void leader_start(struct broker *broker)
 {
 	const char *args[] = {"--join", leader_address, "--verbose", NULL};
@@ -227,5 +280,19 @@ void leader_start(struct broker *broker)
 void leader_finish(struct broker *broker)
 {
 	broker_finish(broker);
-	close(listener);
+	leader_leaves();
+}
+
+void leader_leaves(void)
+{
+	fd_close(&listener);
+}
+
+void leader_returns(void)
+{
+	struct error err;
+	uint16_t port;
+
+	assert_int_equal(
+		socket_listen_tcp(leader_address, false, &listener, &port, &err), 0);
 }

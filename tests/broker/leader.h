@@ -14,11 +14,16 @@ extern uint64_t leader_joiner; /* broker_id of the broker, from its last join */
 
 void leader_start(struct broker *broker); /* its first join is taken, and ended */
 void leader_finish(struct broker *broker);
+/* Nobody is at its address, which a real lead may take; and it is there again. */
+void leader_leaves(void);
+void leader_returns(void);
 
 /* The next connection that begins with that type; others were given up by the broker. */
 void leader_accept(struct raw *raw, enum message_type type, struct message *ret_message);
 void leader_join(struct raw *link); /* waits for the broker to join (again) */
 void leader_epoch(struct raw *link, uint64_t number, uint32_t rank, uint32_t ranks);
+void leader_epoch_of(
+	struct raw *link, uint64_t number, uint32_t rank, uint64_t *brokers, uint32_t ranks);
 void leader_data(struct raw *data, uint64_t number);
 /* What the TCP carrier says first: epoch, sequence 0, length 0. */
 void leader_warm(struct raw *data, uint64_t number);
@@ -30,6 +35,11 @@ void leader_stands(struct raw *link, struct raw *data, uint64_t number);
 
 /* A sealed manifest of one rank, whose broker is `root`; its hash. */
 uint64_t leader_manifest(struct raw *link, const struct manifest *manifest, uint64_t root);
+/* The same of those rows, by a rank at the lead. */
+uint64_t leader_rows(struct raw *link, const struct rows *rows);
+/* These rows' values of that version, as the only bucket of an update. */
+void leader_bucket(struct raw *data, uint64_t epoch, uint64_t sequence, const struct rows *rows,
+	uint64_t version);
 /* Of that model, whose rank is at the broker of number `root`. */
 void leader_begin(struct raw *link, uint64_t epoch, uint64_t update, uint64_t hash, uint32_t root);
 void leader_decides(struct raw *link, enum message_type type, uint64_t epoch, uint64_t update);

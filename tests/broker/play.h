@@ -66,7 +66,7 @@ void raw_send(struct raw *raw, struct message *message);
 void raw_expect(struct raw *raw, enum message_type type, struct message *ret_message);
 /* An error with that code (negative errno) whose sentence holds the word. */
 void raw_expect_error(struct raw *raw, int code, const char *word);
-/* End of file, after errors at most. */
+/* End of file, after errors and what it recalls at most. */
 void raw_expect_end(struct raw *raw);
 void raw_expect_silence(struct raw *raw, int for_ms);
 

@@ -117,6 +117,9 @@ static void register_worker(unsigned g, unsigned m)
 	}
 	client->session.reg.state = worker->heard_state;
 	client->session.reg.version = worker->heard_version;
+	client->session.reg.update = worker->said_update = worker->heard_update;
+	client->session.reg.holds = worker->said_holds = worker->holds;
+	live[config.node_of[g]].words[g][m][WORD_WRITTEN] = WRITTEN_NONE;
 	client->session.state = SESSION_SEALED;
 	worker->stage = W_IMPORTING;
 	job_add(config.node_of[g], JOB_IMPORT)->workers = (uint8_t)(1u << (g * MEMBERS + m));
@@ -167,7 +170,7 @@ static void job_ends(unsigned n, bool failed)
 	struct w_job job = jobs[0];
 
 	job.failed = failed;
-	if (!failed && (job.kind == JOB_MOVE || job.kind == JOB_COMMIT)) {
+	if (!failed && (job.kind == JOB_MOVE || job.kind == JOB_COMMIT || job.kind == JOB_SETTLE)) {
 		job_writes(&job, true);
 	}
 	if (job.kind == JOB_MOVE) {
@@ -177,6 +180,8 @@ static void job_ends(unsigned n, bool failed)
 	memset(&jobs[JOBS - 1], 0, sizeof(*jobs));
 	if (job.kind == JOB_PLAN || job.kind == JOB_MOVE || job.kind == JOB_COMMIT) {
 		job_done_call(n, &job);
+	} else if (job.kind == JOB_SETTLE) {
+		settle_done_call(n, &job);
 	} else {
 		small_job_ends(n, &job);
 	}
@@ -212,6 +217,9 @@ static void worker_forgets(struct w_worker *worker)
 
 	dead.session = worker->session;
 	dead.watched = worker->watched;
+	dead.said_update = worker->said_update;
+	dead.said_holds = worker->said_holds;
+	dead.written = worker->written;
 	memcpy(dead.words, worker->words, sizeof(dead.words));
 	*worker = dead;
 }
@@ -224,7 +232,8 @@ static void worker_dies(unsigned g, unsigned m)
 	uint8_t stage = worker->stage;
 
 	for (unsigned i = 0; i < JOBS; i++) {
-		if (node->jobs[i].kind == JOB_MOVE || node->jobs[i].kind == JOB_COMMIT) {
+		if (node->jobs[i].kind == JOB_MOVE || node->jobs[i].kind == JOB_COMMIT ||
+			node->jobs[i].kind == JOB_SETTLE) {
 			node->jobs[i].workers &= (uint8_t)~bit;
 		}
 	}
@@ -388,10 +397,10 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 		lead_ready(&live[0].server);
 	}
 	if (live[0].model.update.state == UPDATE_ACCEPTING) {
-		world->content_of[live[0].model.update.serial % 8] = world->round;
-		world->halves_of[live[0].model.update.serial % 8] = round_halves(world->round_kind);
+		note_begin((uint8_t)live[0].model.update.serial);
 	}
 	note_decision(committed, &before, (uint8_t)live[0].model.committed);
 	live_save(world);
+	forget_decision();
 	return violation;
 }

@@ -27,15 +27,21 @@ static void epoch_make(void)
 	live[0].member.rank = 1;
 	epoch->ranks = 2;
 	epoch->state = EPOCH_MAKING;
-	post(now->to_node,
-		&(struct w_letter){.kind = LETTER_EPOCH, .epoch = (uint8_t)epoch->number});
+	post(now->to_node, &(struct w_letter){.kind = LETTER_EPOCH,
+				   .epoch = (uint8_t)epoch->number,
+				   .recall.lead = now->node[0].born});
 }
 
-static void lead_dies(void)
+/* What it sent last may be lost with it. */
+static void lead_dies(bool words_lost)
 {
 	memset(&now->update, 0, sizeof(now->update));
+	memset(&now->member_recall, 0, sizeof(now->member_recall));
 	memset(now->to_lead, 0, sizeof(now->to_lead));
-	now->member_there = now->member_state = now->member_rank = 0;
+	now->member_there = now->member_state = now->member_rank = now->member_born = 0;
+	if (words_lost) {
+		memset(now->to_node, 0, sizeof(now->to_node));
+	}
 	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
 	for (unsigned r = 0; r < config.nranks; r++) {
 		memset(&now->rank[r].seat, 0, sizeof(now->rank[r].seat));
@@ -49,9 +55,10 @@ static void node_dies(void)
 	post(now->to_lead, &(struct w_letter){.kind = LETTER_EOF});
 }
 
-static void broker_dies(unsigned n)
+static void broker_dies(unsigned n, bool words_lost)
 {
 	struct w_node *node = &now->node[n];
+	uint8_t born = node->born;
 
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		for (unsigned m = 0; m < config.members[g] && config.node_of[g] == n; m++) {
@@ -63,13 +70,15 @@ static void broker_dies(unsigned n)
 		}
 	}
 	memset(node, 0, sizeof(*node));
+	node->born = born + 1;
 	/* Nothing is on disk: of earlier decisions a new broker knows what its workers and its lead
 	 * say. */
 	node->excused = 1;
+	now->undo.excused |= (uint8_t)(1u << n);
 	if (n) {
 		node_dies();
 	} else {
-		lead_dies();
+		lead_dies(words_lost);
 	}
 	for (unsigned r = 0; r < config.nranks; r++) {
 		if (config.rank_node[r] == n) {
@@ -90,6 +99,9 @@ static void node_connects(void)
 {
 	now->linked = 1;
 	live[0].server.members = &live[0].member;
+	member_recalls_free(&live[0].member);
+	now->member_born = now->node[1].born;
+	live[0].member.join.broker_id = broker_of(1, now->member_born);
 	live[0].member.state = MEMBER_CONNECTED;
 	live[0].member.rank = 0;
 	post(now->to_lead, &(struct w_letter){.kind = LETTER_JOIN});
@@ -113,7 +125,7 @@ void act_of_broker(struct act act)
 		live_load(now);
 		break;
 	case ACT_BROKER_DIES:
-		broker_dies(act.a);
+		broker_dies(act.a, act.b);
 		live_load(now);
 		break;
 	case ACT_LEAD_TIMER:
@@ -123,6 +135,7 @@ void act_of_broker(struct act act)
 	case ACT_NODE_TIMER:
 	case ACT_NODE_LATE:
 		node_tick(&live[act.a].server, LATE);
+		settle_tick(&live[act.a].server, LATE);
 		break;
 	case ACT_CUT:
 		cut();
@@ -135,29 +148,5 @@ void act_of_broker(struct act act)
 		break;
 	default:
 		break;
-	}
-}
-
-/* A commit was decided in this act: from now on this is what groups should hold. */
-void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version)
-{
-	uint8_t halves = now->halves_of[before->serial % 8], old[HALVES];
-
-	if (!now->node[0].alive || live[0].model.committed == committed_before ||
-		(before->state != UPDATE_MOVING && before->state != UPDATE_PUTTING)) {
-		return;
-	}
-	memcpy(old, now->decided, sizeof(old));
-	for (unsigned h = 0; h < HALVES; h++) {
-		/* What a subset does not bring is as its trainer says: of the base. */
-		now->decided[h] = halves >> h & 1 ? now->content_of[before->serial % 8]
-				  : now->round_base == now->decided_version ? old[h]
-									    : now->before[h];
-	}
-	memcpy(now->before, old, sizeof(old));
-	now->decided_version = version;
-	for (unsigned n = 0; n < config.nodes; n++) {
-		now->node[n].excused =
-			!now->node[n].alive || live[n].server.node.serial != before->serial;
 	}
 }

@@ -206,6 +206,37 @@ static const char *run_update(struct world *world)
 	return NULL;
 }
 
+/*
+ * Both brokers are there, and node 1 still does not know how its update ended, though it is
+ * certain: the lead's workers say that they have nothing of it, or hold what only its commit wrote.
+ */
+static const char *check_doubt(const struct world *world)
+{
+	const struct w_recall *recall = &world->node[1].recall;
+	bool untouched = true, seen = false;
+
+	if (config.nodes < 2 || recall->how != RECALL_PREPARED ||
+		recall->lead == world->node[0].born + 1) {
+		return NULL; /* a lead that lives may have led another update since */
+	}
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		for (unsigned m = 0; m < config.members[g] && config.node_of[g] == 0; m++) {
+			const struct w_worker *worker = &world->worker[g][m];
+			bool of_it = worker->said_update == recall->update;
+
+			seen = seen ||
+			       (of_it && (worker->said_holds == HOLDS_ALL ||
+						 (worker->said_holds == HOLDS_SOME &&
+							 config.apply[g] == STREW_APPLY_STAGED)));
+			if (recall->own & (1u << g)) {
+				untouched =
+					untouched && of_it && worker->said_holds == HOLDS_NOTHING;
+			}
+		}
+	}
+	return untouched || seen ? "an update could be settled, and is not" : NULL;
+}
+
 /* One more update of everything, without faults: all is healed. */
 static const char *check_heals(const struct world *world)
 {
@@ -237,6 +268,7 @@ const char *world_check_end(const struct world *world)
 	const char *wrong = check_rest(world);
 
 	wrong = wrong ? wrong : check_groups(world, true);
+	wrong = wrong ? wrong : check_doubt(world);
 	return wrong ? wrong : check_heals(world);
 }
 

@@ -50,6 +50,7 @@ static void add_job(const struct world *world, unsigned n, struct list *list)
 		}
 		break;
 	case JOB_COMMIT:
+	case JOB_SETTLE:
 		add(list, job->progress == JOB_QUEUED ? ACT_JOB_BEGIN : ACT_JOB_DONE, n, 0);
 		break;
 	default:
@@ -153,13 +154,27 @@ static bool node_waits(const struct w_node *node)
 	       !node->job_running && node->deadline != 3;
 }
 
+/* An engine's gate, a check, or a worker's own copy, for a commit that was learnt late. */
+static bool settle_waits(const struct world *world, unsigned n)
+{
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		const struct w_group *group = &world->group[g];
+
+		if (config.node_of[g] == n && group->settling &&
+			(group->phase != PHASE_COMMITTING || group->copied)) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static void add_timers(const struct world *world, bool late, struct list *list)
 {
 	if (lead_waits(world)) {
 		add(list, late ? ACT_LEAD_LATE : ACT_LEAD_TIMER, 0, 0);
 	}
 	for (unsigned n = 0; n < config.nodes; n++) {
-		if (node_waits(&world->node[n])) {
+		if (node_waits(&world->node[n]) || settle_waits(world, n)) {
 			add(list, late ? ACT_NODE_LATE : ACT_NODE_TIMER, n, 0);
 		}
 	}
@@ -236,7 +251,11 @@ static void add_faults(const struct world *world, struct list *list)
 			continue;
 		}
 		add(list, ACT_BROKER_DIES, n, 0);
-		if (job->kind == JOB_PLAN || job->kind == JOB_MOVE || job->kind == JOB_COMMIT) {
+		if (n == 0 && world->to_node[0].kind && world->to_node[0].kind != LETTER_EOF) {
+			add(list, ACT_BROKER_DIES, n, 1); /* and its last words are lost */
+		}
+		if (job->kind == JOB_PLAN || job->kind == JOB_MOVE || job->kind == JOB_COMMIT ||
+			job->kind == JOB_SETTLE) {
 			add(list, ACT_JOB_BREAKS, n, 0);
 		}
 		for (unsigned g = 0; g < config.ngroups && job->kind == JOB_PLAN; g++) {
@@ -342,14 +361,14 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_PLAN_UNFIT] = "FAULT no plan can be made on node"};
 	static const char *const letters[LETTER_KINDS] = {"", "join", "joined", "manifest", "epoch",
 		"epoch_ready", "begin", "go", "commit", "abort", "accept", "moved", "prepared",
-		"applied", "declare", "undeclare", "rank_publish", "rank_put", "rank_done",
-		"declared", "ok", "error", "report", "end of file"};
+		"applied", "recall", "settled", "declare", "undeclare", "rank_publish", "rank_put",
+		"rank_done", "declared", "ok", "error", "report", "end of file"};
 	static const char *const words[] = {"", "checked", "unfit", "pulled", "not pulled", "ready",
 		"resume", "withdraw", "end of file"};
 	static const char *const kinds[PUBLISH_KINDS] = {
 		"everything", "the first half", "the second half", "in parts"};
 	static const char *const jobs[] = {
-		"", "import", "plan", "move", "commit", "release", "epoch"};
+		"", "import", "plan", "move", "commit", "release", "epoch", "late commit"};
 	bool of_worker = (act.kind >= ACT_WORD && act.kind <= ACT_READY_HIT) ||
 			 (act.kind >= ACT_WORKER_START && act.kind <= ACT_PULLED) ||
 			 (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_PULL_FAILS);
@@ -376,7 +395,8 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		snprintf(buf, size, "%s %u", names[act.kind], act.a);
 	} else if (act.kind == ACT_BROKER_START || act.kind == ACT_BROKER_DIES ||
 		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE) {
-		snprintf(buf, size, "%s %u", names[act.kind], act.a);
+		snprintf(buf, size, "%s %u%s", names[act.kind], act.a,
+			act.kind == ACT_BROKER_DIES && act.b ? ", its last words are lost" : "");
 	} else {
 		snprintf(buf, size, "%s", names[act.kind]);
 	}

@@ -36,6 +36,7 @@ void member_drop(struct server *server)
 
 	member_ranks_lost(member);
 	server->members = NULL;
+	member_recalls_free(member);
 	memset(now->to_lead, 0, sizeof(now->to_lead));
 	post(now->to_node, &(struct w_letter){.kind = LETTER_EOF});
 	if (in_epoch) {
@@ -113,6 +114,7 @@ static void hears_manifest(const struct w_letter *letter)
 			say_violation("a manifest came, of a rank that is not here");
 		}
 	}
+	live_name_brokers(now, 1);
 	model->publication = &live[1].publication;
 	model->nsubsets = HALVES;
 	model->committed = MAX(model->committed, letter->version);
@@ -126,6 +128,7 @@ static void hears_epoch(const struct w_letter *letter)
 		now->node[1].jobs[i].gone |= now->node[1].jobs[i].kind == JOB_EPOCH;
 	}
 	live[1].server.epoch.state = EPOCH_MAKING;
+	live[1].server.epoch.brokers[0] = broker_of(0, letter->recall.lead);
 	job_add(1, JOB_EPOCH)->serial = letter->epoch;
 }
 
@@ -152,6 +155,27 @@ static void hears_begin(const struct w_letter *letter)
 	}
 }
 
+/* What a go tells for the case that its lead is lost. */
+struct go_lists {
+	uint32_t sizes[GROUPS];
+	struct group_name own[GROUPS];
+};
+
+static void fill_lists(
+	struct msg_decision *decision, const struct w_letter *letter, struct go_lists *lists)
+{
+	decision->sizes = lists->sizes;
+	decision->own = lists->own;
+	for (size_t i = 0; i < decision->nreplicas; i++) {
+		lists->sizes[decision->nsizes++] = letter->sizes[decision->replicas[i]];
+	}
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		if (letter->own & (1u << g)) {
+			lists->own[decision->nown++] = (struct group_name){config.replica[g], g};
+		}
+	}
+}
+
 static uint32_t replicas_of(uint8_t set, uint32_t ret_replicas[GROUPS])
 {
 	uint32_t n = 0;
@@ -174,14 +198,20 @@ static void node_hears(const struct w_letter *letter)
 		.nreplicas = replicas_of(letter->groups, replicas),
 		.wire = letter->wire,
 		.part = letter->part};
+	struct go_lists lists;
 
+	fill_lists(&decision, letter, &lists);
 	if (ranks_hear(letter)) {
 		return;
 	}
 	switch (letter->kind) {
 	case LETTER_JOINED:
 		server->lead.joined = true;
+		recalls_tell(server);
 		ranks_joined(server);
+		break;
+	case LETTER_SETTLED:
+		node_hears_settled(&letter->recall);
 		break;
 	case LETTER_MANIFEST:
 		hears_manifest(letter);
@@ -311,6 +341,9 @@ static void lead_hears(const struct w_letter *letter)
 		break;
 	case LETTER_EOF:
 		member_drop(server);
+		break;
+	case LETTER_RECALL:
+		lead_hears_recall(&letter->recall);
 		break;
 	case LETTER_DECLARE:
 		hears_declare(letter);

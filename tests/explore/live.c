@@ -10,7 +10,6 @@
 
 #define T0 1000000000000ull /* the clock stands; deadlines pass when the explorer says so */
 #define DEADLINE (T0 + 60000000000ull)
-#define BROKER_ID(node) (7u + (node))
 
 /* What time may write; the rest of the models stays as it is. */
 #define MANY_REFERENCES 1000000u
@@ -127,6 +126,10 @@ static void load_client(struct live *at, const struct world *world, unsigned g, 
 	reg->apply = config.apply[g];
 	reg->state = worker->heard_state;
 	reg->version = worker->heard_version;
+	reg->update = worker->said_update;
+	reg->holds = worker->said_holds;
+	client->ours.words = at->words[g][m];
+	at->words[g][m][WORD_WRITTEN] = worker->written ? worker->written : WRITTEN_NONE;
 }
 
 static void load_team(struct live *at, const struct world *world, unsigned g)
@@ -148,6 +151,10 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 	group->update_version = from->update_version;
 	text_set(group->text, from->has_text);
 	group->npresent = from->npresent;
+	group->doubt.update = from->doubt;
+	group->doubt.prepared = from->doubt_prepared;
+	group->doubt.current = from->doubt_current;
+	group->settling = from->settling;
 	for (unsigned m = 0; m < config.members[g]; m++) {
 		struct group_member *member = &group->members[m];
 
@@ -156,6 +163,7 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 		member->ready = from->member[m].ready;
 		member->asking = from->member[m].asking;
 		member->stale = from->member[m].stale;
+		member->doubt = from->member[m].doubt;
 		member->pulls = from->member[m].pulls;
 		member->pulled = from->member[m].pulled;
 		member->version = from->member[m].version == UINT8_MAX ? GROUP_VERSION_MIXED
@@ -166,6 +174,8 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 		}
 	}
 	group->copied = from->copied;
+	team->key = TEAM_KEY(g);
+	team->settle_due = DEADLINE;
 	team->taking_part = from->taking_part;
 	team->said = from->said;
 	team->outcome = (enum strew_outcome)from->outcome;
@@ -279,6 +289,15 @@ static void load_update(struct live *at, const struct world *world)
 	at->server.active = from->active ? &at->model : NULL;
 }
 
+void live_name_brokers(const struct world *world, unsigned n)
+{
+	uint8_t born[NODES] = {world->node[0].born, n ? world->node[1].born : world->member_born};
+
+	for (unsigned r = 0; r < config.nranks; r++) {
+		live[n].brokers[r] = broker_of(config.rank_node[r], born[config.rank_node[r]]);
+	}
+}
+
 /* What is published: everything, and each half by itself. */
 static void load_publication(struct live *at, unsigned n, struct publication *publication,
 	const struct manifest *manifest)
@@ -294,7 +313,6 @@ static void load_publication(struct live *at, unsigned n, struct publication *pu
 	for (unsigned r = config.nranks; r-- > 0;) {
 		bool here = config.rank_node[r] == n;
 
-		at->brokers[r] = BROKER_ID(config.rank_node[r]);
 		at->holders[r] = here ? &holder : NULL;
 		at->roots[r] = r && config.rank_node[r] == config.rank_node[0] ? 0 : r;
 		publication->own_root = here ? at->roots[r] : publication->own_root;
@@ -308,6 +326,7 @@ static void load_model(struct live *at, const struct world *world, unsigned n)
 	struct model *model = &at->model;
 
 	make_tensors();
+	live_name_brokers(world, n);
 	load_publication(at, n, &at->publication, &whole);
 	for (unsigned h = 0; h < HALVES; h++) {
 		load_publication(at, n, &at->half[h], &half[h]);
@@ -396,7 +415,8 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 		free(server->node.crews[i].workers);
 		server->node.crews[i].workers = NULL;
 	}
-	server->broker_id = BROKER_ID(n);
+	server->broker_id = broker_of(n, from->born);
+	server->next_key = FIRST_KEY;
 	load_model(at, world, n);
 	load_ranks(at, world, n);
 	server->models = &at->model;
@@ -404,14 +424,17 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 	server->epoch.number = from->epoch_number;
 	server->epoch.ranks = from->epoch_ranks;
 	server->epoch.rank = n;
+	server->epoch.brokers[0] = broker_of(0, from->epoch_lead);
+	server->epoch.brokers[1] = broker_of(1, world->node[1].born);
 	server->next_serial = world->next_serial;
 	server->lead.joined = n && world->joined;
 	server->lead.next_serial = n ? world->link_serial : 0;
 	member->server = server;
 	member->state = (enum member_state)world->member_state;
 	member->rank = world->member_rank;
-	member->join.broker_id = BROKER_ID(1);
+	member->join.broker_id = broker_of(1, world->member_born);
 	server->members = !n && world->member_there ? member : NULL;
+	load_recalls(at, world, n);
 }
 
 void live_load(const struct world *world)

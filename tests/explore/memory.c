@@ -116,7 +116,7 @@ void job_writes(const struct w_job *job, bool whole)
 				now->worker[g][m].stage == W_DEAD) {
 				continue;
 			}
-			if (job->kind == JOB_COMMIT) {
+			if (job->kind == JOB_COMMIT || job->kind == JOB_SETTLE) {
 				commit_writes(job, g, m, whole);
 			} else {
 				move_writes(job, g, m, whole);

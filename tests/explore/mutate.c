@@ -16,6 +16,9 @@ const struct mutation mutations[] = {
 	{"copy-clean", "remote", PUBLISH_WHOLE, 0},
 	{"join-clean", "remote", PUBLISH_WHOLE, 0},
 	{"loss-clean", "pair", PUBLISH_WHOLE, 0},
+	{"settle-aborts", "replicas", PUBLISH_WHOLE, 0},
+	{"settle-commits", "remote", PUBLISH_WHOLE, 0},
+	{"page-silent", "remote", PUBLISH_WHOLE, 0},
 	{"pulls-unknown", "one", PUBLISH_WHOLE, 1},
 	{"pulled-unawaited", "pair", PUBLISH_WHOLE, 3},
 	{"copied-unawaited", "one", PUBLISH_WHOLE, 1},
@@ -129,6 +132,43 @@ void __wrap_group_step(
 		ret_actions->v[ret_actions->n++] =
 			(struct group_action){GA_GRANT, event->member, STREW_OUTCOME_NONE};
 	}
+}
+
+bool __real_group_writes(const struct group *group);
+bool __wrap_group_writes(const struct group *group);
+
+/* A broker writes, and its page does not say so. */
+bool __wrap_group_writes(const struct group *group)
+{
+	return !mutated("page-silent") && __real_group_writes(group);
+}
+
+/* What follows from what brokers recall */
+
+bool __real_recovery_judge(const struct recall *asked, const struct recovery_word *words,
+	size_t nwords, bool untouched, struct recall *ret_verdict);
+bool __wrap_recovery_judge(const struct recall *asked, const struct recovery_word *words,
+	size_t nwords, bool untouched, struct recall *ret_verdict);
+
+bool __wrap_recovery_judge(const struct recall *asked, const struct recovery_word *words,
+	size_t nwords, bool untouched, struct recall *ret_verdict)
+{
+	bool known = __real_recovery_judge(asked, words, nwords, untouched, ret_verdict);
+
+	/* What nobody knows is decided. */
+	if (!known && mutated("settle-aborts")) {
+		ret_verdict->how = RECALL_ABORTED;
+		return true;
+	}
+	/* All are prepared, so it is taken for committed. */
+	if (mutated("settle-commits") && (!known || ret_verdict->how == RECALL_ABORTED)) {
+		ret_verdict->how = RECALL_COMMITTED;
+		for (uint32_t i = 0; i < GROUPS; i++) {
+			recall_add(ret_verdict, i);
+		}
+		return true;
+	}
+	return known;
 }
 
 /* An update at the lead */

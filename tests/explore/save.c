@@ -22,6 +22,10 @@ static void save_team(struct world *world, unsigned g)
 	to->npresent = (uint8_t)group->npresent;
 	to->update = (uint8_t)group->update;
 	to->update_version = (uint8_t)group->update_version;
+	to->doubt = (uint8_t)group->doubt.update;
+	to->doubt_prepared = group->doubt.prepared;
+	to->doubt_current = group->doubt.current;
+	to->settling = group->settling;
 	for (unsigned m = 0; m < config.members[g]; m++) {
 		const struct group_member *member = &group->members[m];
 
@@ -30,6 +34,7 @@ static void save_team(struct world *world, unsigned g)
 		to->member[m].ready = member->ready;
 		to->member[m].asking = member->asking;
 		to->member[m].stale = member->stale;
+		to->member[m].doubt = (uint8_t)member->doubt;
 		to->member[m].version = (uint8_t)member->version;
 		to->member[m].pulls = member->pulls;
 		to->member[m].pulled = member->pulled;
@@ -72,6 +77,7 @@ static void save_node(struct world *world, unsigned n)
 	to->epoch_state = (uint8_t)server->epoch.state;
 	to->epoch_number = (uint8_t)server->epoch.number;
 	to->epoch_ranks = (uint8_t)server->epoch.ranks;
+	to->epoch_lead = (uint8_t)(server->epoch.brokers[0] - broker_of(0, 0));
 	to->teams = to->going = to->absent = 0;
 	memset(to->absent_state, 0, sizeof(to->absent_state));
 	for (size_t i = 0; i < node->nteams; i++) {
@@ -171,6 +177,23 @@ static void save_rank(struct world *world, unsigned r)
 	}
 }
 
+/* A team that has lost or won a member is not the one whose shadows are being copied. */
+static void orphan_jobs(struct world *world, unsigned g)
+{
+	struct team *team = live_team(g);
+	struct w_job *jobs = world->node[config.node_of[g]].jobs;
+
+	for (unsigned i = 0; i < JOBS; i++) {
+		if (jobs[i].kind == JOB_SETTLE && jobs[i].errors == g &&
+			(!team || team->key != TEAM_KEY(g))) {
+			jobs[i].gone = 1;
+		}
+	}
+	if (team) {
+		team->key = TEAM_KEY(g);
+	}
+}
+
 void live_save(struct world *world)
 {
 	for (unsigned r = 0; r < config.nranks; r++) {
@@ -180,13 +203,19 @@ void live_save(struct world *world)
 		struct live *at = &live[config.node_of[g]];
 
 		save_team(world, g);
+		orphan_jobs(world, g);
 		for (unsigned m = 0; m < config.members[g]; m++) {
-			world->worker[g][m].session = (uint8_t)at->clients[g][m].session.state;
-			world->worker[g][m].watched = at->clients[g][m].watch.active;
+			struct w_worker *worker = &world->worker[g][m];
+			uint64_t written = at->words[g][m][WORD_WRITTEN];
+
+			worker->session = (uint8_t)at->clients[g][m].session.state;
+			worker->watched = at->clients[g][m].watch.active;
+			worker->written = written == WRITTEN_NONE ? 0 : (uint8_t)written;
 		}
 	}
 	for (unsigned n = 0; n < config.nodes; n++) {
 		save_node(world, n);
+		save_recalls(world, n);
 	}
 	save_update(world);
 	world->joined = live[1].server.lead.joined;
@@ -195,7 +224,7 @@ void live_save(struct world *world)
 	world->member_rank = (uint8_t)live[0].member.rank;
 	world->member_there = live[0].server.members != NULL;
 	if (!world->member_there) {
-		world->member_state = world->member_rank = 0;
+		world->member_state = world->member_rank = world->member_born = 0;
 	}
 	world->next_serial = (uint8_t)live[0].server.next_serial;
 }

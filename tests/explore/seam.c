@@ -1,8 +1,9 @@
 /*
  * What the machines' own files (node.c, node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c,
- * members.c) call of the rest of the broker, played: messages become letters and what workers know,
- * jobs are queued for the mover, who is acted in acts.c. A new call out of those files needs its
- * stand-in here, or the linker finds two of everything in the file that has the real one.
+ * members.c, recall.c, settle.c) call of the rest of the broker, played: messages become letters
+ * and what workers know, jobs are queued for the mover, who is acted in acts.c. A new call out of
+ * those files needs its stand-in here, or the linker finds two of everything in the file that has
+ * the real one.
  */
 #include "base/log.h"
 #include "strew/trainer.h"
@@ -11,7 +12,7 @@
 #include <errno.h>
 #include <string.h>
 
-static void (*done_of[JOB_EPOCH + 1])(struct job *job);
+static void (*done_of[JOB_KINDS])(struct job *job);
 static void (*noted_of_move)(struct job *job, unsigned notes);
 
 void log_line(enum log_level level, const char *format, ...)
@@ -131,13 +132,16 @@ void join_send_blob(struct server *server, const struct blob *blob, enum part_of
 	(void)of;
 }
 
-/* Of a trainer rank here. */
+/* Of a trainer rank here, or what is recalled. */
 void join_send(struct server *server, struct message *message)
 {
 	struct w_letter letter = {.serial = (uint8_t)message->serial};
 
 	(void)server;
 	switch (message->type) {
+	case MSG_RECALL:
+		letter = recall_letter(&message->u.recall);
+		break;
 	case MSG_DECLARE:
 		letter.kind = LETTER_DECLARE;
 		letter.rank = (uint8_t)message->u.declare.rank;
@@ -178,6 +182,11 @@ static void fill_decision(struct w_letter *letter, const struct msg_decision *de
 	letter->part = (uint8_t)decision->part;
 	for (size_t i = 0; i < decision->nreplicas; i++) {
 		letter->groups |= (uint8_t)(1u << decision->replicas[i]);
+		letter->sizes[decision->replicas[i]] =
+			(uint8_t)(decision->nsizes ? decision->sizes[i] : 0);
+	}
+	for (size_t i = 0; i < decision->nown; i++) {
+		letter->own |= (uint8_t)(1u << decision->own[i].part);
 	}
 }
 
@@ -199,11 +208,14 @@ void member_send(struct member *member, struct message *message)
 		[MSG_ABORT] = LETTER_ABORT,
 		[MSG_OK] = LETTER_OK,
 		[MSG_DECLARED] = LETTER_DECLARED,
-		[MSG_REPORT] = LETTER_REPORT};
+		[MSG_REPORT] = LETTER_REPORT,
+		[MSG_SETTLED] = LETTER_SETTLED};
 	struct w_letter letter = {.kind = kinds[message->type], .serial = (uint8_t)message->serial};
 
 	(void)member;
-	if (message->type == MSG_BEGIN) {
+	if (message->type == MSG_SETTLED) {
+		letter = settled_letter(&message->u.settled);
+	} else if (message->type == MSG_BEGIN) {
 		fill_begin(&letter, &message->u.begin);
 	} else if (message->type == MSG_REPORT) {
 		letter.version = (uint8_t)message->u.report.version;
@@ -270,6 +282,7 @@ void model_try_seal(struct server *server, struct model *model)
 		}
 	}
 	update_init(&model->update, model->ranks);
+	live_name_brokers(now, 0);
 	model->publication = &live[0].publication;
 	model->nsubsets = HALVES;
 	if (server->members && server->members->state == MEMBER_IN_EPOCH) {
@@ -406,7 +419,7 @@ static uint8_t workers_of(const struct node *node)
 	return set;
 }
 
-void mover_submit(struct mover *mover, struct job *job)
+static void submit_of_update(struct job *job)
 {
 	enum job_kind kind = job->run == job_plan_run	? JOB_PLAN
 			     : job->run == job_move_run ? JOB_MOVE
@@ -418,7 +431,6 @@ void mover_submit(struct mover *mover, struct job *job)
 	struct w_node *node = &now->node[n];
 	struct w_job *added = job_add(n, kind);
 
-	(void)mover;
 	done_of[kind] = job->done;
 	added->serial = (uint8_t)server->node.serial;
 	if (kind == JOB_PLAN) {
@@ -435,6 +447,16 @@ void mover_submit(struct mover *mover, struct job *job)
 		added->wire = ((struct job_move *)job)->wire;
 		added->part = (uint8_t)server->node.part;
 		added->gone = node->ranks_dead;
+	}
+}
+
+void mover_submit(struct mover *mover, struct job *job)
+{
+	(void)mover;
+	if (job->run == job_settle_run) {
+		settle_submit((struct job_settle *)job);
+	} else {
+		submit_of_update(job);
 	}
 }
 

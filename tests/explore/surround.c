@@ -97,6 +97,8 @@ static void hears_answer(unsigned g, unsigned m, uint8_t type)
 				config.gate[g] == STREW_GATE_LIVE || !in_doubt(worker->heard_state);
 			worker->pending = worker->said_ready = worker->denied = 0;
 			worker->whole = worker->touched = 0;
+			/* What comes next is a new agent. */
+			worker->heard_update = worker->holds = worker->pending_update = 0;
 		}
 	} else if (type == MSG_OK) {
 		check_grant(g, m);
@@ -106,6 +108,19 @@ static void hears_answer(unsigned g, unsigned m, uint8_t type)
 		worker->asked = 0;
 		worker->denied = 1;
 	}
+}
+
+/* What is written in part may still be finished, by a commit that is learnt late. */
+static void hears_done(struct w_worker *worker, const struct w_heard *heard)
+{
+	worker->pending = worker->pending_update = worker->hold = worker->denied = 0;
+	worker->touched = worker->todo ? worker->touched : 0;
+	worker->heard_state = heard->state;
+	worker->heard_version = heard->version;
+	worker->heard_update = heard->update;
+	worker->holds = heard->outcome == STREW_OUTCOME_COMMITTED ? HOLDS_ALL
+			: heard->state == STREW_GROUP_DIRTY	  ? HOLDS_UNKNOWN
+								  : HOLDS_NOTHING;
 }
 
 static void hears(unsigned g, unsigned m, const struct w_heard *heard)
@@ -123,11 +138,13 @@ static void hears(unsigned g, unsigned m, const struct w_heard *heard)
 		break;
 	case MSG_CHECK:
 		worker->pending = worker->stage == W_LIVE;
+		worker->pending_update = worker->pending ? heard->update : 0;
 		tell(worker, WORD_CHECKED, heard->update);
 		break;
 	case MSG_HOLD:
 		if (worker->stage == W_LIVE && config.gate[g] == STREW_GATE_HELD) {
 			worker->pending = 1;
+			worker->pending_update = heard->update;
 			worker->hold = !worker->said_ready;
 		}
 		break;
@@ -141,9 +158,7 @@ static void hears(unsigned g, unsigned m, const struct w_heard *heard)
 		worker->apply_cells = heard->state;
 		break;
 	case MSG_DONE:
-		worker->pending = worker->hold = worker->denied = worker->touched = 0;
-		worker->heard_state = heard->state;
-		worker->heard_version = heard->version;
+		hears_done(worker, heard);
 		break;
 	case MSG_OK:
 	case MSG_ERROR:
@@ -179,6 +194,9 @@ void worker_hears(unsigned g, unsigned m, const struct message *message)
 	case MSG_CHECK:
 		heard.update = (uint8_t)message->u.check.update;
 		break;
+	case MSG_HOLD:
+		heard.update = (uint8_t)message->u.hold.update;
+		break;
 	case MSG_APPLY:
 		heard.update = (uint8_t)message->u.apply.update;
 		heard.state = cells_to_pull(g, m, &message->u.apply);
@@ -186,6 +204,8 @@ void worker_hears(unsigned g, unsigned m, const struct message *message)
 	case MSG_DONE:
 		heard.state = (uint8_t)message->u.done.state;
 		heard.version = (uint8_t)message->u.done.version;
+		heard.update = (uint8_t)message->u.done.update;
+		heard.outcome = (uint8_t)message->u.done.outcome;
 		break;
 	default:
 		break;
@@ -231,6 +251,28 @@ uint8_t worker_belief(unsigned g, const struct w_worker *worker)
 	return config.apply[g] == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
 }
 
+/* As worker_left() and worker_found(): that broker has ended, and its page is read. */
+static void worker_finds(unsigned g, struct w_worker *worker, uint8_t belief)
+{
+	bool closed = config.gate[g] == STREW_GATE_HELD && !worker->said_ready;
+	uint8_t heard = worker->heard_state;
+
+	if (!worker->pending) {
+		worker->heard_state = belief;
+		return;
+	}
+	worker->heard_update = worker->pending_update;
+	worker->holds =
+		closed || worker->written != worker->pending_update ? HOLDS_NOTHING : HOLDS_SOME;
+	if (worker->todo && worker->holds == HOLDS_NOTHING && heard != STREW_GROUP_DIRTY) {
+		say_violation("the page of a broker that has ended says nothing of what it wrote");
+	}
+	worker->heard_state = worker->holds == HOLDS_SOME     ? belief
+			      : heard == STREW_GROUP_CURRENT  ? STREW_GROUP_IN_DOUBT
+			      : heard == STREW_GROUP_IN_DOUBT ? STREW_GROUP_STALE
+							      : heard;
+}
+
 /* Its broker is gone. The engine goes on by itself unless it has reason to doubt its memory. */
 void worker_loses_broker(unsigned g, unsigned m)
 {
@@ -253,8 +295,7 @@ void worker_loses_broker(unsigned g, unsigned m)
 			      "part for whole");
 	}
 	worker->stage = W_NEW;
-	worker->heard_state =
-		worker->pending && state == STREW_GROUP_CURRENT ? STREW_GROUP_STALE : state;
+	worker_finds(g, worker, state);
 	if (!in_doubt(state)) {
 		worker->running = 1;
 	}

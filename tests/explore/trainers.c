@@ -100,6 +100,9 @@ void rank_hears(unsigned r, const struct message *message)
 		if (rank->asked) {
 			say_violation("an update was reported, and a put of it was not answered");
 		}
+		if (message->u.report.outcome != STREW_OUTCOME_ABORTED) {
+			now->reported = rank->publishing;
+		}
 		forget(rank);
 	}
 }

@@ -54,23 +54,39 @@ extern struct config config;
 struct w_group {
 	uint8_t exists, phase, state, version, update, update_version, has_text, npresent;
 	uint8_t taking_part, said, outcome, placed, copied;
+	uint8_t doubt, doubt_prepared, doubt_current, settling;
 	struct {
-		uint8_t present, checked, ready, asking, stale, version, pulls, pulled;
+		uint8_t present, checked, ready, asking, stale, version, doubt, pulls, pulled;
 	} member[MEMBERS];
 };
 
-enum job_kind { JOB_NONE, JOB_IMPORT, JOB_PLAN, JOB_MOVE, JOB_COMMIT, JOB_RELEASE, JOB_EPOCH };
+/* struct recall; brokers are told apart by how often each has started. */
+struct w_recall {
+	uint8_t update, version, how, replicas, own, lead, node;
+};
+
+enum job_kind {
+	JOB_NONE,
+	JOB_IMPORT,
+	JOB_PLAN,
+	JOB_MOVE,
+	JOB_COMMIT,
+	JOB_RELEASE,
+	JOB_EPOCH,
+	JOB_SETTLE,
+	JOB_KINDS
+};
 enum job_progress { JOB_QUEUED, JOB_BEGUN, JOB_READ };
 
 struct w_job {
 	uint8_t kind, progress, failed;
 	uint8_t workers;  /* set: whose memory it works on */
-	uint8_t errors;	  /* plan: set of groups that it found not to fit */
+	uint8_t errors;	  /* plan: set of groups that it found not to fit; settle: the group */
 	uint8_t wire;	  /* move */
 	uint8_t part;	  /* move: of the update, 0: all of it */
 	uint8_t note_due; /* move: released is not told yet */
 	uint8_t serial;	  /* the update's, or the epoch's number */
-	uint8_t gone;	  /* import, epoch: nobody waits for it; move: ranks that died since */
+	uint8_t gone; /* import, epoch, settle: nobody waits for it; move: ranks that died since */
 };
 
 struct w_node {
@@ -86,6 +102,11 @@ struct w_node {
 	uint8_t crew_dead, crew_freed; /* workers of the update's crews that died, were unmapped */
 	uint8_t ranks_dead;	       /* of the update: their memory is read all the same */
 	uint8_t excused;	       /* was not there when the last decision was taken */
+	uint8_t born;		       /* how many brokers were here before */
+	uint8_t epoch_lead;	       /* `born` of that epoch's lead */
+	/* struct remembered: of which publication, and may it have to be committed? */
+	struct w_recall recall;
+	uint8_t recall_subset, recall_base, has_recalled;
 	struct w_job jobs[JOBS];
 };
 
@@ -114,7 +135,7 @@ enum word_kind {
 enum applying { APPLY_NONE, APPLY_TOLD, APPLY_BEGUN };
 
 struct w_heard {
-	uint8_t type, update, state, version;
+	uint8_t type, update, state, version, outcome;
 };
 
 struct w_worker {
@@ -126,6 +147,9 @@ struct w_worker {
 	uint8_t running;	      /* the engine uses its memory; false: it stands */
 	uint8_t said_ready, asked, denied, hold; /* between engine and broker */
 	uint8_t pending, heard_state, heard_version;
+	uint8_t pending_update, heard_update, holds; /* as the agent keeps them */
+	uint8_t said_update, said_holds;	     /* when it registered */
+	uint8_t written;			     /* on the page of its broker */
 	uint8_t session; /* enum session_state of the broker's client, 0: none */
 	uint8_t watched; /* the broker waits for its ready word */
 	uint8_t applying, apply_update, apply_cells; /* what it copies out of its twins … */
@@ -168,6 +192,8 @@ enum letter_kind {
 	LETTER_MOVED,
 	LETTER_PREPARED,
 	LETTER_APPLIED,
+	LETTER_RECALL,
+	LETTER_SETTLED,
 	/* of trainer ranks */
 	LETTER_DECLARE,
 	LETTER_UNDECLARE,
@@ -187,6 +213,15 @@ struct w_letter {
 	uint8_t parts, part, subset, base, serial, rank, released;
 	uint8_t groups; /* decisions: set of replicas; answers: set of groups */
 	uint8_t outcome[GROUPS], state[GROUPS];
+	uint8_t sizes[GROUPS], own; /* go: of each replica, and the set of the lead's groups */
+	struct w_recall recall;	    /* recall and settled; epoch: who is the lead */
+};
+
+/* What was decided: the contents by it and by the decision before, and whom it did not reach. */
+struct w_decision {
+	uint8_t content[HALVES], version;
+	uint8_t before[HALVES];
+	uint8_t excused; /* set of nodes */
 };
 
 struct world {
@@ -196,7 +231,8 @@ struct world {
 	struct w_worker worker[GROUPS][MEMBERS];
 	struct w_rank rank[RANKS];
 	/* the connection: the lead's member, the joiner's link, and what is under way */
-	uint8_t member_state, member_rank, member_there, linked, joined, link_serial;
+	uint8_t member_state, member_rank, member_there, member_born, linked, joined, link_serial;
+	struct w_recall member_recall; /* what the lead knows of node 1 */
 	struct w_letter to_node[LETTERS], to_lead[LETTERS];
 	uint8_t next_serial;
 	/* What the ranks publish: content's number, 0: nothing yet; the same at all of them. */
@@ -205,6 +241,10 @@ struct world {
 	uint8_t sent_serial[NODES], sent_part[NODES]; /* roots: their last bucket is sent */
 	uint8_t decided[HALVES], decided_version;     /* contents by the last commit … */
 	uint8_t before[HALVES];			      /* … and by the one before it */
+	/* How it was before, and whose commit it was, while that can still turn out to be none. */
+	struct w_decision undo;
+	uint8_t decided_serial, decided_lead;
+	uint8_t reported;	 /* content of the last commit that the trainer was told of */
 	uint8_t prepared;	 /* set of groups that said so in the last update */
 	uint8_t faults, updates; /* left */
 };
@@ -284,9 +324,15 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 void world_say(const struct world *world, char *buf, size_t size);
 
 /* live.c: the real machines */
+
+/* A team's key between acts; another one says that it has changed in this one. */
+#define TEAM_KEY(group) ((group) + 1u)
+#define FIRST_KEY 100u
+
 struct live {
 	struct server server;
 	struct client clients[GROUPS][MEMBERS];
+	uint64_t words[GROUPS][MEMBERS][WORD_WRITTEN + 1]; /* of its pages */
 	struct member member;
 	struct model model;
 	struct publication publication, half[HALVES];
@@ -305,6 +351,19 @@ void live_load(const struct world *world);
 void live_save(struct world *world);
 struct team *live_team(unsigned group); /* NULL: it is not there */
 unsigned live_node(const struct server *server);
+/* Those of the trainer ranks; to the lead that of node 1 is the one that has joined. */
+void live_name_brokers(const struct world *world, unsigned node);
+
+/* recalls.c: what is recalled of an update when its lead is lost, and settled by the next */
+uint64_t broker_of(unsigned node, unsigned born);
+void load_recalls(struct live *at, const struct world *world, unsigned node);
+void save_recalls(struct world *world, unsigned node);
+struct w_letter recall_letter(const struct msg_recall *said);
+struct w_letter settled_letter(const struct msg_settled *said);
+void lead_hears_recall(const struct w_recall *packed);
+void node_hears_settled(const struct w_recall *packed);
+void settle_submit(struct job_settle *job);
+void settle_done_call(unsigned node, const struct w_job *ended);
 
 /* letters.c: the connection between the brokers */
 void post(struct w_letter letters[LETTERS], const struct w_letter *letter);
@@ -342,8 +401,13 @@ void worker_reads_on(unsigned group, unsigned member);
 /* What its agent takes the memory for when nobody tells it any more. */
 uint8_t worker_belief(unsigned group, const struct w_worker *worker);
 void worker_loses_broker(unsigned group, unsigned member);
+/* decide.c */
+void note_begin(uint8_t serial); /* of an update */
 /* If a commit was decided in this act: from now on its content is what groups should hold. */
 void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version);
+/* If its lead is gone and nobody has begun to carry it out, or will hear of it: then it was none.
+ */
+void forget_decision(void);
 
 /* acts.c's parts */
 void act_of_broker(struct act act);

@@ -79,6 +79,7 @@ void member_heard(struct end *end, const struct message *message)
 
 	if (message->type == MSG_EPOCH) {
 		end->epoch = message->u.epoch;
+		end->epoch.brokers = NULL; /* the message's */
 	}
 	if (!end->automatic) {
 		return;
@@ -114,7 +115,10 @@ static void answer(struct end *end, enum message_type type, uint64_t serial)
 
 void lead_epoch_named(struct end *end, uint32_t ranks)
 {
+	uint64_t *brokers = calloc(ranks + 2, sizeof(*brokers));
 	struct message message;
+
+	CLAIM(brokers);
 
 	message_init(&message, MSG_EPOCH, 0);
 	message.u.epoch.epoch = ++end->epoch.epoch;
@@ -122,6 +126,10 @@ void lead_epoch_named(struct end *end, uint32_t ranks)
 	message.u.epoch.ranks = ranks;
 	message.u.epoch.carrier = CARRIER_TCP;
 	message.u.epoch.slot_bytes = LIMIT_SLOT_BYTES_MIN;
+	brokers[0] = LEAD_ID;
+	brokers[1] = play.server->broker_id;
+	message.u.epoch.brokers = brokers;
+	message.u.epoch.nbrokers = ranks;
 	end_send(end, &message);
 }
 

@@ -15,6 +15,7 @@
 #define GROUPS_FIELDS                                                                              \
 	"epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns "            \
 	"slot_types hash hashes"
+#define DECISION_FIELDS "epoch update replicas wire hash slot_types text part sizes own"
 
 static const struct {
 	enum message_type type;
@@ -26,7 +27,7 @@ static const struct {
 	{MSG_OK, "ok", "value"},
 	{MSG_REGISTER, "register",
 		"model replica part member members gate apply partial allocations state "
-		"version"},
+		"version update holds"},
 	{MSG_ALLOCATION, "allocation",
 		"index kind base size buffer_id uuid ipc first_chunk chunks chunk_bytes"},
 	{MSG_PART, "part", "of number bytes"},
@@ -72,7 +73,7 @@ static const struct {
 	{MSG_READ_OUT, "read_out", "state version"},
 	{MSG_JOIN, "join", "protocol broker_id host_id uuid backend nccl slot_bytes name"},
 	{MSG_JOINED, "joined", "broker_id"},
-	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token"},
+	{MSG_EPOCH, "epoch", "epoch rank ranks carrier slot_bytes unique_id token brokers"},
 	{MSG_EPOCH_READY, "epoch_ready", "epoch code text"},
 	{MSG_MANIFEST, "manifest", "model parts bytes hash roots committed"},
 	{MSG_CHOSEN, "chosen", "model manifest_hash subset hash tensors"},
@@ -80,10 +81,10 @@ static const struct {
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots subset "
 		"base"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
-	{MSG_GO, "go", "epoch update replicas wire hash slot_types text part"},
+	{MSG_GO, "go", DECISION_FIELDS},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
-	{MSG_COMMIT, "commit", "epoch update replicas wire hash slot_types text part"},
-	{MSG_ABORT, "abort", "epoch update replicas wire hash slot_types text part"},
+	{MSG_COMMIT, "commit", DECISION_FIELDS},
+	{MSG_ABORT, "abort", DECISION_FIELDS},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_MOVED, "moved", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
@@ -97,6 +98,8 @@ static const struct {
 	{MSG_RANK_SUBSET, "rank_subset", "model rank subset tensors"},
 	{MSG_RANK_PUT, "rank_put", "model rank version subset"},
 	{MSG_RANK_CANCEL, "rank_cancel", "model rank version text"},
+	{MSG_SETTLED, "settled", "model update version how replicas"},
+	{MSG_RECALL, "recall", "model update version how brokers replicas own"},
 };
 #define CONTRACT_TYPES (sizeof(contract) / sizeof(contract[0]))
 
@@ -182,6 +185,8 @@ static void fill_registering(struct message *message)
 		reg->allocations = any32();
 		reg->state = between(0, STREW_GROUP_LOST);
 		reg->version = any64();
+		reg->update = any64();
+		reg->holds = between(HOLDS_ALL, HOLDS_UNKNOWN);
 		return;
 	}
 	allocation->index = any32();
@@ -418,6 +423,37 @@ static void fill_joining(struct message *message)
 	epoch->slot_bytes = any64();
 	BYTES(epoch->unique_id);
 	BYTES(epoch->token);
+	any_u64_list(&epoch->brokers, &epoch->nbrokers, LIMIT_BROKERS);
+}
+
+static void any_names(struct group_name **ret_list, size_t *ret_n)
+{
+	*ret_n = any_list((void **)ret_list, sizeof(**ret_list), LIMIT_GROUPS);
+	for (size_t i = 0; i < *ret_n; i++) {
+		(*ret_list)[i] = (struct group_name){any32(), any32()};
+	}
+}
+
+static void fill_recall(struct message *message)
+{
+	struct msg_recall *recall = &message->u.recall;
+	struct msg_settled *settled = &message->u.settled;
+
+	if (message->type == MSG_RECALL) {
+		STRING(recall->model);
+		recall->update = any64();
+		recall->version = any64();
+		recall->how = between(RECALL_PREPARED, RECALL_SEEN);
+		any_u64_list(&recall->brokers, &recall->nbrokers, LIMIT_BROKERS);
+		any_u32_list(&recall->replicas, &recall->nreplicas, LIMIT_REPORT_GROUPS);
+		any_names(&recall->own, &recall->nown);
+		return;
+	}
+	STRING(settled->model);
+	settled->update = any64();
+	settled->version = any64();
+	settled->how = between(RECALL_ABORTED, RECALL_SEEN);
+	any_u32_list(&settled->replicas, &settled->nreplicas, LIMIT_REPORT_GROUPS);
 }
 
 static void fill_update(struct message *message)
@@ -451,6 +487,8 @@ static void fill_update(struct message *message)
 		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
 		decision->part = between(0, LIMIT_SUBSETS);
+		any_u32_list(&decision->sizes, &decision->nsizes, LIMIT_REPORT_GROUPS);
+		any_names(&decision->own, &decision->nown);
 		break;
 	default:
 		groups->epoch = any64();
@@ -743,6 +781,10 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_RANK_DONE:
 		fill_rank(message);
 		break;
+	case MSG_RECALL:
+	case MSG_SETTLED:
+		fill_recall(message);
+		break;
 	case MSG_NONCE:
 		BYTES(message->u.nonce.nonce);
 		break;
@@ -768,6 +810,7 @@ struct borrowed {
 static unsigned find_arrays(struct message *message, struct borrowed ret[ARRAYS_MAX])
 {
 	struct msg_status_reply *status = &message->u.status_reply;
+	struct msg_recall *recall = &message->u.recall;
 
 	switch (message->type) {
 	case MSG_ALLOCATION:
@@ -816,7 +859,27 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[ARRAYS_
 			message->u.decision.nreplicas * sizeof(uint32_t)};
 		ret[1] = (struct borrowed){(void **)&message->u.decision.slot_types,
 			message->u.decision.nslot_types * sizeof(uint32_t)};
-		return 2;
+		ret[2] = (struct borrowed){(void **)&message->u.decision.sizes,
+			message->u.decision.nsizes * sizeof(uint32_t)};
+		ret[3] = (struct borrowed){(void **)&message->u.decision.own,
+			message->u.decision.nown * sizeof(struct group_name)};
+		return 4;
+	case MSG_EPOCH:
+		ret[0] = (struct borrowed){(void **)&message->u.epoch.brokers,
+			message->u.epoch.nbrokers * sizeof(uint64_t)};
+		return 1;
+	case MSG_RECALL:
+		ret[0] = (struct borrowed){
+			(void **)&recall->brokers, recall->nbrokers * sizeof(uint64_t)};
+		ret[1] = (struct borrowed){
+			(void **)&recall->replicas, recall->nreplicas * sizeof(uint32_t)};
+		ret[2] = (struct borrowed){
+			(void **)&recall->own, recall->nown * sizeof(struct group_name)};
+		return 3;
+	case MSG_SETTLED:
+		ret[0] = (struct borrowed){(void **)&message->u.settled.replicas,
+			message->u.settled.nreplicas * sizeof(uint32_t)};
+		return 1;
 	case MSG_MANIFEST:
 		ret[0] = (struct borrowed){(void **)&message->u.manifest.roots,
 			message->u.manifest.nroots * sizeof(uint64_t)};
