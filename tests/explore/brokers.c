@@ -435,8 +435,7 @@ static bool commit_lives(uint8_t serial)
 		const struct w_letter *letter = &now->to_node[i];
 
 		if ((letter->kind == LETTER_COMMIT && letter->update == serial) ||
-			(letter->kind == LETTER_SETTLED &&
-				knows_commit(&letter->recall, serial))) {
+			(letter->kind == LETTER_SETTLED && knows_commit(&letter->recall, serial))) {
 			return true;
 		}
 	}

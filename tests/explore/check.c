@@ -172,13 +172,13 @@ static const char *check_doubt(const struct world *world)
 			const struct w_worker *worker = &world->worker[g][m];
 			bool of_it = worker->said_update == recall->update;
 
-			seen = seen || (of_it && (worker->said_holds == HOLDS_ALL ||
-							 (worker->said_holds == HOLDS_SOME &&
-								 config.apply[g] ==
-									 STREW_APPLY_STAGED)));
+			seen = seen ||
+			       (of_it && (worker->said_holds == HOLDS_ALL ||
+						 (worker->said_holds == HOLDS_SOME &&
+							 config.apply[g] == STREW_APPLY_STAGED)));
 			if (recall->own & (1u << g)) {
-				untouched = untouched && of_it &&
-					    worker->said_holds == HOLDS_NOTHING;
+				untouched =
+					untouched && of_it && worker->said_holds == HOLDS_NOTHING;
 			}
 		}
 	}

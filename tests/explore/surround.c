@@ -106,9 +106,12 @@ static void hears_answer(unsigned g, unsigned m, const struct message *message)
 				worker->pending ? STREW_GROUP_PENDING : worker->heard_state;
 			worker->running =
 				config.gate[g] == STREW_GATE_LIVE || !in_doubt(worker->heard_state);
+			if (worker->pending) {
+				worker->heard_update = worker->pending_update;
+				worker->holds = HOLDS_UNKNOWN;
+			}
 			worker->pending = worker->said_ready = worker->denied = 0;
-			/* What comes next is a new agent. */
-			worker->heard_update = worker->holds = worker->pending_update = 0;
+			worker->pending_update = 0;
 		}
 	} else if (message->type == MSG_OK) {
 		check_grant(g, m);
@@ -156,8 +159,8 @@ void worker_hears(unsigned g, unsigned m, const struct message *message)
 		worker->heard_update = (uint8_t)message->u.done.update;
 		worker->pending_update = 0;
 		worker->holds = message->u.done.outcome == STREW_OUTCOME_COMMITTED ? HOLDS_ALL
-				: message->u.done.state == STREW_GROUP_DIRTY ? HOLDS_UNKNOWN
-									     : HOLDS_NOTHING;
+				: message->u.done.state == STREW_GROUP_DIRTY	   ? HOLDS_UNKNOWN
+										   : HOLDS_NOTHING;
 		break;
 	case MSG_OK:
 	case MSG_ERROR:
@@ -191,8 +194,8 @@ static void worker_finds(unsigned g, struct w_worker *worker, uint8_t belief)
 		return;
 	}
 	worker->heard_update = worker->pending_update;
-	worker->holds = closed || worker->written != worker->pending_update ? HOLDS_NOTHING
-									    : HOLDS_SOME;
+	worker->holds =
+		closed || worker->written != worker->pending_update ? HOLDS_NOTHING : HOLDS_SOME;
 	if (worker->partial && worker->holds == HOLDS_NOTHING && heard != STREW_GROUP_DIRTY) {
 		say_violation("the page of a broker that has ended says nothing of what it wrote");
 	}

@@ -14,7 +14,8 @@ void link_down(void);
 void act_of_broker(struct act act);
 /* If a commit was decided in this act: from now on its content is what groups should hold. */
 void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version);
-/* If its lead is gone and nobody has begun to carry it out, or will hear of it: then it was none. */
+/* If its lead is gone and nobody has begun to carry it out, or will hear of it: then it was none.
+ */
 void forget_decision(void);
 
 #endif

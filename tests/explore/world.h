@@ -67,7 +67,8 @@ struct w_job {
 	uint8_t wire;	  /* move */
 	uint8_t note_due; /* move: released is not told yet */
 	uint8_t serial;	  /* the update's, or the epoch's number */
-	uint8_t gone; /* import, epoch, settle: nobody waits for it; move: it reads a dead trainer's */
+	uint8_t gone; /* import, epoch, settle: nobody waits for it; move: it reads a dead trainer's
+		       */
 };
 
 struct w_node {
@@ -172,10 +173,10 @@ struct world {
 	uint8_t decided, decided_version; /* content of the last commit */
 	/* what it was before, and whose commit it was, while that can still turn out to be none */
 	uint8_t decided_before, version_before, excused_before, decided_serial, decided_lead;
-	uint8_t reported; /* the trainer was told of that commit */
+	uint8_t reported;	       /* the trainer was told of that commit */
 	struct w_recall member_recall; /* what the lead knows of node 1 */
-	uint8_t prepared;		  /* set of groups that said so in the last update */
-	uint8_t faults, updates;	  /* left */
+	uint8_t prepared;	       /* set of groups that said so in the last update */
+	uint8_t faults, updates;       /* left */
 };
 
 enum act_kind {
