@@ -227,7 +227,9 @@ static void trainer_hears(const struct message *message)
 		if (trainer->lent) {
 			say_violation("an update was reported whose memory was not released");
 		}
-		now->reported = message->u.report.outcome != STREW_OUTCOME_ABORTED;
+		if (message->u.report.outcome != STREW_OUTCOME_ABORTED) {
+			now->reported = (uint8_t)message->u.report.version;
+		}
 		trainer->publishing = trainer->version = trainer->streaming = 0;
 	}
 }
