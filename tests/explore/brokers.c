@@ -458,7 +458,7 @@ void forget_decision(void)
 	if (!now->decided_serial || lives || commit_lives(now->decided_serial)) {
 		return;
 	}
-	if (now->reported) {
+	if (now->reported == now->decided_version) {
 		return; /* the trainer was told: so it must be */
 	}
 	now->decided = now->decided_before;

@@ -173,7 +173,7 @@ struct world {
 	uint8_t decided, decided_version; /* content of the last commit */
 	/* what it was before, and whose commit it was, while that can still turn out to be none */
 	uint8_t decided_before, version_before, excused_before, decided_serial, decided_lead;
-	uint8_t reported;	       /* the trainer was told of that commit */
+	uint8_t reported;	       /* the last version of whose commit the trainer was told */
 	struct w_recall member_recall; /* what the lead knows of node 1 */
 	uint8_t prepared;	       /* set of groups that said so in the last update */
 	uint8_t faults, updates;       /* left */
