@@ -397,9 +397,8 @@ static int follow(
 			return rc;
 		}
 	}
-	session->written = same || !old->broker_page.words
-				   ? 0
-				   : page_load(&old->broker_page, WORD_WRITTEN);
+	session->written =
+		same || !old->broker_page.words ? 0 : page_load(&old->broker_page, WORD_WRITTEN);
 	if (session->poll_fd >= 0 && !session->lost.code &&
 		epoll_ctl(session->poll_fd, EPOLL_CTL_ADD, conn_fd(session->conn), &event) < 0) {
 		return error_set(err, -errno, "no memory to watch the connection");
