@@ -58,8 +58,8 @@ enum strew_group_state worker_state(const struct strew_agent *agent, uint64_t *r
 /* The same for a registration that follows: STALE if others may have committed without it, and what
  * was passed on to this one if it has heard nothing itself. */
 void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version);
-/* The session is open again, and the broker before has ended: completes that in agent->reg by what its
- * page says of the update that was under way. `before`: agent->reg before worker_left(). */
+/* The session is open again, and the broker before has ended: completes that in agent->reg by what
+ * its page says of the update that was under way. `before`: agent->reg before worker_left(). */
 void worker_found(struct strew_agent *agent, const struct msg_register *before);
 
 /* Sends everything and awaits the answer; called again after -ETIMEDOUT it only awaits. */

@@ -5,8 +5,8 @@
  * The story: CHECK (pending) → perhaps HOLD → the user says ready → DONE (not pending any more) →
  * the user's resume is granted. The library never sees the bytes arrive. So if the broker is
  * gone between CHECK and DONE, all it knows is whether the gate was open: with a held gate and
- * no ready, nothing can have been written; else the memory must be doubted. When that broker has ended,
- * its page says for certain whether it had begun to write.
+ * no ready, nothing can have been written; else the memory must be doubted. When that broker has
+ * ended, its page says for certain whether it had begun to write.
  */
 #include "agent/worker.h"
 #include "base/util.h"
@@ -130,8 +130,8 @@ void worker_found(struct strew_agent *agent, const struct msg_register *before)
 	if (!agent->pending) {
 		return;
 	}
-	reg->holds = !doubted(agent)		 ? HOLDS_NOTHING
-		     : !written			 ? HOLDS_UNKNOWN
+	reg->holds = !doubted(agent)		? HOLDS_NOTHING
+		     : !written			? HOLDS_UNKNOWN
 		     : written == agent->update ? HOLDS_SOME
 						: HOLDS_NOTHING;
 	if (reg->holds != HOLDS_NOTHING) {

@@ -13,8 +13,8 @@
  * A member that dies makes the group LOST; it stands again when its place is
  * taken, as STALE unless all members hold the same version.
  *
- * A group that was prepared when the lead went away is in doubt until it hears, perhaps from another
- * lead, how the update ended. It then carries out a commit by itself (settling), in phases
+ * A group that was prepared when the lead went away is in doubt until it hears, perhaps from
+ * another lead, how the update ended. It then carries out a commit by itself (settling), in phases
  * CHECKING, GATING and COMMITTING, in which nobody waits for its word; if it cannot, it is STALE.
  *
  * A resume is answered at once unless the group's live memory is being written,

@@ -29,7 +29,8 @@ enum group_phase {
 
 enum group_event_type {
 	GE_JOIN,    /* member registered; version: what its memory holds; stale: not the last one;
-		       update: if only for that one, of which it has nothing and no decision is known */
+		       update: if only for that one, of which it has nothing and no decision is known
+		     */
 	GE_LEAVE,   /* member withdrew */
 	GE_LOSE,    /* member died or broke the protocol */
 	GE_READY,   /* member holds the gate (its stream was seen done) */
@@ -43,11 +44,11 @@ enum group_event_type {
 	GE_FAILED, /* text, touched: moving or the commit's copies failed or were late */
 	GE_LATE,   /* text: the gate's deadline passed */
 	GE_COMMIT,
-	GE_COPIED, /* staged: shadow → live is done */
-	GE_PULLED, /* member: twin → memory is done */
-	GE_ABORT,  /* text, touched: given up by the lead before its commit */
-	GE_DOUBT,  /* the lead is gone after prepared; gate lets go of staged groups */
-	GE_MISSED, /* version was committed; a group that holds less has missed it */
+	GE_COPIED,  /* staged: shadow → live is done */
+	GE_PULLED,  /* member: twin → memory is done */
+	GE_ABORT,   /* text, touched: given up by the lead before its commit */
+	GE_DOUBT,   /* the lead is gone after prepared; gate lets go of staged groups */
+	GE_MISSED,  /* version was committed; a group that holds less has missed it */
 	GE_SETTLED, /* outcome: how the update that it is in doubt about, to version, has ended */
 	GE_COUNT,
 };
@@ -56,9 +57,9 @@ struct group_event {
 	enum group_event_type type;
 	uint32_t member;
 	uint64_t update, version;
-	bool touched; /* live memory may have been written */
-	bool stale;   /* others may have committed a later version */
-	bool pulls;   /* join: the member has twins, and copies out of them itself */
+	bool touched;		    /* live memory may have been written */
+	bool stale;		    /* others may have committed a later version */
+	bool pulls;		    /* join: the member has twins, and copies out of them itself */
 	enum strew_outcome outcome; /* settled: COMMITTED, ABORTED, or SAT_OUT: others committed */
 	const char *text;
 };
@@ -120,7 +121,7 @@ struct group {
 	enum group_phase phase;
 	uint64_t version; /* committed */
 	uint64_t update, update_version;
-	bool copied;		     /* in this commit: shadow → live, where there is a shadow */
+	bool copied; /* in this commit: shadow → live, where there is a shadow */
 	struct group_doubt doubt;
 	bool settling; /* it carries out a commit of which it was in doubt, apart from any update */
 	char text[LIMIT_TEXT_BYTES]; /* why it is out, or DIRTY */

@@ -300,8 +300,8 @@ static void send_hold(struct team *team, struct client *client)
 }
 
 /* Which tensors of the worker's layout the update does not bring; free it. NULL: without memory. */
-static uint8_t *find_missing(const struct publication *publication, const struct layout *layout,
-	size_t *ret_nbytes)
+static uint8_t *find_missing(
+	const struct publication *publication, const struct layout *layout, size_t *ret_nbytes)
 {
 	uint8_t *missing = calloc(layout->ntensors / 8 + 1, 1);
 
@@ -331,8 +331,8 @@ static void send_apply(struct server *server, struct team *team, struct client *
 	message.u.apply.update = team->group.update;
 	message.u.apply.version = team->group.update_version;
 	if (partial && publication) {
-		missing = find_missing(publication, &client->session.worker->layout,
-			&message.u.apply.nmissing);
+		missing = find_missing(
+			publication, &client->session.worker->layout, &message.u.apply.nmissing);
 	}
 	message.u.apply.missing = missing;
 	if (missing || !partial) {

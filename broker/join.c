@@ -223,7 +223,8 @@ static int check_brokers(
 {
 	if (said->nbrokers != said->ranks || !said->rank || said->rank >= said->ranks ||
 		said->brokers[said->rank] != server->broker_id) {
-		return error_set(err, -EPROTO, "epoch %llu does not name this broker as number %u "
+		return error_set(err, -EPROTO,
+			"epoch %llu does not name this broker as number %u "
 			"of %u",
 			(unsigned long long)said->epoch, said->rank, said->ranks);
 	}

@@ -178,8 +178,7 @@ struct go_lists {
 	struct group_name own[LIMIT_GROUPS];
 };
 
-static void fill_lists(
-	const struct update *update, struct go_lists *lists, struct msg_decision *go)
+static void fill_lists(const struct update *update, struct go_lists *lists, struct msg_decision *go)
 {
 	memset(lists->sizes, 0, sizeof(lists->sizes));
 	go->sizes = lists->sizes;
@@ -193,8 +192,7 @@ static void fill_lists(
 		}
 		if (group->node == 0 && group->outcome == STREW_OUTCOME_NONE &&
 			go->nown < LIMIT_GROUPS) {
-			lists->own[go->nown++] =
-				(struct group_name){group->replica, group->part};
+			lists->own[go->nown++] = (struct group_name){group->replica, group->part};
 		}
 	}
 }

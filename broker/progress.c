@@ -71,6 +71,17 @@ static void await_here(const struct server *server, char *awaited)
 	}
 }
 
+/* Groups that carry out a commit of which they have heard late. */
+static void await_settling(struct server *server, const char *model, char *awaited)
+{
+	for (struct team *team = team_next(server, NULL, model); team;
+		team = team_next(server, team, model)) {
+		if (team->group.settling) {
+			await_team(team, awaited);
+		}
+	}
+}
+
 static void await_nodes(const struct server *server, const struct update *update, char *awaited)
 {
 	for (uint32_t node = 1; node < update->nnodes; node++) {
@@ -190,6 +201,7 @@ void progress_answer(struct client *client, uint64_t serial)
 		} else {
 			fill_member(server, model, said);
 		}
+		await_settling(server, model->name, said->awaited);
 	}
 	if (reply->models) {
 		client_send(client, &message);

@@ -39,9 +39,8 @@ static struct remembered *of_node(struct server *server, const char *name)
 {
 	struct model *model = model_find(server, name, false);
 
-	return model && model->remembered.recall.update == server->node.serial
-		       ? &model->remembered
-		       : NULL;
+	return model && model->remembered.recall.update == server->node.serial ? &model->remembered
+									       : NULL;
 }
 
 void recall_begin(struct server *server)
@@ -300,7 +299,8 @@ static struct member_recall *add_recall(struct member *member, const char *model
 	return recall;
 }
 
-/* A broker that has taken part is in the epoch, behind the lead; what workers tell may have none. */
+/* A broker that has taken part is in the epoch, behind the lead; what workers tell may have none.
+ */
 static bool is_sound(const struct member *member, const struct msg_recall *said)
 {
 	bool listed = false;
@@ -346,13 +346,15 @@ static void learn(struct server *server, const char *name, uint64_t version)
 
 int member_recall(struct member *member, const struct msg_recall *said, struct error *err)
 {
-	struct member_recall *recall = is_sound(member, said) ? add_recall(member, said->model) : NULL;
+	struct member_recall *recall =
+		is_sound(member, said) ? add_recall(member, said->model) : NULL;
 
 	if (!recall) {
 		return error_set(err, -EPROTO, "recall of update %llu of model \"%s\"",
 			(unsigned long long)said->update, said->model);
 	}
 	copy_recall(said, &recall->recall);
+	recall->said_open = false;
 	if (said->how == RECALL_COMMITTED || said->how == RECALL_SEEN) {
 		learn(member->server, said->model, said->version);
 	}
@@ -371,7 +373,8 @@ static struct team *find_team(
 	return team;
 }
 
-/* Has each group of the lead's node that might have committed come here and said that it has not? */
+/* Has each group of the lead's node that might have committed come here and said that it has not?
+ */
 static bool is_untouched(struct server *server, const char *model, const struct recall *asked)
 {
 	if (asked->nbrokers && asked->brokers[0] == server->broker_id) {
@@ -402,8 +405,8 @@ static size_t gather_words(
 	size_t n = 0;
 
 	if (model && model->remembered.recall.update) {
-		ret_words[n++] = (struct recovery_word){
-			server->broker_id, &model->remembered.recall};
+		ret_words[n++] =
+			(struct recovery_word){server->broker_id, &model->remembered.recall};
 	}
 	for (struct member *member = server->members; member && n < WORDS_MAX;
 		member = member->next) {
@@ -456,10 +459,13 @@ static void settle_one(struct member *member, struct member_recall *asked)
 
 	if (!recovery_judge(&asked->recall, words, n,
 		    is_untouched(server, asked->model, &asked->recall), &verdict)) {
-		log_info("model %s: whether version %llu was committed, which broker %s has "
-			 "prepared, is not known",
-			asked->model, (unsigned long long)asked->recall.version,
-			member->join.name);
+		if (!asked->said_open) {
+			asked->said_open = true;
+			log_info("model %s: whether version %llu was committed, which broker %s "
+				 "has prepared, is not known",
+				asked->model, (unsigned long long)asked->recall.version,
+				member->join.name);
+		}
 		return;
 	}
 	say_settled(member, asked->model, &verdict);
@@ -476,7 +482,8 @@ void recalls_settle(struct server *server)
 		return;
 	}
 	for (struct member *member = server->members; member; member = member->next) {
-		for (struct member_recall *recall = member->recalls; recall; recall = recall->next) {
+		for (struct member_recall *recall = member->recalls; recall;
+			recall = recall->next) {
 			if (recall->recall.how == RECALL_PREPARED) {
 				settle_one(member, recall);
 			}
@@ -489,8 +496,9 @@ void recalls_settle(struct server *server)
 /* Their memory has bytes that only the update's commit has put there. */
 static bool saw_commit(const struct msg_register *reg)
 {
-	return reg->update && (reg->holds == HOLDS_ALL || (reg->holds == HOLDS_SOME &&
-								  reg->apply == STREW_APPLY_STAGED));
+	return reg->update &&
+	       (reg->holds == HOLDS_ALL ||
+		       (reg->holds == HOLDS_SOME && reg->apply == STREW_APPLY_STAGED));
 }
 
 void recall_worker(struct client *client)

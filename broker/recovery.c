@@ -57,9 +57,9 @@ static bool all_prepared(
 		bool said = false;
 
 		for (size_t k = 0; k < nwords; k++) {
-			said = said || (words[k].broker == asked->brokers[i] &&
-					       counts(asked, &words[k]) &&
-					       words[k].recall->how == RECALL_PREPARED);
+			said = said ||
+			       (words[k].broker == asked->brokers[i] && counts(asked, &words[k]) &&
+				       words[k].recall->how == RECALL_PREPARED);
 		}
 		if (!said) {
 			return false;

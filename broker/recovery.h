@@ -17,8 +17,8 @@ struct recall {
 	/* Brokers of its epoch by number, the lead first. Not of what workers have told. */
 	uint64_t brokers[LIMIT_BROKERS];
 	size_t nbrokers;
-	/* PREPARED: those of which all groups are here, so that a commit has them in any case. COMMITTED:
-	 * those of the commit. SEEN: those of it that are known. */
+	/* PREPARED: those of which all groups are here, so that a commit has them in any case.
+	 * COMMITTED: those of the commit. SEEN: those of it that are known. */
 	uint32_t replicas[LIMIT_REPORT_GROUPS];
 	size_t nreplicas;
 	struct group_name own[LIMIT_GROUPS]; /* the groups of the lead's node that may commit */
@@ -41,6 +41,7 @@ bool recovery_judge(const struct recall *asked, const struct recovery_word *word
 	bool untouched, struct recall *ret_verdict);
 
 bool recall_has(const struct recall *recall, uint32_t replica);
-void recall_add(struct recall *recall, uint32_t replica); /* once; beyond the limit it is left out */
+void recall_add(
+	struct recall *recall, uint32_t replica); /* once; beyond the limit it is left out */
 
 #endif

@@ -43,7 +43,7 @@ struct member;
 struct team {
 	struct group group;
 	struct client *clients[LIMIT_MEMBERS];
-	uint64_t key; /* new with every change of its members: the crew's */
+	uint64_t key;	     /* new with every change of its members: the crew's */
 	uint64_t settle_due; /* while the group is settling */
 	/* in the node's update: */
 	bool taking_part; /* begin was given to it */
@@ -228,6 +228,7 @@ struct node {
 struct member_recall {
 	char model[LIMIT_MODEL_BYTES];
 	struct recall recall;
+	bool said_open; /* the log has it that nothing follows yet */
 	struct member_recall *next;
 };
 
@@ -282,14 +283,14 @@ struct lead_link {
 	uint64_t retry_at, deadline, give_up_at;
 	uint64_t succeed_until; /* 0: nobody was in our place */
 	uint32_t retry_ms;
-	uint64_t next_serial;	  /* of requests to it */
-	struct blob blob;	  /* parts of a manifest */
-	struct msg_epoch pending; /* the last epoch that the lead has named … */
+	uint64_t next_serial;			 /* of requests to it */
+	struct blob blob;			 /* parts of a manifest */
+	struct msg_epoch pending;		 /* the last epoch that the lead has named … */
 	uint64_t pending_brokers[LIMIT_BROKERS]; /* … and its brokers */
-	bool pending_due;	  /* it is not submitted yet */
-	bool submitted;		  /* the mover's job is that of `pending` */
-	int *data_fds;		  /* of `pending`, until it is submitted; owned */
-	int data_connecting;	  /* fd, -1: none */
+	bool pending_due;			 /* it is not submitted yet */
+	bool submitted;				 /* the mover's job is that of `pending` */
+	int *data_fds;				 /* of `pending`, until it is submitted; owned */
+	int data_connecting;			 /* fd, -1: none */
 	struct loop_source *data_source;
 };
 

@@ -14,10 +14,8 @@
 void settle_team(struct server *server, struct team *team, uint64_t update, uint64_t version,
 	enum strew_outcome outcome)
 {
-	struct group_event event = {.type = GE_SETTLED,
-		.update = update,
-		.version = version,
-		.outcome = outcome};
+	struct group_event event = {
+		.type = GE_SETTLED, .update = update, .version = version, .outcome = outcome};
 
 	team->settle_due = deadline_in_ms(LIMIT_SETTLE_MS);
 	team_step(server, team, &event);
@@ -110,7 +108,8 @@ void settle_yield(struct server *server, const char *model)
 	for (struct team *team = team_next(server, NULL, model); team;
 		team = team_next(server, team, model)) {
 		if (team->group.settling && team->group.phase != PHASE_COMMITTING) {
-			give_up(server, team, "another update came before its engine held the gate");
+			give_up(server, team,
+				"another update came before its engine held the gate");
 		}
 	}
 }
@@ -120,7 +119,8 @@ void settle_tick(struct server *server, uint64_t now)
 	for (struct team *team = server->teams; team; team = team->next) {
 		if (now >= due_of(team)) {
 			give_up(server, team,
-				"its engine did not hold the gate for a commit that was learnt late");
+				"its engine did not hold the gate for a commit that was learnt "
+				"late");
 		}
 	}
 }

@@ -536,7 +536,7 @@ struct msg_decision { /* go, commit, abort */
 	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
-	uint32_t part; /* go, in parts: the subset to move; 0: all is there, prepare */
+	uint32_t part;	 /* go, in parts: the subset to move; 0: all is there, prepare */
 	uint32_t *sizes; /* go: of each of the replicas, how many groups it has on all nodes */
 	size_t nsizes;
 	struct group_name *own; /* go: the groups on the lead's node that go on */
@@ -549,7 +549,8 @@ struct msg_recall {
 	uint32_t how;		  /* enum recall_how */
 	uint64_t *brokers;	  /* of its epoch, as in MSG_EPOCH; none where how is SEEN */
 	size_t nbrokers;
-	uint32_t *replicas; /* PREPARED: those that a commit has in any case, as all of each is at m */
+	uint32_t *replicas; /* PREPARED: those that a commit has in any case, as all of each is at m
+			     */
 	size_t nreplicas;
 	struct group_name *own; /* PREPARED: as in MSG_GO */
 	size_t nown;

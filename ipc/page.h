@@ -26,8 +26,8 @@ enum broker_word {
 	WORD_GROUP_STATE = 0,	 /* 0: not registered */
 	WORD_GROUP_VERSION = 1,	 /* committed */
 	WORD_GROUP_SEQUENCE = 2, /* odd while the two above are being written */
-	/* Serial of the last update of which live memory was, or may have been, written. It is there
-	 * before the first byte. 0: the broker does not say. */
+	/* Serial of the last update of which live memory was, or may have been, written. It is
+	 * there before the first byte. 0: the broker does not say. */
 	WORD_WRITTEN = 3,
 };
 

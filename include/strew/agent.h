@@ -127,7 +127,8 @@ STREW_API int strew_agent_register(struct strew_agent *agent);
 /*
  * After STREW_EVENT_LOST: registers the same parameters and pieces with the broker that serves
  * the socket now, which is told what the memory holds: a group whose workers hold one version is
- * CURRENT again, one that was being written is DIRTY until a whole update. Waits for the end of
+ * CURRENT again, STALE while it is not known whether the update under way was committed elsewhere,
+ * and one that was being written is DIRTY until a whole update. Waits for the end of
  * the old broker's process too, at most timeout_ms in all; on failure (-ENOENT, -ECONNREFUSED:
  * nobody serves the socket yet; -ECONNRESET: only a dead broker's socket was left there;
  * -ETIMEDOUT; -EEXIST: the broker has not noticed yet that the old connection is over) the memory

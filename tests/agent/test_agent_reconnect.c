@@ -79,10 +79,10 @@ static enum strew_group_state comes_as(void)
 {
 	bool torn = told.state == STREW_GROUP_IN_DOUBT || told.state == STREW_GROUP_DIRTY;
 
-	return torn && told.holds != HOLDS_NOTHING	 ? STREW_GROUP_DIRTY
+	return torn && told.holds != HOLDS_NOTHING	? STREW_GROUP_DIRTY
 	       : torn || told.state == STREW_GROUP_LOST ? STREW_GROUP_STALE
-	       : told.state				 ? told.state
-							 : STREW_GROUP_CURRENT;
+	       : told.state				? told.state
+							: STREW_GROUP_CURRENT;
 }
 
 static void next_script(struct fake *fake)
@@ -205,8 +205,7 @@ static void run_what_is_told(enum last_heard heard, enum strew_gate gate, int se
 		{STREW_GROUP_CURRENT, 2, 5, 0}, {STREW_GROUP_STALE, 0, 5, 0},
 		{STREW_GROUP_DIRTY, 0, 5, 0}, {STREW_GROUP_LOST, 0, 5, 0}};
 	struct told expected = left[heard];
-	struct fake fake = {
-		.script = first_script, .at = path, .mortal = true, .step = (int)heard};
+	struct fake fake = {.script = first_script, .at = path, .mortal = true, .step = (int)heard};
 	struct strew_agent *agent;
 
 	expected.holds = held_by(heard, gate);
@@ -301,8 +300,7 @@ static void run_failures(int serve_thread)
 	assert_int_equal(strew_agent_state(agent, &state, &version), 0);
 	assert_int_equal(state, STREW_GROUP_CURRENT);
 	assert_int_equal(version, 2);
-	serve_again(agent, STREW_GATE_HELD,
-		(struct told){STREW_GROUP_CURRENT, 2, 5, HOLDS_ALL});
+	serve_again(agent, STREW_GATE_HELD, (struct told){STREW_GROUP_CURRENT, 2, 5, HOLDS_ALL});
 	conn_destroy(first.conn);
 	first.conn = NULL;
 	page_finish(&first.theirs);

@@ -59,8 +59,8 @@ void joiner_ends(struct joiner *joiner)
 	struct error err;
 	int rc;
 
-	while ((rc = conn_receive_wait(joiner->raw.conn, deadline_in_ms(PATIENCE_MS), &message,
-			&err)) == 1) {
+	while ((rc = conn_receive_wait(
+			joiner->raw.conn, deadline_in_ms(PATIENCE_MS), &message, &err)) == 1) {
 		message_finish(&message);
 	}
 	assert_int_equal(rc, -ECONNRESET);

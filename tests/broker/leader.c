@@ -293,6 +293,5 @@ void leader_returns(void)
 	struct error err;
 	uint16_t port;
 
-	assert_int_equal(
-		socket_listen_tcp(leader_address, false, &listener, &port, &err), 0);
+	assert_int_equal(socket_listen_tcp(leader_address, false, &listener, &port, &err), 0);
 }

@@ -221,7 +221,7 @@ static void test_the_old_leads_workers(void **state)
 {
 	static const struct {
 		enum memory_holds holds;
-		bool staged, other;   /* of another update */
+		bool staged, other;  /* of another update */
 		enum recall_how how; /* 0: nothing follows */
 	} cases[] = {
 		{HOLDS_NOTHING, true, false, RECALL_ABORTED},
@@ -374,8 +374,7 @@ static void test_the_version_is_learnt(void **state)
 	recall(&joiner, &old, RECALL_COMMITTED, 0);
 	hears_nothing(&joiner);
 	assert_int_equal(trainer_start(&trainer, &lead, options, whole, 1), 0);
-	assert_int_equal(
-		trainer_publish(&trainer, old.version, 0, PATIENCE_MS, &report), -ESTALE);
+	assert_int_equal(trainer_publish(&trainer, old.version, 0, PATIENCE_MS, &report), -ESTALE);
 	trainer_stop(&trainer);
 	leave(&joiner, 1);
 }
@@ -453,7 +452,8 @@ static void test_before_join(void **state)
 	raw_close(&joiner.raw);
 }
 
-/* One update of this lead, up to the played broker's prepared; the worker at the lead takes part. */
+/* One update of this lead, up to the played broker's prepared; the worker at the lead takes part.
+ */
 static void run_to_prepared(struct joiner *joiner, struct trainer *trainer, uint64_t *ret_update)
 {
 	struct group_outcome group = {.replica = 9, .state = STREW_GROUP_CURRENT};
@@ -525,8 +525,8 @@ static void test_a_lost_joiner_returns(void **state)
 		}
 		raw_close(&joiner.raw);
 		raw_close(&data);
-		trainer_reports(&trainer,
-			commits ? STREW_OUTCOME_SAT_OUT : STREW_OUTCOME_ABORTED, "", &report);
+		trainer_reports(&trainer, commits ? STREW_OUTCOME_SAT_OUT : STREW_OUTCOME_ABORTED,
+			"", &report);
 		strew_report_finish(&report);
 		worker_event(&worker, STREW_EVENT_DONE,
 			commits ? STREW_OUTCOME_COMMITTED : STREW_OUTCOME_ABORTED);

@@ -48,7 +48,8 @@ static int start(void **state)
 	for (unsigned i = 1; i < JOINERS; i++) {
 		struct raw link;
 
-		broker_launch(&joiners[i], (const char *[]){"--join", leader_address, NULL}, &ready);
+		broker_launch(
+			&joiners[i], (const char *[]){"--join", leader_address, NULL}, &ready);
 		/* The first one may come in between, and comes again. */
 		do {
 			leader_join(&link);
@@ -103,8 +104,11 @@ static void scene_start(struct scene *scene, enum strew_gate gate, enum strew_ap
 	scene->gate = gate;
 	scene->apply = apply;
 	for (unsigned i = 0; i < JOINERS; i++) {
-		struct strew_agent_options options = {
-			.model = "m", .replica = i, .gate = gate, .apply = apply, .serve_thread = 1};
+		struct strew_agent_options options = {.model = "m",
+			.replica = i,
+			.gate = gate,
+			.apply = apply,
+			.serve_thread = 1};
 
 		assert_int_equal(
 			worker_start(&scene->workers[i], &joiners[i], options, whole, 1), 0);
@@ -123,8 +127,7 @@ static void hold(struct scene *scene, unsigned i)
 static void resume(struct scene *scene, unsigned i, int rc)
 {
 	if (scene->gate == STREW_GATE_HELD) {
-		assert_int_equal(
-			strew_agent_resume(scene->workers[i].agent, PATIENCE_MS), rc);
+		assert_int_equal(strew_agent_resume(scene->workers[i].agent, PATIENCE_MS), rc);
 	}
 }
 
@@ -172,8 +175,8 @@ static void prepare(struct scene *scene)
 static void commit(struct scene *scene, unsigned i)
 {
 	decide(scene, i, MSG_COMMIT);
-	assert_int_equal(leader_groups(&scene->links[i], MSG_APPLIED, update,
-				 STREW_OUTCOME_COMMITTED),
+	assert_int_equal(
+		leader_groups(&scene->links[i], MSG_APPLIED, update, STREW_OUTCOME_COMMITTED),
 		WIRE_OK);
 	worker_event(&scene->workers[i], STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
 	worker_holds(&scene->workers[i], update);
@@ -196,8 +199,7 @@ static void is_in_doubt(struct scene *scene, unsigned i)
 
 	worker_event(&scene->workers[i], STREW_EVENT_DONE,
 		direct ? STREW_OUTCOME_DIRTY : STREW_OUTCOME_NONE);
-	broker_wait_state(
-		&joiners[i], "m", direct ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT);
+	broker_wait_state(&joiners[i], "m", direct ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT);
 	if (!direct) {
 		worker_holds(&scene->workers[i], update - 1);
 	}
@@ -325,8 +327,7 @@ static void test_no_commit_at_all(void **state)
 				broker_wait_state(&joiners[i], "m", STREW_GROUP_DIRTY);
 				continue;
 			}
-			worker_event(
-				&scene.workers[i], STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+			worker_event(&scene.workers[i], STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
 			broker_wait_state(&joiners[i], "m", STREW_GROUP_CURRENT);
 			worker_holds(&scene.workers[i], update - 1);
 			resume(&scene, i, 0);
@@ -373,7 +374,8 @@ static void test_one_never_comes_back(void **state)
 		heal(&scene, 1);
 		broker_wait_state(&joiners[1], "m", STREW_GROUP_CURRENT);
 		/* For the next round. */
-		broker_launch(&joiners[0], (const char *[]){"--join", leader_address, NULL}, &ready);
+		broker_launch(
+			&joiners[0], (const char *[]){"--join", leader_address, NULL}, &ready);
 		assert_true(read(ready, text, sizeof(text)) > 0);
 		close(ready);
 		assert_int_equal(
@@ -400,14 +402,14 @@ static void test_workers_of_one_that_has_committed(void **state)
 		old_lead_dies(&scene);
 		is_in_doubt(&scene, 1);
 		new_lead();
-		broker_launch(&joiners[0], (const char *[]){"--join", leader_address, NULL}, &ready);
+		broker_launch(
+			&joiners[0], (const char *[]){"--join", leader_address, NULL}, &ready);
 		assert_true(read(ready, text, sizeof(text)) > 0);
 		close(ready);
 		broker_wait_brokers(&lead, JOINERS + 1);
 		sleep_ms(50);
 		assert_int_equal(broker_group_state(&joiners[1], "m"), STREW_GROUP_IN_DOUBT);
-		assert_int_equal(
-			strew_agent_reconnect(scene.workers[0].agent, PATIENCE_MS), 0);
+		assert_int_equal(strew_agent_reconnect(scene.workers[0].agent, PATIENCE_MS), 0);
 		hold(&scene, 1);
 		worker_event(&scene.workers[1], STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
 		for (unsigned i = 0; i < JOINERS; i++) {

@@ -190,9 +190,9 @@ static void test_what_it_recalls(void **state)
 		}
 		lead_dies(&scene);
 		recalls(&scene,
-			step == 3		  ? RECALL_COMMITTED
+			step == 3		 ? RECALL_COMMITTED
 			: step == 2 || step == 5 ? RECALL_PREPARED
-						  : RECALL_ABORTED,
+						 : RECALL_ABORTED,
 			step == 2 || step == 3 || step == 5);
 		if (step == 5) {
 			/* And again to the next, until it is known. */

@@ -185,7 +185,7 @@ static int prove(void)
 		wanted.topology = at->topology;
 		wanted.publish = 1u << at->publish | 1u << PUBLISH_WHOLE;
 		wanted.pull = at->pull;
-		wanted.faults = at->publish == PUBLISH_WHOLE && !at->pull ? 2 : 1;
+		wanted.faults = at->faults;
 		wanted.updates = at->publish == PUBLISH_FIRST ? 2 : 1;
 		printf("%s:\n", at->name);
 		if (run_all(&wanted) == 0) {

@@ -8,34 +8,36 @@
 #include <string.h>
 
 const struct mutation mutations[] = {
-	{"late-unheard", "remote", PUBLISH_WHOLE, 0},
-	{"abort-clean", "remote", PUBLISH_WHOLE, 0},
-	{"abort-clean", "one", PUBLISH_IN_PARTS, 0},
-	{"prepared-commits", "remote", PUBLISH_WHOLE, 0},
-	{"grant-early", "remote", PUBLISH_WHOLE, 0},
-	{"copy-clean", "remote", PUBLISH_WHOLE, 0},
-	{"join-clean", "remote", PUBLISH_WHOLE, 0},
-	{"loss-clean", "pair", PUBLISH_WHOLE, 0},
-	{"settle-aborts", "replicas", PUBLISH_WHOLE, 0},
-	{"settle-commits", "remote", PUBLISH_WHOLE, 0},
-	{"page-silent", "remote", PUBLISH_WHOLE, 0},
-	{"pulls-unknown", "one", PUBLISH_WHOLE, 1},
-	{"pulled-unawaited", "pair", PUBLISH_WHOLE, 3},
-	{"copied-unawaited", "one", PUBLISH_WHOLE, 1},
-	{"pull-clean", "one", PUBLISH_WHOLE, 1},
-	{"pull-late-unheard", "one", PUBLISH_WHOLE, 1},
-	{"base-unlooked-at", "one", PUBLISH_FIRST, 0},
-	{"base-unchecked", "one", PUBLISH_FIRST, 0},
-	{"close-unchecked", "one", PUBLISH_IN_PARTS, 0},
-	{"part-commits", "one", PUBLISH_IN_PARTS, 0},
-	{"part-released-early", "one", PUBLISH_IN_PARTS, 0},
-	{"put-never-released", "one", PUBLISH_IN_PARTS, 0},
-	{"put-unanswered", "far", PUBLISH_IN_PARTS, 0},
-	{"put-before-others", "both", PUBLISH_IN_PARTS, 0},
-	{"rank-unmissed", "one", PUBLISH_IN_PARTS, 0},
-	{"rank-released-early", "far", PUBLISH_IN_PARTS, 0},
-	{"rank-unreported", "far", PUBLISH_IN_PARTS, 0},
-	{NULL, NULL, 0, 0},
+	{"late-unheard", "remote", PUBLISH_WHOLE, 0, 2},
+	{"abort-clean", "remote", PUBLISH_WHOLE, 0, 2},
+	{"abort-clean", "one", PUBLISH_IN_PARTS, 0, 1},
+	{"prepared-commits", "remote", PUBLISH_WHOLE, 0, 2},
+	{"grant-early", "remote", PUBLISH_WHOLE, 0, 2},
+	{"copy-clean", "remote", PUBLISH_WHOLE, 0, 2},
+	{"join-clean", "remote", PUBLISH_WHOLE, 0, 2},
+	{"loss-clean", "pair", PUBLISH_WHOLE, 0, 2},
+	{"settle-aborts", "replicas", PUBLISH_WHOLE, 0, 2},
+	{"settle-commits", "remote", PUBLISH_WHOLE, 0, 2},
+	{"page-silent", "remote", PUBLISH_WHOLE, 0, 2},
+	{"late-pull-clean", "remote", PUBLISH_WHOLE, 1, 2},
+	{"late-apply-whole", "remote", PUBLISH_FIRST, 1, 1},
+	{"pulls-unknown", "one", PUBLISH_WHOLE, 1, 1},
+	{"pulled-unawaited", "pair", PUBLISH_WHOLE, 3, 1},
+	{"copied-unawaited", "one", PUBLISH_WHOLE, 1, 1},
+	{"pull-clean", "one", PUBLISH_WHOLE, 1, 1},
+	{"pull-late-unheard", "one", PUBLISH_WHOLE, 1, 1},
+	{"base-unlooked-at", "one", PUBLISH_FIRST, 0, 1},
+	{"base-unchecked", "one", PUBLISH_FIRST, 0, 1},
+	{"close-unchecked", "one", PUBLISH_IN_PARTS, 0, 1},
+	{"part-commits", "one", PUBLISH_IN_PARTS, 0, 1},
+	{"part-released-early", "one", PUBLISH_IN_PARTS, 0, 1},
+	{"put-never-released", "one", PUBLISH_IN_PARTS, 0, 1},
+	{"put-unanswered", "far", PUBLISH_IN_PARTS, 0, 1},
+	{"put-before-others", "both", PUBLISH_IN_PARTS, 0, 1},
+	{"rank-unmissed", "one", PUBLISH_IN_PARTS, 0, 1},
+	{"rank-released-early", "far", PUBLISH_IN_PARTS, 0, 1},
+	{"rank-unreported", "far", PUBLISH_IN_PARTS, 0, 1},
+	{NULL, NULL, 0, 0, 0},
 };
 
 static bool mutated(const char *name)
@@ -101,6 +103,10 @@ static void forget(struct group *group, const struct group_event *event)
 		if (mutated("pulled-unawaited") && event->type == GE_PULLED) {
 			group->members[i].pulled = true;
 		}
+		/* In a commit that is learnt late, that members copy beside the broker. */
+		if (mutated("late-pull-clean") && event->type == GE_FAILED && group->settling) {
+			group->members[i].pulls = false;
+		}
 	}
 	/* That the broker itself copies too. */
 	if (mutated("copied-unawaited") && event->type == GE_PULLED) {
@@ -144,6 +150,18 @@ bool __wrap_group_writes(const struct group *group)
 }
 
 /* What follows from what brokers recall */
+
+void __real_recall_begin(struct server *server);
+void __wrap_recall_begin(struct server *server);
+
+void __wrap_recall_begin(struct server *server)
+{
+	__real_recall_begin(server);
+	/* That it was a subset is forgotten. */
+	if (mutated("late-apply-whole")) {
+		server->models->remembered.partial = false;
+	}
+}
 
 bool __real_recovery_judge(const struct recall *asked, const struct recovery_word *words,
 	size_t nwords, bool untouched, struct recall *ret_verdict);

@@ -7,6 +7,7 @@ struct mutation {
 	const char *topology;
 	unsigned publish; /* the kind */
 	unsigned pull;	  /* set of members of each group */
+	unsigned faults;
 };
 
 extern const struct mutation mutations[]; /* to a NULL */

@@ -63,7 +63,7 @@ void load_recalls(struct live *at, const struct world *world, unsigned n)
 	unpack(&from->recall, &remembered->recall);
 	remembered->subset = from->recall_subset;
 	remembered->base = from->recall_base;
-	remembered->partial = from->recall_subset != 0;
+	remembered->partial = from->recall_partial;
 	remembered->publication = !from->has_recalled	? NULL
 				  : from->recall_subset ? &at->half[from->recall_subset - 1]
 							: &at->publication;
@@ -87,6 +87,7 @@ void save_recalls(struct world *world, unsigned n)
 	to->recall = pack(&remembered->recall);
 	to->recall_subset = (uint8_t)remembered->subset;
 	to->recall_base = (uint8_t)remembered->base;
+	to->recall_partial = remembered->partial;
 	to->has_recalled = remembered->publication != NULL;
 	if (n == 0) {
 		memset(&world->member_recall, 0, sizeof(world->member_recall));

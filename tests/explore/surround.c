@@ -95,10 +95,12 @@ static void hears_answer(unsigned g, unsigned m, uint8_t type)
 				worker->pending ? STREW_GROUP_PENDING : worker->heard_state;
 			worker->running =
 				config.gate[g] == STREW_GATE_LIVE || !in_doubt(worker->heard_state);
+			if (worker->pending) {
+				worker->heard_update = worker->pending_update;
+				worker->holds = HOLDS_UNKNOWN;
+			}
 			worker->pending = worker->said_ready = worker->denied = 0;
-			worker->whole = worker->touched = 0;
-			/* What comes next is a new agent. */
-			worker->heard_update = worker->holds = worker->pending_update = 0;
+			worker->whole = worker->touched = worker->pending_update = 0;
 		}
 	} else if (type == MSG_OK) {
 		check_grant(g, m);

@@ -106,7 +106,7 @@ struct w_node {
 	uint8_t epoch_lead;	       /* `born` of that epoch's lead */
 	/* struct remembered: of which publication, and may it have to be committed? */
 	struct w_recall recall;
-	uint8_t recall_subset, recall_base, has_recalled;
+	uint8_t recall_subset, recall_base, recall_partial, has_recalled;
 	struct w_job jobs[JOBS];
 };
 

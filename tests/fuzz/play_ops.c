@@ -273,6 +273,30 @@ static void fill_part(struct message *message, uint32_t subset)
 	}
 }
 
+/* Of the update that the broker was in last, by somebody who was in it. */
+static void recall_of_now(struct end *end, struct message *message)
+{
+	struct msg_recall *recall = &message->u.recall;
+	struct msg_settled *settled = &message->u.settled;
+
+	string_copy(recall->model, LIMIT_MODEL_BYTES, MODEL);
+	recall->update = play.server->node.serial;
+	recall->version = play.server->node.version;
+	if (message->type == MSG_SETTLED) {
+		settled->how = RECALL_COMMITTED;
+		settled->replicas = calloc(1, sizeof(*settled->replicas));
+		settled->nreplicas = 1;
+		CLAIM(settled->replicas);
+		return;
+	}
+	recall->how = RECALL_PREPARED;
+	recall->brokers = calloc(2, sizeof(*recall->brokers));
+	recall->nbrokers = 2;
+	CLAIM(recall->brokers);
+	recall->brokers[0] = 4711;
+	recall->brokers[1] = 100 + (uint64_t)(end - play.ends);
+}
+
 static void say(struct input *input, struct end *end, enum message_type type)
 {
 	uint8_t with = input_byte(input);
@@ -285,6 +309,9 @@ static void say(struct input *input, struct end *end, enum message_type type)
 		message.u.groups.epoch = play.server->epoch.number;
 		message.u.groups.update =
 			type == MSG_BEGIN ? end->serial : play.server->node.serial;
+	}
+	if (type == MSG_RECALL || type == MSG_SETTLED) {
+		recall_of_now(end, &message);
 	}
 	if (type == MSG_BEGIN || type == MSG_MANIFEST || type == MSG_CHOSEN ||
 		type >= MSG_DECLARE) {
@@ -329,7 +356,7 @@ void op_say_member(struct input *input)
 	static const enum message_type types[] = {MSG_JOIN, MSG_EPOCH_READY, MSG_ACCEPT,
 		MSG_PREPARED, MSG_APPLIED, MSG_PART, MSG_DECLARE, MSG_UNDECLARE, MSG_RANK_PUBLISH,
 		MSG_RANK_DONE, MSG_BYE, MSG_DATA, MSG_RANK_SUBSET, MSG_RANK_PUT, MSG_MOVED,
-		MSG_RANK_CANCEL};
+		MSG_RANK_CANCEL, MSG_RECALL};
 	struct end *end = choose(input, END_MEMBER);
 	uint8_t which = input_byte(input);
 
@@ -366,7 +393,7 @@ void op_say_lead(struct input *input)
 {
 	static const enum message_type types[] = {MSG_JOINED, MSG_EPOCH, MSG_PART, MSG_MANIFEST,
 		MSG_BEGIN, MSG_GO, MSG_COMMIT, MSG_ABORT, MSG_BYE, MSG_ERROR, MSG_OK, MSG_DECLARED,
-		MSG_REPORT, MSG_CHOSEN};
+		MSG_REPORT, MSG_CHOSEN, MSG_SETTLED};
 	struct end *end = choose(input, END_LEAD);
 	uint8_t which = input_byte(input);
 

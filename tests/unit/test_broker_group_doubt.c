@@ -35,10 +35,8 @@ static void join(uint32_t member, uint64_t version, bool stale, uint64_t doubt)
 
 static void settle(enum strew_outcome outcome)
 {
-	step_event((struct group_event){.type = GE_SETTLED,
-		.update = UPDATE,
-		.version = VERSION,
-		.outcome = outcome});
+	step_event((struct group_event){
+		.type = GE_SETTLED, .update = UPDATE, .version = VERSION, .outcome = outcome});
 }
 
 static unsigned count(enum group_action_type type)
@@ -92,8 +90,8 @@ static void doubt(enum strew_gate gate, enum strew_apply apply)
 	stand(gate, apply);
 	prepare();
 	step(GE_DOUBT, 0);
-	assert_int_equal(group_state(&group), apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY
-									   : STREW_GROUP_IN_DOUBT);
+	assert_int_equal(group_state(&group),
+		apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT);
 	assert_int_equal(group.version, 2);
 }
 
@@ -274,8 +272,8 @@ static void test_stale_before(void **state)
 			step(GE_COPIED, 0);
 			is_committed();
 		}
-		assert_int_equal(group_state(&group),
-			commit ? STREW_GROUP_CURRENT : STREW_GROUP_STALE);
+		assert_int_equal(
+			group_state(&group), commit ? STREW_GROUP_CURRENT : STREW_GROUP_STALE);
 	}
 }
 
@@ -363,8 +361,7 @@ static void test_failures(void **state)
 		} else if (how > 3) {
 			step(GE_READY, 0);
 			step(GE_READY, 1);
-			step_event((struct group_event){
-				.type = GE_FAILED, .touched = how == 4});
+			step_event((struct group_event){.type = GE_FAILED, .touched = how == 4});
 		}
 		/* The update is over here: nobody else would end it. */
 		assert_int_equal(group.phase, PHASE_IDLE);
@@ -435,7 +432,8 @@ static void test_joined_in_doubt(void **state)
 		before = group_state(&group);
 		assert_int_not_equal(before, STREW_GROUP_CURRENT);
 		settle(STREW_OUTCOME_ABORTED);
-		assert_int_equal(group_state(&group), cases[n].current ? STREW_GROUP_CURRENT : before);
+		assert_int_equal(
+			group_state(&group), cases[n].current ? STREW_GROUP_CURRENT : before);
 		/* Nothing of it is here, so that a commit leaves it as it is. */
 		if (cases[n].current) {
 			for (uint32_t k = 0; k < 2; k++) {
@@ -466,7 +464,8 @@ static struct group_event any_event(uint64_t turn)
 	}
 	if (event.type == GE_SETTLED) {
 		event.update = group.doubt.update;
-		event.outcome = (enum strew_outcome)(STREW_OUTCOME_COMMITTED + test_random_below(3));
+		event.outcome =
+			(enum strew_outcome)(STREW_OUTCOME_COMMITTED + test_random_below(3));
 	}
 	return event;
 }
@@ -474,7 +473,8 @@ static struct group_event any_event(uint64_t turn)
 /* No member whose memory is written in part, or of another version, in a group that is CURRENT. */
 static void check_current(void)
 {
-	for (uint32_t i = 0; group_state(&group) == STREW_GROUP_CURRENT && i < group.nmembers; i++) {
+	for (uint32_t i = 0; group_state(&group) == STREW_GROUP_CURRENT && i < group.nmembers;
+		i++) {
 		assert_true(group.members[i].present);
 		assert_true(group.members[i].version == group.version);
 		assert_false(group.members[i].stale);

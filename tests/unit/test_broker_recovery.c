@@ -151,8 +151,9 @@ static bool anybody_applied(const struct history *history)
 
 static unsigned check(const struct history *history)
 {
-	bool untouched = !history->lives && (history->own == NO_GROUPS ||
-						    (history->own == NOT_BEGUN && history->workers));
+	bool untouched =
+		!history->lives &&
+		(history->own == NO_GROUPS || (history->own == NOT_BEGUN && history->workers));
 	struct recall asked, verdict;
 	unsigned judged = 0;
 	struct told told;
@@ -217,7 +218,8 @@ static void test_every_history(void **state)
 static void test_every_answer(void **state)
 {
 	(void)state;
-	/* Of each joiner: nothing, or one of the four; of the lead's workers: nothing, or that they saw it. */
+	/* Of each joiner: nothing, or one of the four; of the lead's workers: nothing, or that they
+	 * saw it. */
 	for (unsigned n = 0; n < 5 * 5 * 5 * 2 * 2; n++) {
 		unsigned how[JOINERS] = {n % 5, n / 5 % 5, n / 25 % 5};
 		bool seen = n / 125 % 2, untouched = n / 250, known;
@@ -244,9 +246,9 @@ static void test_every_answer(void **state)
 			assert_int_equal(verdict.how,
 				count[RECALL_COMMITTED] ? RECALL_COMMITTED : RECALL_SEEN);
 		} else {
-			assert_int_equal(known, count[RECALL_ABORTED] ||
-							(untouched &&
-								count[RECALL_PREPARED] == JOINERS));
+			assert_int_equal(
+				known, count[RECALL_ABORTED] ||
+					       (untouched && count[RECALL_PREPARED] == JOINERS));
 			assert_true(!known || verdict.how == RECALL_ABORTED);
 		}
 		/* In the other order the same. */
@@ -258,8 +260,8 @@ static void test_every_answer(void **state)
 		}
 		assert_int_equal(
 			recovery_judge(&asked, told.words, told.n, untouched, &back), known);
-		assert_true(!known || (back.how == verdict.how &&
-					      back.nreplicas == verdict.nreplicas));
+		assert_true(
+			!known || (back.how == verdict.how && back.nreplicas == verdict.nreplicas));
 	}
 }
 
@@ -302,7 +304,8 @@ static void test_what_does_not_count(void **state)
 	}
 	assert_true(recovery_judge(&asked, told.words, told.n, true, &verdict));
 	assert_false(recovery_judge(&asked, told.words, told.n, false, &verdict));
-	/* A lead alone with its workers has no brokers to be asked; who knows none decides nothing. */
+	/* A lead alone with its workers has no brokers to be asked; who knows none decides nothing.
+	 */
 	asked.nbrokers = 1;
 	assert_false(recovery_judge(&asked, told.words, told.n, true, &verdict));
 	asked.nbrokers = 0;
