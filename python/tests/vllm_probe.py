@@ -20,6 +20,10 @@ class Raw:
         return {name: hashlib.sha256(p.data.contiguous().view(torch.uint8).numpy().tobytes())
                 .hexdigest() for name, p in self.model_runner.model.named_parameters()}
 
+    def probe_status(self):
+        """Of the layout by which the worker is registered."""
+        return self.weight_transfer_engine.core.receiver._layout.status()
+
 
 class RawExtension(WorkerExtension, Raw):
     """For vLLMs without an interface that strew knows."""
