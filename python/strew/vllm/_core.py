@@ -60,8 +60,11 @@ def _without_caches(model: torch.nn.Module) -> Iterator[None]:
 class Core:
     """The parameters of one worker."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
-        self.config, self.device, self.model = vllm_config, device, model
+    def __init__(self, vllm_config: Any, device: torch.device | None,
+                 model: torch.nn.Module) -> None:
+        self.config, self.model = vllm_config, model
+        # Older CPU workers say none.
+        self.device = device if device is not None else next(model.parameters()).device
         self._load_weights: Any = model.load_weights
         self.receiver: Receiver | None = None
         self._init: Init | None = None
