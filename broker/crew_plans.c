@@ -82,7 +82,8 @@ static void drop_own(
 		size_t first = copies->first[b], past = copies->first[b + 1];
 
 		copies->first[b] = kept;
-		if (buckets->v[b].root == publication->own_root) {
+		/* Of a part that nobody here takes there are no copies at all. */
+		if (buckets->v[b].root == publication->own_root || past == first) {
 			continue;
 		}
 		memmove(copies->v + kept, copies->v + first, (past - first) * sizeof(*copies->v));
