@@ -211,5 +211,33 @@ def test_broker_killed_between_parts(stage):
     launcher.stop(128 + signal.SIGTERM)
 
 
+def test_lead_killed_between_parts(stage):
+    """A node ends it by itself; the next lead is told of ranks and parts, and leads the next one."""
+    port = scene.free_port()
+    lead = stage.broker("lead", "--listen", f"127.0.0.1:{port}")
+    stage.broker("node", "--join", f"127.0.0.1:{port}")
+    scene.wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    workers = groups(stage, "node")
+    trainer = stage.trainer("--seed", 5, "--versions", 3, "--parts", PARTS, broker="node")
+    publish([trainer], workers, 1)
+    put([trainer], 2, 1)
+    lead.popen.kill()
+    lead.end(-signal.SIGKILL)
+    node = next(process for process in stage.processes if process.name == "node")
+    node.says("version 2 ended")
+    trainer.line()  # it makes its next part, and learns of it
+    trainer.says("version 2 aborted")
+    assert "is gone" in trainer.log, trainer.log
+    assert states(stage, "node") == {"staged": {("CURRENT", 1)}, "direct": {("DIRTY", 1)}}
+    stage.broker("next", "--listen", f"127.0.0.1:{port}")
+    scene.wait_until("the node at the next lead", lambda: stage.joined("next", 2))
+    scene.wait_until("its parts there", lambda: any(
+        one["subsets"] == PARTS for one in stage.status("next")["trainers"]))
+    publish([trainer], workers, 3)
+    trainer.end(1)
+    for worker in workers:
+        assert not any(scene.checked(worker)), worker.log
+
+
 if __name__ == "__main__":
     scene.main(globals())
