@@ -23,7 +23,7 @@ CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "
           "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 151,
           "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
 OPTIONS = {"device": "cpu", "dtype": "float32", "skip_tokenizer_init": True,
-           "custom_weight_loader": [strew.sglang.LOADER], "mem_fraction_static": 0.05,
+           "custom_weight_loader": [strew.sglang.LOADER], "mem_fraction_static": 0.5,
            "max_total_tokens": 512, "max_running_requests": 4, "disable_overlap_schedule": True,
            "attention_backend": "torch_native", "sampling_backend": "pytorch",
            "log_level": "error"}
