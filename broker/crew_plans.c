@@ -146,7 +146,7 @@ static int make_local(struct plans *plans, const struct publication *publication
 	return rc;
 }
 
-static int make_commit_one(struct plans *plans, const struct publication *publication,
+static int make_commit_one(struct plans *plans, const struct manifest *manifest,
 	struct worker *worker, struct plan_crew *plan, size_t index, struct error *err)
 {
 	struct crew crew = {.workers = &worker, .nworkers = 1};
@@ -164,7 +164,7 @@ static int make_commit_one(struct plans *plans, const struct publication *public
 	if (rc) {
 		return rc;
 	}
-	rc = plan_commit(&publication->manifest, spaces.workers, 1, &copies, err);
+	rc = plan_commit(manifest, spaces.workers, 1, &copies, err);
 	if (rc == 0) {
 		rc = gpu_copies_create(plan->commit_device[index], &copies, spaces.bases,
 			spaces.nbases, &plan->commit[index], err);
@@ -174,8 +174,8 @@ static int make_commit_one(struct plans *plans, const struct publication *public
 	return rc;
 }
 
-static int make_commit(struct plans *plans, const struct publication *publication,
-	const struct crew *crew, struct plan_crew *plan, struct error *err)
+int crew_commit_make(struct plans *plans, const struct manifest *manifest, const struct crew *crew,
+	struct plan_crew *plan, struct error *err)
 {
 	plan->nworkers = crew->nworkers;
 	plan->commit = calloc(crew->nworkers, sizeof(*plan->commit));
@@ -187,7 +187,7 @@ static int make_commit(struct plans *plans, const struct publication *publicatio
 		int rc = 0;
 
 		if (crew->workers[i]->staged && crew->workers[i]->shadow) {
-			rc = make_commit_one(plans, publication, crew->workers[i], plan, i, err);
+			rc = make_commit_one(plans, manifest, crew->workers[i], plan, i, err);
 		}
 		if (rc) {
 			return rc;
@@ -208,5 +208,5 @@ int crew_plan_make(struct plans *plans, const struct publication *publication,
 	if (rc == 0 && publication->elsewhere) {
 		rc = make_scatter(plans, publication, base, crew, plan, err);
 	}
-	return rc ? rc : make_commit(plans, publication, crew, plan, err);
+	return rc ? rc : crew_commit_make(plans, &publication->manifest, crew, plan, err);
 }

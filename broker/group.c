@@ -13,6 +13,9 @@
  * A member that dies makes the group LOST; it stands again when its place is
  * taken, as STALE unless all members hold the same version.
  *
+ * A group that catches up goes the same way, with a version that others have: its broker tells it
+ * begin, go and commit by itself (broker/catchup.c), and whatever goes wrong ends in an abort.
+ *
  * A resume is answered at once unless the group's live memory is being written,
  * or will be: from HOLDING (direct) or GATING (staged) to the end.
  */
@@ -51,7 +54,7 @@ void group_init(struct group *group, const char *model, uint32_t replica, uint32
 
 enum strew_group_state group_state(const struct group *group)
 {
-	if (group->phase != PHASE_IDLE && group->phase != PHASE_OUT &&
+	if (group->phase != PHASE_IDLE && group->phase != PHASE_OUT && !group->catching &&
 		group->state != STREW_GROUP_LOST) {
 		return STREW_GROUP_PENDING;
 	}
@@ -284,6 +287,7 @@ static void on_begin(
 	group->phase = PHASE_CHECKING;
 	group->update = event->update;
 	group->update_version = event->version;
+	group->catching = event->catching;
 	set_text(group, "");
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		group->members[i].checked = false;

@@ -54,9 +54,10 @@ struct group_event {
 	enum group_event_type type;
 	uint32_t member;
 	uint64_t update, version;
-	bool touched; /* live memory may have been written */
-	bool stale;   /* others may have committed a later version */
-	bool pulls;   /* join: the member has twins, and copies out of them itself */
+	bool touched;  /* live memory may have been written */
+	bool stale;    /* others may have committed a later version */
+	bool pulls;    /* join: the member has twins, and copies out of them itself */
+	bool catching; /* begin: what others have committed already, from a sibling */
 	const char *text;
 };
 
@@ -109,6 +110,7 @@ struct group {
 	enum group_phase phase;
 	uint64_t version; /* committed */
 	uint64_t update, update_version;
+	bool catching;		     /* the update is what it has missed: it stays what it is */
 	bool copied;		     /* in this commit: shadow → live, where there is a shadow */
 	char text[LIMIT_TEXT_BYTES]; /* why it is out, or DIRTY */
 	struct group_member members[LIMIT_MEMBERS];
@@ -122,7 +124,8 @@ void group_init(struct group *group, const char *model, uint32_t replica, uint32
 void group_step(
 	struct group *group, const struct group_event *event, struct group_actions *ret_actions);
 
-/* PENDING while an update is under way whose end can change its state, else its state. */
+/* PENDING while an update is under way whose end can change its state, else its state; while it
+ * catches up the state that it is to leave. */
 enum strew_group_state group_state(const struct group *group);
 
 /* As one member is told it, who keeps it: of a group that does not stand, what its own memory is.

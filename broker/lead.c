@@ -166,6 +166,24 @@ static bool needs_wire(const struct server *server, const struct group_outcome *
 	return false;
 }
 
+/* Replicas of which this update has met one group: no other can fall behind it. */
+static size_t find_alone(const struct update *update, uint32_t ret_alone[LIMIT_REPORT_GROUPS])
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < update->ngroups; i++) {
+		size_t groups = 0;
+
+		for (size_t k = 0; k < update->ngroups; k++) {
+			groups += update->groups[k].replica == update->groups[i].replica;
+		}
+		if (groups == 1) {
+			ret_alone[n++] = update->groups[i].replica;
+		}
+	}
+	return n;
+}
+
 /* Does this go move anything? The one that closes an update in parts does not. */
 static bool moves_now(const struct update *update)
 {
@@ -175,11 +193,16 @@ static bool moves_now(const struct update *update)
 static void send_decision(struct server *server, struct model *model, enum message_type type)
 {
 	struct update *update = &model->update;
+	uint32_t alone[LIMIT_REPORT_GROUPS];
 	struct message message;
 
 	message_init(&message, type, 0);
 	message.u.decision.epoch = server->epoch.number;
 	message.u.decision.update = update->serial;
+	if (type == MSG_COMMIT) {
+		message.u.decision.alone = alone;
+		message.u.decision.nalone = find_alone(update, alone);
+	}
 	if (type == MSG_ABORT) {
 		string_copy(message.u.decision.text, sizeof(message.u.decision.text), update->text);
 	} else {
@@ -274,6 +297,9 @@ void lead_ready(struct server *server)
 	for (struct model *model = server->models; model; model = model->next) {
 		if (model->update.state == UPDATE_QUEUED &&
 			model_publication(model, model->update.subset)) {
+			if (!catchup_yield(server)) {
+				return; /* in the next round */
+			}
 			server->active = model;
 			server->node.wire_bytes = 0;
 			lead_do(server, model,

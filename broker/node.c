@@ -321,6 +321,16 @@ static bool take_roots(
 	return true;
 }
 
+/* Copies of a group that catches up are about to end: node_tick() begins then. */
+static void keep_begin(struct node *node, const struct msg_begin *begin)
+{
+	node->begin = *begin;
+	node->begin.roots = node->roots;
+	node->begin.nroots = MIN(begin->nroots, LIMIT_RANKS);
+	memcpy(node->roots, begin->roots, node->begin.nroots * sizeof(node->roots[0]));
+	node->begin_waits = true;
+}
+
 void node_begin(struct server *server, const struct msg_begin *begin)
 {
 	struct node *node = &server->node;
@@ -336,6 +346,10 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	}
 	node->epoch = begin->epoch;
 	node->serial = begin->update;
+	if (!catchup_yield(server)) {
+		keep_begin(node, begin);
+		return;
+	}
 	node->version = begin->version;
 	node->flags = begin->flags;
 	node->subset = begin->subset;
@@ -488,6 +502,7 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 		model->doubted = 0;
 		model->decided = true;
 	}
+	catchup_learn(server, node->publication->model, node->version, commit);
 	node_gather(node, PHASE_COMMITTING);
 	if (node->ngoing == 0) {
 		node_advance(server);
@@ -503,6 +518,7 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 	if (serial != node->serial || node->stage == NODE_COMMITTING) {
 		return;
 	}
+	node->begin_waits = false;
 	if (text != node->abort_text) {
 		string_copy(node->abort_text, sizeof(node->abort_text), text);
 	}
@@ -536,6 +552,7 @@ void node_doubt(struct server *server)
 {
 	struct node *node = &server->node;
 
+	node->begin_waits = false;
 	if (node->stage == NODE_IDLE || node->stage == NODE_COMMITTING) {
 		return;
 	}
@@ -571,6 +588,12 @@ void node_tick(struct server *server, uint64_t now)
 	struct group_event event = {
 		.type = GE_LATE, .text = "its engine did not hold the gate before the deadline"};
 
+	if (node->begin_waits && catchup_yield(server)) {
+		struct msg_begin begin = node->begin;
+
+		node->begin_waits = false;
+		node_begin(server, &begin);
+	}
 	if (node->stage == NODE_MOVING) {
 		event.text =
 			"its engine did not hold the gate in time after everything was received";

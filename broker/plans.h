@@ -83,6 +83,7 @@ struct plan_crew {
 	struct gpu_copies *scatter;	 /* from slots; issued by the slots' device */
 	struct issue local[ISSUES_MAX];	 /* from the trainers' memory */
 	size_t nlocal;
+	size_t nlumps;		    /* of catching up: ranges of the only local copies */
 	struct gpu_copies **commit; /* one a worker, by its GPU; NULL where direct */
 	struct gpu_device **commit_device;
 	size_t nworkers;
@@ -122,6 +123,14 @@ int plans_hashes(struct plans *plans, const struct publication *publication, str
 	struct error *err);
 int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struct plan_base *base,
 	const struct crew *crew, struct plan_crew **ret_crew, struct error *err);
+
+/*
+ * For catching up, found or made; the base is no plan_base, and publications may come and go. The
+ * copies out of `from`, a sibling's live memory: -ENOENT, it does not cover what this crew wants.
+ * `from` NULL: the commits of this crew's staged workers, for which it is needed no more.
+ */
+int plans_catch(struct plans *plans, const struct crew *from, const struct crew *crew,
+	struct plan_crew **ret_crew, struct error *err);
 
 /* The slot types that these crews want, who are served by wire. Kept for one set of crews. */
 int plans_wanted(struct plans *plans, const struct plan_for *plan_for,

@@ -41,5 +41,12 @@ int crew_plan_make(struct plans *plans, const struct publication *publication,
 	const struct plan_base *base, const struct crew *crew, struct plan_crew *plan,
 	struct error *err);
 void crew_plan_free(struct plan_crew *plan); /* NULL is fine */
+/* The commits alone: of the manifest's tensors, or (NULL) of all that the crew has pieces of. */
+int crew_commit_make(struct plans *plans, const struct manifest *manifest, const struct crew *crew,
+	struct plan_crew *plan, struct error *err);
+
+/* catch_plans.c: copies from one crew's live memory to another, in the place of local copies. */
+int catch_plan_make(struct plans *plans, const struct crew *from, const struct crew *to,
+	struct plan_crew *plan, struct error *err);
 
 #endif

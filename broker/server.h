@@ -38,6 +38,28 @@ struct server;
 struct client;
 struct member;
 
+enum catch_stage {
+	CATCH_NONE,
+	CATCH_PLANNING, /* does the sibling cover it? The group knows of nothing yet */
+	CATCH_UNDER_WAY /* as in an update: see its phase */
+};
+
+/* A group on its way to the version that a sibling here holds (catchup.c). */
+struct catching {
+	enum catch_stage stage;
+	bool stopping, job_running;
+	uint64_t version;
+	uint64_t from_key; /* the sibling, as long as it is the same crew … */
+	uint32_t from_replica, from_part;
+	uint64_t deadline; /* of a gate for which a resume waits; UINT64_MAX: none does */
+	uint64_t mover_ns;
+	struct job_catch job;
+	/* Siblings that were tried in vain by this crew for this version. */
+	uint64_t tried_key, tried_version;
+	uint64_t tried_from[LIMIT_GROUPS];
+	size_t ntried;
+};
+
 /* A group, with what the pure machine does not know. */
 struct team {
 	struct group group;
@@ -47,6 +69,9 @@ struct team {
 	bool taking_part; /* begin was given to it */
 	bool said;	  /* it has said what the node waits for */
 	enum strew_outcome outcome;
+	uint64_t
+		alone_at; /* by that version's commit its replica had no other group, on any node */
+	struct catching catching;
 	struct team *next;
 };
 
@@ -195,6 +220,9 @@ struct node {
 	uint32_t part;		    /* the subset that moves; 0: none, or not in parts */
 	struct publication *moving; /* its publication, while it moves */
 	struct slot_types part_wanted, part_types; /* what the two above come to for it */
+	/* A begin that came while a group was catching up; its roots are above. */
+	struct msg_begin begin;
+	bool begin_waits;
 };
 
 enum member_state { MEMBER_CONNECTED, MEMBER_JOINED, MEMBER_IN_EPOCH };
@@ -343,6 +371,16 @@ uint64_t teams_version(struct server *server, const char *model);
 void teams_missed(struct server *server, const char *model);
 struct team *team_next(struct server *server, struct team *after, const char *model);
 void teams_free(struct server *server);
+
+/* catchup.c: groups that have missed a version take it from a sibling here, between updates */
+void catchup_look(struct server *server); /* in every round: begins, goes on, ends */
+/* An update wants to begin. False: not yet, copies are about to end. */
+bool catchup_yield(struct server *server);
+bool catchup_quiet(const struct server *server);
+/* From a commit: replicas that have one group in all. */
+void catchup_learn(struct server *server, const char *model, uint64_t version,
+	const struct msg_decision *commit);
+uint64_t catchup_due(const struct server *server);
 
 /* node.c: this broker's part */
 void node_begin(struct server *server, const struct msg_begin *begin);
@@ -527,6 +565,7 @@ void progress_answer(struct client *client, uint64_t serial);
 /* history.c: updates that have ended, into server->events */
 void history_lead(struct server *server, const char *model, const struct msg_report *report);
 void history_node(struct server *server, enum strew_outcome outcome, const char *text);
+void history_catch(struct server *server, const struct team *team, uint64_t bytes);
 void events_answer(struct client *client, const struct message *message);
 
 /* explain.c */

@@ -529,6 +529,7 @@ static const struct field decision_fields[] = {
 	LIST("slot_types", FIELD_U32_LIST, msg_decision, slot_types, nslot_types, LIMIT_SLOT_TYPES),
 	STR("text", msg_decision, text),
 	RANGE("part", msg_decision, part, 0, LIMIT_SUBSETS),
+	LIST("alone", FIELD_U32_LIST, msg_decision, alone, nalone, LIMIT_REPORT_GROUPS),
 };
 TABLE(decision);
 

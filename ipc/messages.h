@@ -487,7 +487,9 @@ struct msg_decision { /* go, commit, abort */
 	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
-	uint32_t part; /* go, in parts: the subset to move; 0: all is there, prepare */
+	uint32_t part;	 /* go, in parts: the subset to move; 0: all is there, prepare */
+	uint32_t *alone; /* commit: replicas that have one group in all */
+	size_t nalone;
 };
 
 struct msg_data {

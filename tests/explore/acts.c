@@ -17,6 +17,26 @@ static void release_later(unsigned g, unsigned m)
 	job_add(config.node_of[g], JOB_RELEASE)->workers = (uint8_t)(1u << (g * MEMBERS + m));
 }
 
+/* The memory of a process that is gone stays mapped, and is written and read, until its broker
+ * hears of it; the next one in its place has other memory. */
+static void forget_memory(unsigned g, unsigned m)
+{
+	struct w_worker *worker = &now->worker[g][m];
+	struct w_node *node = &now->node[config.node_of[g]];
+	uint8_t bit = (uint8_t)(1u << (g * MEMBERS + m));
+
+	for (unsigned i = 0; i < JOBS; i++) {
+		struct w_job *job = &node->jobs[i];
+
+		if (job->kind == JOB_MOVE || job->kind == JOB_COMMIT || job->kind == JOB_CATCH) {
+			job->workers &= (uint8_t)~bit;
+			job->from &= (uint8_t)~bit;
+		}
+	}
+	node->crew_dead |= live[config.node_of[g]].server.node.stage ? bit : 0;
+	worker->content = worker->partial = worker->shadow = worker->shadow_whole = 0;
+}
+
 /* As client_drop(). */
 static void client_gone(unsigned g, unsigned m)
 {
@@ -33,6 +53,9 @@ static void client_gone(unsigned g, unsigned m)
 		}
 	}
 	client->session.state = SESSION_HELLO;
+	if (now->worker[g][m].stage == W_DEAD) {
+		forget_memory(g, m);
+	}
 	if (state >= SESSION_SEALED && state != SESSION_LEAVING) {
 		team_leave(client, true);
 		release_later(g, m);
@@ -147,7 +170,7 @@ static void job_ends(unsigned n, bool failed)
 	struct w_job job = jobs[0];
 
 	job.failed = failed;
-	if (!failed && (job.kind == JOB_MOVE || job.kind == JOB_COMMIT)) {
+	if (!failed && (job.kind == JOB_MOVE || job.kind == JOB_COMMIT || job.kind == JOB_CATCH)) {
 		job_writes(&job, true);
 	}
 	if (job.kind == JOB_MOVE) {
@@ -155,7 +178,8 @@ static void job_ends(unsigned n, bool failed)
 	}
 	memmove(jobs, jobs + 1, (JOBS - 1) * sizeof(*jobs));
 	memset(&jobs[JOBS - 1], 0, sizeof(*jobs));
-	if (job.kind == JOB_PLAN || job.kind == JOB_MOVE || job.kind == JOB_COMMIT) {
+	if (job.kind == JOB_PLAN || job.kind == JOB_MOVE || job.kind == JOB_COMMIT ||
+		job.kind == JOB_CATCH) {
 		job_done_call(n, &job);
 	} else {
 		small_job_ends(n, &job);
@@ -188,24 +212,15 @@ static void job_begins(unsigned n)
 static void worker_dies(unsigned g, unsigned m)
 {
 	struct w_worker *worker = &now->worker[g][m];
-	uint8_t bit = (uint8_t)(1u << (g * MEMBERS + m));
-	struct w_node *node = &now->node[config.node_of[g]];
-	uint8_t stage = worker->stage;
 
-	for (unsigned i = 0; i < JOBS; i++) {
-		if (node->jobs[i].kind == JOB_MOVE || node->jobs[i].kind == JOB_COMMIT) {
-			node->jobs[i].workers &= (uint8_t)~bit;
-		}
-	}
-	node->crew_dead |= live[config.node_of[g]].server.node.stage ? bit : 0;
-	if (stage == W_NEW) {
+	if (worker->stage == W_NEW) {
+		forget_memory(g, m);
 		live[config.node_of[g]].clients[g][m].session.state = SESSION_HELLO;
 		memset(worker->words, 0, sizeof(worker->words));
 	} else {
 		tell(worker, WORD_EOF, 0);
 	}
 	worker->stage = W_DEAD;
-	worker->content = worker->partial = worker->shadow = worker->shadow_whole = 0;
 	worker->said_ready = worker->asked = worker->denied = worker->hold = worker->pending = 0;
 	worker->heard_state = worker->heard_version = worker->fresh = 0;
 	worker->running = 1;
@@ -300,6 +315,23 @@ static bool is_of_job(struct act act)
 	       act.kind == ACT_JOB_BREAKS || act.kind == ACT_PLAN_UNFIT;
 }
 
+/* As in every round of the loop: node_tick(), lead_tick(), catchup_look(). */
+static void look(const struct world *world)
+{
+	for (unsigned n = 0; n < config.nodes; n++) {
+		if (!world->node[n].alive) {
+			continue;
+		}
+		if (live[n].server.node.begin_waits) {
+			node_tick(&live[n].server, 0);
+		}
+		if (n == 0) {
+			lead_ready(&live[0].server);
+		}
+		catchup_look(&live[n].server);
+	}
+}
+
 const char *world_act(struct world *world, struct act act, bool loaded)
 {
 	uint8_t committed = world->node[0].committed;
@@ -319,10 +351,7 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 	} else {
 		act_of_broker(act);
 	}
-	/* As lead_tick() in every round of the loop. */
-	if (world->node[0].alive) {
-		lead_ready(&live[0].server);
-	}
+	look(world);
 	if (live[0].model.update.state == UPDATE_ACCEPTING) {
 		world->content_of[live[0].model.update.serial % 8] = world->trainer.publishing;
 	}

@@ -23,7 +23,7 @@ static uint32_t replicas_of(uint8_t set, uint32_t ret_replicas[GROUPS])
 static void node_hears(const struct w_letter *letter)
 {
 	struct server *server = &live[1].server;
-	uint32_t replicas[GROUPS], roots[1] = {0};
+	uint32_t replicas[GROUPS], alone[GROUPS], roots[1] = {0};
 	struct msg_begin begin = {.epoch = letter->epoch,
 		.update = letter->update,
 		.model = "m",
@@ -36,6 +36,8 @@ static void node_hears(const struct w_letter *letter)
 		.update = letter->update,
 		.replicas = replicas,
 		.nreplicas = replicas_of(letter->groups, replicas),
+		.alone = alone,
+		.nalone = replicas_of(letter->alone, alone),
 		.wire = letter->wire};
 
 	switch (letter->kind) {
@@ -302,6 +304,10 @@ void act_of_broker(struct act act)
 	case ACT_NODE_TIMER:
 	case ACT_NODE_LATE:
 		node_tick(&live[act.a].server, LATE);
+		break;
+	case ACT_CATCH_TIMER:
+	case ACT_CATCH_LATE:
+		live_catch_late(&live[act.a].server);
 		break;
 	case ACT_TRAINER_DIES:
 		trainer_dies();

@@ -119,6 +119,26 @@ const char *world_check(const struct world *world)
 	return wrong ? wrong : check_scope(world);
 }
 
+/* A group that has missed a version, beside one that has it. */
+static bool lags(const struct world *world, unsigned g)
+{
+	const struct w_node *node = &world->node[config.node_of[g]];
+	const struct w_group *group = &world->group[g], *other = &world->group[1 - g];
+	bool fresh = true;
+
+	if (config.ngroups < 2 || config.node_of[1 - g] != config.node_of[g] ||
+		(group->state != STREW_GROUP_STALE && group->state != STREW_GROUP_DIRTY) ||
+		other->state != STREW_GROUP_CURRENT || other->version != node->committed ||
+		node->doubted > node->committed || !other->version) {
+		return false;
+	}
+	for (unsigned m = 0; m < config.members[g]; m++) {
+		fresh = fresh && !group->member[m].version;
+	}
+	return (fresh || group->caught.alone_at == node->committed) &&
+	       group->caught.tried != node->committed;
+}
+
 static const char *check_rest(const struct world *world)
 {
 	if (world->update.state != UPDATE_IDLE || world->update.active) {
@@ -135,6 +155,9 @@ static const char *check_rest(const struct world *world)
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		if (world->group[g].phase != PHASE_IDLE || world->group[g].taking_part) {
 			return "nothing happens any more, and a group is in an update";
+		}
+		if (lags(world, g)) {
+			return "nothing happens any more, and a group has not caught up";
 		}
 		for (unsigned m = 0; m < config.members[g]; m++) {
 			const struct w_worker *worker = &world->worker[g][m];

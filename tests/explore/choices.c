@@ -40,6 +40,12 @@ static void add_job(const struct world *world, unsigned n, struct list *list)
 			add(list, ACT_JOB_FAIL, n, 0);
 		}
 		break;
+	case JOB_CATCH:
+		add(list,
+			job->step != CATCH_PLAN && job->progress == JOB_QUEUED ? ACT_JOB_BEGIN
+									       : ACT_JOB_DONE,
+			n, 0);
+		break;
 	case JOB_COMMIT:
 		add(list, job->progress == JOB_QUEUED ? ACT_JOB_BEGIN : ACT_JOB_DONE, n, 0);
 		break;
@@ -123,6 +129,17 @@ static bool node_waits(const struct w_node *node)
 	       !node->job_running && node->deadline != 3;
 }
 
+static bool catch_waits(const struct world *world, unsigned n)
+{
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		if (config.node_of[g] == n && world->group[g].caught.waits &&
+			!world->group[g].caught.running) {
+			return world->node[n].alive;
+		}
+	}
+	return false;
+}
+
 static void add_timers(const struct world *world, bool late, struct list *list)
 {
 	if (lead_waits(world)) {
@@ -131,6 +148,9 @@ static void add_timers(const struct world *world, bool late, struct list *list)
 	for (unsigned n = 0; n < config.nodes; n++) {
 		if (node_waits(&world->node[n])) {
 			add(list, late ? ACT_NODE_LATE : ACT_NODE_TIMER, n, 0);
+		}
+		if (catch_waits(world, n)) {
+			add(list, late ? ACT_CATCH_LATE : ACT_CATCH_TIMER, n, 0);
 		}
 	}
 }
@@ -180,7 +200,8 @@ static void add_faults(const struct world *world, struct list *list)
 			continue;
 		}
 		add(list, ACT_BROKER_DIES, n, 0);
-		if (job->kind == JOB_PLAN || job->kind == JOB_MOVE || job->kind == JOB_COMMIT) {
+		if (job->kind == JOB_PLAN || job->kind == JOB_MOVE || job->kind == JOB_COMMIT ||
+			job->kind == JOB_CATCH) {
 			add(list, ACT_JOB_BREAKS, n, 0);
 		}
 		for (unsigned g = 0; g < config.ngroups && job->kind == JOB_PLAN; g++) {
@@ -226,7 +247,8 @@ unsigned world_acts(const struct world *world, struct act ret_acts[ACTS])
 
 			for (unsigned i = before; i < list.n; i++) {
 				if (ret_acts[i].kind != ACT_LEAD_LATE &&
-					ret_acts[i].kind != ACT_NODE_LATE) {
+					ret_acts[i].kind != ACT_NODE_LATE &&
+					ret_acts[i].kind != ACT_CATCH_LATE) {
 					ret_acts[n++] = ret_acts[i];
 				}
 			}
@@ -259,6 +281,7 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_BROKER_START] = "a new broker on node",
 		[ACT_LEAD_TIMER] = "the update's deadline passes",
 		[ACT_NODE_TIMER] = "the gate's deadline passes on node",
+		[ACT_CATCH_TIMER] = "a resume has waited for too long on node",
 		[ACT_WORKER_DIES] = "FAULT dies: worker",
 		[ACT_WITHDRAW] = "FAULT withdraws: worker",
 		[ACT_UNFIT] = "FAULT is not as registered: worker",
@@ -270,6 +293,7 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_NODE_DROPS] = "FAULT node 1 gives the lead up",
 		[ACT_LEAD_LATE] = "FAULT the update's deadline passes early",
 		[ACT_NODE_LATE] = "FAULT the gate's deadline passes early on node",
+		[ACT_CATCH_LATE] = "FAULT a resume has waited for too long, early, on node",
 		[ACT_JOB_BREAKS] = "FAULT the mover fails on node",
 		[ACT_PLAN_UNFIT] = "FAULT no plan can be made on node"};
 	static const char *const letters[] = {"", "join", "joined", "manifest", "epoch",
@@ -278,7 +302,7 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 	static const char *const words[] = {
 		"", "checked", "unfit", "ready", "resume", "withdraw", "end of file"};
 	static const char *const jobs[] = {
-		"", "import", "plan", "move", "commit", "release", "epoch"};
+		"", "import", "plan", "move", "commit", "release", "epoch", "catch"};
 	bool of_worker = (act.kind >= ACT_WORD && act.kind <= ACT_READY_HIT) ||
 			 (act.kind >= ACT_WORKER_START && act.kind <= ACT_RESUME) ||
 			 (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_EARLY_RESUME);
@@ -298,7 +322,8 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 			letters[act.kind == ACT_LETTER_TO_NODE ? before->to_node[0].kind
 							       : before->to_lead[0].kind]);
 	} else if (act.kind == ACT_BROKER_START || act.kind == ACT_BROKER_DIES ||
-		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE) {
+		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE ||
+		   act.kind == ACT_CATCH_TIMER || act.kind == ACT_CATCH_LATE) {
 		snprintf(buf, size, "%s %u", names[act.kind], act.a);
 	} else {
 		snprintf(buf, size, "%s", names[act.kind]);

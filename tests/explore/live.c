@@ -13,11 +13,20 @@
 
 struct live live[NODES];
 
+static bool late; /* the clock stands a while later */
+
 uint64_t __wrap_clock_ns(void);
 
 uint64_t __wrap_clock_ns(void)
 {
-	return T0;
+	return late ? T0 + LIMIT_CATCH_MS * 1000000ull : T0;
+}
+
+void live_catch_late(struct server *server)
+{
+	late = true;
+	catchup_look(server);
+	late = false;
 }
 
 unsigned live_node(const struct server *server)
@@ -65,6 +74,46 @@ static void load_client(struct live *at, const struct world *world, unsigned g, 
 	reg->version = worker->heard_version;
 }
 
+/* The other group of the node, NULL: there is none. */
+static struct team *live_sibling(unsigned g)
+{
+	unsigned other = 1 - g;
+
+	return config.ngroups > other && config.node_of[other] == config.node_of[g]
+		       ? live_team(other)
+		       : NULL;
+}
+
+#define KEY(g) (1u + (g))
+#define KEY_GONE 77u /* of a crew that is not as it was */
+
+static void load_catching(const struct w_group *from, unsigned g, struct team *team)
+{
+	struct catching *catching = &team->catching;
+
+	team->key = KEY(g);
+	team->alone_at = from->caught.alone_at;
+	team->group.catching = from->caught.following;
+	catching->stage = (enum catch_stage)from->caught.stage;
+	catching->stopping = from->caught.stopping;
+	catching->job_running = from->caught.running;
+	catching->version = from->caught.version;
+	catching->deadline = from->caught.waits ? T0 + LIMIT_CATCH_MS * 1000000ull : UINT64_MAX;
+	catching->from_key = from->caught.same_from ? KEY(1 - g) : KEY_GONE;
+	catching->job.to.key = from->caught.same_to ? KEY(g) : KEY_GONE;
+	catching->job.lump = from->caught.lump;
+	catching->job.more = from->caught.more;
+	catching->job.job.rc = from->caught.failed ? -5 : 0;
+	text_set(catching->job.job.err.text, true);
+	catching->job.data = team;
+	if (from->caught.tried) {
+		catching->tried_key = KEY(g);
+		catching->tried_version = from->caught.tried;
+		catching->tried_from[0] = KEY(1 - g);
+		catching->ntried = 1;
+	}
+}
+
 static void load_team(struct live *at, const struct world *world, unsigned g)
 {
 	const struct w_group *from = &world->group[g];
@@ -102,6 +151,7 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 	team->taking_part = from->taking_part;
 	team->said = from->said;
 	team->outcome = (enum strew_outcome)from->outcome;
+	load_catching(from, g, team);
 	team->next = at->server.teams;
 	at->server.teams = team;
 }
@@ -126,6 +176,16 @@ static void load_node(struct live *at, const struct world *world, unsigned n)
 	node->touched = from->touched;
 	atomic_store(&node->move.cancel, from->cancel);
 	text_set(node->abort_text, true);
+	node->begin_waits = from->begin_waits;
+	node->roots[0] = 0;
+	node->begin = (struct msg_begin){.epoch = from->epoch,
+		.update = from->serial,
+		.model = "m",
+		.version = from->begin_version,
+		.flags = config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0,
+		.timeout_ms = 60000,
+		.roots = node->roots,
+		.nroots = 1};
 	node->nteams = node->ngoing = node->nabsent = 0;
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		if (from->teams & (1u << g)) {
@@ -230,7 +290,10 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 	server->epoch.number = from->epoch_number;
 	server->epoch.ranks = from->epoch_ranks;
 	server->epoch.rank = n;
-	server->next_serial = world->next_serial;
+	server->next_serial = n ? 128u + world->next_serial_1 : world->next_serial;
+	server->next_key = 100;
+	server->options.listen = n ? NULL : "x";
+	server->options.join = n ? "x" : NULL;
 	server->lead.joined = n && world->joined;
 	member->server = server;
 	member->state = (enum member_state)world->member_state;
@@ -258,6 +321,35 @@ void live_load(const struct world *world)
 		load_node(&live[n], world, n);
 	}
 	load_update(&live[0], world);
+}
+
+static void save_catching(struct w_group *to, unsigned g, const struct team *team)
+{
+	const struct catching *catching = &team->catching;
+	const struct team *sibling = live_sibling(g);
+
+	to->caught.alone_at = (uint8_t)team->alone_at;
+	to->caught.stage = (uint8_t)catching->stage;
+	to->caught.running = catching->job_running;
+	if (sibling && catching->tried_key == team->key && catching->ntried &&
+		catching->tried_from[0] == sibling->key) {
+		to->caught.tried = (uint8_t)catching->tried_version;
+	}
+	if (team->group.phase != PHASE_IDLE) {
+		to->caught.following = team->group.catching;
+	}
+	/* What means nothing otherwise is made alike; a job that runs still ends. */
+	if (catching->stage == CATCH_NONE && !catching->job_running) {
+		return;
+	}
+	to->caught.stopping = catching->stopping;
+	to->caught.version = (uint8_t)catching->version;
+	to->caught.waits = catching->deadline != UINT64_MAX;
+	to->caught.same_from = sibling && catching->from_key == sibling->key;
+	to->caught.same_to = catching->job.to.key == team->key;
+	to->caught.lump = (uint8_t)catching->job.lump;
+	to->caught.more = catching->job.more;
+	to->caught.failed = catching->job.job.rc != 0;
 }
 
 static void save_team(struct world *world, unsigned g)
@@ -293,6 +385,7 @@ static void save_team(struct world *world, unsigned g)
 	to->taking_part = team->taking_part;
 	to->said = team->said;
 	to->outcome = (uint8_t)team->outcome;
+	save_catching(to, g, team);
 }
 
 static void save_node(struct world *world, unsigned n)
@@ -320,6 +413,8 @@ static void save_node(struct world *world, unsigned n)
 	to->epoch_state = (uint8_t)server->epoch.state;
 	to->epoch_number = (uint8_t)server->epoch.number;
 	to->epoch_ranks = (uint8_t)server->epoch.ranks;
+	to->begin_waits = node->begin_waits;
+	to->begin_version = node->begin_waits ? (uint8_t)node->begin.version : 0;
 	to->teams = to->going = to->absent = 0;
 	memset(to->absent_state, 0, sizeof(to->absent_state));
 	for (size_t i = 0; i < node->nteams; i++) {
@@ -332,10 +427,15 @@ static void save_node(struct world *world, unsigned n)
 		to->absent |= (uint8_t)(1u << node->absent[i].part);
 		to->absent_state[node->absent[i].part] = (uint8_t)node->absent[i].state;
 	}
-	/* What means nothing between updates is made alike. */
+	/* What the last update has left means nothing before go … */
+	if (node->stage == NODE_PLANNING || node->stage == NODE_ACCEPTED) {
+		to->going = to->cancel = to->wire = 0;
+	}
+	/* … and this nothing between updates. */
 	if (node->stage == NODE_IDLE) {
 		to->wire = to->touched = to->cancel = to->deadline = to->version = 0;
-		to->crew_dead = to->crew_freed = to->epoch = 0;
+		to->crew_dead = to->crew_freed = 0;
+		to->epoch = node->begin_waits ? to->epoch : 0;
 	}
 }
 
@@ -397,4 +497,5 @@ void live_save(struct world *world)
 		world->member_state = world->member_rank = 0;
 	}
 	world->next_serial = (uint8_t)live[0].server.next_serial;
+	world->next_serial_1 = config.nodes > 1 ? (uint8_t)(live[1].server.next_serial - 128u) : 0;
 }

@@ -33,6 +33,7 @@ static const struct named {
 			     .node_of = {1, 1},
 			     .replica = {0, 1},
 			     .members = {1, 1}}},
+	{"siblings", {.nodes = 1, .ngroups = 2, .replica = {0, 1}, .members = {1, 2}}},
 	{"wide", {.nodes = 2, .ngroups = 2, .node_of = {0, 1}, .members = {2, 2}}},
 };
 
@@ -137,7 +138,7 @@ static int run_all(const struct wanted *wanted)
 static int prove(void)
 {
 	static const char *const names[] = {"late-unheard", "abort-clean", "prepared-commits",
-		"grant-early", "copy-clean", "join-clean", "loss-clean"};
+		"grant-early", "copy-clean", "join-clean", "loss-clean", "catch-ungated"};
 	struct wanted wanted = {.gates = 3,
 		.applies = 3,
 		.scopes = 1,
@@ -149,7 +150,9 @@ static int prove(void)
 
 	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
 		wanted.mutation = names[i];
-		wanted.topology = strcmp(names[i], "loss-clean") == 0 ? "pair" : "remote";
+		wanted.topology = strcmp(names[i], "loss-clean") == 0	   ? "pair"
+				  : strcmp(names[i], "catch-ungated") == 0 ? "siblings"
+									   : "remote";
 		printf("%s:\n", names[i]);
 		if (run_all(&wanted) == 0) {
 			printf("NOT FOUND\n");

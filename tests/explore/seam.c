@@ -6,9 +6,10 @@
  */
 #include "base/log.h"
 #include "tests/explore/world.h"
+#include <stdlib.h>
 #include <string.h>
 
-static void (*done_of[JOB_EPOCH + 1])(struct job *job);
+static void (*done_of[JOB_CATCH + 1])(struct job *job);
 static void (*noted_of_move)(struct job *job, unsigned notes);
 
 void log_line(enum log_level level, const char *format, ...)
@@ -123,6 +124,9 @@ void member_send(struct member *member, struct message *message)
 		letter.wire = (uint8_t)decision->wire;
 		for (size_t i = 0; i < decision->nreplicas; i++) {
 			letter.groups |= (uint8_t)(1u << decision->replicas[i]);
+		}
+		for (size_t i = 0; i < decision->nalone; i++) {
+			letter.alone |= (uint8_t)(1u << decision->alone[i]);
 		}
 	}
 	post(now->to_node, &letter);
@@ -260,21 +264,64 @@ void job_commit_run(struct job *job)
 	(void)job;
 }
 
+void job_catch_run(struct job *job)
+{
+	(void)job;
+}
+
+static uint8_t workers_of_group(uint32_t g)
+{
+	return (uint8_t)(((1u << config.members[g]) - 1) << (g * MEMBERS));
+}
+
 static uint8_t workers_of(const struct node *node)
 {
 	uint8_t set = 0;
 
 	for (size_t i = 0; i < node->ngoing; i++) {
-		uint32_t g = node->going_teams[i]->group.part;
-
-		for (unsigned m = 0; m < config.members[g]; m++) {
-			set |= (uint8_t)(1u << (g * MEMBERS + m));
-		}
+		set |= workers_of_group(node->going_teams[i]->group.part);
 	}
 	return set;
 }
 
-void mover_submit(struct mover *mover, struct job *job)
+/* The sibling is CURRENT in this moment: what its memory holds now is what must be read. */
+static void submit_catch(struct job_catch *work)
+{
+	const struct team *team = work->data;
+	uint32_t g = team->group.part, other = 1 - g;
+	struct w_job *job = job_add(config.node_of[g], JOB_CATCH);
+
+	done_of[JOB_CATCH] = work->job.done;
+	job->step = (uint8_t)work->step;
+	job->group = (uint8_t)g;
+	if (work->step != CATCH_PLAN) {
+		job->workers = workers_of_group(g);
+	}
+	if (work->step == CATCH_MOVE) {
+		job->from = workers_of_group(other);
+		job->content = now->worker[other][0].content;
+	}
+	free(work->from.workers);
+	free(work->to.workers);
+	work->from.workers = work->to.workers = NULL;
+}
+
+/* Node 1's, if one at all: an act may only be of one. */
+static void end_catch(struct w_job *ended)
+{
+	struct team *team = live_team(ended->group);
+	struct job_catch *work = &team->catching.job;
+
+	work->step = (enum catch_step)ended->step;
+	work->job.rc = ended->failed ? -5 : 0;
+	if (ended->step == CATCH_MOVE && ended->progress == JOB_BEGUN) {
+		work->lump++; /* also if it is this one that has failed */
+		work->more = work->lump < LUMPS;
+	}
+	done_of[JOB_CATCH](&work->job);
+}
+
+static void submit_update(struct job *job)
 {
 	enum job_kind kind = job->run == job_plan_run	? JOB_PLAN
 			     : job->run == job_move_run ? JOB_MOVE
@@ -286,7 +333,6 @@ void mover_submit(struct mover *mover, struct job *job)
 	struct w_node *node = &now->node[n];
 	struct w_job *added = job_add(n, kind);
 
-	(void)mover;
 	done_of[kind] = job->done;
 	added->serial = (uint8_t)server->node.serial;
 	if (kind == JOB_PLAN) {
@@ -301,6 +347,16 @@ void mover_submit(struct mover *mover, struct job *job)
 	if (kind == JOB_MOVE) {
 		noted_of_move = job->noted;
 		added->wire = ((struct job_move *)job)->wire;
+	}
+}
+
+void mover_submit(struct mover *mover, struct job *job)
+{
+	(void)mover;
+	if (job->run == job_catch_run) {
+		submit_catch((struct job_catch *)job);
+	} else {
+		submit_update(job);
 	}
 }
 
@@ -326,6 +382,10 @@ void job_done_call(unsigned n, struct w_job *ended)
 			  : ended->kind == JOB_MOVE ? &node->move.job
 						    : &node->commit.job;
 
+	if (ended->kind == JOB_CATCH) {
+		end_catch(ended);
+		return;
+	}
 	note(server, ended);
 	job->rc = ended->failed ? -5 : 0;
 	job->err.text[0] = 'x';

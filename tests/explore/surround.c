@@ -178,6 +178,10 @@ void worker_loses_broker(unsigned g, unsigned m)
 	uint8_t state;
 
 	if (worker->stage == W_DEAD || worker->stage == W_NEW) {
+		if (worker->stage == W_DEAD) {
+			worker->content = worker->partial = 0;
+			worker->shadow = worker->shadow_whole = 0;
+		}
 		memset(worker->words, 0, sizeof(worker->words));
 		return;
 	}
@@ -203,7 +207,7 @@ static void write_live(unsigned g, struct w_worker *worker, uint8_t content, boo
 	if (worker->stage == W_NEW) {
 		say_violation("memory was written whose withdrawal was acknowledged");
 	}
-	if (config.gate[g] == STREW_GATE_HELD && worker->running) {
+	if (config.gate[g] == STREW_GATE_HELD && worker->running && worker->stage != W_DEAD) {
 		say_violation("live memory is written while the engine runs");
 	}
 	worker->partial = !whole;
@@ -213,17 +217,68 @@ static void write_live(unsigned g, struct w_worker *worker, uint8_t content, boo
 	}
 }
 
+/* What a sibling holds must stay as it was when the broker looked at it. */
+static void check_source(const struct w_job *job)
+{
+	for (unsigned g = 0; g < config.ngroups; g++) {
+		for (unsigned m = 0; m < config.members[g]; m++) {
+			const struct w_worker *worker = &now->worker[g][m];
+
+			if (!(job->from & (1u << (g * MEMBERS + m)))) {
+				continue;
+			}
+			if (worker->stage == W_NEW) {
+				say_violation("memory was read whose withdrawal was acknowledged");
+			}
+			if (worker->partial || worker->content != job->content) {
+				say_violation("a group catches up from what is being written");
+			}
+		}
+	}
+}
+
+static void catch_writes(const struct w_job *job, bool whole)
+{
+	const struct team *team = live_team(job->group);
+	unsigned g = job->group;
+
+	check_source(job);
+	/* A lump that is not the last leaves it in part. */
+	whole = whole && (job->step == CATCH_COMMIT || team->catching.job.lump + 1 >= LUMPS);
+	for (unsigned m = 0; m < config.members[g]; m++) {
+		struct w_worker *worker = &now->worker[g][m];
+
+		if (!(job->workers & (1u << (g * MEMBERS + m)))) {
+			continue;
+		}
+		if (job->step == CATCH_COMMIT) {
+			if (!worker->shadow_whole) {
+				say_violation("a commit copies a shadow that is not whole");
+			}
+			write_live(g, worker, worker->shadow, whole);
+		} else if (config.apply[g] == STREW_APPLY_STAGED) {
+			worker->shadow = job->content;
+			worker->shadow_whole = whole;
+		} else {
+			write_live(g, worker, job->content, whole);
+		}
+	}
+}
+
 /* A job begins to write, or has written everything. */
 void job_writes(const struct w_job *job, bool whole)
 {
 	uint8_t content = now->content_of[job->serial % 8];
 
+	if (job->kind == JOB_CATCH) {
+		catch_writes(job, whole);
+		return;
+	}
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		for (unsigned m = 0; m < config.members[g]; m++) {
 			struct w_worker *worker = &now->worker[g][m];
 
-			if (!(job->workers & (1u << (g * MEMBERS + m))) ||
-				worker->stage == W_DEAD) {
+			if (!(job->workers & (1u << (g * MEMBERS + m)))) {
 				continue;
 			}
 			if (job->kind == JOB_COMMIT) {

@@ -40,9 +40,24 @@ struct w_group {
 	struct {
 		uint8_t present, checked, ready, asking, stale, version;
 	} member[MEMBERS];
+	/* On its way to what it has missed; the sibling is the other group of its node. */
+	struct {
+		uint8_t alone_at, following, stage, stopping, running, version, waits;
+		uint8_t same_from, same_to, tried; /* by keys: crews that are as they were */
+		uint8_t lump, more, failed;	   /* of its last job */
+	} caught;
 };
 
-enum job_kind { JOB_NONE, JOB_IMPORT, JOB_PLAN, JOB_MOVE, JOB_COMMIT, JOB_RELEASE, JOB_EPOCH };
+enum job_kind {
+	JOB_NONE,
+	JOB_IMPORT,
+	JOB_PLAN,
+	JOB_MOVE,
+	JOB_COMMIT,
+	JOB_RELEASE,
+	JOB_EPOCH,
+	JOB_CATCH
+};
 enum job_progress { JOB_QUEUED, JOB_BEGUN, JOB_READ };
 
 struct w_job {
@@ -53,7 +68,13 @@ struct w_job {
 	uint8_t note_due; /* move: released is not told yet */
 	uint8_t serial;	  /* the update's, or the epoch's number */
 	uint8_t gone;	  /* import, epoch: nobody waits for it; move: it reads a dead trainer's */
+	/* catch: */
+	uint8_t step, group;
+	uint8_t from; /* set: whose memory it reads … */
+	uint8_t content;
 };
+
+#define LUMPS 2u /* of catching up */
 
 struct w_node {
 	uint8_t alive;
@@ -65,6 +86,7 @@ struct w_node {
 	uint8_t epoch_state, epoch_number, epoch_ranks;
 	uint8_t crew_dead, crew_freed; /* workers of the update's crews that died, were unmapped */
 	uint8_t excused;	       /* was not there when the last decision was taken */
+	uint8_t begin_waits, begin_version;
 	struct w_job jobs[JOBS];
 };
 
@@ -128,6 +150,7 @@ enum letter_kind {
 struct w_letter {
 	uint8_t kind, epoch, update, version, code, wire;
 	uint8_t groups; /* decisions: set of replicas; answers: set of groups */
+	uint8_t alone;	/* commit: set of replicas */
 	uint8_t outcome[GROUPS], state[GROUPS];
 };
 
@@ -140,12 +163,12 @@ struct world {
 	/* the connection: the lead's member, the joiner's link, and what is under way */
 	uint8_t member_state, member_rank, member_there, linked, joined;
 	struct w_letter to_node[LETTERS], to_lead[LETTERS];
-	uint8_t next_serial;
-	uint8_t content_of[8];		  /* by the update's serial */
-	uint8_t sent_serial;		  /* the root has sent every bucket of that update */
-	uint8_t decided, decided_version; /* content of the last commit */
-	uint8_t prepared;		  /* set of groups that said so in the last update */
-	uint8_t faults, updates;	  /* left */
+	uint8_t next_serial, next_serial_1; /* the joiner's own are for catching up alone */
+	uint8_t content_of[8];		    /* by the update's serial */
+	uint8_t sent_serial;		    /* the root has sent every bucket of that update */
+	uint8_t decided, decided_version;   /* content of the last commit */
+	uint8_t prepared;		    /* set of groups that said so in the last update */
+	uint8_t faults, updates;	    /* left */
 };
 
 enum act_kind {
@@ -172,6 +195,7 @@ enum act_kind {
 	ACT_BROKER_START,
 	ACT_LEAD_TIMER,
 	ACT_NODE_TIMER,
+	ACT_CATCH_TIMER,
 	/* faults */
 	ACT_WORKER_DIES,
 	ACT_WITHDRAW,
@@ -184,6 +208,7 @@ enum act_kind {
 	ACT_NODE_DROPS,
 	ACT_LEAD_LATE,
 	ACT_NODE_LATE,
+	ACT_CATCH_LATE,
 	ACT_JOB_BREAKS,
 	ACT_PLAN_UNFIT,
 	ACT_KINDS,
@@ -231,6 +256,7 @@ void live_load(const struct world *world);
 void live_save(struct world *world);
 struct team *live_team(unsigned group); /* NULL: it is not there */
 unsigned live_node(const struct server *server);
+void live_catch_late(struct server *server); /* catchup_look() when its deadlines have passed */
 
 /* surround.c: what the act kinds share */
 void say_violation(const char *text);

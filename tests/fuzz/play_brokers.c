@@ -162,14 +162,17 @@ static void lead_begin(struct end *end, const struct msg_rank_done *done)
 static void lead_decides(struct end *end, enum message_type type, const struct msg_groups *said)
 {
 	uint32_t *replicas = calloc(said->ngroups + 1, sizeof(*replicas));
+	uint32_t *alone = calloc(said->ngroups + 1, sizeof(*alone));
 	struct message message;
 
-	CLAIM(replicas);
+	CLAIM(replicas && alone);
 	message_init(&message, said->code ? MSG_ABORT : type, 0);
 	message.u.decision.epoch = said->epoch;
 	message.u.decision.update = said->update;
 	message.u.decision.replicas = replicas;
+	message.u.decision.alone = alone;
 	for (size_t i = 0; i < said->ngroups; i++) {
+		alone[message.u.decision.nalone++] = said->groups[i].replica;
 		if (said->groups[i].outcome == STREW_OUTCOME_NONE) {
 			replicas[message.u.decision.nreplicas++] = said->groups[i].replica;
 		}

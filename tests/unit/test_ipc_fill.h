@@ -79,10 +79,10 @@ static const struct {
 		"epoch update model version manifest_hash slot_bytes flags timeout_ms roots subset "
 		"base"},
 	{MSG_ACCEPT, "accept", GROUPS_FIELDS},
-	{MSG_GO, "go", "epoch update replicas wire hash slot_types text part"},
+	{MSG_GO, "go", "epoch update replicas wire hash slot_types text part alone"},
 	{MSG_PREPARED, "prepared", GROUPS_FIELDS},
-	{MSG_COMMIT, "commit", "epoch update replicas wire hash slot_types text part"},
-	{MSG_ABORT, "abort", "epoch update replicas wire hash slot_types text part"},
+	{MSG_COMMIT, "commit", "epoch update replicas wire hash slot_types text part alone"},
+	{MSG_ABORT, "abort", "epoch update replicas wire hash slot_types text part alone"},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_MOVED, "moved", GROUPS_FIELDS},
 	{MSG_BYE, "bye", ""},
@@ -437,6 +437,7 @@ static void fill_update(struct message *message)
 		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
 		decision->part = between(0, LIMIT_SUBSETS);
+		any_u32_list(&decision->alone, &decision->nalone, LIMIT_REPORT_GROUPS);
 		break;
 	default:
 		groups->epoch = any64();
@@ -788,7 +789,9 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[3])
 			message->u.decision.nreplicas * sizeof(uint32_t)};
 		ret[1] = (struct borrowed){(void **)&message->u.decision.slot_types,
 			message->u.decision.nslot_types * sizeof(uint32_t)};
-		return 2;
+		ret[2] = (struct borrowed){(void **)&message->u.decision.alone,
+			message->u.decision.nalone * sizeof(uint32_t)};
+		return 3;
 	case MSG_MANIFEST:
 		ret[0] = (struct borrowed){(void **)&message->u.manifest.roots,
 			message->u.manifest.nroots * sizeof(uint64_t)};
