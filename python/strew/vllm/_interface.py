@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from .._errors import Error
 
 SUPPORTED = ("strew knows the interface of vLLM 0.25 to 0.33 (seen to work: 0.25.1, 0.32.0); for "
-             "older ones (seen to work: 0.20.2) there is "
-             "worker_extension_cls=\"strew.vllm.WorkerExtension\"")
+             "older ones there is worker_extension_cls=\"strew.vllm.WorkerExtension\"")
 
 # What StrewEngine has for each abstract method that vLLM has had; trainer_send_weights until 0.27.
 _ENGINE = {"init_transfer_engine", "start_weight_update", "finish_weight_update",
