@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct ring {
 	struct part *part;
@@ -101,6 +102,7 @@ int part_nccl(int fd, void *arg)
 	ring.memory = memory_create(GPU_CUDA, ring.part->device, false);
 	bench_must(nccl_open(&err), "raw NCCL", &err);
 	letter_serve(fd, answer, &ring);
-	/* The communicator ends with the process: the other rank may be gone already. */
-	return EXIT_OK;
+	/* The communicator ends with the process, with all that it uses: the other rank may be gone
+	 * already, and NCCL would wait for it. */
+	_exit(EXIT_OK);
 }
