@@ -125,6 +125,14 @@ def many_over_few(text: str) -> Figure:
                   runs[1]["update"]["time"]["median"], shown, ("<=", 1.05))
 
 
+def hashed(text: str) -> Figure:
+    """Updates with hashes of what goes over the wire, the second run, and without."""
+    def shown(runs: list[dict]) -> str:
+        return " and ".join(spread(run["update"]["time"]) for run in reversed(runs))
+    return Figure(text, lambda runs: runs[1]["update"]["time"]["median"] /
+                  runs[0]["update"]["time"]["median"], shown)
+
+
 def memory(text: str, most_mib: float) -> Figure:
     """Device memory of the brokers."""
     name = "device memory taken by brokers, slots and shadows"
@@ -170,6 +178,9 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
             [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95)]),
         Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "5"]],
             [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
+        Row("hash", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5", *hash_]
+                     for hash_ in ([], ["--hash"])],
+            [hashed("two brokers by sockets, Llama, 6 layers: with hashes ÷ without")]),
         Row("host-llama",
             [["update", "--path", "host", *LLAMA, "--layers", "24", "--samples", "15"]],
             [ratio("update", "pinned host memory, Llama, 24 layers: pinned copy ÷ update", 0.90)]),
@@ -205,6 +216,8 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
             [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95)]),
         Row("wire-qwen", [["update", *WIRE2, *QWEN, "--layers", "24"]],
             [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.95)]),
+        Row("hash", [["update", *WIRE2, *LLAMA, *hash_] for hash_ in ([], ["--hash"])],
+            [hashed("two brokers, Llama-3.1-8B: with hashes ÷ without")]),
         Row("node-llama", [["update", *NODE2, *LLAMA]],
             [ratio("update", "one broker, workers on both GPUs, Llama: link ÷ update", 0.95),
              memory("device memory of a broker with a context", 600)]),
