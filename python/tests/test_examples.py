@@ -30,12 +30,25 @@ def test_rl_loop(device, memory, route):
     assert route in run.stdout and "raw 0, pull 0" not in run.stdout
 
 
+@pytest.mark.parametrize("memory, route", [
+    ("default", "pull 0"), ("expandable", "pull 0"), ("private", "raw 0")])
+def test_rl_loop_on_two_gpus(memory, route):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("no two GPUs")
+    run = rl_loop("--steps", "3", "--device", "cuda:0", "--worker-devices", "0,1",
+                  "--memory", memory, "--allowance-ms", "500")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "workers on cuda:0 and cuda:1" in run.stdout
+    assert run.stdout.count("logits equal") == 3 and route in run.stdout
+
+
 def test_rl_loop_compares_pauses():
     run = rl_loop("--steps", "3", "--allowance-ms", "-100000")
     assert run.returncode == 1 and "stood still for" in run.stderr
 
 
 @pytest.mark.parametrize("options", [
-    ["--memory", "expandable"], ["--worker-devices", "cpu"], ["--worker-devices", "cpu,cuda"]])
+    ["--memory", "expandable"], ["--worker-devices", "cpu"], ["--worker-devices", "cpu,cuda"],
+    ["--worker-devices", "0,1"], ["--device", "gpu7"]])
 def test_rl_loop_refuses(options):
     assert rl_loop(*options).returncode == 2
