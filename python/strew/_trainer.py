@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PUBLISH_PARTIAL = 1
 PUBLISH_SCOPE_ALL = 2
+PUBLISH_HASH = 4
 OUTCOMES = ("none", "committed", "sat out", "aborted", "dirty", "lost")
 STATES = ("", "FORMING", "CURRENT", "PENDING", "IN_DOUBT", "DIRTY", "STALE", "LOST")
 PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
@@ -130,11 +131,12 @@ def _make_report(said: _lib.Report) -> Report:
     return Report(outcome=OUTCOMES[said.outcome], text=_text(said.text), groups=groups, **values)
 
 
-def _flags(version: int, partial: bool, scope_all: bool) -> int:
+def _flags(version: int, partial: bool, scope_all: bool, hash_wire: bool) -> int:
     if not 0 < version < 2**64 - 1:
         raise InvalidArgument(errno.EINVAL, f"publish: version {version}: 1 to 2^64 - 2 are "
                               "allowed")
-    return (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0)
+    return (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0) | \
+        (PUBLISH_HASH if hash_wire else 0)
 
 
 class Publishing:
@@ -356,7 +358,8 @@ class Trainer(Closing):
 
     def publish_async(self, version: int, *, only: Iterable[str] | None = None,
                       base: int | None = None, stream: Any = None, partial: bool = False,
-                      scope_all: bool = False, timeout: float = 60.0) -> Publishing:
+                      scope_all: bool = False, hash: bool = False,  # pylint: disable=redefined-builtin
+                      timeout: float = 60.0) -> Publishing:
         """Publishes what is declared as it is after the current stream's work; returns at once.
 
         Args:
@@ -369,6 +372,9 @@ class Trainer(Closing):
             stream: a torch stream or the address of a CUstream; None: torch's current one.
             partial: parameters that no tensor covers are not an error.
             scope_all: commit every group or none.
+            hash: compare a hash of what goes over the wire at both ends; a difference aborts the
+                update. It is done anyway where a group with staged apply is served by wire; where
+                all apply directly, what was written by then is dirty.
             timeout: seconds, the update's deadline.
 
         Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
@@ -379,7 +385,7 @@ class Trainer(Closing):
                                   "published with source=")
         self._check_addresses()
         self.seal()
-        flags = _flags(version, partial, scope_all)
+        flags = _flags(version, partial, scope_all, hash)
         at = stream_address(stream, self._cuda)
         if only is None:
             self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
@@ -392,6 +398,7 @@ class Trainer(Closing):
     def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
                 only: Iterable[str] | None = None, base: int | None = None,
                 stream: Any = None, partial: bool = False, scope_all: bool = False,
+                hash: bool = False,  # pylint: disable=redefined-builtin
                 timeout: float = 60.0) -> Report:
         """The same, waiting for the report.
 
@@ -414,14 +421,14 @@ class Trainer(Closing):
         if source is not None:
             items = iter(source)
             try:
-                self._publish_source(items, version, _flags(version, partial, scope_all), timeout,
-                                     only is None and base is None and stream is None)
+                self._publish_source(items, version, _flags(version, partial, scope_all, hash),
+                                     timeout, only is None and base is None and stream is None)
                 return Publishing(self, version).report(timeout + self._timeout)
             except Error:
                 collections.deque(items, maxlen=0)
                 raise
         handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
-                                    scope_all=scope_all, timeout=timeout)
+                                    scope_all=scope_all, hash=hash, timeout=timeout)
         return handle.report(timeout + self._timeout)
 
     def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
