@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted
-from ._lib import MAX_DIMS, Closing, Handle, lib
+from ._lib import MAX_DIMS, Closing, Handle, check, lib
 from ._tensors import Described, address, describe, is_torch, local_box
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ STATES = ("", "FORMING", "CURRENT", "PENDING", "IN_DOUBT", "DIRTY", "STALE", "LO
 PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
 _PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
-_ZEROS = (0,) * MAX_DIMS
-_RECORD = struct.Struct("@ii24QP")  # struct strew_tensor behind its name
-assert _RECORD.size + ctypes.sizeof(ctypes.c_char_p) == ctypes.sizeof(_lib.Tensor)
+_BOX = struct.Struct("@ii24QP")  # struct strew_tensor behind its name …
+_WHOLE = struct.Struct("@ii6Q96x6QP")  # … and that of a whole one: no start, no extent
+assert _BOX.size == _WHOLE.size == ctypes.sizeof(_lib.Tensor) - ctypes.sizeof(ctypes.c_char_p)
 
 Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
 
@@ -224,20 +224,21 @@ class Trainer(Closing):
             tensors = tensors.state_dict(keep_vars=True)
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
-        for given, value in pairs:
-            name: str | None = strip_prefixes(given)
-            if mapping is not None:
-                name = mapping.get(name, name)  # type: ignore[arg-type]
-            elif callable(rename):
-                name = rename(name)  # type: ignore[arg-type]
-            if name is None:
-                continue
-            local = local_box(name, value)
-            if local is None:
-                self._declare(name, value, describe(name, value), None, None)
-            else:
-                value, start, shape = local
-                self._declare(name, value, describe(name, value), shape, start)
+        with self._handle.lock:  # once, not for each of many
+            for given, value in pairs:
+                name: str | None = strip_prefixes(given)
+                if mapping is not None:
+                    name = mapping.get(name, name)  # type: ignore[arg-type]
+                elif callable(rename):
+                    name = rename(name)  # type: ignore[arg-type]
+                if name is None:
+                    continue
+                local = local_box(name, value)
+                if local is None:
+                    self._declare(name, value, describe(name, value), None, None)
+                else:
+                    value, start, shape = local
+                    self._declare(name, value, describe(name, value), shape, start)
 
     def declare_box(self, name: str, tensor: Any, *, shape: tuple[int, ...],
                     start: tuple[int, ...]) -> None:
@@ -251,7 +252,8 @@ class Trainer(Closing):
         Boxes of one name may be declared several times, by one rank or by many.
         """
         self._check_apart()
-        self._declare(name, tensor, describe(name, tensor), tuple(shape), tuple(start))
+        with self._handle.lock:
+            self._declare(name, tensor, describe(name, tensor), tuple(shape), tuple(start))
 
     def declare_parts(self, tensors: Any, *, buffer_bytes: int | None = None,
                       device: Any = None) -> int:
@@ -288,29 +290,32 @@ class Trainer(Closing):
 
     def _declare(self, name: str, value: Any, said: Described, shape: tuple[int, ...] | None,
                  start: tuple[int, ...] | None) -> None:
-        ndim, extent, stride = len(said.shape), said.shape, said.stride
+        """Of a whole tensor, or a box of one; the caller has the handle's lock."""
+        ndim, extent, stride, record = len(said.shape), said.shape, said.stride, self._record
         if shape is None or start is None:
             if name in self._declared:
                 raise InvalidArgument(errno.EEXIST, f"tensor {name} is declared twice")
-            shape, begin = extent, _ZEROS[:ndim]
+            pad = _PAD[ndim]
+            _WHOLE.pack_into(record, 8, said.dtype, ndim, *extent, *pad, *stride, *pad, said.data)
         else:
             extra = len(shape) - ndim
             if extra < 0 or len(start) != len(shape) or len(shape) > MAX_DIMS:
                 raise InvalidArgument(errno.EINVAL, f"tensor {name}: a box of {ndim} dimensions at "
                                       f"{start} of shape {shape}")
-            ndim, extent, begin = len(shape), (1,) * extra + extent, start
+            ndim, extent = len(shape), (1,) * extra + extent
             stride = (0,) * extra + stride
             if not any(stride):
                 stride = (1,) * ndim  # one element: all 0 would mean dense, which it is as well
+            pad = _PAD[ndim]
+            _BOX.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *start, *pad, *extent, *pad,
+                           *stride, *pad, said.data)
         if 0 in extent:
             self._declared.add(name)
             return
-        pad = _PAD[ndim]
-        record = self._record
         record.name = name.encode()
-        _RECORD.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *begin, *pad, *extent, *pad,
-                          *stride, *pad, said.data)
-        self._handle.call(lib.strew_trainer_declare, self._record_address)
+        code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
+        if code < 0:
+            check(code)
         self._declared.add(name)
         self._keep.append(said.keep)
         self._cuda = max(self._cuda, said.cuda)

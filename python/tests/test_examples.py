@@ -1,5 +1,6 @@
-"""The examples run, as a user would run them."""
+"""The examples run, as a user would run them, and the bench of Python's part."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
+
+
+def python_cost(*options):
+    return subprocess.run([sys.executable, EXAMPLES.parent / "bench" / "python_cost.py", *options],
+                          timeout=300, capture_output=True, text=True, check=False)
 
 
 def rl_loop(*options):
@@ -52,3 +58,21 @@ def test_rl_loop_compares_pauses():
     ["--worker-devices", "0,1"], ["--device", "gpu7"]])
 def test_rl_loop_refuses(options):
     assert rl_loop(*options).returncode == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_python_cost(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    run = python_cost("--tensors", "300", "--samples", "3", "--json", "--device", device)
+    assert run.returncode == 0, run.stdout + run.stderr
+    said = json.loads(run.stdout)
+    assert not said["wrong"] and all(row["median"] > 0 for row in said["rows"])
+    assert [row["wanted"] for row in said["rows"] if row["wanted"]] == [10e-6, 1e-3]
+
+
+def test_python_cost_without_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    run = python_cost("--device", "cuda")
+    assert (run.returncode, run.stderr) == (3, "no GPU\n")
