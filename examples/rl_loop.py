@@ -3,6 +3,7 @@
 
     python3 examples/rl_loop.py --steps 5
     python3 examples/rl_loop.py --steps 50 --device cuda --memory expandable
+    python3 examples/rl_loop.py --steps 50 --device cuda:0 --worker-devices 0,1
 
 The trainer takes optimizer steps on a small Llama of transformers. Two workers hold a half of each
 matrix, generate together, and pause between tokens while an update is written into their memory.
@@ -180,14 +181,18 @@ def placed(module, device, memory):
         new = [part[:p.nbytes].view(p.dtype).view(p.shape) for p, part in zip(parameters, parts)]
     elif device.type == "cpu" and memory == "default":
         new = [strew.host_empty(tuple(p.shape), p.dtype) for p in parameters]
-    else:
-        return module  # as torch itself has placed them
+    else:  # as torch itself has placed them
+        if memory == "expandable" and not all(
+                segment["is_expandable"] for segment in torch.cuda.memory_snapshot()):
+            raise RuntimeError(f"torch has not taken expandable segments from {ALLOCATOR}")
+        return module
     for parameter, tensor in zip(parameters, new):
         parameter.data = tensor.copy_(parameter.data)
     return module
 
 
-def worker(rank, folder, queue, options):
+def worker(rank, folder, pipe, options):
+    torch.set_num_threads(1)  # three processes: with a pool each they would take turns on the cores
     device = options.worker_devices[rank]
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -199,7 +204,7 @@ def worker(rank, folder, queue, options):
     names = torch.load(folder / "names")
     layout = strew.record_layout(engine, engine.load_weights, names)
     agent.register(layout)
-    queue.put(("ready", rank, layout.status()))
+    pipe.send(("ready", rank, layout.status()))
     ids, version = torch.tensor([1, 2, 3], device=device), 0
     longest = slowest = 0.0
     while version < options.steps:
@@ -213,12 +218,12 @@ def worker(rank, folder, queue, options):
                 agent.wait_version(version + 1)
             pause, version = time.monotonic() - begin, agent.version
             check(rank, engine, config, folder, version, ids)
-            queue.put(("version", rank, pause, slowest))
+            pipe.send(("version", rank, pause, slowest))
             longest, slowest, begin = max(longest, pause), 0.0, time.monotonic()
         logits = engine(ids[-100:])[-1]
         ids = torch.cat([ids, logits.argmax()[None]])
         slowest = max(slowest, time.monotonic() - begin)
-    queue.put(("done", rank, f"{len(ids)} tokens, longest pause {longest * 1e3:.1f} ms"))
+    pipe.send(("done", rank, f"{len(ids)} tokens, longest pause {longest * 1e3:.1f} ms"))
     agent.close()
     distributed.destroy_process_group()
 
@@ -284,28 +289,32 @@ def show_routes(folder):
         print(f"broker: raw {group['raw']}, pull {group['pull']}")
 
 
-def take(queue, kind, processes):
-    """One message of that kind from each worker."""
+def take(pipes, kind, processes):
+    """The next message of each worker, which is of that kind."""
     said = []
-    while len(said) < SIZE:
-        try:
-            got = queue.get(timeout=1)
-        except multiprocessing.queues.Empty:
+    for pipe, process in zip(pipes, processes):
+        # Any worker's end is an end: the other one waits for it in gloo.
+        while not pipe.poll(1):
             if any(p.exitcode for p in processes):
                 sys.exit("a worker failed")
-            continue
-        if got[0] == kind:
-            said.append(got)
+        said.append(pipe.recv())
+        if said[-1][0] != kind:
+            sys.exit(f"{process.name} says {said[-1]}, where {kind} was due")
     return said
+
+
+def read_device(name):
+    """cuda:1 of "cuda:1" and "1"; "cuda" alone is cuda:0."""
+    return torch.device(f"cuda:{name}" if name.isdigit() else "cuda:0" if name == "cuda" else name)
 
 
 def read_options():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--device", default="cpu", help="the trainer's: cpu, cuda or cuda:N")
-    parser.add_argument("--worker-devices", help="the two workers', with a comma; default: the "
-                        "trainer's")
+    parser.add_argument("--device", default="cpu", help="the trainer's: cpu, cuda, cuda:N or N")
+    parser.add_argument("--worker-devices", help="the two workers', with a comma: 0,1 is one on "
+                        "each of two GPUs;\ndefault: the trainer's")
     parser.add_argument("--memory", choices=("default", "expandable", "private"),
                         default="default", help="of the parameters:\n"
                         "default     on a GPU PyTorch's allocator, else memory that is shared\n"
@@ -316,9 +325,10 @@ def read_options():
                         "for that much longer\nthan the report and a token say (default 20)")
     options = parser.parse_args()
     names = (options.worker_devices or f"{options.device},{options.device}").split(",")
-    # "cuda" alone is cuda:0.
-    options.device, *options.worker_devices = (
-        torch.device(name + ":0" if name == "cuda" else name) for name in [options.device, *names])
+    try:
+        options.device, *options.worker_devices = map(read_device, [options.device, *names])
+    except RuntimeError as reason:
+        parser.error(str(reason).splitlines()[0])
     kinds = {device.type for device in [options.device, *options.worker_devices]}
     if len(names) != SIZE or kinds not in ({"cpu"}, {"cuda"}):
         parser.error("two workers, all on GPUs or all on the CPU")
@@ -334,10 +344,15 @@ def read_options():
 
 def main():
     options = read_options()
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, trainer on "
+          f"{options.device}, workers on {' and '.join(map(str, options.worker_devices))}, "
+          f"memory {options.memory}", flush=True)
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="strew-rl-") as name:
-        folder, queue = pathlib.Path(name), context.Queue()
+        folder = pathlib.Path(name)
+        # A pipe each: of one queue a worker's last words could come before the other's first.
+        pipes, ends = zip(*(context.Pipe(duplex=False) for _ in range(SIZE)))
         if options.device.type == "cuda":
             torch.cuda.set_device(options.device)
         model = placed(transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)),
@@ -346,11 +361,11 @@ def main():
                    folder / "names")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         with broker(folder, "cuda" if options.device.type == "cuda" else "host"):
-            workers = [context.Process(target=worker, args=(r, folder, queue, options), daemon=True)
-                       for r in range(SIZE)]
+            workers = [context.Process(target=worker, args=(r, folder, ends[r], options),
+                                       daemon=True) for r in range(SIZE)]
             for one in workers:
                 one.start()
-            for said in take(queue, "ready", workers):
+            for said in take(pipes, "ready", workers):
                 print(f"worker {said[1]}: {said[2]}")
             show_routes(folder)
             with strew.Trainer("policy", rank=0, size=1, socket=folder / "s") as trainer:
@@ -360,13 +375,13 @@ def main():
                     torch.save({n: t.cpu() for n, t in model.state_dict().items()},
                                folder / f"state{version}")
                     report = trainer.publish(version)
-                    pause = check_pauses(report, take(queue, "version", workers),
+                    pause = check_pauses(report, take(pipes, "version", workers),
                                          options.allowance_ms / 1e3)
                     (folder / f"state{version}").unlink()
                     print(f"version {version}: loss {loss:.3f}, {report.outcome} in "
                           f"{report.total_s * 1e3:.1f} ms, pause {pause * 1e3:.1f} ms of "
                           f"{report.pause_s * 1e3:.1f} stated, logits equal", flush=True)
-            for said in take(queue, "done", workers):
+            for said in take(pipes, "done", workers):
                 print(f"worker {said[1]}: {said[2]}")
             for one in workers:
                 one.join(20)

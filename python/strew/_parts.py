@@ -188,8 +188,9 @@ class Parts:
         for at, slot in zip(places, self._slots):
             if slot.here:
                 slot.view = _view(area, at, slot)
-                self._trainer._declare(slot.name, slot.view, describe(slot.name, slot.view),
-                                       slot.whole, slot.start)
+                with self._handle.lock:
+                    self._trainer._declare(slot.name, slot.view, describe(slot.name, slot.view),
+                                           slot.whole, slot.start)
         for slot in {slot.part: slot for slot in self._slots if slot.here}.values():
             slot.last = True
         return length

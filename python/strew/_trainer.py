@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted
-from ._lib import MAX_DIMS, Closing, Handle, lib
+from ._lib import MAX_DIMS, Closing, Handle, check, lib
 from ._tensors import Described, address, describe, is_torch, local_box
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 PUBLISH_PARTIAL = 1
 PUBLISH_SCOPE_ALL = 2
+PUBLISH_HASH = 4
 OUTCOMES = ("none", "committed", "sat out", "aborted", "dirty", "lost")
 STATES = ("", "FORMING", "CURRENT", "PENDING", "IN_DOUBT", "DIRTY", "STALE", "LOST")
 PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
 _PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
-_ZEROS = (0,) * MAX_DIMS
-_RECORD = struct.Struct("@ii24QP")  # struct strew_tensor behind its name
-assert _RECORD.size + ctypes.sizeof(ctypes.c_char_p) == ctypes.sizeof(_lib.Tensor)
+_BOX = struct.Struct("@ii24QP")  # struct strew_tensor behind its name …
+_WHOLE = struct.Struct("@ii6Q96x6QP")  # … and that of a whole one: no start, no extent
+assert _BOX.size == _WHOLE.size == ctypes.sizeof(_lib.Tensor) - ctypes.sizeof(ctypes.c_char_p)
 
 Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
 
@@ -130,11 +131,12 @@ def _make_report(said: _lib.Report) -> Report:
     return Report(outcome=OUTCOMES[said.outcome], text=_text(said.text), groups=groups, **values)
 
 
-def _flags(version: int, partial: bool, scope_all: bool) -> int:
+def _flags(version: int, partial: bool, scope_all: bool, hash_wire: bool) -> int:
     if not 0 < version < 2**64 - 1:
         raise InvalidArgument(errno.EINVAL, f"publish: version {version}: 1 to 2^64 - 2 are "
                               "allowed")
-    return (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0)
+    return (PUBLISH_PARTIAL if partial else 0) | (PUBLISH_SCOPE_ALL if scope_all else 0) | \
+        (PUBLISH_HASH if hash_wire else 0)
 
 
 class Publishing:
@@ -222,20 +224,21 @@ class Trainer(Closing):
             tensors = tensors.state_dict(keep_vars=True)
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
-        for given, value in pairs:
-            name: str | None = strip_prefixes(given)
-            if mapping is not None:
-                name = mapping.get(name, name)  # type: ignore[arg-type]
-            elif callable(rename):
-                name = rename(name)  # type: ignore[arg-type]
-            if name is None:
-                continue
-            local = local_box(name, value)
-            if local is None:
-                self._declare(name, value, describe(name, value), None, None)
-            else:
-                value, start, shape = local
-                self._declare(name, value, describe(name, value), shape, start)
+        with self._handle.lock:  # once, not for each of many
+            for given, value in pairs:
+                name: str | None = strip_prefixes(given)
+                if mapping is not None:
+                    name = mapping.get(name, name)  # type: ignore[arg-type]
+                elif callable(rename):
+                    name = rename(name)  # type: ignore[arg-type]
+                if name is None:
+                    continue
+                local = local_box(name, value)
+                if local is None:
+                    self._declare(name, value, describe(name, value), None, None)
+                else:
+                    value, start, shape = local
+                    self._declare(name, value, describe(name, value), shape, start)
 
     def declare_box(self, name: str, tensor: Any, *, shape: tuple[int, ...],
                     start: tuple[int, ...]) -> None:
@@ -249,7 +252,8 @@ class Trainer(Closing):
         Boxes of one name may be declared several times, by one rank or by many.
         """
         self._check_apart()
-        self._declare(name, tensor, describe(name, tensor), tuple(shape), tuple(start))
+        with self._handle.lock:
+            self._declare(name, tensor, describe(name, tensor), tuple(shape), tuple(start))
 
     def declare_parts(self, tensors: Any, *, buffer_bytes: int | None = None,
                       device: Any = None) -> int:
@@ -286,29 +290,32 @@ class Trainer(Closing):
 
     def _declare(self, name: str, value: Any, said: Described, shape: tuple[int, ...] | None,
                  start: tuple[int, ...] | None) -> None:
-        ndim, extent, stride = len(said.shape), said.shape, said.stride
+        """Of a whole tensor, or a box of one; the caller has the handle's lock."""
+        ndim, extent, stride, record = len(said.shape), said.shape, said.stride, self._record
         if shape is None or start is None:
             if name in self._declared:
                 raise InvalidArgument(errno.EEXIST, f"tensor {name} is declared twice")
-            shape, begin = extent, _ZEROS[:ndim]
+            pad = _PAD[ndim]
+            _WHOLE.pack_into(record, 8, said.dtype, ndim, *extent, *pad, *stride, *pad, said.data)
         else:
             extra = len(shape) - ndim
             if extra < 0 or len(start) != len(shape) or len(shape) > MAX_DIMS:
                 raise InvalidArgument(errno.EINVAL, f"tensor {name}: a box of {ndim} dimensions at "
                                       f"{start} of shape {shape}")
-            ndim, extent, begin = len(shape), (1,) * extra + extent, start
+            ndim, extent = len(shape), (1,) * extra + extent
             stride = (0,) * extra + stride
             if not any(stride):
                 stride = (1,) * ndim  # one element: all 0 would mean dense, which it is as well
+            pad = _PAD[ndim]
+            _BOX.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *start, *pad, *extent, *pad,
+                           *stride, *pad, said.data)
         if 0 in extent:
             self._declared.add(name)
             return
-        pad = _PAD[ndim]
-        record = self._record
         record.name = name.encode()
-        _RECORD.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *begin, *pad, *extent, *pad,
-                          *stride, *pad, said.data)
-        self._handle.call(lib.strew_trainer_declare, self._record_address)
+        code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
+        if code < 0:
+            check(code)
         self._declared.add(name)
         self._keep.append(said.keep)
         self._cuda = max(self._cuda, said.cuda)
@@ -356,7 +363,8 @@ class Trainer(Closing):
 
     def publish_async(self, version: int, *, only: Iterable[str] | None = None,
                       base: int | None = None, stream: Any = None, partial: bool = False,
-                      scope_all: bool = False, timeout: float = 60.0) -> Publishing:
+                      scope_all: bool = False, hash: bool = False,  # pylint: disable=redefined-builtin
+                      timeout: float = 60.0) -> Publishing:
         """Publishes what is declared as it is after the current stream's work; returns at once.
 
         Args:
@@ -369,6 +377,9 @@ class Trainer(Closing):
             stream: a torch stream or the address of a CUstream; None: torch's current one.
             partial: parameters that no tensor covers are not an error.
             scope_all: commit every group or none.
+            hash: compare a hash of what goes over the wire at both ends; a difference aborts the
+                update. It is done anyway where a group with staged apply is served by wire; where
+                all apply directly, what was written by then is dirty.
             timeout: seconds, the update's deadline.
 
         Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
@@ -379,7 +390,7 @@ class Trainer(Closing):
                                   "published with source=")
         self._check_addresses()
         self.seal()
-        flags = _flags(version, partial, scope_all)
+        flags = _flags(version, partial, scope_all, hash)
         at = stream_address(stream, self._cuda)
         if only is None:
             self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
@@ -392,6 +403,7 @@ class Trainer(Closing):
     def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
                 only: Iterable[str] | None = None, base: int | None = None,
                 stream: Any = None, partial: bool = False, scope_all: bool = False,
+                hash: bool = False,  # pylint: disable=redefined-builtin
                 timeout: float = 60.0) -> Report:
         """The same, waiting for the report.
 
@@ -414,14 +426,14 @@ class Trainer(Closing):
         if source is not None:
             items = iter(source)
             try:
-                self._publish_source(items, version, _flags(version, partial, scope_all), timeout,
-                                     only is None and base is None and stream is None)
+                self._publish_source(items, version, _flags(version, partial, scope_all, hash),
+                                     timeout, only is None and base is None and stream is None)
                 return Publishing(self, version).report(timeout + self._timeout)
             except Error:
                 collections.deque(items, maxlen=0)
                 raise
         handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
-                                    scope_all=scope_all, timeout=timeout)
+                                    scope_all=scope_all, hash=hash, timeout=timeout)
         return handle.report(timeout + self._timeout)
 
     def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
