@@ -1,9 +1,9 @@
 /*
- * Packing. A part that fits a slot goes whole into the current bucket, or opens
- * the next. One that is longer than a slot is cut along its outermost dimension
- * longer than 1: each cut takes as many steps of it as the current bucket still
- * has room for, so that only a step that does not fit an empty slot by itself is
- * cut in the next dimension.
+ * Packing. A part that fits the current bucket goes whole into it. One that does not, where
+ * it would leave much of the bucket empty, or that is longer than a slot, is cut along its
+ * outermost dimension longer than 1: each cut takes as many steps of it as the current bucket
+ * still has room for, so that only a step that does not fit an empty slot by itself is
+ * cut in the next dimension. Any other opens the next bucket.
  *
  * The first buckets are shorter, so that the wire does not wait long for the first
  * gather, and so are the last, so that little is left to scatter when the wire is
@@ -19,6 +19,12 @@
 
 #define RAMP 2 /* buckets until the first of a whole slot; the shortest is slot / 2^RAMP … */
 #define RAMP_LEAST_BYTES (8ull << 20) /* … but at least this, for each costs some time too */
+
+/*
+ * What may be left empty, as a part of a slot: every bucket costs the wire some 20 us besides its
+ * bytes. Llama-3.1-8B, uncut, filled 74 buckets where 64 are enough.
+ */
+#define LEFT_EMPTY 16
 
 struct packer {
 	struct buckets out;
@@ -120,16 +126,43 @@ static int packer_put(struct packer *packer, const struct box *part, uint64_t le
 
 static int pack_part(struct packer *packer, const struct box *part, struct error *err);
 
-/* A part longer than a slot. */
+/* The outermost dimension longer than 1, ndim: none. */
+static int outermost(const struct packer *packer, const struct box *part)
+{
+	int d = 0;
+
+	while (d < packer->tensor->ndim && part->extent[d] == 1) {
+		d++;
+	}
+	return d;
+}
+
+/*
+ * So many steps at once end where SLOT_ALIGN does. What lies behind a tensor in memory as it does
+ * in a slot then still does so behind a part of it, and goes over the wire in one piece.
+ */
+static uint64_t even_steps(uint64_t step_bytes)
+{
+	uint64_t divides = step_bytes & -step_bytes;
+
+	return divides < SLOT_ALIGN ? SLOT_ALIGN / divides : 1;
+}
+
+/* How many of the steps that are left go into that room, if not all so that they end evenly. */
+static uint64_t steps_in(uint64_t room, uint64_t step_bytes, uint64_t left)
+{
+	uint64_t n = room / step_bytes;
+
+	return n >= left ? left : n - n % even_steps(step_bytes);
+}
+
+/* A part longer than a slot, or than what is left of one. */
 static int pack_cut(struct packer *packer, const struct box *part, struct error *err)
 {
-	int ndim = packer->tensor->ndim, d = 0, r = 0;
+	int ndim = packer->tensor->ndim, d = outermost(packer, part), r = 0;
 	struct box cut = *part;
 	uint64_t end, step;
 
-	while (d < ndim && part->extent[d] == 1) {
-		d++;
-	}
 	if (d == ndim) {
 		return error_set(err, -EINVAL,
 			"tensor %.128s: an element of %" PRIu64
@@ -143,30 +176,51 @@ static int pack_cut(struct packer *packer, const struct box *part, struct error 
 	step = box_count(ndim, &cut) * packer->element_bytes;
 	end = part->start[d] + part->extent[d];
 	while (cut.start[d] < end && r == 0) {
-		uint64_t left = end - cut.start[d], offset;
-		uint64_t steps;
+		uint64_t left = end - cut.start[d], next = packer_next_full(packer), offset;
+		uint64_t steps = 0;
 
-		steps = packer_room(packer, &offset) ? (packer->full_bytes - offset) / step : 0;
-		if (!steps) {
-			steps = packer_next_full(packer) / step;
+		if (packer_room(packer, &offset)) {
+			uint64_t room = packer->full_bytes - offset;
+
+			steps = steps_in(room, step, left);
+			if (!steps && cut.start[d] == part->start[d]) {
+				steps = room / step;
+			}
 		}
-		cut.extent[d] = MIN(left, MAX(steps, 1));
+		steps = steps ? steps : steps_in(next, step, left);
+		cut.extent[d] = steps ? steps : MAX(MIN(left, next / step), 1);
 		r = pack_part(packer, &cut, err);
 		cut.start[d] += cut.extent[d];
 	}
 	return r;
 }
 
+/* Does some of it, but not all, fit room that should not be left empty? */
+static bool fills(const struct packer *packer, const struct box *part, uint64_t len, uint64_t room)
+{
+	int d = outermost(packer, part);
+	uint64_t step;
+
+	if (packer->even || d == packer->tensor->ndim || len <= room ||
+		room <= packer->slot_len_bytes / LEFT_EMPTY) {
+		return false;
+	}
+	step = len / part->extent[d];
+	return room / step >= even_steps(step);
+}
+
 static int pack_part(struct packer *packer, const struct box *part, struct error *err)
 {
 	uint64_t len = box_count(packer->tensor->ndim, part) * packer->element_bytes;
-	uint64_t offset;
+	uint64_t offset, room;
+	bool open = packer_room(packer, &offset);
 	int r;
 
-	if (len > packer->slot_len_bytes) {
+	room = open ? packer->full_bytes - offset : 0;
+	if (len > packer->slot_len_bytes || fills(packer, part, len, room)) {
 		return pack_cut(packer, part, err);
 	}
-	if (!packer_room(packer, &offset) || len > packer->full_bytes - offset) {
+	if (!open || len > room) {
 		r = packer_open_bucket(packer, err);
 		if (r < 0) {
 			return r;

@@ -92,7 +92,8 @@ static void expect(const struct buckets *b, size_t i, uint32_t box, uint64_t sta
 	assert_int_equal(b->entries[i].slot_offset_bytes, offset);
 }
 
-/* Whole boxes stay whole; one that is longer than a slot fills what is left and goes on. */
+/* Boxes stay whole, unless one is longer than a slot or would leave much of one empty: it fills
+ * what is left and goes on. */
 static void packing(void **state)
 {
 	struct manifest m;
@@ -116,16 +117,17 @@ static void packing(void **state)
 	assert_int_equal(manifest_seal(&m, &err), 0);
 	assert_int_equal(buckets_make(&m, 1024, roots, 4, &b, &err), 0);
 	assert_int_equal(b.n, 7);
-	assert_int_equal(b.nentries, 8);
+	assert_int_equal(b.nentries, 9);
 	expect(&b, 0, 0, 0, 100, 0);
 	expect(&b, 1, 1, 0, 2, 256);
 	assert_int_equal(b.v[0].len_bytes, 856);
 	expect(&b, 2, 1, 2, 3, 0);
 	expect(&b, 3, 1, 5, 3, 0);
 	expect(&b, 4, 1, 8, 2, 0);
-	expect(&b, 5, 2, 0, 900, 0);
-	expect(&b, 6, 4, 0, 0, 0);
-	expect(&b, 7, 5, 0, 0, 0);
+	expect(&b, 5, 2, 0, 256, 768);
+	expect(&b, 6, 2, 256, 644, 0);
+	expect(&b, 7, 4, 0, 0, 0);
+	expect(&b, 8, 5, 0, 0, 0);
 	assert_int_equal(b.v[4].root, 0);
 	assert_int_equal(b.v[5].root, 1);
 	assert_int_equal(b.v[6].root, 0);
@@ -138,6 +140,48 @@ static void packing(void **state)
 	assert_int_equal(b.entries[2].part.extent[1], 44);
 	buckets_finish(&b);
 	manifest_finish(&m);
+}
+
+/* Buckets between the ramps are full where rows let them be, and a row is never cut for it. */
+static void filled(void **state)
+{
+	/* Of 24 slots that 1,536,000 bytes need; rows of 4,800 end evenly only by four. */
+	static const struct {
+		uint64_t row_bytes;
+		size_t full;
+	} table[] = {{256, 23}, {512, 23}, {24, 16}, {4800, 0}};
+	const uint64_t slot = 64 << 10;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(table); i++) {
+		struct manifest m;
+		struct buckets b;
+		struct error err;
+		size_t full = 0;
+
+		manifest_init(&m);
+		for (uint32_t k = 0; k < 40; k++) {
+			uint64_t shape[] = {38400 / table[i].row_bytes, table[i].row_bytes};
+			char name[16];
+
+			snprintf(name, sizeof(name), "t%u", k);
+			hold(&m, tensor(&m, name, STREW_U8, 2, shape), 0,
+				(struct box){{0, 0}, {shape[0], shape[1]}});
+		}
+		assert_int_equal(manifest_seal(&m, &err), 0);
+		assert_int_equal(buckets_make(&m, slot, roots, 1, &b, &err), 0);
+		for (size_t k = 0; k < b.n; k++) {
+			full += b.v[k].len_bytes > slot - slot / 16;
+		}
+		for (size_t k = 0; k < b.nentries; k++) {
+			assert_int_equal(b.entries[k].part.extent[1], table[i].row_bytes);
+			assert_true(!k || b.entries[k].slot_offset_bytes == 0 ||
+				    b.entries[k].box == b.entries[k - 1].box + 1);
+		}
+		assert_int_equal(full, table[i].full);
+		buckets_finish(&b);
+		manifest_finish(&m);
+	}
 }
 
 /* A tensor of 2^62 bytes is legal; cut too finely it is refused, and nothing is lost. */
@@ -253,8 +297,8 @@ static void lowest_rank(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(refusals), cmocka_unit_test(packing),
-		cmocka_unit_test(enormous), cmocka_unit_test(ramp), cmocka_unit_test(many_ranks),
-		cmocka_unit_test(lowest_rank)};
+		cmocka_unit_test(filled), cmocka_unit_test(enormous), cmocka_unit_test(ramp),
+		cmocka_unit_test(many_ranks), cmocka_unit_test(lowest_rank)};
 
 	return TEST_RUN(tests);
 }
