@@ -24,6 +24,10 @@ struct cuda_copies {
 	struct scatter_range *ranges;
 	bool shares;
 	cuda_ptr descriptors, tiles; /* on the device; 0: none */
+	/* Where a range has both, copy engines work here while the kernel does: over a link neither
+	 * fills it alone. */
+	struct cuda_stream *beside;
+	struct cuda_event *forked, *joined;
 };
 
 /* Machine code for this GPU if the build has it, else the text, which the driver compiles. */
@@ -171,6 +175,25 @@ static int build_table(struct cuda_device *device, const struct copies *copies,
 	return rc;
 }
 
+static bool has_both(const struct cuda_copies *copies)
+{
+	for (size_t i = 0; i < copies->head.nranges; i++) {
+		if (copies->ranges[i].nruns && copies->ranges[i].ntiles) {
+			return true;
+		}
+	}
+	return false;
+}
+
+static int make_beside(struct cuda_copies *copies, struct error *err)
+{
+	int rc =
+		CUDA(err, cuStreamCreateWithPriority, &copies->beside, CUDA_STREAM_NON_BLOCKING, 0);
+
+	rc = rc ? rc : CUDA(err, cuEventCreate, &copies->forked, CUDA_EVENT_DISABLE_TIMING);
+	return rc ? rc : CUDA(err, cuEventCreate, &copies->joined, CUDA_EVENT_DISABLE_TIMING);
+}
+
 int cuda_copies_create(struct gpu_device *base, const struct copies *source, const uint64_t *bases,
 	size_t nbases, struct gpu_copies **ret_copies, struct error *err)
 {
@@ -212,6 +235,9 @@ int cuda_copies_create(struct gpu_device *base, const struct copies *source, con
 		table.ranges = NULL;
 	}
 	tiles_finish(&table);
+	if (rc == 0 && has_both(copies)) {
+		rc = make_beside(copies, err);
+	}
 	if (rc) {
 		goto free_copies;
 	}
@@ -228,6 +254,15 @@ void cuda_copies_destroy(struct gpu_copies *base)
 	struct cuda_copies *copies = (struct cuda_copies *)base;
 
 	cuda_enter(copies->device, NULL);
+	if (copies->beside) {
+		CUDA(NULL, cuStreamDestroy, copies->beside);
+	}
+	if (copies->forked) {
+		CUDA(NULL, cuEventDestroy, copies->forked);
+	}
+	if (copies->joined) {
+		CUDA(NULL, cuEventDestroy, copies->joined);
+	}
 	if (copies->descriptors) {
 		CUDA(NULL, cuMemFree, copies->descriptors);
 	}
@@ -277,6 +312,40 @@ static int run_tiles(struct cuda_copies *copies, const struct scatter_range *ran
 	return rc;
 }
 
+static int run_engines(struct cuda_copies *copies, const struct scatter_range *range, uint64_t slot,
+	struct cuda_stream *stream, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < range->nruns && rc == 0; i++) {
+		const struct scatter_run *run = &copies->runs[range->first_run + i];
+
+		rc = CUDA(err, cuMemcpyAsync, run->dst + (run->slot & SCATTER_DST_SLOT ? slot : 0),
+			run->src + (run->slot & SCATTER_SRC_SLOT ? slot : 0), run->len_bytes,
+			stream);
+	}
+	return rc;
+}
+
+/* At once; the stream goes on behind both, after a failure too. */
+static int run_both(struct cuda_copies *copies, const struct scatter_range *range, uint64_t slot,
+	struct cuda_stream *stream, struct error *err)
+{
+	struct error ignored;
+	int joined, rc = CUDA(err, cuEventRecord, copies->forked, stream);
+
+	rc = rc ? rc : CUDA(err, cuStreamWaitEvent, copies->beside, copies->forked, 0);
+	if (rc) {
+		return rc;
+	}
+	rc = run_tiles(copies, range, slot, stream, err);
+	rc = rc ? rc : run_engines(copies, range, slot, copies->beside, err);
+	joined = CUDA(rc ? &ignored : err, cuEventRecord, copies->joined, copies->beside);
+	joined = joined ? joined
+			: CUDA(rc ? &ignored : err, cuStreamWaitEvent, stream, copies->joined, 0);
+	return rc ? rc : joined;
+}
+
 int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err)
 {
@@ -289,18 +358,11 @@ int cuda_copies_run(struct gpu_copies *base, size_t index, uint64_t slot_address
 		return 0;
 	}
 	rc = cuda_enter(copies->device, err);
-	if (rc == 0) {
-		rc = run_tiles(copies, range, slot_address, native, err);
+	if (rc == 0 && range->ntiles && range->nruns) {
+		return run_both(copies, range, slot_address, native, err);
 	}
-	for (size_t i = 0; i < range->nruns && rc == 0; i++) {
-		const struct scatter_run *run = &copies->runs[range->first_run + i];
-
-		rc = CUDA(err, cuMemcpyAsync,
-			run->dst + (run->slot & SCATTER_DST_SLOT ? slot_address : 0),
-			run->src + (run->slot & SCATTER_SRC_SLOT ? slot_address : 0),
-			run->len_bytes, native);
-	}
-	return rc;
+	rc = rc ? rc : run_tiles(copies, range, slot_address, native, err);
+	return rc ? rc : run_engines(copies, range, slot_address, native, err);
 }
 
 int cuda_copy(struct gpu_device *base, uint64_t dst, uint64_t src, uint64_t len_bytes,

@@ -113,6 +113,18 @@ def test_update_on_gpus(stage):
         assert ("NCCL, 1 GiB" in figures) == ("wire" in options), options
 
 
+def test_update_by_engines_and_kernel(stage):
+    """Runs that copy engines take over the link, while a kernel takes the rest beside them."""
+    on_gpus(stage, 2)
+    config = stage.dir / "config.json"
+    config.write_text(json.dumps({**TINY, "hidden_size": 1024, "num_hidden_layers": 1,
+                                  "vocab_size": 18000}))
+    _, figures = bench(stage, "update", "--backend", "cuda", "--model", config, "--samples", 5,
+                       "--worker-devices", "0,1")
+    assert figures["bytes wrong"]["number"] == 0
+    assert figures["bytes compared"]["number"] >= 2 * 2 * 18000 * 1024
+
+
 def test_copy_on_gpus(stage):
     """Every way, to the peer too, and by either issuer."""
     on_gpus(stage, 2)
