@@ -75,7 +75,8 @@ int cuda_copy(struct gpu_device *device, uint64_t dst, uint64_t src, uint64_t le
 	struct gpu_stream *stream, struct error *err);
 
 /* The kernel, as the build embedded it (scatter_image.c). */
-extern const unsigned char scatter_ptx[];    /* text with its NUL */
+extern const unsigned char scatter_ptx[];    /* text with its NUL, for all since 8.0 */
+extern const unsigned char scatter_90_ptx[]; /* … for compute capability 9.0 and later */
 extern const unsigned char scatter_fatbin[]; /* machine code, where nvcc was found */
 extern const uint64_t scatter_fatbin_bytes;  /* 0: not there */
 

@@ -30,7 +30,8 @@ struct cuda_copies {
 	struct cuda_event *forked, *joined;
 };
 
-/* Machine code for this GPU if the build has it, else the text, which the driver compiles. */
+/* Machine code for this GPU if the build has it, else the text, which the driver compiles: the newer
+ * one, unless it is refused. */
 int cuda_load_kernels(struct cuda_device *device, struct error *err)
 {
 	struct cuda_module *module = NULL;
@@ -40,7 +41,10 @@ int cuda_load_kernels(struct cuda_device *device, struct error *err)
 		return 0;
 	}
 	if (scatter_fatbin_bytes) {
-		rc = CUDA(err, cuModuleLoadData, &module, scatter_fatbin);
+		rc = CUDA(NULL, cuModuleLoadData, &module, scatter_fatbin);
+	}
+	if (rc) {
+		rc = CUDA(NULL, cuModuleLoadData, &module, scatter_90_ptx);
 	}
 	if (rc) {
 		rc = CUDA(err, cuModuleLoadData, &module, scatter_ptx);

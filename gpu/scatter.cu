@@ -4,7 +4,9 @@
  * that take several tiles in turn were slower by 2 to 8 %; more than two loads in flight a
  * thread gained nothing on long rows, and cost a quarter on thousands of small pieces, because
  * fewer threads fit; streaming hints made no clear difference. Rows that are short need no
- * more than one division by multiplication a vector and dimension.
+ * more than one division by multiplication a vector and dimension. Where there are bulk copies
+ * they take all but short rows and casts: of Llama-3.1-8B on an H200 7.77 ms instead of 8.30, where
+ * a plain copy takes 7.64.
  */
 #include "cast.h"
 #include "scatter.h"
@@ -123,6 +125,8 @@ __device__ static inline void copy_tile(const char *src, char *dst,
 	copy_run<vector>(src, dst, tile.count);
 }
 
+#include "bulk.cuh"
+
 __device__ static inline void run_tile(const struct scatter_descriptor *__restrict__ descriptors,
 	const struct scatter_tile tile, uint64_t slot)
 {
@@ -131,6 +135,10 @@ __device__ static inline void run_tile(const struct scatter_descriptor *__restri
 	const char *src = (const char *)(d->src + (in_slot & SCATTER_SRC_SLOT ? slot : 0));
 	char *dst = (char *)(d->dst + (in_slot & SCATTER_DST_SLOT ? slot : 0));
 
+	if (bulk_takes(d)) {
+		bulk_tile(src, dst, d, tile);
+		return;
+	}
 	switch (d->width) {
 	case 16:
 		copy_tile<uint4>(src, dst, d, tile);
@@ -155,7 +163,9 @@ extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
 	strew_scatter(const struct scatter_descriptor *__restrict__ descriptors,
 		const struct scatter_tile *__restrict__ tiles, uint64_t slot)
 {
+	bulk_begin();
 	run_tile(descriptors, tiles[blockIdx.x], slot);
+	bulk_end();
 }
 
 /* As many blocks as the launch has, which take tiles in turn: what a link carries needs few, and
@@ -164,9 +174,11 @@ extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
 	strew_scatter_few(const struct scatter_descriptor *__restrict__ descriptors,
 		const struct scatter_tile *__restrict__ tiles, uint64_t slot, uint32_t ntiles)
 {
+	bulk_begin();
 	for (uint32_t i = blockIdx.x; i < ntiles; i += gridDim.x) {
 		run_tile(descriptors, tiles[i], slot);
 	}
+	bulk_end();
 }
 
 /* The type of an element, by its dtype, and of 2 to 16 bytes that the hardware moves at once. */

@@ -309,22 +309,23 @@ static int count_fds(void)
 }
 
 /* From here on with the kernel that the driver compiles from the text in the repository. */
-static void use_ptx(struct broker *broker)
+static void use_ptx(struct broker *broker, const void *text, const char *name)
 {
 	struct cuda_device *device = (struct cuda_device *)broker->device;
 	struct cuda_module *module;
 	struct error err = {0};
 	uint64_t started = clock_ns();
 
-	must(CUDA(&err, cuModuleLoadData, &module, scatter_ptx), "loading the PTX", &err);
+	must(CUDA(&err, cuModuleLoadData, &module, text), name, &err);
 	must(CUDA(&err, cuModuleUnload, device->module), "unloading machine code", &err);
 	device->module = module;
 	must(CUDA(&err, cuModuleGetFunction, &device->scatter, module, "strew_scatter"),
 		"the kernel", &err);
 	must(CUDA(&err, cuModuleGetFunction, &device->scatter_few, module, "strew_scatter_few"),
 		"the kernel that shares", &err);
-	device->scatter_cast = NULL; /* found again when it is needed */
-	check(true, "ptx: compiled by the driver in %.1f ms", (double)(clock_ns() - started) / 1e6);
+	device->scatter_cast = device->hash = NULL; /* found again when they are needed */
+	check(true, "%s: compiled by the driver in %.1f ms", name,
+		(double)(clock_ns() - started) / 1e6);
 }
 
 static void broker_main(struct broker *broker)
@@ -349,9 +350,9 @@ static void broker_main(struct broker *broker)
 	for (uint64_t seed = 100; seed < 108; seed++) {
 		if (seed == 105) {
 			if (!check_small) {
-				rates(broker->device, "built");
+				rates(broker->device, "as loaded");
 			}
-			use_ptx(broker);
+			use_ptx(broker, scatter_ptx, "ptx for 8.0");
 		}
 		check_copies(broker, "ipc", MEMORY_PLAIN, seed, seed % 2 ? 0 : 768 * (seed - 99));
 		check_copies(broker, "vmm", MEMORY_VMM, seed, seed % 2 ? 0 : 771 * (seed - 99));
@@ -372,7 +373,7 @@ static void broker_main(struct broker *broker)
 	check(((struct cuda_device *)broker->device)->imports == NULL, "no import is left");
 	check(count_fds() == fds, "%d descriptors before and after", fds);
 	if (!check_small) {
-		rates(broker->device, "ptx");
+		rates(broker->device, "ptx for 8.0");
 	}
 	gpu_memory_release(broker->slot);
 	gpu_stream_destroy(broker->stream);
