@@ -157,6 +157,7 @@ void bounce_checks(struct gpu *gpu)
 {
 	const char *second = gpu_info(gpu)->ndevices > 1 ? "1" : "0";
 	struct end here, there;
+	int fds;
 
 	end_open(gpu, "0", CHECK_BYTES, &here);
 	end_open(gpu, second, CHECK_BYTES, &there);
@@ -166,6 +167,13 @@ void bounce_checks(struct gpu *gpu)
 	}
 	end_close(&here);
 	end_close(&there);
+	fds = count_fds();
+	end_open(gpu, second, CHECK_BYTES, &there);
+	end_open(gpu, "0", CHECK_BYTES, &here);
+	check_bytes(&here, &there, 400);
+	end_close(&here);
+	end_close(&there);
+	check(count_fds() == fds, "bounce: %d descriptors before and after", fds);
 	if (!check_small) {
 		measure(gpu, "0", second);
 	}

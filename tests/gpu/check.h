@@ -87,6 +87,7 @@ int worker_ask(int socket, const struct request *request, struct reply *ret_repl
 
 /* Bytes by pinned host memory, between the first two GPUs, or from the only one to itself. */
 void bounce_checks(struct gpu *gpu);
+int count_fds(void); /* of this process */
 
 /* Prints the table of rates; `kernel` says whose machine code runs. */
 void rates(struct gpu_device *device, const char *kernel);

@@ -3,6 +3,7 @@
 #include "check.h"
 #include "gpu/cast.h"
 #include "plan/cast.h"
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
@@ -212,4 +213,18 @@ void run_reference(const struct copies *copies, size_t range, char *slot, char *
 		reference(copy, 0, (copy->dst_space ? memory : slot) + copy->dst,
 			(copy->src_space ? memory : slot) + copy->src);
 	}
+}
+
+int count_fds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (dir && readdir(dir)) {
+		n++;
+	}
+	if (dir) {
+		closedir(dir);
+	}
+	return n;
 }
