@@ -30,8 +30,8 @@ struct cuda_copies {
 	struct cuda_event *forked, *joined;
 };
 
-/* Machine code for this GPU if the build has it, else the text, which the driver compiles: the newer
- * one, unless it is refused. */
+/* Machine code for this GPU if the build has it, else the text, which the driver compiles: the
+ * newer one, unless it is refused. */
 int cuda_load_kernels(struct cuda_device *device, struct error *err)
 {
 	struct cuda_module *module = NULL;
