@@ -4,6 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What agents call tensors that are no parameters of the engine, but what its own loader is given
+ * after an update. */
+#define LOADER_PREFIX "loader:"
+
 void exports_uuid(const struct exports *exports, uint8_t ret_uuid[GPU_UUID_BYTES])
 {
 	static const uint8_t none[GPU_UUID_BYTES];
@@ -120,18 +124,39 @@ static void exports_finish(struct exports *exports)
 	memset(exports, 0, sizeof(*exports));
 }
 
+static bool in_twin(const struct worker *worker, const struct parameter *parameter)
+{
+	return parameter_span_bytes(parameter) &&
+	       parameter->allocation < worker->exports.nhandles &&
+	       worker->exports.handles[parameter->allocation].pull;
+}
+
 uint64_t worker_pulled(const struct worker *worker)
 {
 	uint64_t n = 0;
 
 	for (size_t i = 0; i < worker->layout.nparameters; i++) {
-		const struct parameter *parameter = &worker->layout.parameters[i];
-
-		n += parameter_span_bytes(parameter) &&
-		     parameter->allocation < worker->exports.nhandles &&
-		     worker->exports.handles[parameter->allocation].pull;
+		n += in_twin(worker, &worker->layout.parameters[i]);
 	}
 	return n;
+}
+
+struct worker_routes worker_routes(const struct worker *worker)
+{
+	struct worker_routes routes = {0};
+
+	for (size_t i = 0; i < worker->layout.nparameters; i++) {
+		const struct parameter *parameter = &worker->layout.parameters[i];
+
+		if (strncmp(parameter->name, LOADER_PREFIX, strlen(LOADER_PREFIX)) == 0) {
+			routes.loader++;
+		} else if (in_twin(worker, parameter)) {
+			routes.pull++;
+		} else {
+			routes.raw++;
+		}
+	}
+	return routes;
 }
 
 /* Where a twin holds a parameter it is the shadow too. Freed by the caller. */

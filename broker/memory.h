@@ -62,6 +62,12 @@ uint64_t exports_bytes(const struct exports *exports);
 
 /* Parameters that lie in twins: their worker copies them to where they belong. */
 uint64_t worker_pulled(const struct worker *worker);
+/* All of its parameters by their route: those that feed its engine's own loader, else those in
+ * twins, else the rest. */
+struct worker_routes {
+	uint64_t raw, pull, loader;
+};
+struct worker_routes worker_routes(const struct worker *worker);
 
 /*
  * Reserves the shadow of a staged worker: on `device`, or pinned in host memory. -ENOMEM names the

@@ -26,11 +26,13 @@ static void fill_group(struct server *server, const struct team *team, struct st
 		const struct client *client = team->clients[i];
 
 		if (client && client->session.worker && client->session.state == SESSION_LIVE) {
+			struct worker_routes routes = worker_routes(client->session.worker);
+
 			said->bytes += layout_bytes(&client->session.worker->layout);
 			said->shadow += client->session.worker->shadow_bytes;
-			said->pull += worker_pulled(client->session.worker);
-			said->raw += client->session.worker->layout.nparameters -
-				     worker_pulled(client->session.worker);
+			said->raw += routes.raw;
+			said->pull += routes.pull;
+			said->loader += routes.loader;
 		}
 	}
 }

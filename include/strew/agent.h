@@ -41,7 +41,9 @@ struct strew_agent_options {
  * lies at data + sum(i_k * stride[k]) elements. ndim 0 is a single element.
  */
 struct strew_parameter {
-	const char *name; /* for messages; unique within the agent */
+	/* For messages; unique within the agent. `strew status` counts what begins with "loader:"
+	 * as tensors that feed the engine's own loader. */
+	const char *name;
 	void *data;
 	enum strew_dtype dtype;
 	int ndim;

@@ -1,5 +1,8 @@
 """The loader route: what an engine derives or repacks is right after an update, or is refused."""
 
+import json
+import subprocess
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -79,6 +82,10 @@ def test_an_absorbed_latent_attention(broker):
     with strew.Agent("m", socket=broker.socket) as agent, \
             strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
         agent.register(layout)
+        said = subprocess.run([strew.program("strew"), "status", "--json", "--socket",
+                               broker.socket], capture_output=True, check=True, timeout=20)
+        group, = json.loads(said.stdout)["groups"]
+        assert group["raw"] + group["pull"] == 3 and group["loader"] == 1, group
         trainer.declare(sources)
         for version, only in ((1, ["kv_b", "q"]), (2, None), (3, ["o"])):
             held = {n: t.clone() for n, t in sources.items()}
