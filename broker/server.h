@@ -407,6 +407,17 @@ uint64_t node_due(const struct server *server);
 /* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
 void publication_retire(struct server *server, struct publication *publication);
 
+/* How many groups of that replica there are on all nodes, as far as the lead has met them. */
+static inline size_t groups_met(const struct msg_decision *go, uint32_t replica)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < go->nmet; i++) {
+		n += go->met[i] == replica;
+	}
+	return n;
+}
+
 /* recall.c: how far this broker got in the last update of a model, for the next lead */
 void recall_begin(struct server *server); /* these five: of the node's update */
 void recall_go(struct server *server, const struct msg_decision *go);

@@ -536,9 +536,9 @@ struct msg_decision { /* go, commit, abort */
 	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
-	uint32_t part;	 /* go, in parts: the subset to move; 0: all is there, prepare */
-	uint32_t *sizes; /* go: of each of the replicas, how many groups it has on all nodes */
-	size_t nsizes;
+	uint32_t part; /* go, in parts: the subset to move; 0: all is there, prepare */
+	uint32_t *met; /* go: of each group that the lead has met, on all nodes, its replica */
+	size_t nmet;
 	struct group_name *own; /* go: the groups on the lead's node that go on */
 	size_t nown;
 };

@@ -182,8 +182,9 @@ static void fill_decision(struct w_letter *letter, const struct msg_decision *de
 	letter->part = (uint8_t)decision->part;
 	for (size_t i = 0; i < decision->nreplicas; i++) {
 		letter->groups |= (uint8_t)(1u << decision->replicas[i]);
-		letter->sizes[decision->replicas[i]] =
-			(uint8_t)(decision->nsizes ? decision->sizes[i] : 0);
+	}
+	for (size_t i = 0; i < decision->nmet; i++) {
+		letter->met[decision->met[i]]++;
 	}
 	for (size_t i = 0; i < decision->nown; i++) {
 		letter->own |= (uint8_t)(1u << decision->own[i].part);

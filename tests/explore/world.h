@@ -213,7 +213,7 @@ struct w_letter {
 	uint8_t parts, part, subset, base, serial, rank, released;
 	uint8_t groups; /* decisions: set of replicas; answers: set of groups */
 	uint8_t outcome[GROUPS], state[GROUPS];
-	uint8_t sizes[GROUPS], own; /* go: of each replica, and the set of the lead's groups */
+	uint8_t met[GROUPS], own; /* go: groups of each replica, and the set of the lead's */
 	struct w_recall recall;	    /* recall and settled; epoch: who is the lead */
 };
 

@@ -15,7 +15,7 @@
 #define GROUPS_FIELDS                                                                              \
 	"epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns "            \
 	"slot_types hash hashes"
-#define DECISION_FIELDS "epoch update replicas wire hash slot_types text part sizes own"
+#define DECISION_FIELDS "epoch update replicas wire hash slot_types text part met own"
 
 static const struct {
 	enum message_type type;
@@ -487,7 +487,7 @@ static void fill_update(struct message *message)
 		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
 		decision->part = between(0, LIMIT_SUBSETS);
-		any_u32_list(&decision->sizes, &decision->nsizes, LIMIT_REPORT_GROUPS);
+		any_u32_list(&decision->met, &decision->nmet, LIMIT_REPORT_GROUPS);
 		any_names(&decision->own, &decision->nown);
 		break;
 	default:
@@ -859,8 +859,8 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[ARRAYS_
 			message->u.decision.nreplicas * sizeof(uint32_t)};
 		ret[1] = (struct borrowed){(void **)&message->u.decision.slot_types,
 			message->u.decision.nslot_types * sizeof(uint32_t)};
-		ret[2] = (struct borrowed){(void **)&message->u.decision.sizes,
-			message->u.decision.nsizes * sizeof(uint32_t)};
+		ret[2] = (struct borrowed){(void **)&message->u.decision.met,
+			message->u.decision.nmet * sizeof(uint32_t)};
 		ret[3] = (struct borrowed){(void **)&message->u.decision.own,
 			message->u.decision.nown * sizeof(struct group_name)};
 		return 4;
