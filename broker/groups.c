@@ -166,14 +166,20 @@ void teams_missed(struct server *server, const char *name)
 	}
 }
 
+static bool is_updated(const struct server *server, const char *name)
+{
+	const struct node *node = &server->node;
+
+	return node->stage != NODE_IDLE && node->publication &&
+	       strcmp(node->publication->model, name) == 0;
+}
+
 /* Has memory of that version missed what this broker knows of, or what is under way without it? */
 static bool has_missed(struct server *server, const char *name, uint64_t version)
 {
-	const struct node *node = &server->node;
 	struct model *model = model_find(server, name, false);
 
-	if (node->stage != NODE_IDLE && node->publication &&
-		strcmp(node->publication->model, name) == 0) {
+	if (is_updated(server, name)) {
 		return true;
 	}
 	if (!model) {
@@ -426,6 +432,14 @@ void team_step(struct server *server, struct team *team, const struct group_even
 	update_pages(team);
 	for (unsigned i = 0; i < actions.n; i++) {
 		carry_out(server, team, &actions.v[i]);
+	}
+	/* A late commit has ended, and an update is under way without the group. */
+	if (before != STREW_GROUP_CURRENT && team->group.state == STREW_GROUP_CURRENT &&
+		!team->taking_part && is_updated(server, team->group.model)) {
+		group_step(&team->group,
+			&(struct group_event){.type = GE_MISSED, .version = server->node.version},
+			&actions);
+		update_pages(team);
 	}
 	if (team->group.state != before && team->group.state != STREW_GROUP_CURRENT &&
 		team->group.state != STREW_GROUP_FORMING) {
