@@ -388,10 +388,46 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 	return 0;
 }
 
+/* No base has such an id. */
+#define CATCH_BASE (1ull << 63)
+
+int plans_catch(struct plans *plans, const struct crew *from, const struct crew *crew,
+	struct plan_crew **ret_crew, struct error *err)
+{
+	uint64_t base = CATCH_BASE | (from ? from->key : 0);
+	struct plan_crew *plan = NULL;
+	int rc;
+
+	for (size_t i = 0; i < plans->ncrews; i++) {
+		if (plans->crews[i]->base == base && plans->crews[i]->key == crew->key) {
+			plan = plans->crews[i];
+		}
+	}
+	if (!plan) {
+		plan = calloc(1, sizeof(*plan));
+		if (!plan) {
+			return error_set(err, -ENOMEM, "out of memory");
+		}
+		plan->base = base;
+		plan->key = crew->key;
+		rc = from ? catch_plan_make(plans, from, crew, plan, err)
+			  : crew_plan_make_commit(plans, NULL, crew, plan, err);
+		if (rc) {
+			crew_plan_free(plan);
+			return rc;
+		}
+		plans->crews[crew_place(plans)] = plan;
+	}
+	plan->last_use = ++plans->uses;
+	*ret_crew = plan;
+	return 0;
+}
+
 void plans_drop_crew(struct plans *plans, uint64_t key)
 {
 	for (size_t i = 0; i < plans->ncrews;) {
-		if (plans->crews[i]->key == key) {
+		/* What another one catches up by is made of its memory too. */
+		if (plans->crews[i]->key == key || plans->crews[i]->base == (CATCH_BASE | key)) {
 			crew_plan_free(plans->crews[i]);
 			plans->crews[i] = plans->crews[--plans->ncrews];
 		} else {

@@ -1,4 +1,4 @@
-/* What broker/plans.c, wanted.c, crew_plans.c, spaces.c and issues.c share. */
+/* What broker/plans.c, wanted.c, crew_plans.c, catch_plans.c, spaces.c and issues.c share. */
 #ifndef BROKER_PLANS_INTERNAL_H
 #define BROKER_PLANS_INTERNAL_H
 
@@ -80,5 +80,9 @@ int crew_plan_make(struct plans *plans, const struct publication *publication,
 int crew_plan_make_commit(struct plans *plans, const struct manifest *manifest,
 	const struct crew *crew, struct plan_crew *plan, struct error *err);
 void crew_plan_free(struct plan_crew *plan); /* NULL is fine */
+
+/* catch_plans.c: copies from one crew's live memory to another, in the place of local copies. */
+int catch_plan_make(struct plans *plans, const struct crew *from, const struct crew *to,
+	struct plan_crew *plan, struct error *err);
 
 #endif
