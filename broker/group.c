@@ -16,6 +16,9 @@
  * What becomes of a group that was prepared when the lead went away is in group_doubt.c, of its
  * members in group_members.c.
  *
+ * A group that catches up goes the same way, with a version that others have: its broker tells it
+ * begin, go and commit by itself (broker/catchup.c), and whatever goes wrong ends in an abort.
+ *
  * A resume is answered at once unless the group's live memory is being written,
  * or will be: from HOLDING (direct) or GATING (staged) to the end.
  */
@@ -125,7 +128,7 @@ void group_set_text(struct group *group, const char *text)
 void group_finish(struct group *group, struct group_actions *actions, enum strew_outcome outcome)
 {
 	group->phase = PHASE_IDLE;
-	group->settling = false;
+	group->settling = group->catching = false;
 	group_act_all(group, actions, GA_SEND_DONE, outcome);
 	answer_resumes(group, actions);
 }
@@ -288,6 +291,7 @@ static void on_begin(
 	group->update_version = event->version;
 	/* What it was prepared for will be written over. */
 	group_end_doubt(group);
+	group->catching = event->catching;
 	group_set_text(group, "");
 	group_ask_checks(group, actions);
 }

@@ -2,7 +2,7 @@
  * The doubt of a group. One that was prepared when the lead went away waits to hear, perhaps from
  * another lead, how the update ended. It then carries out a commit by itself (settling), in phases
  * CHECKING, GATING and COMMITTING, in which nobody waits for its word; if it cannot, it is STALE.
- * A whole update ends the doubt: what was prepared is written over.
+ * A whole update, or catching up, ends the doubt: what was prepared is written over.
  */
 #include "broker/group_internal.h"
 #include <string.h>

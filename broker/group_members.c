@@ -6,7 +6,7 @@
 enum strew_group_state group_state(const struct group *group)
 {
 	if (group->phase != PHASE_IDLE && group->phase != PHASE_OUT &&
-		group->state != STREW_GROUP_LOST) {
+		(!group->catching || group_is_written(group)) && group->state != STREW_GROUP_LOST) {
 		return STREW_GROUP_PENDING;
 	}
 	/* Out, it may be the last one before others commit, or after. */

@@ -51,7 +51,7 @@ static bool team_unused(const struct team *team)
 			return false;
 		}
 	}
-	return !team->taking_part && team->group.npresent == 0;
+	return !team->taking_part && !team->catching.job_running && team->group.npresent == 0;
 }
 
 /* Adds an empty group, in the place of a LOST one that nobody came back to if it must be. */
@@ -451,6 +451,7 @@ void team_step(struct server *server, struct team *team, const struct group_even
 void teams_free(struct server *server)
 {
 	while (server->teams) {
+		catchup_free(server->teams);
 		team_remove(server, server->teams);
 	}
 }

@@ -1,9 +1,9 @@
 /*
  * What the machines' own files (node.c, node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c,
- * members.c, recall.c, settle.c) call of the rest of the broker, played: messages become letters
- * and what workers know, jobs are queued for the mover, who is acted in acts.c. A new call out of
- * those files needs its stand-in here, or the linker finds two of everything in the file that has
- * the real one.
+ * members.c, recall.c, settle.c, catchup.c) call of the rest of the broker, played: messages become
+ * letters and what workers know, jobs are queued for the mover, who is acted in acts.c. A new call
+ * out of those files needs its stand-in here, or the linker finds two of everything in the file
+ * that has the real one.
  */
 #include "base/log.h"
 #include "strew/trainer.h"
@@ -456,6 +456,8 @@ void mover_submit(struct mover *mover, struct job *job)
 	(void)mover;
 	if (job->run == job_settle_run) {
 		settle_submit((struct job_settle *)job);
+	} else if (job->run == job_catch_run) {
+		catch_submit((struct job_catch *)job);
 	} else {
 		submit_of_update(job);
 	}
