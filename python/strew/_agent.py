@@ -284,8 +284,9 @@ class Agent(Closing):
     def wait_current(self, timeout: float | None = 60.0) -> int:
         """For an engine that was just started: waits until its group is CURRENT; the version.
 
-        That takes all members of the group, and a whole update if versions were committed without
-        it. With a held gate call it inside paused(), or no update gets in. Events are kept.
+        That takes all members of the group, and, if versions were committed without it, another
+        replica on its node to take the last one from, or the next whole update. With a held gate
+        call it inside paused(), or nothing gets in. Events are kept.
         timeout: seconds, None: for ever. Raises Timeout (it says the state), BrokerLost.
         """
         self._handle.wait(lib.strew_agent_wait_current, timeout)
