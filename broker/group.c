@@ -128,7 +128,7 @@ void group_set_text(struct group *group, const char *text)
 void group_finish(struct group *group, struct group_actions *actions, enum strew_outcome outcome)
 {
 	group->phase = PHASE_IDLE;
-	group->settling = group->catching = false;
+	group->settling = false;
 	group_act_all(group, actions, GA_SEND_DONE, outcome);
 	answer_resumes(group, actions);
 }

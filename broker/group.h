@@ -125,7 +125,7 @@ struct group {
 	bool copied; /* in this commit: shadow → live, where there is a shadow */
 	struct group_doubt doubt;
 	bool settling; /* it carries out a commit of which it was in doubt, apart from any update */
-	bool catching; /* what is under way is a version that it has missed, from a sibling */
+	bool catching; /* what is under way, or was last, is what it has missed, from a sibling */
 	char text[LIMIT_TEXT_BYTES]; /* why it is out, or DIRTY */
 	struct group_member members[LIMIT_MEMBERS];
 	uint32_t npresent;

@@ -42,6 +42,7 @@ void group_settled(
 		return;
 	}
 	group_end_doubt(group);
+	group->catching = false;
 	group->update = event->update;
 	group->update_version = event->version;
 	if (event->outcome == STREW_OUTCOME_COMMITTED && doubt.prepared) {

@@ -357,6 +357,7 @@ static void send_done(
 	message.u.done.update = team->group.update;
 	message.u.done.version = group_member_version(&team->group, member);
 	message.u.done.outcome = outcome;
+	message.u.done.catching = team->group.catching;
 	message.u.done.state = group_member_state(&team->group, member);
 	string_copy(message.u.done.text, sizeof(message.u.done.text), team->group.text);
 	client_send(client, &message);

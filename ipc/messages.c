@@ -170,6 +170,7 @@ static const struct field done_fields[] = {
 	RANGE("outcome", msg_done, outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
 	RANGE("state", msg_done, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
 	STR("text", msg_done, text),
+	RANGE("catching", msg_done, catching, 0, 1),
 };
 TABLE(done);
 

@@ -223,6 +223,7 @@ struct msg_done {
 	uint32_t outcome; /* enum strew_outcome */
 	uint32_t state;	  /* enum strew_group_state */
 	char text[LIMIT_TEXT_BYTES];
+	uint32_t catching; /* 1: of catching up, else of an update */
 };
 
 struct msg_trainer {

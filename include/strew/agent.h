@@ -96,6 +96,7 @@ struct strew_event {
 	enum strew_outcome outcome;
 	enum strew_group_state state; /* of the group, after the event */
 	char text[240];		      /* why, when the outcome is not COMMITTED */
+	uint32_t catching; /* 1: what has ended was no update: the last version, from a sibling */
 };
 
 /*

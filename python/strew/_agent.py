@@ -43,6 +43,7 @@ class Event:
     outcome: str
     state: str
     text: str
+    catching: bool = False  # done: of catching up with a sibling; an update may still come
 
 
 def _encode(name: str) -> tuple[bytes, int | None]:
@@ -164,7 +165,7 @@ class Agent(Closing):
         if code == 0 or said.type == 0:
             return None
         return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
-                     said.text.decode(errors="replace"))
+                     said.text.decode(errors="replace"), bool(said.catching))
 
     def poll(self) -> Event | None:
         """Answers the broker without waiting; returns an event if there is one."""

@@ -40,7 +40,7 @@ static const struct {
 	{MSG_APPLIED_ROUTE, "applied_route", "update code text"},
 	{MSG_HOLD, "hold", "update version"},
 	{MSG_READY, "ready", "word"},
-	{MSG_DONE, "done", "update version outcome state text"},
+	{MSG_DONE, "done", "update version outcome state text catching"},
 	{MSG_RESUME, "resume", ""},
 	{MSG_TRAINER, "trainer", "model rank ranks allocations"},
 	{MSG_DECLARED, "declared", "manifest_hash tensors bytes version"},
@@ -602,6 +602,7 @@ static void fill_session(struct message *message)
 		message->u.done.outcome = between(STREW_OUTCOME_NONE, STREW_OUTCOME_LOST);
 		message->u.done.state = between(STREW_GROUP_FORMING, STREW_GROUP_LOST);
 		STRING(message->u.done.text);
+		message->u.done.catching = between(0, 1);
 		break;
 	case MSG_TRAINER:
 		STRING(message->u.trainer.model);
