@@ -11,8 +11,8 @@
  * What engines do in their own time, answering a check and holding the gate, has no deadline, as
  * nobody waits for it and it is in nobody's way; but once a member's resume waits for the gates of
  * others it has one. An update that wants to begin ends it, when the slice that is being copied,
- * or the commit's copy, has ended; a subset, which would leave live memory in part, waits a moment
- * for all of it. So does the sibling's leaving until all is copied.
+ * or the commit's copy, has ended; one of a subset, or of another model, which would leave live
+ * memory in part, waits a moment for all of it. So does the sibling's leaving until all is copied.
  *
  * A replica that has other groups is left to the next update: they can only go on together. What
  * was just started and holds no version is ahead of nobody.
@@ -362,7 +362,7 @@ void catchup_look(struct server *server)
 	} while (again);
 }
 
-/* Live memory is in part, and a subset would leave it so: it may be finished, in bounded time. */
+/* Live memory is in part, and the update would leave it so: it may be finished, in bounded time. */
 static bool may_finish(struct team *team)
 {
 	struct catching *catching = &team->catching;
@@ -376,17 +376,18 @@ static bool may_finish(struct team *team)
 	return !deadline_passed(catching->yield_by);
 }
 
-bool catchup_yield(struct server *server, bool whole)
+bool catchup_yield(struct server *server, const char *model, bool whole)
 {
 	bool quiet = true;
 
 	for (struct team *team = server->teams; team; team = team->next) {
 		struct catching *catching = &team->catching;
+		bool heals = whole && strcmp(team->group.model, model) == 0;
 
 		if (catching->stage != CATCH_UNDER_WAY) {
 			continue;
 		}
-		catching->stopping = catching->stopping || whole || !may_finish(team);
+		catching->stopping = catching->stopping || heals || !may_finish(team);
 		/* Now, as it may be what the update waits for in this round of the loop. */
 		while (advance(server, team)) {
 			continue;

@@ -299,7 +299,7 @@ void lead_ready(struct server *server)
 	for (struct model *model = server->models; model; model = model->next) {
 		if (model->update.state == UPDATE_QUEUED &&
 			model_publication(model, model->update.subset)) {
-			if (!catchup_yield(server, !model->update.subset)) {
+			if (!catchup_yield(server, model->name, !model->update.subset)) {
 				return; /* in the next round */
 			}
 			server->active = model;

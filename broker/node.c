@@ -350,7 +350,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	}
 	node->epoch = begin->epoch;
 	node->serial = begin->update;
-	if (!catchup_yield(server, !begin->subset)) {
+	if (!catchup_yield(server, begin->model, !begin->subset)) {
 		keep_begin(node, begin);
 		return;
 	}
@@ -598,7 +598,7 @@ void node_tick(struct server *server, uint64_t now)
 	struct group_event event = {
 		.type = GE_LATE, .text = "its engine did not hold the gate before the deadline"};
 
-	if (node->begin_waits && catchup_yield(server, !node->begin.subset)) {
+	if (node->begin_waits && catchup_yield(server, node->begin.model, !node->begin.subset)) {
 		struct msg_begin begin = node->begin;
 
 		node->begin_waits = false;

@@ -53,7 +53,7 @@ struct catching {
 	uint64_t from_key; /* the sibling, as long as it is the same crew … */
 	uint32_t from_replica, from_part;
 	uint64_t deadline; /* of a gate for which a resume waits; UINT64_MAX: none does */
-	uint64_t yield_by; /* of copies for which a subset waits; 0: none does */
+	uint64_t yield_by; /* of copies for which an update waits; 0: none does */
 	uint64_t mover_ns;
 	struct job_catch job;
 	/* Siblings that were tried in vain by this crew for this version. */
@@ -418,8 +418,9 @@ void teams_free(struct server *server);
 
 /* catchup.c: groups that have missed a version take it from a sibling here, between updates */
 void catchup_look(struct server *server); /* in every round: begins, goes on, ends */
-/* An update wants to begin, of everything or of a subset. False: not yet, copies are to end. */
-bool catchup_yield(struct server *server, bool whole);
+/* An update of that model wants to begin, of everything or of a subset. False: not yet, copies are
+ * to end. */
+bool catchup_yield(struct server *server, const char *model, bool whole);
 bool catchup_quiet(const struct server *server);
 /* Which replicas have one group in all: heard with go, and true of a version once it is committed.
  */
@@ -450,12 +451,13 @@ uint64_t node_due(const struct server *server);
 /* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
 void publication_retire(struct server *server, struct publication *publication);
 
-/* How many groups of that replica there are on all nodes, as far as the lead has met them. */
+/* How many groups of that replica there are on all nodes, as far as the lead has met them. 0: it is
+ * not known, as there are more of all replicas than a lead counts. */
 static inline size_t groups_met(const struct msg_decision *go, uint32_t replica)
 {
 	size_t n = 0;
 
-	for (size_t i = 0; i < go->nmet; i++) {
+	for (size_t i = 0; i < go->nmet && go->nmet < LIMIT_REPORT_GROUPS; i++) {
 		n += go->met[i] == replica;
 	}
 	return n;

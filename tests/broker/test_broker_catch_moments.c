@@ -261,6 +261,40 @@ static void test_a_subset_at_any_moment(void **state)
 	trainer_stop(&trainer);
 }
 
+/* Nor would another model's version heal it. */
+static void test_another_model_at_any_moment(void **state)
+{
+	struct worker sibling, late, others;
+	struct trainer trainer, other;
+
+	(void)state;
+	start(&sibling, "this", 0, STREW_APPLY_DIRECT, split, 2);
+	start(&others, "other", 0, STREW_APPLY_DIRECT, split + 1, 1);
+	assert_int_equal(trainer_start(&trainer, &one_broker,
+				 (struct strew_trainer_options){.model = "this"}, split, 2),
+		0);
+	assert_int_equal(trainer_start(&other, &one_broker,
+				 (struct strew_trainer_options){.model = "other"}, split + 1, 1),
+		0);
+	trainer_commits(&trainer, 1);
+	for (uint64_t version = 1; version < 9; version++) {
+		struct timespec nap = {0, (long)test_random_below(120000000)};
+
+		start(&late, "this", 1, STREW_APPLY_DIRECT, split, 2);
+		nanosleep(&nap, NULL);
+		trainer_commits(&other, version);
+		group_wait(&one_broker, "this", 1, 0, STREW_GROUP_CURRENT, 1);
+		was_never_dirty(&late);
+		worker_holds(&late, 1);
+		worker_stop(&late);
+	}
+	worker_holds(&others, 8);
+	worker_stop(&others);
+	worker_stop(&sibling);
+	trainer_stop(&other);
+	trainer_stop(&trainer);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
@@ -268,6 +302,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_a_publish_at_any_moment),
 		CASE(test_a_subset_at_any_moment),
+		CASE(test_another_model_at_any_moment),
 		CASE(test_the_sibling_goes_at_any_moment),
 		CASE(test_the_sibling_dies_between_slices),
 	};

@@ -173,13 +173,13 @@ bool __wrap_group_writes(const struct group *group)
 
 /* Catching up */
 
-bool __real_catchup_yield(struct server *server, bool whole);
-bool __wrap_catchup_yield(struct server *server, bool whole);
+bool __real_catchup_yield(struct server *server, const char *model, bool whole);
+bool __wrap_catchup_yield(struct server *server, const char *model, bool whole);
 
 /* An update does not wait for copies of a group that catches up. */
-bool __wrap_catchup_yield(struct server *server, bool whole)
+bool __wrap_catchup_yield(struct server *server, const char *model, bool whole)
 {
-	return __real_catchup_yield(server, whole) || mutated("catch-unyielding");
+	return __real_catchup_yield(server, model, whole) || mutated("catch-unyielding");
 }
 
 /* What follows from what brokers recall */
