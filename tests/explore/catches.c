@@ -181,7 +181,7 @@ static void member_catches(const struct w_job *job, unsigned g, unsigned m, bool
 {
 	struct w_worker *worker = &now->worker[g][m];
 	struct w_write write = {.serial = job->serial, .brings = ALL_HALVES};
-	uint8_t cells = (uint8_t)(1u << (job->part - 1));
+	unsigned cell = job->part - 1u; /* of a move */
 
 	if (job->step == CATCH_COMMIT) {
 		if ((worker->whole & ALL_HALVES) != ALL_HALVES) {
@@ -193,13 +193,13 @@ static void member_catches(const struct w_job *job, unsigned g, unsigned m, bool
 	}
 	memcpy(write.content, job->content, sizeof(write.content));
 	if (config.apply[g] == STREW_APPLY_DIRECT) {
-		write_live(g, m, &write, cells, whole);
+		write_live(g, m, &write, (uint8_t)(1u << cell), whole);
 		return;
 	}
-	worker->whole &= (uint8_t)~cells;
+	worker->whole &= (uint8_t) ~(1u << cell);
 	if (whole) {
-		worker->whole |= cells;
-		worker->shadow[job->part - 1] = job->content[job->part - 1];
+		worker->whole |= (uint8_t)(1u << cell);
+		worker->shadow[cell] = job->content[cell];
 	}
 }
 
