@@ -244,6 +244,7 @@ static int on_done(struct strew_agent *agent, const struct msg_done *done, struc
 	page_store(&agent->session.page, WORD_VERSION, done->version);
 	page_store(&agent->session.page, WORD_UPDATE, done->update);
 	event.outcome = (enum strew_outcome)done->outcome;
+	event.catching = done->catching;
 	event.state = agent->state;
 	string_copy(event.text, sizeof(event.text), done->text);
 	drop_hold(agent);

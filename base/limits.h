@@ -51,6 +51,8 @@
 #define LIMIT_PULL_MS 5000	/* least that workers have to copy out of their twins */
 #define LIMIT_SETTLE_MS 60000	/* for a commit that was learnt after its lead was lost */
 #define LIMIT_UPDATE_MAX_MS 3600000
+#define LIMIT_CATCH_MS 30000	/* for the gate of a group that catches up, once a resume waits */
+#define LIMIT_YIELD_MS 2000	/* for its copies, once an update waits that would leave it DIRTY */
 #define LIMIT_EPOCH_MS 30000	/* to join, and to warm a communicator */
 #define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */
 #define LIMIT_JOB_MS 600000	/* for a job of the mover that has no deadline of its own */

@@ -94,7 +94,7 @@ static int make_local(struct plans *plans, const struct publication *publication
 	return rc;
 }
 
-static int make_commit_one(struct plans *plans, const struct publication *publication,
+static int make_commit_one(struct plans *plans, const struct manifest *manifest,
 	struct worker *worker, struct issues *ret_commit, struct error *err)
 {
 	const struct crew crew = {.workers = &worker, .nworkers = 1};
@@ -111,7 +111,7 @@ static int make_commit_one(struct plans *plans, const struct publication *public
 	if (rc) {
 		return rc;
 	}
-	rc = plan_commit(&publication->manifest, workers, 1, &copies, err);
+	rc = plan_commit(manifest, workers, 1, &copies, err);
 	free(workers);
 	if (rc) {
 		return rc;
@@ -121,7 +121,7 @@ static int make_commit_one(struct plans *plans, const struct publication *public
 	return rc;
 }
 
-int crew_plan_make_commit(struct plans *plans, const struct publication *publication,
+int crew_plan_make_commit(struct plans *plans, const struct manifest *manifest,
 	const struct crew *crew, struct plan_crew *plan, struct error *err)
 {
 	int rc = 0;
@@ -135,7 +135,7 @@ int crew_plan_make_commit(struct plans *plans, const struct publication *publica
 		struct worker *worker = crew->workers[i];
 
 		if (worker->staged && worker->shadow) {
-			rc = make_commit_one(plans, publication, worker, &plan->commit[i], err);
+			rc = make_commit_one(plans, manifest, worker, &plan->commit[i], err);
 		}
 	}
 	return rc;
@@ -153,5 +153,5 @@ int crew_plan_make(struct plans *plans, const struct publication *publication,
 	if (rc == 0 && publication->elsewhere) {
 		rc = make_scatter(plans, publication, base, crew, plan, err);
 	}
-	return rc ? rc : crew_plan_make_commit(plans, publication, crew, plan, err);
+	return rc ? rc : crew_plan_make_commit(plans, &publication->manifest, crew, plan, err);
 }

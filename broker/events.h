@@ -1,7 +1,8 @@
 /*
  * The last updates that ended, for who asks later what has happened: a ring in memory, nothing is
  * on disk. A lead keeps every update that somebody published, with all groups; a broker that
- * joined keeps its own part. Belongs to the event loop's thread.
+ * joined keeps its own part. Both keep what their groups have caught up with. Belongs to the event
+ * loop's thread.
  */
 #ifndef BROKER_EVENTS_H
 #define BROKER_EVENTS_H

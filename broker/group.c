@@ -13,29 +13,31 @@
  * A member that dies makes the group LOST; it stands again when its place is
  * taken, as STALE unless all members hold the same version.
  *
- * A group that was prepared when the lead went away is in doubt until it hears, perhaps from
- * another lead, how the update ended. It then carries out a commit by itself (settling), in phases
- * CHECKING, GATING and COMMITTING, in which nobody waits for its word; if it cannot, it is STALE.
+ * What becomes of a group that was prepared when the lead went away is in group_doubt.c, of its
+ * members in group_members.c.
+ *
+ * A group that catches up goes the same way, with a version that others have: its broker tells it
+ * begin, go and commit by itself (broker/catchup.c), and whatever goes wrong ends in an abort.
  *
  * A resume is answered at once unless the group's live memory is being written,
  * or will be: from HOLDING (direct) or GATING (staged) to the end.
  */
-#include "broker/group.h"
+#include "broker/group_internal.h"
 #include <stdio.h>
 #include <string.h>
 
-static void act(struct group_actions *actions, enum group_action_type type, uint32_t member,
+void group_act(struct group_actions *actions, enum group_action_type type, uint32_t member,
 	enum strew_outcome outcome)
 {
 	actions->v[actions->n++] = (struct group_action){type, member, outcome};
 }
 
-static void act_all(struct group *group, struct group_actions *actions, enum group_action_type type,
+void group_act_all(struct group *group, struct group_actions *actions, enum group_action_type type,
 	enum strew_outcome outcome)
 {
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		if (group->members[i].present) {
-			act(actions, type, i, outcome);
+			group_act(actions, type, i, outcome);
 		}
 	}
 }
@@ -53,61 +55,6 @@ void group_init(struct group *group, const char *model, uint32_t replica, uint32
 	group->state = STREW_GROUP_FORMING;
 }
 
-enum strew_group_state group_state(const struct group *group)
-{
-	if (group->phase != PHASE_IDLE && group->phase != PHASE_OUT &&
-		group->state != STREW_GROUP_LOST) {
-		return STREW_GROUP_PENDING;
-	}
-	/* Out, it may be the last one before others commit, or after. */
-	if (group->phase == PHASE_OUT && group->state == STREW_GROUP_CURRENT) {
-		return STREW_GROUP_PENDING;
-	}
-	return group->state;
-}
-
-enum strew_group_state group_member_state(const struct group *group, uint32_t member)
-{
-	const struct group_member *of = &group->members[member];
-	bool apart = group->state == STREW_GROUP_FORMING || group->state == STREW_GROUP_LOST;
-
-	if (of->version == GROUP_VERSION_MIXED) {
-		return STREW_GROUP_DIRTY;
-	}
-	return of->stale && apart ? STREW_GROUP_STALE : group->state;
-}
-
-uint64_t group_member_version(const struct group *group, uint32_t member)
-{
-	const struct group_member *of = &group->members[member];
-
-	return of->present && of->version != GROUP_VERSION_MIXED ? of->version : group->version;
-}
-
-bool group_writes(const struct group *group)
-{
-	bool direct = group->apply == STREW_APPLY_DIRECT;
-
-	return group->phase == PHASE_COMMITTING ||
-	       (direct && group->phase >= PHASE_MOVING && group->phase <= PHASE_PREPARED);
-}
-
-bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES])
-{
-	if (group->settling) {
-		snprintf(text, LIMIT_TEXT_BYTES, "version %llu is being copied in",
-			(unsigned long long)group->update_version);
-		return false;
-	}
-	if (group->npresent < group->nmembers) {
-		snprintf(text, LIMIT_TEXT_BYTES, "%s: %u of %u members are registered",
-			group->state == STREW_GROUP_LOST ? "lost a worker" : "forming",
-			group->npresent, group->nmembers);
-		return false;
-	}
-	return true;
-}
-
 static bool all_checked(const struct group *group)
 {
 	for (uint32_t i = 0; i < group->nmembers; i++) {
@@ -118,7 +65,7 @@ static bool all_checked(const struct group *group)
 	return true;
 }
 
-static bool gate_held(const struct group *group)
+bool group_gate_held(const struct group *group)
 {
 	if (group->gate == STREW_GATE_LIVE) {
 		return true;
@@ -162,15 +109,15 @@ static void answer_resumes(struct group *group, struct group_actions *actions)
 		}
 		member->asking = false;
 		if (group->state == STREW_GROUP_DIRTY || member->version == GROUP_VERSION_MIXED) {
-			act(actions, GA_DENY, i, STREW_OUTCOME_DIRTY);
+			group_act(actions, GA_DENY, i, STREW_OUTCOME_DIRTY);
 		} else {
 			member->ready = false;
-			act(actions, GA_GRANT, i, STREW_OUTCOME_NONE);
+			group_act(actions, GA_GRANT, i, STREW_OUTCOME_NONE);
 		}
 	}
 }
 
-static void set_text(struct group *group, const char *text)
+void group_set_text(struct group *group, const char *text)
 {
 	if (text != group->text) {
 		snprintf(group->text, sizeof(group->text), "%s", text ? text : "");
@@ -178,16 +125,16 @@ static void set_text(struct group *group, const char *text)
 }
 
 /* Ends the update for the group: tells its members, answers their resumes. */
-static void finish(struct group *group, struct group_actions *actions, enum strew_outcome outcome)
+void group_finish(struct group *group, struct group_actions *actions, enum strew_outcome outcome)
 {
 	group->phase = PHASE_IDLE;
 	group->settling = false;
-	act_all(group, actions, GA_SEND_DONE, outcome);
+	group_act_all(group, actions, GA_SEND_DONE, outcome);
 	answer_resumes(group, actions);
 }
 
 /* Written in part, every member: it stays so when siblings come and go. */
-static void make_dirty(struct group *group)
+void group_make_dirty(struct group *group)
 {
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		group->members[i].version = GROUP_VERSION_MIXED;
@@ -205,17 +152,17 @@ static enum strew_outcome outcome_out(const struct group *group)
 }
 
 /* Tells the lead that the group is out, with the message that the lead waits for. */
-static void go_out(struct group *group, struct group_actions *actions, const char *text)
+void group_go_out(struct group *group, struct group_actions *actions, const char *text)
 {
 	enum group_action_type answer = GA_PREPARED;
 
-	set_text(group, text);
+	group_set_text(group, text);
 	if (group->settling) {
 		/* Others have committed, and this group has not got it. */
 		if (group->state == STREW_GROUP_IN_DOUBT) {
 			group->state = STREW_GROUP_STALE;
 		}
-		finish(group, actions, outcome_out(group));
+		group_finish(group, actions, outcome_out(group));
 		return;
 	}
 	if (group->phase == PHASE_CHECKING || group->phase == PHASE_HOLDING) {
@@ -225,13 +172,11 @@ static void go_out(struct group *group, struct group_actions *actions, const cha
 	}
 	/* In ACCEPTED nothing is owed yet: the lead hears of it with prepared. */
 	if (group->phase != PHASE_ACCEPTED) {
-		act(actions, answer, 0, outcome_out(group));
+		group_act(actions, answer, 0, outcome_out(group));
 	}
 	group->phase = PHASE_OUT;
 	answer_resumes(group, actions);
 }
-
-static void try_settle(struct group *group, struct group_actions *actions);
 
 static void try_accept(struct group *group, struct group_actions *actions)
 {
@@ -241,38 +186,38 @@ static void try_accept(struct group *group, struct group_actions *actions)
 		return;
 	}
 	if (group->settling) {
-		try_settle(group, actions);
+		group_settle(group, actions);
 		return;
 	}
-	if (group->apply == STREW_APPLY_DIRECT && !gate_held(group)) {
+	if (group->apply == STREW_APPLY_DIRECT && !group_gate_held(group)) {
 		if (was_checking) {
 			group->phase = PHASE_HOLDING;
-			act_all(group, actions, GA_SEND_HOLD, STREW_OUTCOME_NONE);
+			group_act_all(group, actions, GA_SEND_HOLD, STREW_OUTCOME_NONE);
 		}
 		return;
 	}
 	group->phase = PHASE_ACCEPTED;
-	act(actions, GA_ACCEPT, 0, STREW_OUTCOME_NONE);
+	group_act(actions, GA_ACCEPT, 0, STREW_OUTCOME_NONE);
 }
 
 static void try_prepare(struct group *group, struct group_actions *actions)
 {
 	if (group->settling) {
-		try_settle(group, actions);
+		group_settle(group, actions);
 		return;
 	}
-	if (group->apply == STREW_APPLY_STAGED && !gate_held(group)) {
+	if (group->apply == STREW_APPLY_STAGED && !group_gate_held(group)) {
 		if (group->phase == PHASE_MOVING) {
 			group->phase = PHASE_GATING;
-			act_all(group, actions, GA_SEND_HOLD, STREW_OUTCOME_NONE);
+			group_act_all(group, actions, GA_SEND_HOLD, STREW_OUTCOME_NONE);
 		}
 		return;
 	}
 	group->phase = PHASE_PREPARED;
-	act(actions, GA_PREPARED, 0, STREW_OUTCOME_NONE);
+	group_act(actions, GA_PREPARED, 0, STREW_OUTCOME_NONE);
 }
 
-static void committed(struct group *group, struct group_actions *actions)
+void group_committed(struct group *group, struct group_actions *actions)
 {
 	group->state = STREW_GROUP_CURRENT;
 	group->version = group->update_version;
@@ -280,9 +225,9 @@ static void committed(struct group *group, struct group_actions *actions)
 		group->members[i].version = group->version;
 		group->members[i].stale = false;
 	}
-	set_text(group, "");
-	act(actions, GA_APPLIED, 0, STREW_OUTCOME_COMMITTED);
-	finish(group, actions, STREW_OUTCOME_COMMITTED);
+	group_set_text(group, "");
+	group_act(actions, GA_APPLIED, 0, STREW_OUTCOME_COMMITTED);
+	group_finish(group, actions, STREW_OUTCOME_COMMITTED);
 }
 
 static bool any_pulls(const struct group *group)
@@ -296,24 +241,24 @@ static bool any_pulls(const struct group *group)
 }
 
 /* Live memory changes only now: by our copy, by the members' own, or by both side by side. */
-static bool copies_at_commit(const struct group *group)
+bool group_copies_at_commit(const struct group *group)
 {
 	return group->apply == STREW_APPLY_STAGED || any_pulls(group);
 }
 
-static void on_commit(struct group *group, struct group_actions *actions)
+void group_commit(struct group *group, struct group_actions *actions)
 {
-	if (!copies_at_commit(group)) {
-		committed(group, actions);
+	if (!group_copies_at_commit(group)) {
+		group_committed(group, actions);
 		return;
 	}
 	group->phase = PHASE_COMMITTING;
 	group->copied = false;
-	act(actions, GA_COPY, 0, STREW_OUTCOME_NONE);
+	group_act(actions, GA_COPY, 0, STREW_OUTCOME_NONE);
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		group->members[i].pulled = false;
 		if (group->members[i].pulls) {
-			act(actions, GA_SEND_APPLY, i, STREW_OUTCOME_NONE);
+			group_act(actions, GA_SEND_APPLY, i, STREW_OUTCOME_NONE);
 		}
 	}
 }
@@ -326,22 +271,17 @@ static void try_committed(struct group *group, struct group_actions *actions)
 		}
 	}
 	if (group->copied) {
-		committed(group, actions);
+		group_committed(group, actions);
 	}
 }
 
-static void ask_checks(struct group *group, struct group_actions *actions)
+void group_ask_checks(struct group *group, struct group_actions *actions)
 {
 	group->phase = PHASE_CHECKING;
 	for (uint32_t i = 0; i < group->nmembers; i++) {
 		group->members[i].checked = false;
 	}
-	act_all(group, actions, GA_SEND_CHECK, STREW_OUTCOME_NONE);
-}
-
-static void end_doubt(struct group *group)
-{
-	memset(&group->doubt, 0, sizeof(group->doubt));
+	group_act_all(group, actions, GA_SEND_CHECK, STREW_OUTCOME_NONE);
 }
 
 static void on_begin(
@@ -350,143 +290,10 @@ static void on_begin(
 	group->update = event->update;
 	group->update_version = event->version;
 	/* What it was prepared for will be written over. */
-	end_doubt(group);
-	set_text(group, "");
-	ask_checks(group, actions);
-}
-
-/* The memory is as it was registered, or the gate is held: what is missing still? */
-static void try_settle(struct group *group, struct group_actions *actions)
-{
-	if (gate_held(group)) {
-		on_commit(group, actions);
-	} else if (group->phase == PHASE_CHECKING) {
-		group->phase = PHASE_GATING;
-		act_all(group, actions, GA_SEND_HOLD, STREW_OUTCOME_NONE);
-	}
-}
-
-static void make_current(struct group *group)
-{
-	group->state = STREW_GROUP_CURRENT;
-	for (uint32_t i = 0; i < group->nmembers; i++) {
-		group->members[i].stale = false;
-		group->members[i].doubt = 0;
-	}
-	set_text(group, "");
-}
-
-static void on_settled(
-	struct group *group, const struct group_event *event, struct group_actions *actions)
-{
-	struct group_doubt doubt = group->doubt;
-
-	if (!doubt.update || doubt.update != event->update) {
-		return;
-	}
-	end_doubt(group);
-	group->update = event->update;
-	group->update_version = event->version;
-	if (event->outcome == STREW_OUTCOME_COMMITTED && doubt.prepared) {
-		group->settling = true;
-		if (copies_at_commit(group)) {
-			ask_checks(group, actions);
-		} else {
-			committed(group, actions);
-		}
-	} else if (event->outcome == STREW_OUTCOME_ABORTED) {
-		if (doubt.current) {
-			make_current(group);
-			finish(group, actions, STREW_OUTCOME_ABORTED);
-		} else if (group->state == STREW_GROUP_DIRTY) {
-			set_text(group, "it was written by an update that was given up");
-		}
-	} else if (group->state == STREW_GROUP_IN_DOUBT) {
-		group->state = STREW_GROUP_STALE;
-		set_text(group, "a version was committed without it");
-		finish(group, actions, STREW_OUTCOME_SAT_OUT);
-	}
-}
-
-/* All hold the same, and have missed at most the same update, if that was committed. */
-static struct group_doubt joined_doubt(const struct group *group)
-{
-	struct group_doubt doubt = {.current = true};
-
-	for (uint32_t i = 0; i < group->nmembers; i++) {
-		const struct group_member *member = &group->members[i];
-
-		if (member->version != group->version || (member->stale && !member->doubt) ||
-			(member->stale && doubt.update && member->doubt != doubt.update)) {
-			return (struct group_doubt){0};
-		}
-		doubt.update = member->stale ? member->doubt : doubt.update;
-	}
-	return doubt.update ? doubt : (struct group_doubt){0};
-}
-
-static void on_join(
-	struct group *group, const struct group_event *event, struct group_actions *actions)
-{
-	struct group_member *member = &group->members[event->member];
-
-	(void)actions;
-	memset(member, 0, sizeof(*member));
-	member->present = true;
-	member->version = event->version;
-	member->stale = event->stale;
-	member->doubt = event->stale ? event->update : 0;
-	member->pulls = event->pulls;
-	group->npresent++;
-	end_doubt(group);
-	if (group->npresent < group->nmembers) {
-		return;
-	}
-	group->state = STREW_GROUP_CURRENT;
-	group->version = group->members[0].version;
-	set_text(group, "");
-	for (uint32_t i = 0; i < group->nmembers; i++) {
-		if (group->members[i].version == GROUP_VERSION_MIXED) {
-			group->state = STREW_GROUP_DIRTY;
-			group->version = 0;
-			set_text(group, "the memory of its workers was written in part");
-			return;
-		}
-		if (group->members[i].version != group->version) {
-			group->state = STREW_GROUP_STALE;
-			set_text(group, "its workers hold different versions");
-		} else if (group->members[i].stale && group->state == STREW_GROUP_CURRENT) {
-			group->state = STREW_GROUP_STALE;
-			set_text(group, "a version was committed without it");
-		}
-	}
-	group->doubt = joined_doubt(group);
-}
-
-/* A member is gone. What was written stays written, so its siblings may be in trouble. */
-static void on_gone(
-	struct group *group, const struct group_event *event, struct group_actions *actions)
-{
-	bool lost = event->type == GE_LOSE;
-	bool writing = group_writes(group);
-	bool in_update = group->phase != PHASE_IDLE && group->phase != PHASE_OUT;
-	char text[LIMIT_TEXT_BYTES];
-
-	memset(&group->members[event->member], 0, sizeof(group->members[0]));
-	group->npresent--;
-	end_doubt(group);
-	if (writing) {
-		/* The mover still runs; its end, or the lead's decision, is awaited in OUT. */
-		make_dirty(group);
-	}
-	group->state = lost ? STREW_GROUP_LOST : STREW_GROUP_FORMING;
-	snprintf(text, sizeof(text), "worker %u %s", event->member,
-		lost ? "is gone" : "was withdrawn");
-	if (in_update) {
-		go_out(group, actions, text);
-	} else {
-		set_text(group, text);
-	}
+	group_end_doubt(group);
+	group->catching = event->catching;
+	group_set_text(group, "");
+	group_ask_checks(group, actions);
 }
 
 static void on_failed(
@@ -497,20 +304,20 @@ static void on_failed(
 
 	/* Our copy may not have begun; members that pull were told to. */
 	if (touched || (committing && any_pulls(group))) {
-		make_dirty(group);
+		group_make_dirty(group);
 	}
-	go_out(group, actions, event->text);
+	group_go_out(group, actions, event->text);
 }
 
 /* The lead gave up, or went on without us: nothing of this update is to be kept. */
-static void on_abort(
+void group_abort(
 	struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	enum strew_outcome outcome = STREW_OUTCOME_ABORTED;
 
 	if (event->touched && group->apply == STREW_APPLY_DIRECT && group->phase >= PHASE_MOVING &&
 		group->phase <= PHASE_PREPARED) {
-		make_dirty(group);
+		group_make_dirty(group);
 	}
 	if (group->state == STREW_GROUP_DIRTY) {
 		outcome = STREW_OUTCOME_DIRTY;
@@ -518,9 +325,9 @@ static void on_abort(
 		outcome = STREW_OUTCOME_LOST;
 	}
 	if (group->phase != PHASE_OUT || !group->text[0]) {
-		set_text(group, event->text);
+		group_set_text(group, event->text);
 	}
-	finish(group, actions, outcome);
+	group_finish(group, actions, outcome);
 }
 
 /* Others committed; this group was not among them. */
@@ -536,45 +343,8 @@ static void on_out_commit(struct group *group, struct group_actions *actions)
 	} else if (group->state == STREW_GROUP_LOST) {
 		outcome = STREW_OUTCOME_LOST;
 	}
-	act(actions, GA_APPLIED, 0, outcome);
-	finish(group, actions, outcome);
-}
-
-static void on_doubt(struct group *group, struct group_actions *actions)
-{
-	bool current = group->state == STREW_GROUP_CURRENT;
-
-	if (group->phase == PHASE_OUT && current) {
-		group->state = STREW_GROUP_STALE;
-		group->doubt = (struct group_doubt){.update = group->update, .current = true};
-	}
-	set_text(group, "the lead is gone and its decision is not known");
-	if (group->phase != PHASE_PREPARED) {
-		struct group_event abort = {.type = GE_ABORT, .touched = true, .text = group->text};
-
-		on_abort(group, &abort, actions);
-		return;
-	}
-	group->doubt = (struct group_doubt){.update = group->update,
-		.prepared = true,
-		.current = current && group->apply == STREW_APPLY_STAGED};
-	if (group->apply == STREW_APPLY_DIRECT) {
-		make_dirty(group);
-	} else if (current) {
-		group->state = STREW_GROUP_IN_DOUBT;
-	}
-	finish(group, actions,
-		group->apply == STREW_APPLY_DIRECT ? STREW_OUTCOME_DIRTY : STREW_OUTCOME_NONE);
-}
-
-static void on_missed(struct group *group, const struct group_event *event)
-{
-	group->doubt.current = group->doubt.current && group->version >= event->version;
-	if ((group->state == STREW_GROUP_CURRENT || group->state == STREW_GROUP_IN_DOUBT) &&
-		group->version < event->version) {
-		group->state = STREW_GROUP_STALE;
-		set_text(group, "a version was committed without it");
-	}
+	group_act(actions, GA_APPLIED, 0, outcome);
+	group_finish(group, actions, outcome);
 }
 
 #define P(phase) (1u << PHASE_##phase)
@@ -614,11 +384,11 @@ static void step_member(
 	}
 	switch (event->type) {
 	case GE_JOIN:
-		on_join(group, event, actions);
+		group_join(group, event);
 		break;
 	case GE_LEAVE:
 	case GE_LOSE:
-		on_gone(group, event, actions);
+		group_gone(group, event, actions);
 		break;
 	case GE_READY:
 		member->ready = true;
@@ -654,7 +424,7 @@ static void step_update(
 		break;
 	case GE_REFUSE:
 	case GE_LATE:
-		go_out(group, actions, event->text);
+		group_go_out(group, actions, event->text);
 		break;
 	case GE_GO:
 		group->phase = PHASE_MOVING;
@@ -663,9 +433,9 @@ static void step_update(
 		/* The lead knows; nothing is said, and what was prepared is dropped. */
 		if (event->touched && group->apply == STREW_APPLY_DIRECT &&
 			group->phase >= PHASE_MOVING) {
-			make_dirty(group);
+			group_make_dirty(group);
 		}
-		set_text(group, event->text);
+		group_set_text(group, event->text);
 		group->phase = PHASE_OUT;
 		answer_resumes(group, actions);
 		break;
@@ -679,7 +449,7 @@ static void step_update(
 		if (group->phase == PHASE_OUT) {
 			on_out_commit(group, actions);
 		} else {
-			on_commit(group, actions);
+			group_commit(group, actions);
 		}
 		break;
 	case GE_COPIED:
@@ -687,16 +457,16 @@ static void step_update(
 		try_committed(group, actions);
 		break;
 	case GE_ABORT:
-		on_abort(group, event, actions);
+		group_abort(group, event, actions);
 		break;
 	case GE_DOUBT:
-		on_doubt(group, actions);
+		group_to_doubt(group, actions);
 		break;
 	case GE_MISSED:
-		on_missed(group, event);
+		group_missed(group, event);
 		break;
 	case GE_SETTLED:
-		on_settled(group, event, actions);
+		group_settled(group, event, actions);
 		break;
 	default:
 		break;
@@ -731,12 +501,4 @@ void group_step(
 		step_update(group, event, ret_actions);
 		break;
 	}
-}
-
-const char *group_phase_name(enum group_phase phase)
-{
-	static const char *const names[PHASE_COUNT] = {"idle", "checking", "holding", "accepted",
-		"moving", "gating", "prepared", "committing", "out"};
-
-	return (unsigned)phase < PHASE_COUNT ? names[phase] : "?";
 }

@@ -60,6 +60,7 @@ struct group_event {
 	bool touched;		    /* live memory may have been written */
 	bool stale;		    /* others may have committed a later version */
 	bool pulls;		    /* join: the member has twins, and copies out of them itself */
+	bool catching;		    /* begin: what others have committed already, from a sibling */
 	enum strew_outcome outcome; /* settled: COMMITTED, ABORTED, or SAT_OUT: others committed */
 	const char *text;
 };
@@ -124,6 +125,7 @@ struct group {
 	bool copied; /* in this commit: shadow → live, where there is a shadow */
 	struct group_doubt doubt;
 	bool settling; /* it carries out a commit of which it was in doubt, apart from any update */
+	bool catching; /* what is under way, or was last, is what it has missed, from a sibling */
 	char text[LIMIT_TEXT_BYTES]; /* why it is out, or DIRTY */
 	struct group_member members[LIMIT_MEMBERS];
 	uint32_t npresent;

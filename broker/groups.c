@@ -51,7 +51,7 @@ static bool team_unused(const struct team *team)
 			return false;
 		}
 	}
-	return !team->taking_part && team->group.npresent == 0;
+	return !team->taking_part && !team->catching.job_running && team->group.npresent == 0;
 }
 
 /* Adds an empty group, in the place of a LOST one that nobody came back to if it must be. */
@@ -166,14 +166,20 @@ void teams_missed(struct server *server, const char *name)
 	}
 }
 
+static bool is_updated(const struct server *server, const char *name)
+{
+	const struct node *node = &server->node;
+
+	return node->stage != NODE_IDLE && node->publication &&
+	       strcmp(node->publication->model, name) == 0;
+}
+
 /* Has memory of that version missed what this broker knows of, or what is under way without it? */
 static bool has_missed(struct server *server, const char *name, uint64_t version)
 {
-	const struct node *node = &server->node;
 	struct model *model = model_find(server, name, false);
 
-	if (node->stage != NODE_IDLE && node->publication &&
-		strcmp(node->publication->model, name) == 0) {
+	if (is_updated(server, name)) {
 		return true;
 	}
 	if (!model) {
@@ -351,6 +357,7 @@ static void send_done(
 	message.u.done.update = team->group.update;
 	message.u.done.version = group_member_version(&team->group, member);
 	message.u.done.outcome = outcome;
+	message.u.done.catching = team->group.catching;
 	message.u.done.state = group_member_state(&team->group, member);
 	string_copy(message.u.done.text, sizeof(message.u.done.text), team->group.text);
 	client_send(client, &message);
@@ -427,6 +434,14 @@ void team_step(struct server *server, struct team *team, const struct group_even
 	for (unsigned i = 0; i < actions.n; i++) {
 		carry_out(server, team, &actions.v[i]);
 	}
+	/* A late commit has ended, and an update is under way without the group. */
+	if (before != STREW_GROUP_CURRENT && team->group.state == STREW_GROUP_CURRENT &&
+		!team->taking_part && is_updated(server, team->group.model)) {
+		group_step(&team->group,
+			&(struct group_event){.type = GE_MISSED, .version = server->node.version},
+			&actions);
+		update_pages(team);
+	}
 	if (team->group.state != before && team->group.state != STREW_GROUP_CURRENT &&
 		team->group.state != STREW_GROUP_FORMING) {
 		log_warn("model %s replica %u part %u: %s", team->group.model, team->group.replica,
@@ -437,6 +452,7 @@ void team_step(struct server *server, struct team *team, const struct group_even
 void teams_free(struct server *server)
 {
 	while (server->teams) {
+		catchup_free(server->teams);
 		team_remove(server, server->teams);
 	}
 }

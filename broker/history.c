@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/server.h"
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -81,6 +82,28 @@ void history_node(struct server *server, enum strew_outcome outcome, const char 
 	}
 	keep(server, node->publication->model,
 		outcome == STREW_OUTCOME_COMMITTED ? "" : node_stage_name(stage), &report);
+}
+
+/* Its stages are not those of an update: how long the mover copied is said. */
+void history_catch(struct server *server, const struct team *team, uint64_t bytes)
+{
+	const struct catching *catching = &team->catching;
+	struct group_outcome group = {.node = server->epoch.rank,
+		.replica = team->group.replica,
+		.part = team->group.part,
+		.outcome = STREW_OUTCOME_COMMITTED,
+		.state = group_state(&team->group)};
+	struct msg_report report = {.version = catching->version,
+		.outcome = STREW_OUTCOME_COMMITTED,
+		.bytes = bytes,
+		.total_ns = catching->mover_ns,
+		.groups = &group,
+		.ngroups = 1};
+
+	snprintf(report.text, sizeof(report.text),
+		"replica %u part %u caught up from replica %u part %u", group.replica, group.part,
+		catching->from_replica, catching->from_part);
+	keep(server, team->group.model, "", &report);
 }
 
 void events_answer(struct client *client, const struct message *message)

@@ -112,6 +112,15 @@ static int make_bounce(const struct making *making, const struct copies *picked,
 	return rc;
 }
 
+/* In whose streams such a copy has to be at one of its ends, as the slot is there. */
+static bool ends_at_issuer(const struct making *making, const struct route *route)
+{
+	const uint8_t *uuid = making->issuer ? gpu_device_uuid(making->issuer) : NULL;
+
+	return uuid && (memcmp(route->source, uuid, GPU_UUID_BYTES) == 0 ||
+			       memcmp(route->target, uuid, GPU_UUID_BYTES) == 0);
+}
+
 static int make_one(const struct making *making, const struct copies *picked,
 	const struct route *route, struct issue *issue, struct error *err)
 {
@@ -130,7 +139,8 @@ static int make_one(const struct making *making, const struct copies *picked,
 	if (rc) {
 		return rc;
 	}
-	if (from_host || (!making->issuer && gpu_device_reaches(issue->device, route->target))) {
+	if (from_host || (!ends_at_issuer(making, route) &&
+				 gpu_device_reaches(issue->device, route->target))) {
 		return make_plain(making, picked, by_link, issue, err);
 	}
 	return make_bounce(making, picked, issue, err);

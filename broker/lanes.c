@@ -1,7 +1,10 @@
-/* Streams with their events, and which of them an issue goes by. */
+/* Streams with their events, which of them an issue goes by, and waiting for them. */
+#include "base/clock.h"
 #include "broker/moves_internal.h"
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
+#include <time.h>
 
 void lane_finish(struct lane *lane)
 {
@@ -79,4 +82,58 @@ int issue_run(const struct issue *issue, size_t range, uint64_t slot, struct lan
 	return issue->bounce
 		       ? gpu_bounce_run(issue->bounce, range, slot, out->stream, in->stream, err)
 		       : gpu_copies_run(issue->copies, range, slot, in->stream, err);
+}
+
+#define SPIN_NS 200000u /* an event is looked at without sleeping for this long */
+#define SLEEP_NS 20000u
+
+int event_wait(struct gpu_event *event, struct job *job, uint64_t deadline, struct error *err)
+{
+	uint64_t start = clock_ns();
+
+	for (;;) {
+		int rc = gpu_event_query(event, err);
+		uint64_t now;
+
+		if (rc) {
+			return rc < 0 ? rc : 0;
+		}
+		now = clock_ns();
+		if (now >= deadline) {
+			return error_set(
+				err, -ETIMEDOUT, "copying did not end before the deadline");
+		}
+		mover_look(job);
+		if (now - start > SPIN_NS) {
+			struct timespec nap = {0, SLEEP_NS};
+
+			nanosleep(&nap, NULL);
+		} else {
+			sched_yield();
+		}
+	}
+}
+
+int moves_wait_local(struct moves *moves, struct job *job, uint64_t deadline, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < moves->nlocal; i++) {
+		struct lane *lane = &moves->local[i];
+
+		rc = gpu_event_record(lane->events[0], lane->stream, err);
+		rc = rc ? rc : event_wait(lane->events[0], job, deadline, err);
+	}
+	return rc;
+}
+
+void moves_quiet_local(struct moves *moves, struct job *job)
+{
+	struct error why;
+
+	if (moves_wait_local(moves, job, deadline_in_ms(LIMIT_ABORT_MS), &why)) {
+		error_prefix(&why, "%.100s; its copies cannot be waited for", job->err.text);
+		job->err = why;
+		job->hung = true;
+	}
 }

@@ -172,24 +172,21 @@ static bool moves_now(const struct update *update)
 	return !(update->flags & PUBLISH_PARTS) || update->part;
 }
 
-/* What a broker must remember in case that this lead is lost: arrays of the message. */
+/* What a broker must remember for the time after this update: arrays of the message. */
 struct go_lists {
-	uint32_t sizes[LIMIT_REPORT_GROUPS];
+	uint32_t met[LIMIT_REPORT_GROUPS];
 	struct group_name own[LIMIT_GROUPS];
 };
 
 static void fill_lists(const struct update *update, struct go_lists *lists, struct msg_decision *go)
 {
-	memset(lists->sizes, 0, sizeof(lists->sizes));
-	go->sizes = lists->sizes;
-	go->nsizes = update->nreplicas;
+	go->met = lists->met;
+	go->nmet = update->ngroups;
 	go->own = lists->own;
 	for (size_t i = 0; i < update->ngroups; i++) {
 		const struct group_outcome *group = &update->groups[i];
 
-		for (size_t k = 0; k < update->nreplicas; k++) {
-			lists->sizes[k] += update->replicas[k] == group->replica;
-		}
+		lists->met[i] = group->replica;
 		if (group->node == 0 && group->outcome == STREW_OUTCOME_NONE &&
 			go->nown < LIMIT_GROUPS) {
 			lists->own[go->nown++] = (struct group_name){group->replica, group->part};
@@ -302,6 +299,9 @@ void lead_ready(struct server *server)
 	for (struct model *model = server->models; model; model = model->next) {
 		if (model->update.state == UPDATE_QUEUED &&
 			model_publication(model, model->update.subset)) {
+			if (!catchup_yield(server, model->name, !model->update.subset)) {
+				return; /* in the next round */
+			}
 			server->active = model;
 			server->node.wire_bytes = 0;
 			lead_do(server, model,

@@ -487,28 +487,27 @@ static bool is_quiet(struct run *run, struct error *err)
 	return false;
 }
 
-/*
- * Finds the plans that job_plan made; they are kept, so this makes nothing, unless the lead has
- * decided on other slot types than job_plan took for likely.
- */
-static int find_plans(struct run *run, const struct plan_for *plan_for, const struct crew *crews,
-	size_t ncrews, struct error *err)
+int moves_plans(struct moves *moves, const struct plan_for *plan_for, const struct crew *crews,
+	size_t ncrews, struct plan_base **ret_base, struct plan_crew ***ret_crews,
+	struct error *err)
 {
-	int rc = plans_base(run->moves->plans, plan_for, &run->base, err);
+	struct plan_crew **found = calloc(ncrews + 1, sizeof(struct plan_crew *));
+	struct plan_base *base;
+	int rc = found ? plans_base(moves->plans, plan_for, &base, err)
+		       : error_set(err, -ENOMEM, "out of memory");
 
+	for (size_t i = 0; rc == 0 && i < ncrews; i++) {
+		rc = plans_crew(moves->plans, plan_for, base, &crews[i], &found[i], err);
+	}
 	if (rc) {
+		free(found);
 		return rc;
 	}
-	run->crews = calloc(ncrews + 1, sizeof(*run->crews));
-	if (!run->crews) {
-		return error_set(err, -ENOMEM, "out of memory");
+	if (ret_base) {
+		*ret_base = base;
 	}
-	run->ncrews = ncrews;
-	for (size_t i = 0; rc == 0 && i < ncrews; i++) {
-		rc = plans_crew(
-			run->moves->plans, plan_for, run->base, &crews[i], &run->crews[i], err);
-	}
-	return rc;
+	*ret_crews = found;
+	return 0;
 }
 
 void job_move_run(struct job *job)
@@ -532,7 +531,9 @@ void job_move_run(struct job *job)
 			"the lead would have tensors cast that a worker here wants as they are");
 		return;
 	}
-	job->rc = find_plans(&run, &work->plan_for, work->crews, work->ncrews, &job->err);
+	job->rc = moves_plans(run.moves, &work->plan_for, work->crews, work->ncrews, &run.base,
+		&run.crews, &job->err);
+	run.ncrews = job->rc ? 0 : work->ncrews;
 	if (job->rc == 0 && run.hash) {
 		job->rc = plans_hashes(
 			run.moves->plans, work->plan_for.publication, run.base, &job->err);
@@ -544,71 +545,4 @@ void job_move_run(struct job *job)
 		}
 	}
 	free(run.crews);
-}
-
-static int commit_one(struct run *run, const struct issues *issues, struct error *err)
-{
-	int rc = 0;
-
-	for (size_t i = 0; rc == 0 && i < issues->n; i++) {
-		struct lane *out, *in;
-
-		rc = issue_out(run->moves, &issues->v[i], &out, err);
-		rc = rc ? rc : issue_in(run->moves, &issues->v[i], &in, err);
-		rc = rc ? rc : issue_run(&issues->v[i], 0, 0, out, in, err);
-	}
-	return rc;
-}
-
-static int commit_all(struct run *run, struct error *err)
-{
-	int rc = 0;
-
-	for (size_t i = 0; rc == 0 && i < run->ncrews; i++) {
-		for (size_t k = 0; rc == 0 && k < run->crews[i]->nworkers; k++) {
-			rc = commit_one(run, &run->crews[i]->commit[k], err);
-		}
-	}
-	return rc ? rc : wait_lanes(run, err);
-}
-
-void job_commit_run(struct job *job)
-{
-	struct job_commit *work = (struct job_commit *)job;
-	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline};
-
-	job->rc = find_plans(&run, &work->plan_for, work->crews, work->ncrews, &job->err);
-	if (job->rc == 0) {
-		job->rc = commit_all(&run, &job->err);
-		if (job->rc) {
-			job->hung = !is_quiet(&run, &job->err);
-		}
-	}
-	free(run.crews);
-}
-
-void job_settle_run(struct job *job)
-{
-	struct job_settle *work = (struct job_settle *)job;
-	struct run run = {.job = job, .moves = work->moves, .deadline = work->deadline};
-	struct plan_crew *plan = calloc(1, sizeof(*plan));
-
-	if (!plan) {
-		job->rc = error_set(&job->err, -ENOMEM, "out of memory");
-	} else if (!work->publication) {
-		job->rc = error_set(&job->err, -ESTALE, "what was prepared is not known any more");
-	} else {
-		job->rc = crew_plan_make_commit(
-			run.moves->plans, work->publication, &work->crew, plan, &job->err);
-	}
-	if (job->rc == 0) {
-		run.crews = &plan;
-		run.ncrews = 1;
-		work->touched = true;
-		job->rc = commit_all(&run, &job->err);
-		if (job->rc) {
-			job->hung = !is_quiet(&run, &job->err);
-		}
-	}
-	crew_plan_free(plan);
 }

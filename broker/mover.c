@@ -80,6 +80,13 @@ void mover_note(struct job *job, unsigned notes)
 	kick(job->mover);
 }
 
+static uint64_t due_of(const struct job *job)
+{
+	uint64_t limit_ms = job->limit_ms ? job->limit_ms : LIMIT_JOB_MS;
+
+	return job->due ? job->due : clock_ns() + limit_ms * 1000000u;
+}
+
 static void run_one(struct mover *mover)
 {
 	struct job *job = mover->queued;
@@ -89,8 +96,7 @@ static void run_one(struct mover *mover)
 		mover->queued_end = &mover->queued;
 	}
 	mover->running = job;
-	atomic_store(
-		&mover->running_due, job->due ? job->due : clock_ns() + LIMIT_JOB_MS * 1000000ull);
+	atomic_store(&mover->running_due, due_of(job));
 	pthread_mutex_unlock(&mover->lock);
 	job->run(job);
 	pthread_mutex_lock(&mover->lock);

@@ -21,8 +21,9 @@ struct job {
 		unsigned notes); /* in the event loop, while it runs; may be NULL */
 	int rc;
 	struct error err;
-	bool hung;    /* something of it may be in flight for ever: the process must end */
-	uint64_t due; /* by when it must have ended, once it runs; 0: LIMIT_JOB_MS from then */
+	bool hung;	   /* something of it may be in flight for ever: the process must end */
+	uint64_t due;	   /* by when it must have ended, once it runs; 0: limit_ms from then */
+	uint32_t limit_ms; /* 0: LIMIT_JOB_MS */
 	/* the mover's */
 	struct mover *mover;
 	struct job *next;

@@ -115,6 +115,24 @@ struct job_settle {
 	void *data;
 };
 void job_settle_run(struct job *job);
+/*
+ * A crew catches up out of a sibling's live memory, in steps: whether that covers it (-ENOENT) and
+ * the plans; copies for a short while, again until none are left; the shadows to live memory.
+ */
+enum catch_step { CATCH_PLAN, CATCH_MOVE, CATCH_COMMIT };
+struct job_catch {
+	struct job job;
+	struct moves *moves;
+	enum catch_step step;
+	struct crew from; /* plan, move: mapped, and not written meanwhile */
+	struct crew to;
+	size_t lump;	   /* so many were begun; set it to 0 before the first move … */
+	bool more;	   /* … and move again while it says so */
+	uint64_t deadline; /* of this step's copies, from when it runs */
+	uint64_t elapsed_ns;
+	void *data;
+};
+void job_catch_run(struct job *job);
 
 /* Reads a stretch of what a worker or trainer has exported into a memfd. Between updates. */
 struct job_read {

@@ -1,4 +1,4 @@
-/* What broker/moves.c and broker/move.c share: the mover's own state. */
+/* What broker/moves.c, move.c, commit.c, catch_move.c and lanes.c share: the mover's own state. */
 #ifndef BROKER_MOVES_INTERNAL_H
 #define BROKER_MOVES_INTERNAL_H
 
@@ -48,5 +48,27 @@ int issue_run(const struct issue *issue, size_t range, uint64_t slot, struct lan
 	struct lane *in, struct error *err);
 
 int moves_slots(struct moves *moves, struct error *err);
+
+/*
+ * Finds the plans that job_plan made; they are kept, so this makes nothing, unless the lead has
+ * decided on other slot types than job_plan took for likely. One for each crew, the array to be
+ * freed; ret_base may be NULL.
+ */
+int moves_plans(struct moves *moves, const struct plan_for *plan_for, const struct crew *crews,
+	size_t ncrews, struct plan_base **ret_base, struct plan_crew ***ret_crews,
+	struct error *err);
+
+/* Waits on the host, and looks at the words that are watched meanwhile. -ETIMEDOUT. */
+int event_wait(struct gpu_event *event, struct job *job, uint64_t deadline, struct error *err);
+/* Until all that was enqueued in the local lanes is done. */
+int moves_wait_local(struct moves *moves, struct job *job, uint64_t deadline, struct error *err);
+/* The same after a failure of the job: nothing of it may be in flight when it ends. If something
+ * may be, the job has hung. */
+void moves_quiet_local(struct moves *moves, struct job *job);
+
+/* commit.c: copies the shadows of these crews, and waits. Quiet behind a failure, or it has hung.
+ */
+int commit_crews(struct moves *moves, struct job *job, struct plan_crew *const *crews,
+	size_t ncrews, uint64_t deadline);
 
 #endif

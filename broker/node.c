@@ -325,6 +325,16 @@ static bool take_roots(
 	return true;
 }
 
+/* Copies of a group that catches up are about to end: node_tick() begins then. */
+static void keep_begin(struct node *node, const struct msg_begin *begin)
+{
+	node->begin = *begin;
+	node->begin.roots = node->roots;
+	node->begin.nroots = MIN(begin->nroots, LIMIT_RANKS);
+	memcpy(node->roots, begin->roots, node->begin.nroots * sizeof(node->roots[0]));
+	node->begin_waits = true;
+}
+
 void node_begin(struct server *server, const struct msg_begin *begin)
 {
 	struct node *node = &server->node;
@@ -340,6 +350,10 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	}
 	node->epoch = begin->epoch;
 	node->serial = begin->update;
+	if (!catchup_yield(server, begin->model, !begin->subset)) {
+		keep_begin(node, begin);
+		return;
+	}
 	node->version = begin->version;
 	node->flags = begin->flags;
 	node->subset = begin->subset;
@@ -419,6 +433,7 @@ void node_go(struct server *server, const struct msg_decision *go)
 				.text = "its replica sits this update out"});
 	}
 	recall_go(server, go);
+	catchup_go(server, go);
 	expect(node);
 	if (again && !go->part) {
 		/* All is there: gates, then prepared. */
@@ -495,6 +510,7 @@ void node_commit(struct server *server, const struct msg_decision *commit)
 		model->committed_base = node->base;
 		model->doubted = 0;
 		model->decided = true;
+		catchup_committed(server);
 	}
 	node_gather(node, PHASE_COMMITTING);
 	if (node->ngoing == 0) {
@@ -511,6 +527,7 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 	if (serial != node->serial || node->stage == NODE_COMMITTING) {
 		return;
 	}
+	node->begin_waits = false;
 	if (text != node->abort_text) {
 		string_copy(node->abort_text, sizeof(node->abort_text), text);
 	}
@@ -545,6 +562,7 @@ void node_doubt(struct server *server)
 {
 	struct node *node = &server->node;
 
+	node->begin_waits = false;
 	if (node->stage == NODE_IDLE || node->stage == NODE_COMMITTING) {
 		return;
 	}
@@ -580,6 +598,12 @@ void node_tick(struct server *server, uint64_t now)
 	struct group_event event = {
 		.type = GE_LATE, .text = "its engine did not hold the gate before the deadline"};
 
+	if (node->begin_waits && catchup_yield(server, node->begin.model, !node->begin.subset)) {
+		struct msg_begin begin = node->begin;
+
+		node->begin_waits = false;
+		node_begin(server, &begin);
+	}
 	if (node->stage == NODE_MOVING) {
 		event.text =
 			"its engine did not hold the gate in time after everything was received";

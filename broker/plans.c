@@ -15,30 +15,6 @@
  * 3 MB and less in memory of their own: 91.1 ms with 4 MiB, 89.0 with 1 MiB.
  */
 #define STRETCH_BYTES (1ull << 20)
-#define PLANS_MAX 256 /* kept of each sort; more than groups × models in use */
-/* What was found out about a publication and a set of crews is kept so often: an update of a subset
- * follows one of another, or of everything, and must not count tensors again. */
-#define MARKS_MAX 64
-
-struct plans {
-	struct gpu *gpu;
-	const char *device;		   /* the option, borrowed */
-	_Atomic(struct gpu_device *) home; /* looked at by the event loop too */
-	struct rings rings;
-	struct plan_base *bases[PLANS_MAX];
-	size_t nbases;
-	struct plan_crew *crews[PLANS_MAX];
-	size_t ncrews;
-	uint64_t uses;
-	struct {
-		uint64_t mark, tensors;
-	} unwanted[MARKS_MAX]; /* at its mark, modulo their number; mark 0: none */
-	struct {
-		uint64_t mark;
-		struct slot_types types;
-	} wanted[MARKS_MAX]; /* the same */
-	uint64_t next_id;
-};
 
 void publication_free(struct publication *publication)
 {
@@ -412,121 +388,46 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 	return 0;
 }
 
-/* Names a publication and a set of crews. */
-static uint64_t mark_of(
-	const struct publication *publication, const struct crew *const *crews, size_t ncrews)
+/* No base has such an id. */
+#define CATCH_BASE (1ull << 63)
+
+int plans_catch(struct plans *plans, const struct crew *from, const struct crew *crew,
+	struct plan_crew **ret_crew, struct error *err)
 {
-	uint64_t mark = publication->key;
-
-	for (size_t i = 0; i < ncrews; i++) {
-		mark = mark * 31 + crews[i]->key;
-	}
-	return mark;
-}
-
-/* Their layouts; malloc'd, NULL without memory. */
-static const struct layout **layouts_of(
-	const struct crew *const *crews, size_t ncrews, size_t *ret_n)
-{
-	const struct layout **layouts;
-	size_t n = 0;
-
-	for (size_t i = 0; i < ncrews; i++) {
-		n += crews[i]->nworkers;
-	}
-	layouts = calloc(n + 1, sizeof(*layouts));
-	n = 0;
-	for (size_t i = 0; layouts && i < ncrews; i++) {
-		for (size_t k = 0; k < crews[i]->nworkers; k++) {
-			layouts[n++] = &crews[i]->workers[k]->layout;
-		}
-	}
-	*ret_n = n;
-	return layouts;
-}
-
-int plans_wanted(struct plans *plans, const struct plan_for *plan_for,
-	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types)
-{
-	const struct publication *publication = plan_for->publication;
-	uint64_t mark = mark_of(publication, crews, ncrews) * 31 + publication->own_root;
-	size_t at = mark % MARKS_MAX;
-	int rc = 0;
-
-	if (plans->wanted[at].mark != mark) {
-		size_t n;
-		const struct layout **layouts = layouts_of(crews, ncrews, &n);
-
-		rc = layouts ? slot_types_wanted(&publication->manifest, publication->roots,
-				       publication->nroots, publication->own_root, layouts, n,
-				       &plans->wanted[at].types)
-			     : -ENOMEM;
-		free(layouts);
-		plans->wanted[at].mark = rc ? 0 : mark;
-	}
-	if (rc == 0) {
-		*ret_types = plans->wanted[at].types;
-	}
-	return rc;
-}
-
-int plans_guess(struct plans *plans, const struct plan_for *plan_for,
-	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types)
-{
-	const struct plan_base *last = NULL;
+	uint64_t base = CATCH_BASE | (from ? from->key : 0);
+	struct plan_crew *plan = NULL;
 	int rc;
 
-	for (size_t i = 0; i < plans->nbases; i++) {
-		const struct plan_base *base = plans->bases[i];
-
-		if (base->key == plan_for->publication->key &&
-			base->slot_bytes == plan_for->slot_bytes &&
-			(!last || base->last_use > last->last_use)) {
-			last = base;
+	for (size_t i = 0; i < plans->ncrews; i++) {
+		if (plans->crews[i]->base == base && plans->crews[i]->key == crew->key) {
+			plan = plans->crews[i];
 		}
 	}
-	if (last) {
-		*ret_types = last->slot_types;
-		return 0;
-	}
-	rc = plans_wanted(plans, plan_for, crews, ncrews, ret_types);
-	if (rc == 0) {
-		slot_types_settle(ret_types);
-	}
-	return rc;
-}
-
-int plans_unwanted(struct plans *plans, const struct publication *publication,
-	const struct crew *const *crews, size_t ncrews, uint64_t *ret_unwanted)
-{
-	uint64_t mark = mark_of(publication, crews, ncrews);
-	size_t at = mark % MARKS_MAX;
-	struct plan_uncovered uncovered;
-	int rc;
-
-	if (plans->unwanted[at].mark != mark) {
-		size_t n;
-		const struct layout **layouts = layouts_of(crews, ncrews, &n);
-
-		if (!layouts) {
-			return -ENOMEM;
+	if (!plan) {
+		plan = calloc(1, sizeof(*plan));
+		if (!plan) {
+			return error_set(err, -ENOMEM, "out of memory");
 		}
-		rc = plan_uncovered(&publication->manifest, layouts, n, &uncovered);
-		free(layouts);
+		plan->base = base;
+		plan->key = crew->key;
+		rc = from ? catch_plan_make(plans, from, crew, plan, err)
+			  : crew_plan_make_commit(plans, NULL, crew, plan, err);
 		if (rc) {
+			crew_plan_free(plan);
 			return rc;
 		}
-		plans->unwanted[at].tensors = uncovered.tensors;
-		plans->unwanted[at].mark = mark;
+		plans->crews[crew_place(plans)] = plan;
 	}
-	*ret_unwanted = plans->unwanted[at].tensors;
+	plan->last_use = ++plans->uses;
+	*ret_crew = plan;
 	return 0;
 }
 
 void plans_drop_crew(struct plans *plans, uint64_t key)
 {
 	for (size_t i = 0; i < plans->ncrews;) {
-		if (plans->crews[i]->key == key) {
+		/* What another one catches up by is made of its memory too. */
+		if (plans->crews[i]->key == key || plans->crews[i]->base == (CATCH_BASE | key)) {
 			crew_plan_free(plans->crews[i]);
 			plans->crews[i] = plans->crews[--plans->ncrews];
 		} else {

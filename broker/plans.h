@@ -93,7 +93,8 @@ struct plan_crew {
 	uint64_t publication, base, key; /* key: the crew's */
 	bool partial;			 /* matched only with parameters left uncovered */
 	struct issues scatter; /* from slots; issued by the slots' device, or bounced from it */
-	struct issues local;   /* from the trainers' memory */
+	struct issues local;   /* from the trainers' memory; of catching up: from a sibling's */
+	size_t nlumps;	       /* of catching up: the ranges of `local` */
 	struct issues *commit; /* one a worker, by its GPU; empty where direct */
 	size_t nworkers;
 	uint64_t last_use;
@@ -139,6 +140,14 @@ int plans_hashes(struct plans *plans, const struct publication *publication, str
 	struct error *err);
 int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struct plan_base *base,
 	const struct crew *crew, struct plan_crew **ret_crew, struct error *err);
+
+/*
+ * For catching up, found or made; the base is no plan_base, and publications may come and go. The
+ * copies out of `from`, a sibling's live memory: -ENOENT, it does not cover what this crew wants.
+ * `from` NULL: the commits of this crew's staged workers, for which it is needed no more.
+ */
+int plans_catch(struct plans *plans, const struct crew *from, const struct crew *crew,
+	struct plan_crew **ret_crew, struct error *err);
 
 /* The slot types that these crews want, who are served by wire. Kept for one set of crews. */
 int plans_wanted(struct plans *plans, const struct plan_for *plan_for,

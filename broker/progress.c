@@ -82,6 +82,23 @@ static void await_settling(struct server *server, const char *model, char *await
 	}
 }
 
+/* Between updates: groups that are on their way to what they have missed. False: there are none. */
+static bool fill_catching(
+	const struct server *server, const struct model *model, struct progress *said)
+{
+	for (const struct team *team = server->teams; team; team = team->next) {
+		if (team->catching.stage == CATCH_UNDER_WAY &&
+			strcmp(team->group.model, model->name) == 0) {
+			said->version = team->catching.version;
+			string_copy(said->stage, sizeof(said->stage), "catching up");
+			add(said->awaited, "replica %u part %u", team->group.replica,
+				team->group.part);
+			await_team(team, said->awaited);
+		}
+	}
+	return said->awaited[0];
+}
+
 static void await_nodes(const struct server *server, const struct update *update, char *awaited)
 {
 	for (uint32_t node = 1; node < update->nnodes; node++) {
@@ -144,6 +161,9 @@ static void fill_lead(const struct server *server, const struct model *model, st
 	said->version = update->version;
 	switch (update->state) {
 	case UPDATE_IDLE:
+		if (fill_catching(server, model, said)) {
+			break;
+		}
 		said->version = update->version ? update->version : model->committed;
 		said->outcome = update->outcome;
 		string_copy(said->text, sizeof(said->text), update->text);
@@ -171,6 +191,7 @@ static void fill_member(
 		said->stage, sizeof(said->stage), node_stage_name(ours ? node->stage : NODE_IDLE));
 	if (!ours || node->stage == NODE_IDLE) {
 		said->version = model->committed;
+		fill_catching(server, model, said);
 		return;
 	}
 	said->version = node->version;

@@ -86,8 +86,10 @@ void recall_go(struct server *server, const struct msg_decision *go)
 	}
 	recall = &remembered->recall;
 	recall->nreplicas = 0;
-	for (size_t i = 0; i < go->nreplicas && i < go->nsizes; i++) {
-		if (go->sizes[i] && count_teams(node, go->replicas[i]) == go->sizes[i]) {
+	for (size_t i = 0; i < go->nreplicas; i++) {
+		size_t groups = groups_met(go, go->replicas[i]);
+
+		if (groups && count_teams(node, go->replicas[i]) == groups) {
 			recall_add(recall, go->replicas[i]);
 		}
 	}

@@ -301,7 +301,7 @@ static void accept_tick(struct server *server, uint64_t now)
 
 static uint64_t next_due(const struct server *server)
 {
-	uint64_t due = MIN(clients_due(server), node_due(server));
+	uint64_t due = MIN(MIN(clients_due(server), node_due(server)), catchup_due(server));
 
 	due = MIN(due, settle_due(server));
 	if (server->accept_at) {
@@ -316,7 +316,8 @@ static uint64_t next_due(const struct server *server)
 
 static bool drained(const struct server *server)
 {
-	return server->draining && server->node.stage == NODE_IDLE && !server->active;
+	return server->draining && server->node.stage == NODE_IDLE && !server->active &&
+	       catchup_quiet(server);
 }
 
 void server_count_epoch(struct server *server)
@@ -362,6 +363,7 @@ void server_round(struct server *server)
 		epoch_tick(server, now);
 	}
 	join_tick(server, now);
+	catchup_look(server);
 }
 
 int server_run(struct server *server)

@@ -39,6 +39,29 @@ struct server;
 struct client;
 struct member;
 
+enum catch_stage {
+	CATCH_NONE,
+	CATCH_PLANNING, /* does the sibling cover it? The group knows of nothing yet */
+	CATCH_UNDER_WAY /* as in an update: see its phase */
+};
+
+/* A group on its way to the version that a sibling here holds (catchup.c). */
+struct catching {
+	enum catch_stage stage;
+	bool stopping, job_running;
+	uint64_t version;
+	uint64_t from_key; /* the sibling, as long as it is the same crew … */
+	uint32_t from_replica, from_part;
+	uint64_t deadline; /* of a gate for which a resume waits; UINT64_MAX: none does */
+	uint64_t yield_by; /* of copies for which an update waits; 0: none does */
+	uint64_t mover_ns;
+	struct job_catch job;
+	/* Siblings that were tried in vain by this crew for this version. */
+	uint64_t tried_key, tried_version;
+	uint64_t tried_from[LIMIT_GROUPS];
+	size_t ntried;
+};
+
 /* A group, with what the pure machine does not know. */
 struct team {
 	struct group group;
@@ -49,6 +72,11 @@ struct team {
 	bool taking_part; /* begin was given to it */
 	bool said;	  /* it has said what the node waits for */
 	enum strew_outcome outcome;
+	/* For catching up: the last go has met no other group of its replica, on any node; and what
+	 * was committed then. */
+	bool alone;
+	uint64_t alone_at;
+	struct catching catching;
 	struct team *next;
 };
 
@@ -222,6 +250,9 @@ struct node {
 	uint32_t part;		    /* the subset that moves; 0: none, or not in parts */
 	struct publication *moving; /* its publication, while it moves */
 	struct slot_types part_wanted, part_types; /* what the two above come to for it */
+	/* A begin that came while a group was catching up; its roots are above. */
+	struct msg_begin begin;
+	bool begin_waits;
 };
 
 /* What a member remembers of one model. */
@@ -385,6 +416,19 @@ void team_learn(struct server *server, const struct team *team);
 struct team *team_next(struct server *server, struct team *after, const char *model);
 void teams_free(struct server *server);
 
+/* catchup.c: groups that have missed a version take it from a sibling here, between updates */
+void catchup_look(struct server *server); /* in every round: begins, goes on, ends */
+/* An update of that model wants to begin, of everything or of a subset. False: not yet, copies are
+ * to end. */
+bool catchup_yield(struct server *server, const char *model, bool whole);
+bool catchup_quiet(const struct server *server);
+/* Which replicas have one group in all: heard with go, and true of a version once it is committed.
+ */
+void catchup_go(struct server *server, const struct msg_decision *go);
+void catchup_committed(struct server *server);
+void catchup_free(struct team *team); /* at the end of the process, when the mover is gone */
+uint64_t catchup_due(const struct server *server);
+
 /* node.c: this broker's part */
 void node_begin(struct server *server, const struct msg_begin *begin);
 void node_go(struct server *server, const struct msg_decision *go);
@@ -406,6 +450,18 @@ uint64_t node_due(const struct server *server);
 
 /* Frees a publication that no job and no update uses any more, after the mover has forgotten it. */
 void publication_retire(struct server *server, struct publication *publication);
+
+/* How many groups of that replica there are on all nodes, as far as the lead has met them. 0: it is
+ * not known, as there are more of all replicas than a lead counts. */
+static inline size_t groups_met(const struct msg_decision *go, uint32_t replica)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < go->nmet && go->nmet < LIMIT_REPORT_GROUPS; i++) {
+		n += go->met[i] == replica;
+	}
+	return n;
+}
 
 /* recall.c: how far this broker got in the last update of a model, for the next lead */
 void recall_begin(struct server *server); /* these five: of the node's update */
@@ -600,6 +656,7 @@ void progress_answer(struct client *client, uint64_t serial);
 /* history.c: updates that have ended, into server->events */
 void history_lead(struct server *server, const char *model, const struct msg_report *report);
 void history_node(struct server *server, enum strew_outcome outcome, const char *text);
+void history_catch(struct server *server, const struct team *team, uint64_t bytes);
 void events_answer(struct client *client, const struct message *message);
 
 /* sums.c: those of the node's update. Noted when a move has ended, kept if it is committed. */

@@ -170,6 +170,7 @@ static const struct field done_fields[] = {
 	RANGE("outcome", msg_done, outcome, STREW_OUTCOME_NONE, STREW_OUTCOME_LOST),
 	RANGE("state", msg_done, state, STREW_GROUP_FORMING, STREW_GROUP_LOST),
 	STR("text", msg_done, text),
+	RANGE("catching", msg_done, catching, 0, 1),
 };
 TABLE(done);
 
@@ -560,7 +561,7 @@ static const struct field decision_fields[] = {
 	LIST("slot_types", FIELD_U32_LIST, msg_decision, slot_types, nslot_types, LIMIT_SLOT_TYPES),
 	STR("text", msg_decision, text),
 	RANGE("part", msg_decision, part, 0, LIMIT_SUBSETS),
-	LIST("sizes", FIELD_U32_LIST, msg_decision, sizes, nsizes, LIMIT_REPORT_GROUPS),
+	LIST("met", FIELD_U32_LIST, msg_decision, met, nmet, LIMIT_REPORT_GROUPS),
 	STRUCTS("own", msg_decision, own, nown, LIMIT_GROUPS, group_name),
 };
 TABLE(decision);

@@ -223,6 +223,7 @@ struct msg_done {
 	uint32_t outcome; /* enum strew_outcome */
 	uint32_t state;	  /* enum strew_group_state */
 	char text[LIMIT_TEXT_BYTES];
+	uint32_t catching; /* 1: of catching up, else of an update */
 };
 
 struct msg_trainer {
@@ -536,9 +537,9 @@ struct msg_decision { /* go, commit, abort */
 	uint32_t *slot_types; /* … with tensors of these types; plan/slot_types.h */
 	size_t nslot_types;
 	char text[LIMIT_TEXT_BYTES]; /* abort: why */
-	uint32_t part;	 /* go, in parts: the subset to move; 0: all is there, prepare */
-	uint32_t *sizes; /* go: of each of the replicas, how many groups it has on all nodes */
-	size_t nsizes;
+	uint32_t part; /* go, in parts: the subset to move; 0: all is there, prepare */
+	uint32_t *met; /* go: of each group that the lead has met, on all nodes, its replica */
+	size_t nmet;
 	struct group_name *own; /* go: the groups on the lead's node that go on */
 	size_t nown;
 };

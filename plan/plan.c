@@ -190,8 +190,7 @@ static int target_make(struct target *target, const struct plan_worker *worker,
 	return target_find(target, manifest, err);
 }
 
-/* Where element 0 of the piece's parameter is in the worker's memory, or in its shadow. */
-static uint64_t parameter_at(
+uint64_t plan_parameter_at(
 	const struct plan_worker *worker, uint32_t parameter, uint32_t *ret_space)
 {
 	if (worker->shadow_offset && worker->shadow_offset[parameter] != SHADOW_NONE) {
@@ -212,7 +211,8 @@ static int scatter_rect(const struct plan_worker *worker, const struct piece *pi
 	struct copy copy = {.src_space = from->space, .run_bytes = size, .ndim = (uint32_t)map->n};
 
 	copy_set_cast(&copy, from->dtype, dtype);
-	copy.dst = parameter_at(worker, piece->parameter, &copy.dst_space) + piece->offset * size;
+	copy.dst =
+		plan_parameter_at(worker, piece->parameter, &copy.dst_space) + piece->offset * size;
 	for (int k = 0; k < map->n; k++) {
 		int v = map->dim[k];
 

@@ -60,6 +60,10 @@ struct plan_worker {
  * one already (the twin of memory that cannot be exported). */
 #define SHADOW_NONE UINT64_MAX
 
+/* Where element 0 of the parameter is: a byte of *ret_space, in the shadow where it has one. */
+uint64_t plan_parameter_at(
+	const struct plan_worker *worker, uint32_t parameter, uint32_t *ret_space);
+
 /* Scatter: slot (src_space 0) → the workers' parameters. A range per bucket. */
 int plan_scatter(const struct manifest *manifest, const struct buckets *buckets,
 	const struct plan_worker *workers, size_t nworkers, struct copies *ret_copies,
@@ -72,10 +76,21 @@ int plan_local(const struct manifest *manifest, const struct buckets *buckets,
 
 /*
  * Commit: a worker's shadow → its live parameters, only bytes that pieces of the manifest's
- * tensors cover: what a partial update leaves out keeps its live bytes. One range.
+ * tensors cover: what a partial update leaves out keeps its live bytes. NULL: of all tensors. One
+ * range.
  */
 int plan_commit(const struct manifest *manifest, const struct plan_worker *workers, size_t nworkers,
 	struct copies *ret_copies, struct error *err);
+
+/*
+ * Catching up: live parameters of a sibling group (`from`, no shadows) → those that `to` has, in
+ * its shadows where there are. Every element that a piece of `to` wants is copied once, out of a
+ * piece of `from` that has it in the tensor's own dtype or in that of the parameter it goes to.
+ * -ENOENT names the parameter and the tensor of which there is something in no such piece. As many
+ * ranges as it takes for none to have more than lump_bytes, which is at least 64.
+ */
+int plan_catch_up(const struct plan_worker *from, size_t nfrom, const struct plan_worker *to,
+	size_t nto, uint64_t lump_bytes, struct copies *ret_copies, struct error *err);
 
 /*
  * Where each parameter starts in a worker's shadow: ret_offset[nparameters]; returns its length.

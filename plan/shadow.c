@@ -89,7 +89,8 @@ int plan_commit(const struct manifest *manifest, const struct plan_worker *worke
 			const struct piece *piece = &layout->pieces[i];
 
 			/* The shadow holds nothing of a tensor that is not published. */
-			if (manifest_find(manifest, layout->tensors[piece->tensor].name) >= 0) {
+			if (!manifest ||
+				manifest_find(manifest, layout->tensors[piece->tensor].name) >= 0) {
 				r = commit_piece(&workers[w], piece, &copies, err);
 			}
 		}

@@ -87,7 +87,7 @@ struct strew_piece {
 enum strew_event_type {
 	STREW_EVENT_NONE = 0,
 	STREW_EVENT_HOLD = 1, /* held gate: reach a step's end, call ready, then resume */
-	STREW_EVENT_DONE = 2, /* an update ended; outcome and version say how */
+	STREW_EVENT_DONE = 2, /* an update, or catching up, ended; outcome and version say how */
 	STREW_EVENT_LOST =
 		3, /* the broker is gone: close or reconnect; state says what is in memory */
 };
@@ -98,6 +98,7 @@ struct strew_event {
 	enum strew_outcome outcome;
 	enum strew_group_state state; /* of the group, after the event */
 	char text[240];		      /* why, when the outcome is not COMMITTED */
+	uint32_t catching; /* 1: what has ended was no update: the last version, from a sibling */
 };
 
 /*
@@ -182,8 +183,9 @@ STREW_API int strew_agent_peek(
 
 /*
  * For an engine that was just started: waits until its group is CURRENT, which takes all its
- * members, and a whole update if versions were committed without it. With a held gate say ready
- * first, or no update gets in. Events are kept. -ETIMEDOUT: not yet; -ECONNRESET.
+ * members, and, if versions were committed without it, another replica on its node to take the
+ * last one from, or the next whole update. With a held gate say ready first, or nothing gets in.
+ * Events are kept. -ETIMEDOUT: not yet; -ECONNRESET.
  */
 STREW_API int strew_agent_wait_current(struct strew_agent *agent, int timeout_ms);
 

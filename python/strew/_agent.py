@@ -43,6 +43,7 @@ class Event:
     outcome: str
     state: str
     text: str
+    catching: bool = False  # done: of catching up with a sibling; an update may still come
 
 
 def _encode(name: str) -> tuple[bytes, int | None]:
@@ -164,7 +165,7 @@ class Agent(Closing):
         if code == 0 or said.type == 0:
             return None
         return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
-                     said.text.decode(errors="replace"))
+                     said.text.decode(errors="replace"), bool(said.catching))
 
     def poll(self) -> Event | None:
         """Answers the broker without waiting; returns an event if there is one."""
@@ -284,8 +285,9 @@ class Agent(Closing):
     def wait_current(self, timeout: float | None = 60.0) -> int:
         """For an engine that was just started: waits until its group is CURRENT; the version.
 
-        That takes all members of the group, and a whole update if versions were committed without
-        it. With a held gate call it inside paused(), or no update gets in. Events are kept.
+        That takes all members of the group, and, if versions were committed without it, another
+        replica on its node to take the last one from, or the next whole update. With a held gate
+        call it inside paused(), or nothing gets in. Events are kept.
         timeout: seconds, None: for ever. Raises Timeout (it says the state), BrokerLost.
         """
         self._handle.wait(lib.strew_agent_wait_current, timeout)

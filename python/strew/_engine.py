@@ -257,7 +257,8 @@ class Receiver:
                               f"version {agent.version}") from None
             if event.kind == "lost":
                 raise BrokerLost(errno.ECONNRESET, event.text)
-            if event.kind != "done":
+            # That it is given up may be because the update begins.
+            if event.kind != "done" or (event.catching and event.outcome != "committed"):
                 continue
             if event.outcome != "committed":  # the event's version is what the memory holds
                 raise Error(errno.ECANCELED, f"version {version}: {event.outcome}: {event.text}; "

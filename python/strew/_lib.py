@@ -61,7 +61,7 @@ class Tensor(ctypes.Structure):
 
 class Event(ctypes.Structure):
     _fields_ = [("type", c_int), ("version", c_u64), ("outcome", c_int), ("state", c_int),
-                ("text", ctypes.c_char * 240)]
+                ("text", ctypes.c_char * 240), ("catching", c_u32)]
 
 
 class GroupReport(ctypes.Structure):

@@ -3,6 +3,7 @@
 import functools
 import os
 import threading
+import time
 
 import pytest
 from conftest import Broker
@@ -22,10 +23,10 @@ SHAPES = {"a": (torch.float32, (6, 5)), "b": (torch.bfloat16, (7,))}
 class Worker(nn.Module):
     """The half of an engine's worker that loads weights."""
 
-    def __init__(self):
+    def __init__(self, zeros=torch.zeros):
         super().__init__()
         for name, (dtype, shape) in SHAPES.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype),
+            self.register_parameter(name, nn.Parameter(zeros(shape, dtype=dtype),
                                                        requires_grad=False))
 
     def load_weights(self, weights):
@@ -33,8 +34,8 @@ class Worker(nn.Module):
             getattr(self, name).data.copy_(tensor)
 
 
-def make(broker, replica=0, rank=0, size=1, timeout=10.0, **options):
-    module = Worker()
+def make(broker, replica=0, rank=0, size=1, timeout=10.0, zeros=torch.zeros, **options):
+    module = Worker(zeros)
     layout = strew.record_layout(module, module.load_weights, SHAPES)
     return module, Receiver(layout, functools.partial(
         strew.Agent, "m", replica=replica, rank=rank, size=size, socket=broker.socket, **options),
@@ -145,6 +146,40 @@ def test_asleep_the_others_go_on(broker):
         assert sleeper.state == "STALE"
         change(values, 3)
         assert len(update(trainer, 3, sleeper, awake).groups) == 2
+        assert has(module, values) and has(other, values)
+    sleeper.close()
+    awake.close()
+
+
+@pytest.mark.parametrize("apply", ["staged", "direct"])
+def test_awake_it_catches_up(broker, apply):
+    """In memory that the broker maps, as a GPU's is: what it has missed a sibling gives it."""
+    values = random_values(SHAPES, 1)
+    (module, sleeper), (other, awake) = [
+        make(broker, replica=i, zeros=strew.host_empty, apply=apply) for i in range(2)]
+    sleeper.register()
+    awake.register()
+    with trainer_of(broker, values) as trainer:
+        assert update(trainer, 1, sleeper, awake).committed
+        sleeper.sleep()
+        change(values, 2)
+        assert update(trainer, 2, awake).committed
+        sleeper.wake()
+        assert sleeper.state in ("STALE", "PENDING") and not has(module, values)
+        sleeper.receive(2, 10.0)  # nobody publishes it again
+        sleeper.finish()
+        assert sleeper.version == 2 and has(module, values)
+        # Its gate is asked for when an update comes: that one is what it waits for.
+        sleeper.sleep()
+        change(values, 3)
+        assert update(trainer, 3, awake).committed
+        sleeper.wake()
+        change(values, 4)
+        sleeper.prepare()
+        handle = trainer.publish_async(4, timeout=20.0)
+        time.sleep(0.5)  # it has begun, and what it has ended is in the sleeper's queue
+        in_threads([functools.partial(one.receive, 4, 20.0) for one in (sleeper, awake)])
+        assert handle.report(30).committed
         assert has(module, values) and has(other, values)
     sleeper.close()
     awake.close()

@@ -7,6 +7,7 @@
 #include "base/util.h"
 #include "broker/joiner.h"
 #include "broker/peers.h"
+#include "gpu/gpu.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -235,6 +236,7 @@ static void test_joined_in_the_middle(void **state)
 	(void)state;
 	draft_worker(&draft, "m", whole, 1);
 	draft.reg.replica = 1;
+	draft.allocation.kind = HANDLE_PULL; /* or it would catch up first */
 	raw_open(&raw, &lead, ROLE_WORKER);
 	draft_register(&raw, &draft);
 	trainer_write(&trainer, ++version);

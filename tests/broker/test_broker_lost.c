@@ -234,8 +234,9 @@ static void test_a_check_that_is_not_answered(void **state)
 	draft_worker(&draft, "silent", whole, 1);
 	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, &draft);
+	/* It has half of what the silent one wants, who so cannot catch up from it. */
 	start_worker(
-		&replica, (struct strew_agent_options){.model = "silent", .replica = 1}, whole);
+		&replica, (struct strew_agent_options){.model = "silent", .replica = 1}, upper);
 	start_trainer(&trainer, "silent");
 	publish(&trainer, 1, 400);
 	trainer_reports(&trainer, STREW_OUTCOME_SAT_OUT, "deadline", &report);

@@ -471,9 +471,8 @@ static void run_to_prepared(struct joiner *joiner, struct trainer *trainer, uint
 	assert_int_equal(message.u.decision.nown, 1);
 	assert_int_equal(message.u.decision.own[0].replica, 0);
 	assert_int_equal(message.u.decision.nreplicas, 2);
-	assert_int_equal(message.u.decision.nsizes, 2);
-	assert_int_equal(message.u.decision.sizes[0], 1);
-	assert_int_equal(message.u.decision.sizes[1], 1);
+	assert_int_equal(message.u.decision.nmet, 2);
+	assert_int_equal(message.u.decision.met[0] + message.u.decision.met[1], 9);
 	message_finish(&message);
 }
 

@@ -134,7 +134,7 @@ static void resume(struct scene *scene, unsigned i, int rc)
 /* Both replicas go on, each wholly at its broker. */
 static void decide(struct scene *scene, unsigned i, enum message_type type)
 {
-	uint32_t replicas[JOINERS] = {0, 1}, sizes[JOINERS] = {1, 1};
+	uint32_t replicas[JOINERS] = {0, 1}, met[JOINERS] = {0, 1};
 	struct message message;
 
 	message_init(&message, type, 0);
@@ -144,8 +144,8 @@ static void decide(struct scene *scene, unsigned i, enum message_type type)
 	message.u.decision.nreplicas = JOINERS;
 	message.u.decision.wire = 1;
 	if (type == MSG_GO) {
-		message.u.decision.sizes = sizes;
-		message.u.decision.nsizes = JOINERS;
+		message.u.decision.met = met;
+		message.u.decision.nmet = JOINERS;
 	}
 	raw_send(&scene->links[i], &message);
 }

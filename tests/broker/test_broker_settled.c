@@ -64,7 +64,7 @@ static void lead_dies(struct scene *scene)
 static void decide(struct scene *scene, enum message_type type)
 {
 	struct group_name own[] = {{4, 0}, {4, 1}};
-	uint32_t replica = 0, size = 1;
+	uint32_t replica = 0;
 	struct message message;
 
 	message_init(&message, type, 0);
@@ -73,8 +73,8 @@ static void decide(struct scene *scene, enum message_type type)
 	message.u.decision.replicas = &replica;
 	message.u.decision.nreplicas = 1;
 	message.u.decision.wire = 1;
-	message.u.decision.sizes = &size;
-	message.u.decision.nsizes = 1;
+	message.u.decision.met = &replica;
+	message.u.decision.nmet = 1;
 	message.u.decision.own = own;
 	message.u.decision.nown = 2;
 	raw_send(&scene->link, &message);

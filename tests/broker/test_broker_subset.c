@@ -179,7 +179,8 @@ static void test_names(void **state)
 	raw_close(&raw);
 }
 
-/* Who comes after the base was committed sits out, untouched, until a whole version. */
+/* Who comes after the base was committed, with no sibling on its node, sits out, untouched, until a
+ * whole version. */
 static void test_who_does_not_hold_the_base(void **state)
 {
 	struct worker workers[2];
@@ -190,7 +191,7 @@ static void test_who_does_not_hold_the_base(void **state)
 
 	(void)state;
 	draw_rows(rows, names);
-	assert_int_equal(worker_start(&workers[0], &nodes[0],
+	assert_int_equal(worker_start(&workers[0], &nodes[1],
 				 (struct strew_agent_options){.model = "late"}, rows, N),
 		0);
 	assert_int_equal(trainer_start(&trainer, &nodes[1],

@@ -189,6 +189,34 @@ def test_watch_two_nodes(stage):
     at_node(version=1, outcome="committed")
 
 
+def test_watch_catching_up(stage):
+    """A group that has missed a version, one of whose workers does not answer; then it has caught up."""
+    stage.broker()
+    worker, = stage.workers(1)
+    trainer = stage.trainer()
+    trainer.line()
+    trainer.end()
+    text = stage.start("watch-text", "strew", "status", "--watch", "--socket", stage.socket())
+    _, said = watching(stage)
+    said(model="m", stage="idle")
+
+    def late(rank):
+        return stage.start(f"late{rank}", "tp_worker", "--config",
+                           scene.CONFIGS / "tiny-llama.json", "--model", "m", "--rank", rank, "--size",
+                           2, "--replica", 1, "--socket", stage.socket()).says("registered")
+
+    first = late(0)
+    first.popen.send_signal(signal.SIGSTOP)
+    late(1)
+    said(stage="catching up", version=1, committed=1,
+         awaited=f"replica 1 part 0, process {first.pid} to look at its memory")
+    text.says("m: version 1 catching up, committed, waits for replica 1 part 0, process ")
+    first.popen.send_signal(signal.SIGCONT)
+    said(version=1, outcome="committed", text="replica 1 part 0 caught up from replica 0 part 0")
+    text.says("by wire: replica 1 part 0 caught up from replica 0 part 0")
+    assert worker.popen.poll() is None
+
+
 def test_watch_usage(stage):
     result = stage.run("strew", "status", "--watch", "--socket", stage.socket("nobody"))
     assert result.returncode == 4 and "no broker serves" in result.stderr, result
@@ -246,7 +274,6 @@ def test_events_of_failures(stage):
     trainer.line()
     trainer.says("version 2 ")
     trainer.popen.wait(scene.DEADLINE_S)
-    bad.popen.send_signal(signal.SIGCONT)
     aborted, partly = events(stage)
     assert (aborted["outcome"], aborted["ended_in"]) == ("aborted", "accepting"), aborted
     assert "gate" in aborted["text"] and len(aborted["groups"]) == 2, aborted
@@ -260,6 +287,14 @@ def test_events_of_failures(stage):
     text = stage.run("strew", "events", "--socket", stage.socket()).stdout
     assert "version 1 aborted while accepting, " in text, text
     assert text.count("    node 0 replica 1 part 0: ") == 2, text
+    # What it has missed it takes from the other one, and that is an event too.
+    bad.popen.send_signal(signal.SIGCONT)
+    bad.says("version 2 ok")
+    _, _, caught = events(stage)
+    assert (caught["version"], caught["outcome"], caught["ended_in"]) == (2, "committed", ""), caught
+    assert caught["text"] == "replica 1 part 0 caught up from replica 0 part 0", caught
+    assert caught["total_ns"] > 0 and caught["bytes"] > 0, caught
+    assert [(group["replica"], group["state"]) for group in caught["groups"]] == [(1, "CURRENT")], caught
 
 
 def test_events_of_two_nodes(stage):

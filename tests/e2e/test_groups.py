@@ -1,9 +1,11 @@
 """Groups, models and trainer ranks: who shares what, and every byte of it."""
 
+import ctypes
 import json
 import os
 import random
 import signal
+import time
 
 import scene
 from scene import checked, publish
@@ -215,15 +217,109 @@ def test_many_versions_without_a_pause(stage):
 
 
 def test_late_group_takes_the_next_version(stage):
-    """A group that registers between two versions takes part from the next."""
-    stage.broker()
-    early = stage.workers(2, "--check", 8, prefix="early-")
-    trainer = stage.trainer("--seed", 8, "--versions", 2)
+    """A group that registers between two versions, with no sibling, takes part from the next."""
+    stage.two_nodes()
+    early = stage.workers(2, "--check", 8, broker="lead", prefix="early-")
+    trainer = stage.trainer("--seed", 8, "--versions", 2, broker="lead")
     publish([trainer], early, 1)
-    late = stage.workers(2, "--check", 8, "--replica", 1, prefix="late-")
+    late = stage.workers(2, "--check", 8, "--replica", 1, broker="node", prefix="late-")
     publish([trainer], early + late, 2)
     trainer.end()
+    for worker in late:
+        assert "version 1 ok" not in worker.log, worker.log
     scene.untouched(early + late, 2)
+
+
+def test_restarted_engine_catches_up(stage):
+    """Its sibling on the node gives it the last version: nobody publishes, and none is there to."""
+    stage.two_nodes()
+    first = stage.workers(2, "--check", 8, broker="node", prefix="first-")
+    trainer = stage.trainer("--seed", 8, "--versions", 2, broker="lead")
+    publish([trainer], first, 1)
+    publish([trainer], first, 2)
+    trainer.end()
+    for life, options in enumerate((("--apply", "staged"), ("--apply", "direct"),
+                                    ("--gate", "live", "--apply", "direct"), ())):
+        # Members of another number, too.
+        size = (2, 4, 1, 2)[life]
+        group = stage.workers(size, "--check", 8, "--replica", 1, *options, broker="node",
+                              prefix=f"{life}-")
+        for worker in group:
+            worker.says("version 2 ok")
+        status = {entry["replica"]: entry for entry in stage.status("node")["groups"]}
+        assert [(status[i]["state"], status[i]["version"]) for i in (0, 1)] == \
+            [("CURRENT", 2)] * 2, status
+        if life < 3:
+            for worker in group:
+                worker.popen.kill()
+                worker.end(-signal.SIGKILL)
+    events = stage.run("strew", "events", "--socket", stage.socket("node")).stdout
+    assert events.count(": replica 1 part 0 caught up from replica 0 part 0") == 4, events
+    # It is one like the others from now on.
+    trainer = stage.trainer("--seed", 8, "--versions", 1, "--first", 3, broker="lead", name="next")
+    publish([trainer], first + group, 3)
+    assert "groups=2" in trainer.end(), trainer.log
+    scene.untouched(first + group, 3)
+
+
+def gpus():
+    """How many GPUs the driver finds; the stand-in, which may be built for other programs than this, is told."""
+    if "STANDIN_DEVICES" in os.environ:
+        return int(os.environ["STANDIN_DEVICES"])
+    count = ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    return count.value if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 \
+        else 0
+
+
+def test_catching_up_on_a_gpu(stage):
+    """Real ones, or what ctest gives: the sibling on the last, those that catch up on each in turn, by the first."""
+    if gpus() == 0:
+        raise scene.Skip("there is no GPU")
+    stage.broker("broker", "--device", 0, backend="cuda")
+    first = stage.workers(2, "--device", gpus() - 1, "--check", 8, prefix="first-")
+    trainer = stage.trainer("--seed", 8, "--device", 0)
+    publish([trainer], first, 1)
+    trainer.end()
+    for device in range(gpus()):
+        for options in (("--apply", "direct"), ("--gate", "live", "--apply", "direct"), ()):
+            group = stage.workers(4, "--device", device, "--check", 8, "--replica", 1, *options,
+                                  prefix=f"{device}{len(options)}-")
+            for worker in group:
+                worker.says("version 1 ok")
+            scene.untouched(group, 1)
+    scene.untouched(first, 1)
+
+
+def test_killed_while_others_catch_up(stage):
+    """At any moment of it the sibling is killed, or the engine that catches up: nobody runs on a mixture."""
+    stage.broker()
+    trainer = stage.trainer("--seed", 8, "--versions", 100)
+    lives = [0, 0]
+
+    def start(replica):
+        lives[replica] += 1
+        return stage.workers(2, "--check", 8, "--replica", replica, "--apply",
+                             random.choice(("staged", "direct")), prefix=f"{replica}-{lives[replica]}-")
+
+    groups = [start(0), start(1)]
+    for version in range(1, 8):
+        publish([trainer], groups[0] + groups[1], version)
+        groups[1][0].popen.kill()
+        groups[1][1].popen.kill()
+        groups[1] = start(1)
+        victim = random.randrange(2)
+        time.sleep(random.random() * 0.05)
+        for worker in groups[victim]:
+            worker.popen.kill()
+        groups[victim] = start(victim)
+    publish([trainer], groups[0] + groups[1], 8)
+    for process in stage.processes:
+        assert not any(checked(process)), process.log
+    scene.untouched(groups[0] + groups[1], 8)
 
 
 def test_trainer_dies_and_another_comes(stage):

@@ -146,7 +146,7 @@ def put(trainer, version, part):
 
 def test_parts(stage):
     """The bit is one of a part: that ends the version, and what is named is of that part. The first
-    parts, which were whole, are nobody's either."""
+    parts, which were whole, are nobody's either: what was written has the sibling's bytes again."""
     between = two_nodes(stage)
     try:
         workers = stage.workers(1, "--check", 5, broker="node")
@@ -174,7 +174,7 @@ def test_parts(stage):
             scene.wait_until("the groups as they were", lambda: {
                 (group["apply"], group["state"], group["version"])
                 for group in stage.status("node")["groups"]
-            } == {("staged", "CURRENT", version - 1), ("direct", "DIRTY", version - 1)})
+            } == {("staged", "CURRENT", version - 1), ("direct", "CURRENT", version - 1)})
         healed(trainer, workers, version + 1)
         for worker in workers:
             assert not any(checked(worker)), worker.log

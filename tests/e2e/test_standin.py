@@ -475,5 +475,85 @@ def test_what_is_opened_is_closed(stage):
     assert seen[0]["open.imports"] == 0 and seen[0]["open.registered"] == 0, seen
 
 
+def test_catching_up(stage):
+    """Between GPUs that are not the broker's: from one to another, by the slots' GPU, in no new context."""
+    driver(stage, devices=3)
+    folder = stage.dir / "counts"
+    folder.mkdir()
+    stage.broker("broker", "--device", 0, backend="cuda", env={"STANDIN_DIR": str(folder)})
+    first = stage.workers(2, "--device", 1, "--check", 7, "--apply", "direct", prefix="first-")
+    publisher = trainer(stage, "--versions", 1)
+    publish([publisher], first, 1)
+    publisher.end()
+    before = counts(stage, folder)
+    for replica, options in enumerate((("--apply", "direct"), ("--gate", "live", "--apply", "direct"))):
+        group = stage.workers(2, "--device", 2, "--check", 7, "--replica", replica + 1, *options,
+                              prefix=f"{replica}-")
+        for worker in group:
+            worker.says("version 1 ok")
+        assert counts(stage, folder)["open.contexts"] == before["open.contexts"]
+        scene.untouched(group, 1)
+    staged = stage.workers(4, "--device", 2, "--check", 7, "--replica", 3, prefix="staged-")
+    for worker in staged:
+        worker.says("version 1 ok")
+    scene.untouched(staged + first, 1)
+    wait_until("no group", lambda: not stage.status()["groups"])
+    after = counts(stage, folder)
+    assert after["open.imports"] == 0, after
+
+
+def catch_up_between(stage, peers, devices):
+    """Groups on those GPUs, each from one on the GPU before, at a broker whose slots are on GPU 0."""
+    driver(stage, devices=3, peers=peers)
+    broker = stage.broker("broker", "--device", 0, backend="cuda")
+    workers = spread(stage, [devices[0]] * 2, "--apply", "direct", prefix="first-")
+    publisher = stage.trainer("--seed", 7, "--versions", 1)  # out of host memory
+    publish([publisher], workers, 1)
+    publisher.end()
+    options = (("--apply", "direct"), ("--gate", "live", "--apply", "direct"), ())
+    for replica, device in enumerate(devices[1:]):
+        group = spread(stage, [device] * 4, *options[replica], "--replica", replica + 1,
+                       prefix=f"{replica}-")
+        for worker in group:
+            worker.says("version 1 ok")
+        workers += group
+    scene.untouched(workers, 1)
+    return broker
+
+
+def test_catching_up_bounces(stage):
+    """From GPU to GPU of which none reaches another, the slots' or not."""
+    broker = catch_up_between(stage, 0, (1, 2, 0, 2))
+    assert bounced(broker.log) == {(1, 2), (2, 0), (0, 2)}, broker.log
+    says_bounced(stage, [(1, 2), (2, 0), (0, 2)])
+
+
+def test_catching_up_past_the_slots(stage):
+    """Two that reach each other, and not the slots' GPU: nothing goes by host memory, or by that one."""
+    broker = catch_up_between(stage, "1-2", (1, 2, 1))
+    assert not bounced(broker.log), broker.log
+
+
+def test_catching_up_fails_for_good(stage):
+    """The GPU fails while one copies: the broker ends, and its successor goes on with it."""
+    driver(stage)
+    plan = run_broker(stage)
+    first = group(stage, "--reconnect", 60, prefix="first-")
+    publisher = trainer(stage, "--versions", 1)
+    publish([publisher], first, 1)
+    publisher.end()
+    broker = broker_pid(stage)
+    plan.write_text("cuLaunchKernel:1=sticky:719")
+    late = group(stage, "--reconnect", 60, "--replica", 1, "--apply", "direct", prefix="late-")
+    wait_until("another broker", lambda: broker_pid(stage) not in (0, broker))
+    plan.write_text("")
+    stage.processes[0].says("CUDA_ERROR_LAUNCH_FAILED").says("the broker serves again")
+    for worker in first:
+        worker.says("registered again with version 1, ")
+    for worker in late:
+        worker.says("version 1 ok")
+    scene.untouched(first + late, 1)
+
+
 if __name__ == "__main__":
     scene.main(globals())

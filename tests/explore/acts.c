@@ -17,6 +17,27 @@ static void release_later(unsigned g, unsigned m)
 	job_add(config.node_of[g], JOB_RELEASE)->workers = (uint8_t)(1u << (g * MEMBERS + m));
 }
 
+/* The memory of a process that is gone stays mapped, and is written and read, until its broker
+ * hears of it; the next one in its place has other memory. */
+static void forget_memory(unsigned g, unsigned m)
+{
+	struct w_worker *worker = &now->worker[g][m];
+	struct w_node *node = &now->node[config.node_of[g]];
+	uint8_t bit = (uint8_t)(1u << (g * MEMBERS + m));
+
+	for (unsigned i = 0; i < JOBS; i++) {
+		struct w_job *job = &node->jobs[i];
+
+		if (job->kind == JOB_MOVE || job->kind == JOB_COMMIT || job->kind == JOB_SETTLE ||
+			job->kind == JOB_CATCH) {
+			job->workers &= (uint8_t)~bit;
+			job->from &= (uint8_t)~bit;
+		}
+	}
+	node->crew_dead |= live[config.node_of[g]].server.node.stage ? bit : 0;
+	worker_unmapped(worker);
+}
+
 /* As client_drop(). */
 static void client_gone(unsigned g, unsigned m)
 {
@@ -33,6 +54,9 @@ static void client_gone(unsigned g, unsigned m)
 		}
 	}
 	client->session.state = SESSION_HELLO;
+	if (now->worker[g][m].stage == W_DEAD) {
+		forget_memory(g, m);
+	}
 	if (state >= SESSION_SEALED && state != SESSION_LEAVING) {
 		team_leave(client, true);
 		release_later(g, m);
@@ -115,8 +139,8 @@ static void register_worker(unsigned g, unsigned m)
 	if (team_place(client, &err)) {
 		return; /* the one before has not been missed yet: asks again */
 	}
-	client->session.reg.state = worker->heard_state;
-	client->session.reg.version = worker->heard_version;
+	client->session.reg.state = worker->said_state = worker->heard_state;
+	client->session.reg.version = worker->said_version = worker->heard_version;
 	client->session.reg.update = worker->said_update = worker->heard_update;
 	client->session.reg.holds = worker->said_holds = worker->holds;
 	live[config.node_of[g]].words[g][m][WORD_WRITTEN] = WRITTEN_NONE;
@@ -170,7 +194,8 @@ static void job_ends(unsigned n, bool failed)
 	struct w_job job = jobs[0];
 
 	job.failed = failed;
-	if (!failed && (job.kind == JOB_MOVE || job.kind == JOB_COMMIT || job.kind == JOB_SETTLE)) {
+	if (!failed && (job.kind == JOB_MOVE || job.kind == JOB_COMMIT || job.kind == JOB_SETTLE ||
+			       job.kind == JOB_CATCH)) {
 		job_writes(&job, true);
 	}
 	if (job.kind == JOB_MOVE) {
@@ -182,6 +207,8 @@ static void job_ends(unsigned n, bool failed)
 		job_done_call(n, &job);
 	} else if (job.kind == JOB_SETTLE) {
 		settle_done_call(n, &job);
+	} else if (job.kind == JOB_CATCH) {
+		catch_done_call(&job);
 	} else {
 		small_job_ends(n, &job);
 	}
@@ -210,37 +237,38 @@ static void job_has_read(unsigned n)
 	now->sent_part[n] = job->part;
 }
 
-/* The process is gone, but for what it has sent. */
+/* The process is gone, but for what it has sent, and for memory that is mapped. */
 static void worker_forgets(struct w_worker *worker)
 {
 	struct w_worker dead = {.stage = W_DEAD, .running = 1};
 
 	dead.session = worker->session;
 	dead.watched = worker->watched;
+	dead.said_state = worker->said_state;
+	dead.said_version = worker->said_version;
 	dead.said_update = worker->said_update;
 	dead.said_holds = worker->said_holds;
 	dead.written = worker->written;
 	memcpy(dead.words, worker->words, sizeof(dead.words));
+	if (worker->session) {
+		memcpy(dead.content, worker->content, sizeof(dead.content));
+		memcpy(dead.shadow, worker->shadow, sizeof(dead.shadow));
+		dead.todo = worker->todo;
+		dead.touched = worker->touched;
+		dead.whole = worker->whole;
+	}
 	*worker = dead;
 }
 
 static void worker_dies(unsigned g, unsigned m)
 {
 	struct w_worker *worker = &now->worker[g][m];
-	uint8_t bit = (uint8_t)(1u << (g * MEMBERS + m));
-	struct w_node *node = &now->node[config.node_of[g]];
-	uint8_t stage = worker->stage;
 
-	for (unsigned i = 0; i < JOBS; i++) {
-		if (node->jobs[i].kind == JOB_MOVE || node->jobs[i].kind == JOB_COMMIT ||
-			node->jobs[i].kind == JOB_SETTLE) {
-			node->jobs[i].workers &= (uint8_t)~bit;
-		}
-	}
-	node->crew_dead |= live[config.node_of[g]].server.node.stage ? bit : 0;
-	if (stage == W_NEW) {
+	if (worker->stage == W_NEW) {
+		forget_memory(g, m);
 		live[config.node_of[g]].clients[g][m].session.state = SESSION_HELLO;
 		memset(worker->words, 0, sizeof(worker->words));
+		worker->session = 0;
 	} else {
 		tell(worker, WORD_EOF, 0);
 	}
@@ -371,6 +399,23 @@ static bool is_of_rank(struct act act)
 	       (act.kind >= ACT_TRAINER_DIES && act.kind <= ACT_WRONG_BASE);
 }
 
+/* As in every round of the loop: node_tick(), lead_tick(), catchup_look(). */
+static void look(const struct world *world)
+{
+	for (unsigned n = 0; n < config.nodes; n++) {
+		if (!world->node[n].alive) {
+			continue;
+		}
+		if (live[n].server.node.begin_waits) {
+			node_tick(&live[n].server, 0);
+		}
+		if (n == 0) {
+			lead_ready(&live[0].server);
+		}
+		catchup_look(&live[n].server);
+	}
+}
+
 const char *world_act(struct world *world, struct act act, bool loaded)
 {
 	uint8_t committed = world->node[0].committed;
@@ -392,10 +437,7 @@ const char *world_act(struct world *world, struct act act, bool loaded)
 	} else {
 		act_of_broker(act);
 	}
-	/* As lead_tick() in every round of the loop. */
-	if (world->node[0].alive) {
-		lead_ready(&live[0].server);
-	}
+	look(world);
 	if (live[0].model.update.state == UPDATE_ACCEPTING) {
 		note_begin((uint8_t)live[0].model.update.serial);
 	}

@@ -137,6 +137,10 @@ void act_of_broker(struct act act)
 		node_tick(&live[act.a].server, LATE);
 		settle_tick(&live[act.a].server, LATE);
 		break;
+	case ACT_CATCH_TIMER:
+	case ACT_CATCH_LATE:
+		live_catch_late(&live[act.a].server);
+		break;
 	case ACT_CUT:
 		cut();
 		break;

@@ -150,6 +150,7 @@ const char *world_check(const struct world *world)
 
 	wrong = wrong ? wrong : check_waits(world);
 	wrong = wrong ? wrong : check_parts(world);
+	wrong = wrong ? wrong : check_catching(world);
 	return wrong ? wrong : check_scope(world);
 }
 
@@ -188,7 +189,7 @@ static const char *check_rest(const struct world *world)
 			}
 		}
 	}
-	return NULL;
+	return check_caught(world);
 }
 
 static const char *run_update(struct world *world)

@@ -51,6 +51,11 @@ static void add_job(const struct world *world, unsigned n, struct list *list)
 		break;
 	case JOB_COMMIT:
 	case JOB_SETTLE:
+	case JOB_CATCH:
+		if (job->kind == JOB_CATCH && job->step == CATCH_PLAN) {
+			add(list, ACT_JOB_DONE, n, 0);
+			break;
+		}
 		add(list, job->progress == JOB_QUEUED ? ACT_JOB_BEGIN : ACT_JOB_DONE, n, 0);
 		break;
 	default:
@@ -177,6 +182,9 @@ static void add_timers(const struct world *world, bool late, struct list *list)
 		if (node_waits(&world->node[n]) || settle_waits(world, n)) {
 			add(list, late ? ACT_NODE_LATE : ACT_NODE_TIMER, n, 0);
 		}
+		if (catch_waits(world, n)) {
+			add(list, late ? ACT_CATCH_LATE : ACT_CATCH_TIMER, n, 0);
+		}
 	}
 }
 
@@ -255,7 +263,7 @@ static void add_faults(const struct world *world, struct list *list)
 			add(list, ACT_BROKER_DIES, n, 1); /* and its last words are lost */
 		}
 		if (job->kind == JOB_PLAN || job->kind == JOB_MOVE || job->kind == JOB_COMMIT ||
-			job->kind == JOB_SETTLE) {
+			job->kind == JOB_SETTLE || job->kind == JOB_CATCH) {
 			add(list, ACT_JOB_BREAKS, n, 0);
 		}
 		for (unsigned g = 0; g < config.ngroups && job->kind == JOB_PLAN; g++) {
@@ -304,7 +312,8 @@ unsigned world_acts(const struct world *world, struct act ret_acts[ACTS])
 
 			for (unsigned i = before; i < list.n; i++) {
 				if (ret_acts[i].kind != ACT_LEAD_LATE &&
-					ret_acts[i].kind != ACT_NODE_LATE) {
+					ret_acts[i].kind != ACT_NODE_LATE &&
+					ret_acts[i].kind != ACT_CATCH_LATE) {
 					ret_acts[n++] = ret_acts[i];
 				}
 			}
@@ -341,6 +350,7 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_BROKER_START] = "a new broker on node",
 		[ACT_LEAD_TIMER] = "the update's deadline passes",
 		[ACT_NODE_TIMER] = "the gate's deadline passes on node",
+		[ACT_CATCH_TIMER] = "a resume has waited too long on node",
 		[ACT_WORKER_DIES] = "FAULT dies: worker",
 		[ACT_WITHDRAW] = "FAULT withdraws: worker",
 		[ACT_UNFIT] = "FAULT is not as registered: worker",
@@ -357,6 +367,7 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_NODE_DROPS] = "FAULT node 1 gives the lead up",
 		[ACT_LEAD_LATE] = "FAULT the update's deadline passes early",
 		[ACT_NODE_LATE] = "FAULT the gate's deadline passes early on node",
+		[ACT_CATCH_LATE] = "FAULT a resume has waited too long, early, on node",
 		[ACT_JOB_BREAKS] = "FAULT the mover fails on node",
 		[ACT_PLAN_UNFIT] = "FAULT no plan can be made on node"};
 	static const char *const letters[LETTER_KINDS] = {"", "join", "joined", "manifest", "epoch",
@@ -367,8 +378,8 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		"resume", "withdraw", "end of file"};
 	static const char *const kinds[PUBLISH_KINDS] = {
 		"everything", "the first half", "the second half", "in parts"};
-	static const char *const jobs[] = {
-		"", "import", "plan", "move", "commit", "release", "epoch", "late commit"};
+	static const char *const jobs[] = {"", "import", "plan", "move", "commit", "release",
+		"epoch", "late commit", "catching up"};
 	bool of_worker = (act.kind >= ACT_WORD && act.kind <= ACT_READY_HIT) ||
 			 (act.kind >= ACT_WORKER_START && act.kind <= ACT_PULLED) ||
 			 (act.kind >= ACT_WORKER_DIES && act.kind <= ACT_PULL_FAILS);
@@ -394,7 +405,8 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		   (act.kind >= ACT_TRAINER_DIES && act.kind <= ACT_PUT_LATE)) {
 		snprintf(buf, size, "%s %u", names[act.kind], act.a);
 	} else if (act.kind == ACT_BROKER_START || act.kind == ACT_BROKER_DIES ||
-		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE) {
+		   act.kind == ACT_NODE_TIMER || act.kind == ACT_NODE_LATE ||
+		   act.kind == ACT_CATCH_TIMER || act.kind == ACT_CATCH_LATE) {
 		snprintf(buf, size, "%s %u%s", names[act.kind], act.a,
 			act.kind == ACT_BROKER_DIES && act.b ? ", its last words are lost" : "");
 	} else {

@@ -7,8 +7,8 @@
 
 void note_begin(uint8_t serial)
 {
-	now->content_of[serial % 8] = now->round;
-	now->halves_of[serial % 8] = round_halves(now->round_kind);
+	now->content_of[serial % SERIALS] = now->round;
+	now->halves_of[serial % SERIALS] = round_halves(now->round_kind);
 	/* What is there of a decision before this one stays. */
 	if (now->decided_serial != serial) {
 		now->decided_serial = 0;
@@ -27,7 +27,7 @@ static void keep_undo(void)
 
 void note_decision(uint8_t committed_before, const struct w_update *before, uint8_t version)
 {
-	uint8_t halves = now->halves_of[before->serial % 8];
+	uint8_t halves = now->halves_of[before->serial % SERIALS];
 
 	if (!now->node[0].alive || live[0].model.committed == committed_before ||
 		(before->state != UPDATE_MOVING && before->state != UPDATE_PUTTING)) {
@@ -36,7 +36,7 @@ void note_decision(uint8_t committed_before, const struct w_update *before, uint
 	keep_undo();
 	for (unsigned h = 0; h < HALVES; h++) {
 		/* What a subset does not bring is as its trainer says: of the base. */
-		now->decided[h] = halves >> h & 1 ? now->content_of[before->serial % 8]
+		now->decided[h] = halves >> h & 1 ? now->content_of[before->serial % SERIALS]
 				  : now->round_base == now->undo.version ? now->undo.content[h]
 									 : now->undo.before[h];
 	}
@@ -64,6 +64,13 @@ static bool has_commit(unsigned g, const struct w_worker *worker, uint8_t serial
 	bool held = worker->holds == HOLDS_ALL || (staged && worker->holds == HOLDS_SOME);
 	bool said = worker->said_holds == HOLDS_ALL || (staged && worker->said_holds == HOLDS_SOME);
 
+	/* Whoever has caught up with it knows its version. */
+	if ((lives && worker->holds == HOLDS_ALL &&
+		    worker->heard_version == now->decided_version) ||
+		(worker->session && worker->said_holds == HOLDS_ALL &&
+			worker->said_version == now->decided_version)) {
+		return true;
+	}
 	return (lives && worker->heard_update == serial && held) ||
 	       (lives && staged && worker->written == serial) ||
 	       (worker->session && worker->said_update == serial && said);
@@ -107,7 +114,7 @@ void forget_decision(void)
 	if (!now->decided_serial || lives || commit_lives(now->decided_serial)) {
 		return;
 	}
-	if (now->reported == now->content_of[now->decided_serial % 8]) {
+	if (now->reported == now->content_of[now->decided_serial % SERIALS]) {
 		return; /* the trainer was told: so it must be */
 	}
 	memcpy(now->decided, now->undo.content, sizeof(now->decided));

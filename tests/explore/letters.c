@@ -157,17 +157,19 @@ static void hears_begin(const struct w_letter *letter)
 
 /* What a go tells for the case that its lead is lost. */
 struct go_lists {
-	uint32_t sizes[GROUPS];
+	uint32_t met[GROUPS];
 	struct group_name own[GROUPS];
 };
 
 static void fill_lists(
 	struct msg_decision *decision, const struct w_letter *letter, struct go_lists *lists)
 {
-	decision->sizes = lists->sizes;
+	decision->met = lists->met;
 	decision->own = lists->own;
-	for (size_t i = 0; i < decision->nreplicas; i++) {
-		lists->sizes[decision->nsizes++] = letter->sizes[decision->replicas[i]];
+	for (uint32_t replica = 0; replica < GROUPS; replica++) {
+		for (unsigned n = 0; n < letter->met[replica]; n++) {
+			lists->met[decision->nmet++] = replica;
+		}
 	}
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		if (letter->own & (1u << g)) {

@@ -17,11 +17,20 @@
 struct live live[NODES];
 struct client ranks[RANKS];
 
+static bool late; /* the clock stands a while later */
+
 uint64_t __wrap_clock_ns(void);
 
 uint64_t __wrap_clock_ns(void)
 {
-	return T0;
+	return late ? T0 + LIMIT_CATCH_MS * 1000000ull : T0;
+}
+
+void live_catch_late(struct server *server)
+{
+	late = true;
+	catchup_look(server);
+	late = false;
 }
 
 unsigned live_node(const struct server *server)
@@ -124,8 +133,8 @@ static void load_client(struct live *at, const struct world *world, unsigned g, 
 	reg->members = config.members[g];
 	reg->gate = config.gate[g];
 	reg->apply = config.apply[g];
-	reg->state = worker->heard_state;
-	reg->version = worker->heard_version;
+	reg->state = worker->said_state;
+	reg->version = worker->said_version;
 	reg->update = worker->said_update;
 	reg->holds = worker->said_holds;
 	client->ours.words = at->words[g][m];
@@ -179,8 +188,30 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 	team->taking_part = from->taking_part;
 	team->said = from->said;
 	team->outcome = (enum strew_outcome)from->outcome;
+	load_catching(world, g, team);
 	team->next = at->server.teams;
 	at->server.teams = team;
+}
+
+static uint32_t flags_of(const struct w_node *from)
+{
+	return (config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0) | (from->parts ? PUBLISH_PARTS : 0);
+}
+
+/* A begin that waits is packed in the place of what it is to begin. */
+static void load_begin(struct node *node, const struct w_node *from)
+{
+	node->begin_waits = from->begin_waits;
+	node->begin = (struct msg_begin){.epoch = from->epoch,
+		.update = from->serial,
+		.model = "m",
+		.version = from->version,
+		.flags = flags_of(from),
+		.timeout_ms = 60000,
+		.roots = node->roots,
+		.nroots = config.nranks,
+		.subset = from->subset,
+		.base = from->base};
 }
 
 static void load_node(struct live *at, const struct world *world, unsigned n)
@@ -201,8 +232,7 @@ static void load_node(struct live *at, const struct world *world, unsigned n)
 	node->subset = from->subset;
 	node->base = from->base;
 	node->part = from->part;
-	node->flags = (config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0) |
-		      (from->parts ? PUBLISH_PARTS : 0);
+	node->flags = flags_of(from);
 	node->publication = !from->has_publication ? NULL
 			    : from->subset	   ? &at->half[from->subset - 1]
 						   : &at->publication;
@@ -211,6 +241,7 @@ static void load_node(struct live *at, const struct world *world, unsigned n)
 	for (unsigned r = 0; r < config.nranks; r++) {
 		node->roots[r] = config.rank_node[r];
 	}
+	load_begin(node, from);
 	node->job_running = from->job_running;
 	node->touched = from->touched;
 	atomic_store(&node->move.cancel, from->cancel);
@@ -426,7 +457,10 @@ static void load_server(struct live *at, const struct world *world, unsigned n)
 	server->epoch.rank = n;
 	server->epoch.brokers[0] = broker_of(0, from->epoch_lead);
 	server->epoch.brokers[1] = broker_of(1, world->node[1].born);
-	server->next_serial = world->next_serial;
+	server->next_serial = n ? 128u + world->node_serial : world->next_serial;
+	/* Who is alone in its replica only the lead of several nodes knows. */
+	server->options.listen = n ? NULL : "x";
+	server->options.join = n ? "x" : NULL;
 	server->lead.joined = n && world->joined;
 	server->lead.next_serial = n ? world->link_serial : 0;
 	member->server = server;

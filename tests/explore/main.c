@@ -1,8 +1,8 @@
 /*
  * explore: drives the broker's real state machines (group.c, update.c, session.c, and node.c,
- * node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c, members.c, recall.c, settle.c around
- * them) through every order of messages, losses, crashes and stops. Without arguments: every
- * topology but the widest two, one fault, one update of everything, nobody pulls.
+ * node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c, members.c, recall.c, settle.c,
+ * catchup.c around them) through every order of messages, losses, crashes and stops. Without
+ * arguments: every topology but the widest two, one fault, one update of everything, nobody pulls.
  */
 #include "base/util.h"
 #include "tests/explore/explore.h"
@@ -36,6 +36,7 @@ static const struct named {
 			     .node_of = {1, 1},
 			     .replica = {0, 1},
 			     .members = {1, 1}}},
+	{"siblings", {.nodes = 1, .ngroups = 2, .replica = {0, 1}, .members = {1, 2}}},
 	{"far", {.nodes = 2, .ngroups = 1, .members = {1}, .rank_node = {1}}},
 	{"ranks", {.nodes = 2, .ngroups = 1, .members = {1}, .nranks = 2, .rank_node = {0, 1}}},
 	{"both", {.nodes = 1, .ngroups = 1, .members = {1}, .nranks = 2}},
@@ -186,7 +187,7 @@ static int prove(void)
 		wanted.publish = 1u << at->publish | 1u << PUBLISH_WHOLE;
 		wanted.pull = at->pull;
 		wanted.faults = at->faults;
-		wanted.updates = at->publish == PUBLISH_FIRST ? 2 : 1;
+		wanted.updates = at->updates ? at->updates : at->publish == PUBLISH_FIRST ? 2 : 1;
 		printf("%s:\n", at->name);
 		if (run_all(&wanted) == 0) {
 			printf("NOT FOUND\n");

@@ -25,7 +25,7 @@ void job_reads(const struct w_job *job, unsigned n)
 		if (config.rank_node[r] != n || (job->gone >> r & 1)) {
 			continue;
 		}
-		if (!rank->lent || rank->publishing != now->content_of[job->serial % 8] ||
+		if (!rank->lent || rank->publishing != now->content_of[job->serial % SERIALS] ||
 			rank->memory != job->part) {
 			say_violation("a move reads trainer memory that is not lent to it");
 		}
@@ -39,27 +39,37 @@ static void put_content(uint8_t to[CELLS], uint8_t cells, uint8_t content)
 	}
 }
 
-/* Some cells of live memory, of all those that the update brings. */
-static void write_live(unsigned g, unsigned m, uint8_t serial, uint8_t cells, bool whole)
+void write_live(unsigned g, unsigned m, const struct w_write *write, uint8_t cells, bool whole)
 {
 	struct w_worker *worker = &now->worker[g][m];
 
 	if (worker->stage == W_NEW) {
 		say_violation("memory was written whose withdrawal was acknowledged");
 	}
-	if (config.gate[g] == STREW_GATE_HELD && worker->running) {
+	if (config.gate[g] == STREW_GATE_HELD && worker->running && worker->stage != W_DEAD) {
 		say_violation("live memory is written while the engine runs");
 	}
 	worker->fresh = 0;
-	if (worker->touched != serial) {
-		worker->todo |= cells_of(g, m, now->halves_of[serial % 8]);
-		worker->touched = serial;
+	if (worker->touched != write->serial) {
+		worker->todo |= cells_of(g, m, write->brings);
+		worker->touched = write->serial;
 	}
 	worker->todo |= cells;
-	if (whole) {
-		worker->todo &= (uint8_t)~cells;
-		put_content(worker->content, cells, now->content_of[serial % 8]);
+	for (unsigned c = 0; c < CELLS && whole; c++) {
+		if (cells >> c & 1) {
+			worker->todo &= (uint8_t) ~(1u << c);
+			worker->content[c] = write->content[c % HALVES];
+		}
 	}
+}
+
+static struct w_write write_of(uint8_t serial)
+{
+	uint8_t content = now->content_of[serial % SERIALS];
+
+	return (struct w_write){.serial = serial,
+		.brings = now->halves_of[serial % SERIALS],
+		.content = {content, content}};
 }
 
 static bool is_staged(const struct w_worker *worker, uint8_t cells, uint8_t content)
@@ -76,10 +86,11 @@ static bool is_staged(const struct w_worker *worker, uint8_t cells, uint8_t cont
 static void move_writes(const struct w_job *job, unsigned g, unsigned m, bool whole)
 {
 	struct w_worker *worker = &now->worker[g][m];
-	uint8_t halves =
-		job->part ? (uint8_t)(1u << (job->part - 1)) : now->halves_of[job->serial % 8];
+	uint8_t halves = job->part ? (uint8_t)(1u << (job->part - 1))
+				   : now->halves_of[job->serial % SERIALS];
 	uint8_t cells = cells_of(g, m, halves);
 	uint8_t staged = config.apply[g] == STREW_APPLY_STAGED ? cells : cells & PULLED_CELLS;
+	const struct w_write write = write_of(job->serial);
 
 	if (staged & PULLED_CELLS && worker->applying == APPLY_BEGUN) {
 		say_violation("a twin is written while its owner copies out of it");
@@ -87,33 +98,37 @@ static void move_writes(const struct w_job *job, unsigned g, unsigned m, bool wh
 	worker->whole &= (uint8_t)~staged;
 	if (whole) {
 		worker->whole |= staged;
-		put_content(worker->shadow, staged, now->content_of[job->serial % 8]);
+		put_content(worker->shadow, staged, now->content_of[job->serial % SERIALS]);
 	}
 	if (cells & ~staged) {
-		write_live(g, m, job->serial, (uint8_t)(cells & ~staged), whole);
+		write_live(g, m, &write, (uint8_t)(cells & ~staged), whole);
 	}
 }
 
 /* What the broker copies; twins are their owners' to copy. */
 static void commit_writes(const struct w_job *job, unsigned g, unsigned m, bool whole)
 {
-	uint8_t cells = cells_of(g, m, now->halves_of[job->serial % 8]) & ALL_HALVES;
+	uint8_t cells = cells_of(g, m, now->halves_of[job->serial % SERIALS]) & ALL_HALVES;
+	const struct w_write write = write_of(job->serial);
 
 	if (config.apply[g] != STREW_APPLY_STAGED) {
 		return;
 	}
-	if (!is_staged(&now->worker[g][m], cells, now->content_of[job->serial % 8])) {
+	if (!is_staged(&now->worker[g][m], cells, now->content_of[job->serial % SERIALS])) {
 		say_violation("a commit copies a shadow that is not whole");
 	}
-	write_live(g, m, job->serial, cells, whole);
+	write_live(g, m, &write, cells, whole);
 }
 
 void job_writes(const struct w_job *job, bool whole)
 {
+	if (job->kind == JOB_CATCH) {
+		catch_writes(job, whole);
+		return;
+	}
 	for (unsigned g = 0; g < config.ngroups; g++) {
 		for (unsigned m = 0; m < config.members[g]; m++) {
-			if (!(job->workers & (1u << (g * MEMBERS + m))) ||
-				now->worker[g][m].stage == W_DEAD) {
+			if (!(job->workers & (1u << (g * MEMBERS + m)))) {
 				continue;
 			}
 			if (job->kind == JOB_COMMIT || job->kind == JOB_SETTLE) {
@@ -128,13 +143,16 @@ void job_writes(const struct w_job *job, bool whole)
 void worker_writes(unsigned g, unsigned m, bool whole)
 {
 	struct w_worker *worker = &now->worker[g][m];
+	struct w_write write;
 
-	if (worker->apply_cells !=
-		cells_of(g, m, now->halves_of[worker->apply_update % 8]) >> HALVES << HALVES) {
+	if (worker->apply_cells != cells_of(g, m, now->halves_of[worker->apply_update % SERIALS]) >>
+					   HALVES << HALVES) {
 		say_violation("a worker is told to copy other tensors than the update brings");
 	}
-	if (!is_staged(worker, worker->apply_cells, now->content_of[worker->apply_update % 8])) {
+	if (!is_staged(
+		    worker, worker->apply_cells, now->content_of[worker->apply_update % SERIALS])) {
 		say_violation("a worker copies out of a twin that is not whole");
 	}
-	write_live(g, m, worker->apply_update, worker->apply_cells, whole);
+	write = write_of(worker->apply_update);
+	write_live(g, m, &write, worker->apply_cells, whole);
 }

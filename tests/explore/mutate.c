@@ -8,36 +8,43 @@
 #include <string.h>
 
 const struct mutation mutations[] = {
-	{"late-unheard", "remote", PUBLISH_WHOLE, 0, 2},
-	{"abort-clean", "remote", PUBLISH_WHOLE, 0, 2},
-	{"abort-clean", "one", PUBLISH_IN_PARTS, 0, 1},
-	{"prepared-commits", "remote", PUBLISH_WHOLE, 0, 2},
-	{"grant-early", "remote", PUBLISH_WHOLE, 0, 2},
-	{"copy-clean", "remote", PUBLISH_WHOLE, 0, 2},
-	{"join-clean", "remote", PUBLISH_WHOLE, 0, 2},
-	{"loss-clean", "pair", PUBLISH_WHOLE, 0, 2},
-	{"settle-aborts", "replicas", PUBLISH_WHOLE, 0, 2},
-	{"settle-commits", "remote", PUBLISH_WHOLE, 0, 2},
-	{"page-silent", "remote", PUBLISH_WHOLE, 0, 2},
-	{"late-pull-clean", "remote", PUBLISH_WHOLE, 1, 2},
-	{"late-apply-whole", "remote", PUBLISH_FIRST, 1, 1},
-	{"pulls-unknown", "one", PUBLISH_WHOLE, 1, 1},
-	{"pulled-unawaited", "pair", PUBLISH_WHOLE, 3, 1},
-	{"copied-unawaited", "one", PUBLISH_WHOLE, 1, 1},
-	{"pull-clean", "one", PUBLISH_WHOLE, 1, 1},
-	{"pull-late-unheard", "one", PUBLISH_WHOLE, 1, 1},
-	{"base-unlooked-at", "one", PUBLISH_FIRST, 0, 1},
-	{"base-unchecked", "one", PUBLISH_FIRST, 0, 1},
-	{"close-unchecked", "one", PUBLISH_IN_PARTS, 0, 1},
-	{"part-commits", "one", PUBLISH_IN_PARTS, 0, 1},
-	{"part-released-early", "one", PUBLISH_IN_PARTS, 0, 1},
-	{"put-never-released", "one", PUBLISH_IN_PARTS, 0, 1},
-	{"put-unanswered", "far", PUBLISH_IN_PARTS, 0, 1},
-	{"put-before-others", "both", PUBLISH_IN_PARTS, 0, 1},
-	{"rank-unmissed", "one", PUBLISH_IN_PARTS, 0, 1},
-	{"rank-released-early", "far", PUBLISH_IN_PARTS, 0, 1},
-	{"rank-unreported", "far", PUBLISH_IN_PARTS, 0, 1},
-	{NULL, NULL, 0, 0, 0},
+	{"late-unheard", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"abort-clean", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"abort-clean", "one", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"prepared-commits", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"grant-early", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"copy-clean", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"join-clean", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"loss-clean", "pair", PUBLISH_WHOLE, 0, 2, 0},
+	{"settle-aborts", "replicas", PUBLISH_WHOLE, 0, 2, 0},
+	{"settle-commits", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"page-silent", "remote", PUBLISH_WHOLE, 0, 2, 0},
+	{"late-pull-clean", "remote", PUBLISH_WHOLE, 1, 2, 0},
+	{"late-apply-whole", "remote", PUBLISH_FIRST, 1, 1, 0},
+	{"pulls-unknown", "one", PUBLISH_WHOLE, 1, 1, 0},
+	{"pulled-unawaited", "pair", PUBLISH_WHOLE, 3, 1, 0},
+	{"copied-unawaited", "one", PUBLISH_WHOLE, 1, 1, 0},
+	{"pull-clean", "one", PUBLISH_WHOLE, 1, 1, 0},
+	{"pull-late-unheard", "one", PUBLISH_WHOLE, 1, 1, 0},
+	{"base-unlooked-at", "one", PUBLISH_FIRST, 0, 1, 0},
+	{"base-unchecked", "one", PUBLISH_FIRST, 0, 1, 0},
+	{"close-unchecked", "one", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"part-commits", "one", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"part-released-early", "one", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"put-never-released", "one", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"put-unanswered", "far", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"put-before-others", "both", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"rank-unmissed", "one", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"rank-released-early", "far", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"rank-unreported", "far", PUBLISH_IN_PARTS, 0, 1, 0},
+	{"catch-ungated", "siblings", PUBLISH_WHOLE, 0, 1, 1},
+	{"catch-early", "siblings", PUBLISH_WHOLE, 0, 1, 1},
+	{"catch-clean", "siblings", PUBLISH_WHOLE, 0, 2, 1},
+	{"catch-unyielding", "siblings", PUBLISH_WHOLE, 0, 1, 2},
+	{"catch-unyielding", "together", PUBLISH_WHOLE, 0, 1, 2},
+	{"catch-granted", "siblings", PUBLISH_WHOLE, 0, 2, 1},
+	{"catch-silent", "siblings", PUBLISH_WHOLE, 0, 2, 1},
+	{NULL, NULL, 0, 0, 0, 0},
 };
 
 static bool mutated(const char *name)
@@ -72,6 +79,10 @@ static bool bend(struct group *group, struct group_event *event)
 	/* A direct group is prepared, so it is taken for committed. */
 	if (mutated("prepared-commits") && event->type == GE_DOUBT) {
 		event->type = GE_COMMIT;
+	}
+	/* The same of one that catches up alone. */
+	if (mutated("catch-clean") && event->type == GE_ABORT && group->catching) {
+		event->touched = false;
 	}
 	/* A failed copy of the commit is taken for a whole one, of the broker or of a worker. */
 	if (mutated("copy-clean") && event->type == GE_FAILED && phase == PHASE_COMMITTING) {
@@ -108,6 +119,10 @@ static void forget(struct group *group, const struct group_event *event)
 			group->members[i].pulls = false;
 		}
 	}
+	/* That the gate is to be held before it catches up. */
+	for (uint32_t i = 0; i < group->nmembers && mutated("catch-ungated"); i++) {
+		group->members[i].ready = group->members[i].ready || group->catching;
+	}
 	/* That the broker itself copies too. */
 	if (mutated("copied-unawaited") && event->type == GE_PULLED) {
 		group->copied = true;
@@ -131,8 +146,13 @@ void __wrap_group_step(
 	} else if (group->phase == PHASE_PREPARED) {
 		now->prepared |= (uint8_t)(1u << group->part);
 	}
+	/* What catches up is taken for whole as soon as its copies begin. */
+	if (mutated("catch-early") && event->type == GE_GO && group->catching) {
+		__real_group_step(group, &(struct group_event){.type = GE_MOVED}, ret_actions);
+	}
 	/* A resume is granted while the memory is being written. */
-	if (mutated("grant-early") && event->type == GE_RESUME && before == PHASE_MOVING &&
+	if ((mutated("grant-early") || (mutated("catch-granted") && group->catching)) &&
+		event->type == GE_RESUME && before == PHASE_MOVING &&
 		group->members[event->member].asking) {
 		group->members[event->member].asking = false;
 		ret_actions->v[ret_actions->n++] =
@@ -146,7 +166,20 @@ bool __wrap_group_writes(const struct group *group);
 /* A broker writes, and its page does not say so. */
 bool __wrap_group_writes(const struct group *group)
 {
-	return !mutated("page-silent") && __real_group_writes(group);
+	bool silent = mutated("page-silent") || (mutated("catch-silent") && group->catching);
+
+	return !silent && __real_group_writes(group);
+}
+
+/* Catching up */
+
+bool __real_catchup_yield(struct server *server, const char *model, bool whole);
+bool __wrap_catchup_yield(struct server *server, const char *model, bool whole);
+
+/* An update does not wait for copies of a group that catches up. */
+bool __wrap_catchup_yield(struct server *server, const char *model, bool whole)
+{
+	return __real_catchup_yield(server, model, whole) || mutated("catch-unyielding");
 }
 
 /* What follows from what brokers recall */

@@ -8,6 +8,7 @@ struct mutation {
 	unsigned publish; /* the kind */
 	unsigned pull;	  /* set of members of each group */
 	unsigned faults;
+	unsigned updates; /* 0: one, or as many as the kind needs */
 };
 
 extern const struct mutation mutations[]; /* to a NULL */

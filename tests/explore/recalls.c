@@ -171,15 +171,9 @@ void job_settle_run(struct job *job)
 	(void)job;
 }
 
-/* Those who live: memory of a process that has died is nobody's. */
-static uint8_t members_of(unsigned g)
+uint8_t members_of(unsigned g)
 {
-	uint8_t set = 0;
-
-	for (unsigned m = 0; m < config.members[g]; m++) {
-		set |= now->worker[g][m].stage != W_DEAD ? (uint8_t)(1u << (g * MEMBERS + m)) : 0;
-	}
-	return set;
+	return (uint8_t)(((1u << config.members[g]) - 1) << (g * MEMBERS));
 }
 
 /* The real job is forgotten, and made again when it ends. */

@@ -44,6 +44,7 @@ static void save_team(struct world *world, unsigned g)
 	to->taking_part = team->taking_part;
 	to->said = team->said;
 	to->outcome = (uint8_t)team->outcome;
+	save_catching(world, g);
 }
 
 static void save_node(struct world *world, unsigned n)
@@ -99,6 +100,14 @@ static void save_node(struct world *world, unsigned n)
 		to->wire = to->touched = to->cancel = to->deadline = to->version = 0;
 		to->crew_dead = to->crew_freed = to->ranks_dead = to->epoch = 0;
 		to->subset = to->base = to->parts = 0;
+	}
+	to->begin_waits = node->begin_waits;
+	if (node->begin_waits) {
+		to->epoch = (uint8_t)node->begin.epoch;
+		to->version = (uint8_t)node->begin.version;
+		to->parts = (node->begin.flags & PUBLISH_PARTS) != 0;
+		to->subset = (uint8_t)node->begin.subset;
+		to->base = (uint8_t)node->begin.base;
 	}
 }
 
@@ -191,6 +200,7 @@ static void orphan_jobs(struct world *world, unsigned g)
 	}
 	if (team) {
 		team->key = TEAM_KEY(g);
+		name_crews(world, g, team);
 	}
 }
 
@@ -200,9 +210,11 @@ void live_save(struct world *world)
 		save_rank(world, r);
 	}
 	for (unsigned g = 0; g < config.ngroups; g++) {
+		save_team(world, g);
+	}
+	for (unsigned g = 0; g < config.ngroups; g++) {
 		struct live *at = &live[config.node_of[g]];
 
-		save_team(world, g);
 		orphan_jobs(world, g);
 		for (unsigned m = 0; m < config.members[g]; m++) {
 			struct w_worker *worker = &world->worker[g][m];
@@ -227,4 +239,5 @@ void live_save(struct world *world)
 		world->member_state = world->member_rank = world->member_born = 0;
 	}
 	world->next_serial = (uint8_t)live[0].server.next_serial;
+	world->node_serial = config.nodes > 1 ? (uint8_t)(live[1].server.next_serial - 128u) : 0;
 }

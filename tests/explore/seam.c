@@ -1,9 +1,9 @@
 /*
  * What the machines' own files (node.c, node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c,
- * members.c, recall.c, settle.c) call of the rest of the broker, played: messages become letters
- * and what workers know, jobs are queued for the mover, who is acted in acts.c. A new call out of
- * those files needs its stand-in here, or the linker finds two of everything in the file that has
- * the real one.
+ * members.c, recall.c, settle.c, catchup.c) call of the rest of the broker, played: messages become
+ * letters and what workers know, jobs are queued for the mover, who is acted in acts.c. A new call
+ * out of those files needs its stand-in here, or the linker finds two of everything in the file
+ * that has the real one.
  */
 #include "base/log.h"
 #include "strew/trainer.h"
@@ -182,8 +182,9 @@ static void fill_decision(struct w_letter *letter, const struct msg_decision *de
 	letter->part = (uint8_t)decision->part;
 	for (size_t i = 0; i < decision->nreplicas; i++) {
 		letter->groups |= (uint8_t)(1u << decision->replicas[i]);
-		letter->sizes[decision->replicas[i]] =
-			(uint8_t)(decision->nsizes ? decision->sizes[i] : 0);
+	}
+	for (size_t i = 0; i < decision->nmet; i++) {
+		letter->met[decision->met[i]]++;
 	}
 	for (size_t i = 0; i < decision->nown; i++) {
 		letter->own |= (uint8_t)(1u << decision->own[i].part);
@@ -455,6 +456,8 @@ void mover_submit(struct mover *mover, struct job *job)
 	(void)mover;
 	if (job->run == job_settle_run) {
 		settle_submit((struct job_settle *)job);
+	} else if (job->run == job_catch_run) {
+		catch_submit((struct job_catch *)job);
 	} else {
 		submit_of_update(job);
 	}

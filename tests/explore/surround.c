@@ -275,12 +275,22 @@ static void worker_finds(unsigned g, struct w_worker *worker, uint8_t belief)
 							      : heard;
 }
 
+void worker_unmapped(struct w_worker *worker)
+{
+	memset(worker->content, 0, sizeof(worker->content));
+	memset(worker->shadow, 0, sizeof(worker->shadow));
+	worker->todo = worker->touched = worker->whole = 0;
+}
+
 /* Its broker is gone. The engine goes on by itself unless it has reason to doubt its memory. */
 void worker_loses_broker(unsigned g, unsigned m)
 {
 	struct w_worker *worker = &now->worker[g][m];
 	uint8_t state;
 
+	if (worker->stage == W_DEAD) {
+		worker_unmapped(worker);
+	}
 	if (worker->stage == W_DEAD || worker->stage == W_NEW) {
 		memset(worker->words, 0, sizeof(worker->words));
 		return;

@@ -27,6 +27,7 @@
 #define HALVES 2u
 #define CELLS 4u
 #define ALL_HALVES 3u
+#define SERIALS 16u /* of updates, and of catching up, that somebody remembers */
 
 enum publish_kind { PUBLISH_WHOLE, PUBLISH_FIRST, PUBLISH_SECOND, PUBLISH_IN_PARTS, PUBLISH_KINDS };
 
@@ -50,6 +51,14 @@ struct config {
 
 extern struct config config;
 
+/* struct catching; crews are those of its group and of the other one of its node, or have changed.
+ */
+struct w_catching {
+	uint8_t alone, alone_at, following, stage, stopping, running, version, waits;
+	uint8_t same_from, same_to, tried;
+	uint8_t lump, more, failed; /* of its last job */
+};
+
 /* Memory's content: the number of the publish that it came from; 0 is what engines start with. */
 struct w_group {
 	uint8_t exists, phase, state, version, update, update_version, has_text, npresent;
@@ -58,6 +67,7 @@ struct w_group {
 	struct {
 		uint8_t present, checked, ready, asking, stale, version, doubt, pulls, pulled;
 	} member[MEMBERS];
+	struct w_catching catching;
 };
 
 /* struct recall; brokers are told apart by how often each has started. */
@@ -74,19 +84,21 @@ enum job_kind {
 	JOB_RELEASE,
 	JOB_EPOCH,
 	JOB_SETTLE,
+	JOB_CATCH,
 	JOB_KINDS
 };
 enum job_progress { JOB_QUEUED, JOB_BEGUN, JOB_READ };
 
 struct w_job {
 	uint8_t kind, progress, failed;
-	uint8_t workers;  /* set: whose memory it works on */
-	uint8_t errors;	  /* plan: set of groups that it found not to fit; settle: the group */
-	uint8_t wire;	  /* move */
-	uint8_t part;	  /* move: of the update, 0: all of it */
+	uint8_t workers; /* set: whose memory it works on */
+	uint8_t errors; /* plan: set of groups that it found not to fit; settle, catch: the group */
+	uint8_t wire;	/* move */
+	uint8_t part;	/* move: of the update, 0: all of it; catch: the half that it copies */
 	uint8_t note_due; /* move: released is not told yet */
 	uint8_t serial;	  /* the update's, or the epoch's number */
 	uint8_t gone; /* import, epoch, settle: nobody waits for it; move: ranks that died since */
+	uint8_t step, from, content[HALVES]; /* catch: from whose memory, and what that holds */
 };
 
 struct w_node {
@@ -106,6 +118,8 @@ struct w_node {
 	uint8_t epoch_lead;	       /* `born` of that epoch's lead */
 	/* struct remembered: of which publication, and may it have to be committed? */
 	struct w_recall recall;
+	uint8_t begin_waits; /* until copies of a group that catches up have ended: it is of
+				`version` … */
 	uint8_t recall_subset, recall_base, recall_partial, has_recalled;
 	struct w_job jobs[JOBS];
 };
@@ -147,9 +161,9 @@ struct w_worker {
 	uint8_t running;	      /* the engine uses its memory; false: it stands */
 	uint8_t said_ready, asked, denied, hold; /* between engine and broker */
 	uint8_t pending, heard_state, heard_version;
-	uint8_t pending_update, heard_update, holds; /* as the agent keeps them */
-	uint8_t said_update, said_holds;	     /* when it registered */
-	uint8_t written;			     /* on the page of its broker */
+	uint8_t pending_update, heard_update, holds;		   /* as the agent keeps them */
+	uint8_t said_state, said_version, said_update, said_holds; /* when it registered */
+	uint8_t written;					   /* on the page of its broker */
 	uint8_t session; /* enum session_state of the broker's client, 0: none */
 	uint8_t watched; /* the broker waits for its ready word */
 	uint8_t applying, apply_update, apply_cells; /* what it copies out of its twins … */
@@ -213,8 +227,8 @@ struct w_letter {
 	uint8_t parts, part, subset, base, serial, rank, released;
 	uint8_t groups; /* decisions: set of replicas; answers: set of groups */
 	uint8_t outcome[GROUPS], state[GROUPS];
-	uint8_t sizes[GROUPS], own; /* go: of each replica, and the set of the lead's groups */
-	struct w_recall recall;	    /* recall and settled; epoch: who is the lead */
+	uint8_t met[GROUPS], own; /* go: groups of each replica, and the set of the lead's */
+	struct w_recall recall;	  /* recall and settled; epoch: who is the lead */
 };
 
 /* What was decided: the contents by it and by the decision before, and whom it did not reach. */
@@ -234,13 +248,13 @@ struct world {
 	uint8_t member_state, member_rank, member_there, member_born, linked, joined, link_serial;
 	struct w_recall member_recall; /* what the lead knows of node 1 */
 	struct w_letter to_node[LETTERS], to_lead[LETTERS];
-	uint8_t next_serial;
+	uint8_t next_serial, node_serial; /* the lead's; node 1's, of catching up alone */
 	/* What the ranks publish: content's number, 0: nothing yet; the same at all of them. */
 	uint8_t round, round_kind, round_version, round_base;
-	uint8_t content_of[8], halves_of[8];	      /* by the update's serial */
-	uint8_t sent_serial[NODES], sent_part[NODES]; /* roots: their last bucket is sent */
-	uint8_t decided[HALVES], decided_version;     /* contents by the last commit … */
-	uint8_t before[HALVES];			      /* … and by the one before it */
+	uint8_t content_of[SERIALS], halves_of[SERIALS]; /* by the update's serial */
+	uint8_t sent_serial[NODES], sent_part[NODES];	 /* roots: their last bucket is sent */
+	uint8_t decided[HALVES], decided_version;	 /* contents by the last commit … */
+	uint8_t before[HALVES];				 /* … and by the one before it */
 	/* How it was before, and whose commit it was, while that can still turn out to be none. */
 	struct w_decision undo;
 	uint8_t decided_serial, decided_lead;
@@ -277,6 +291,7 @@ enum act_kind {
 	ACT_BROKER_START,
 	ACT_LEAD_TIMER,
 	ACT_NODE_TIMER,
+	ACT_CATCH_TIMER,
 	/* faults */
 	ACT_WORKER_DIES,
 	ACT_WITHDRAW,
@@ -294,6 +309,7 @@ enum act_kind {
 	ACT_NODE_DROPS,
 	ACT_LEAD_LATE,
 	ACT_NODE_LATE,
+	ACT_CATCH_LATE,
 	ACT_JOB_BREAKS,
 	ACT_PLAN_UNFIT,
 	ACT_KINDS,
@@ -351,6 +367,7 @@ void live_load(const struct world *world);
 void live_save(struct world *world);
 struct team *live_team(unsigned group); /* NULL: it is not there */
 unsigned live_node(const struct server *server);
+void live_catch_late(struct server *server); /* catchup_look() when its deadlines have passed */
 /* Those of the trainer ranks; to the lead that of node 1 is the one that has joined. */
 void live_name_brokers(const struct world *world, unsigned node);
 
@@ -364,6 +381,20 @@ void lead_hears_recall(const struct w_recall *packed);
 void node_hears_settled(const struct w_recall *packed);
 void settle_submit(struct job_settle *job);
 void settle_done_call(unsigned node, const struct w_job *ended);
+
+uint8_t members_of(unsigned group); /* as a set of workers */
+
+/* catches.c: groups that catch up */
+void load_catching(const struct world *world, unsigned group, struct team *team);
+void save_catching(struct world *world, unsigned group);
+/* By the keys that teams have between acts. */
+void name_crews(const struct world *world, unsigned group, struct team *team);
+bool catch_waits(const struct world *world, unsigned node);
+void catch_submit(struct job_catch *work);
+void catch_done_call(const struct w_job *ended);
+void catch_writes(const struct w_job *job, bool whole);
+const char *check_catching(const struct world *world);
+const char *check_caught(const struct world *world); /* when nothing more happens */
 
 /* letters.c: the connection between the brokers */
 void post(struct w_letter letters[LETTERS], const struct w_letter *letter);
@@ -383,6 +414,13 @@ uint8_t round_halves(uint8_t kind);
 bool node_has_rank(unsigned node);
 
 /* memory.c: what is written where */
+struct w_write {
+	uint8_t serial, brings; /* of the update: its halves */
+	uint8_t content[HALVES];
+};
+/* Some cells of live memory, of all those that the update brings. */
+void write_live(
+	unsigned group, unsigned member, const struct w_write *write, uint8_t cells, bool whole);
 uint8_t cells_of(unsigned group, unsigned member, uint8_t halves);
 void job_reads(const struct w_job *job, unsigned node);
 void job_writes(const struct w_job *job, bool whole);
@@ -401,6 +439,7 @@ void worker_reads_on(unsigned group, unsigned member);
 /* What its agent takes the memory for when nobody tells it any more. */
 uint8_t worker_belief(unsigned group, const struct w_worker *worker);
 void worker_loses_broker(unsigned group, unsigned member);
+void worker_unmapped(struct w_worker *worker); /* that of a process that is gone */
 /* decide.c */
 void note_begin(uint8_t serial); /* of an update */
 /* If a commit was decided in this act: from now on its content is what groups should hold. */

@@ -249,15 +249,18 @@ static void lead_goes_on(struct end *end)
 static void lead_decides(struct end *end, enum message_type type, const struct msg_groups *said)
 {
 	uint32_t *replicas = calloc(said->ngroups + 1, sizeof(*replicas));
+	uint32_t *met = calloc(said->ngroups + 1, sizeof(*met));
 	struct message message;
 
-	CLAIM(replicas);
+	CLAIM(replicas && met);
 	message_init(&message, said->code ? MSG_ABORT : type, 0);
 	message.u.decision.epoch = end->epoch_of_update = said->epoch;
 	message.u.decision.update = end->update = said->update;
 	message.u.decision.part = type == MSG_GO ? end->part : 0;
 	message.u.decision.replicas = replicas;
+	message.u.decision.met = met;
 	for (size_t i = 0; i < said->ngroups; i++) {
+		met[message.u.decision.nmet++] = said->groups[i].replica;
 		if (said->groups[i].outcome == STREW_OUTCOME_NONE) {
 			replicas[message.u.decision.nreplicas++] = said->groups[i].replica;
 		}

@@ -96,6 +96,8 @@ for apply in staged direct; do
 	part "demo-malloc-$apply" "$root/scripts/demo.sh" --no-build --build "$build" \
 		--backend cuda --malloc --apply "$apply"
 done
+part catching_up env PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/e2e/test_groups.py" "$build/bin" \
+	catching_up_on_a_gpu
 part push_check push_check "$scratch/push"
 part equal_hosts equal_hosts "$scratch/hosts"
 if ((!quick)); then

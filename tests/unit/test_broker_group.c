@@ -379,6 +379,147 @@ static void test_missed(void **state)
 	assert_int_equal(group.version, 4);
 }
 
+static void begin_catching(uint64_t version)
+{
+	struct group_event event = {
+		.type = GE_BEGIN, .update = 9, .version = version, .catching = true};
+
+	group_step(&group, &event, &acts);
+	assert_int_equal(count(GA_SEND_CHECK), 2);
+	step(GE_CHECKED, 0);
+	step(GE_CHECKED, 1);
+}
+
+/* One that sat out, or that is new, or that was written in part. */
+static enum strew_group_state fall_behind(
+	unsigned how, enum strew_gate gate, enum strew_apply apply)
+{
+	static const enum strew_group_state states[] = {
+		STREW_GROUP_STALE, STREW_GROUP_STALE, STREW_GROUP_DIRTY};
+
+	fresh(gate, apply, 2);
+	join(0, how == 2 ? GROUP_VERSION_MIXED : 0, how == 1);
+	join(1, 0, how == 1);
+	if (how == 0) {
+		step(GE_BEGIN, 0);
+		step(GE_REFUSE, 0);
+		step(GE_COMMIT, 0);
+	}
+	assert_int_equal(group_state(&group), states[how]);
+	return states[how];
+}
+
+/* The phases of an update, by each way; the group shows what it is, until it is written. */
+static void test_catches_up(void **state)
+{
+	(void)state;
+	for (unsigned bits = 0; bits < 12; bits++) {
+		enum strew_gate gate = bits & 1 ? STREW_GATE_HELD : STREW_GATE_LIVE;
+		enum strew_apply apply = bits & 2 ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT;
+		bool held = gate == STREW_GATE_HELD, staged = apply == STREW_APPLY_STAGED;
+		enum strew_group_state before = fall_behind(bits / 4, gate, apply);
+
+		begin_catching(7);
+		if (held && !staged) {
+			/* Nothing is to be written before every member stands. */
+			assert_int_equal(count(GA_SEND_HOLD), 2);
+			assert_int_equal(group.phase, PHASE_HOLDING);
+			step(GE_READY, 0);
+			assert_int_equal(group.phase, PHASE_HOLDING);
+			step(GE_READY, 1);
+		}
+		assert_int_equal(outcome(GA_ACCEPT), STREW_OUTCOME_NONE);
+		step(GE_GO, 0);
+		step(GE_MOVED, 0);
+		if (held && staged) {
+			assert_int_equal(count(GA_SEND_HOLD), 2);
+			assert_int_equal(group.phase, PHASE_GATING);
+			step(GE_READY, 1);
+			step(GE_READY, 0);
+		}
+		assert_int_equal(group.phase, PHASE_PREPARED);
+		assert_int_equal(group_state(&group), staged ? before : STREW_GROUP_PENDING);
+		step(GE_COMMIT, 0);
+		assert_int_equal(count(GA_COPY), staged);
+		assert_int_equal(
+			group_state(&group), staged ? STREW_GROUP_PENDING : STREW_GROUP_CURRENT);
+		if (staged) {
+			step(GE_COPIED, 0);
+		}
+		assert_int_equal(count(GA_SEND_DONE), 2);
+		assert_int_equal(outcome(GA_SEND_DONE), STREW_OUTCOME_COMMITTED);
+		assert_int_equal(group_state(&group), STREW_GROUP_CURRENT);
+		assert_int_equal(group.version, 7);
+		assert_int_equal(group_member_state(&group, 0), STREW_GROUP_CURRENT);
+		/* The next update is one again. */
+		step(GE_BEGIN, 0);
+		assert_int_equal(group_state(&group), STREW_GROUP_PENDING);
+	}
+}
+
+/* Given up in each phase: what it was, or DIRTY where live memory may have been written. */
+static void test_catching_up_is_given_up(void **state)
+{
+	static const enum group_event_type way[] = {GE_GO, GE_MOVED, GE_COMMIT};
+
+	(void)state;
+	for (unsigned bits = 0; bits < 8; bits++) {
+		enum strew_apply apply = bits & 1 ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT;
+		unsigned steps = bits / 2 % 3;
+		bool touched = steps > 0;
+
+		fall_behind(0, STREW_GATE_LIVE, apply);
+		begin_catching(7);
+		for (unsigned i = 0; i < steps; i++) {
+			step(way[i], 0);
+		}
+		group_step(&group,
+			&(struct group_event){
+				.type = GE_ABORT, .touched = touched, .text = "an update begins"},
+			&acts);
+		assert_int_equal(group.phase, PHASE_IDLE);
+		assert_int_equal(group.version, 0);
+		assert_int_equal(count(GA_SEND_DONE), 2);
+		assert_int_equal(group_state(&group), touched && apply == STREW_APPLY_DIRECT
+							      ? STREW_GROUP_DIRTY
+							      : STREW_GROUP_STALE);
+	}
+	/* A member that goes ends it. */
+	fall_behind(0, STREW_GATE_HELD, STREW_APPLY_STAGED);
+	begin_catching(7);
+	step(GE_GO, 0);
+	step(GE_MOVED, 0);
+	step(GE_LOSE, 1);
+	assert_int_equal(group.phase, PHASE_OUT);
+	step_touched(GE_ABORT);
+	assert_int_equal(group_state(&group), STREW_GROUP_LOST);
+	assert_int_equal(group.members[0].version, 0);
+	/* In the commit's copy it leaves the others written in part. */
+	fall_behind(0, STREW_GATE_LIVE, STREW_APPLY_STAGED);
+	begin_catching(7);
+	step(GE_GO, 0);
+	step(GE_MOVED, 0);
+	step(GE_COMMIT, 0);
+	step(GE_LOSE, 1);
+	step(GE_ABORT, 0);
+	assert_int_equal(group_member_state(&group, 0), STREW_GROUP_DIRTY);
+}
+
+/* A resume that waits for the others' gates is granted when they are not held in time. */
+static void test_catching_up_is_late(void **state)
+{
+	(void)state;
+	fall_behind(0, STREW_GATE_HELD, STREW_APPLY_DIRECT);
+	begin_catching(7);
+	step(GE_READY, 0);
+	step(GE_RESUME, 0);
+	assert_int_equal(count(GA_GRANT), 0);
+	step(GE_LATE, 0);
+	assert_int_equal(count(GA_GRANT), 1);
+	step(GE_ABORT, 0);
+	assert_int_equal(group_state(&group), STREW_GROUP_STALE);
+}
+
 /* May the engine of a group in this phase use its memory? Written apart from group.c. */
 static bool may_use(enum group_phase phase, enum strew_apply apply)
 {
@@ -411,6 +552,7 @@ static void test_random_walks(void **state)
 				.update = (uint64_t)i,
 				.version = version + 1,
 				.touched = before >= PHASE_MOVING && test_random_below(2),
+				.catching = test_random_below(2),
 				.text = "walk"};
 			uint32_t present = 0;
 
@@ -478,6 +620,9 @@ int main(void)
 		cmocka_unit_test(test_dirty_outlives_members),
 		cmocka_unit_test(test_out_is_not_current),
 		cmocka_unit_test(test_missed),
+		cmocka_unit_test(test_catches_up),
+		cmocka_unit_test(test_catching_up_is_given_up),
+		cmocka_unit_test(test_catching_up_is_late),
 		cmocka_unit_test(test_random_walks),
 	};
 

@@ -37,10 +37,12 @@ static int finish(void **state)
 struct told_job {
 	struct job job;
 	bool done;
+	uint64_t due; /* of it, while it ran */
 };
 
 static void run(struct job *job)
 {
+	((struct told_job *)job)->due = mover_due(mover);
 	job->rc = 0;
 }
 
@@ -133,6 +135,35 @@ static void test_jobs_and_words(void **state)
 	assert_int_equal(never, 0);
 }
 
+/* By when a job must have ended: at a time that is given, or so long after it has begun. */
+static void test_limits(void **state)
+{
+	const struct {
+		uint64_t due;
+		uint32_t limit_ms, ms;
+	} cases[] = {{UINT64_MAX / 2, 5000, 0}, {0, 5000, 5000}, {0, 0, LIMIT_JOB_MS}};
+
+	(void)state;
+	for (unsigned i = 0; i < 3; i++) {
+		struct told_job work = {.job = {.run = run,
+						.done = done,
+						.due = cases[i].due,
+						.limit_ms = cases[i].limit_ms}};
+		uint64_t before = clock_ns();
+
+		mover_submit(mover, &work.job);
+		reap_until(&work.done, NULL);
+		if (cases[i].due) {
+			assert_true(work.due == cases[i].due);
+		} else {
+			uint64_t limit = cases[i].ms * UINT64_C(1000000);
+
+			assert_true(work.due >= before + limit && work.due <= clock_ns() + limit);
+		}
+		assert_true(mover_due(mover) == UINT64_MAX);
+	}
+}
+
 static uint64_t cpu_ns(void)
 {
 	struct timespec at;
@@ -165,6 +196,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_pace),
 		cmocka_unit_test_setup_teardown(test_jobs_and_words, start, finish),
+		cmocka_unit_test_setup_teardown(test_limits, start, finish),
 		cmocka_unit_test_setup_teardown(
 			test_waiting_for_nothing_costs_nothing, start, finish),
 	};

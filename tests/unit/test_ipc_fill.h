@@ -15,7 +15,7 @@
 #define GROUPS_FIELDS                                                                              \
 	"epoch update groups code text unwanted gather_ns local_ns wire_ns scatter_ns "            \
 	"slot_types hash hashes"
-#define DECISION_FIELDS "epoch update replicas wire hash slot_types text part sizes own"
+#define DECISION_FIELDS "epoch update replicas wire hash slot_types text part met own"
 
 static const struct {
 	enum message_type type;
@@ -40,7 +40,7 @@ static const struct {
 	{MSG_APPLIED_ROUTE, "applied_route", "update code text"},
 	{MSG_HOLD, "hold", "update version"},
 	{MSG_READY, "ready", "word"},
-	{MSG_DONE, "done", "update version outcome state text"},
+	{MSG_DONE, "done", "update version outcome state text catching"},
 	{MSG_RESUME, "resume", ""},
 	{MSG_TRAINER, "trainer", "model rank ranks allocations"},
 	{MSG_DECLARED, "declared", "manifest_hash tensors bytes version"},
@@ -487,7 +487,7 @@ static void fill_update(struct message *message)
 		any_u32_list(&decision->slot_types, &decision->nslot_types, LIMIT_SLOT_TYPES);
 		STRING(decision->text);
 		decision->part = between(0, LIMIT_SUBSETS);
-		any_u32_list(&decision->sizes, &decision->nsizes, LIMIT_REPORT_GROUPS);
+		any_u32_list(&decision->met, &decision->nmet, LIMIT_REPORT_GROUPS);
 		any_names(&decision->own, &decision->nown);
 		break;
 	default:
@@ -602,6 +602,7 @@ static void fill_session(struct message *message)
 		message->u.done.outcome = between(STREW_OUTCOME_NONE, STREW_OUTCOME_LOST);
 		message->u.done.state = between(STREW_GROUP_FORMING, STREW_GROUP_LOST);
 		STRING(message->u.done.text);
+		message->u.done.catching = between(0, 1);
 		break;
 	case MSG_TRAINER:
 		STRING(message->u.trainer.model);
@@ -859,8 +860,8 @@ static unsigned find_arrays(struct message *message, struct borrowed ret[ARRAYS_
 			message->u.decision.nreplicas * sizeof(uint32_t)};
 		ret[1] = (struct borrowed){(void **)&message->u.decision.slot_types,
 			message->u.decision.nslot_types * sizeof(uint32_t)};
-		ret[2] = (struct borrowed){(void **)&message->u.decision.sizes,
-			message->u.decision.nsizes * sizeof(uint32_t)};
+		ret[2] = (struct borrowed){(void **)&message->u.decision.met,
+			message->u.decision.nmet * sizeof(uint32_t)};
 		ret[3] = (struct borrowed){(void **)&message->u.decision.own,
 			message->u.decision.nown * sizeof(struct group_name)};
 		return 4;
