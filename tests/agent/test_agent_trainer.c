@@ -4,6 +4,7 @@
 #include "support/test_main.h"
 #include <errno.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <strew/strew.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #define PATIENCE_MS 10000
 
 static float *memory;
+static sem_t was_waited; /* for what was not released yet */
 
 static struct strew_trainer *open_trainer(struct fake *fake, int timeout_ms)
 {
@@ -130,7 +132,7 @@ static void update_script(struct fake *fake)
 	/* What ended before it was taken is not ours either. */
 	report(fake, 5);
 	fake_ok(fake, message.serial);
-	usleep(100000);
+	sem_wait(&was_waited);
 	released(fake, 5);
 	report(fake, 5);
 	fake_expect(fake, MSG_PUBLISH, &message);
@@ -179,6 +181,7 @@ static void test_updates(void **arg)
 	struct strew_report got;
 
 	(void)arg;
+	assert_int_equal(sem_init(&was_waited, 0, 0), 0);
 	fake_start(&fake);
 	trainer = open_sealed(&fake, PATIENCE_MS);
 	assert_int_equal(strew_trainer_wait_report(trainer, 0, &got), -EINVAL);
@@ -189,6 +192,7 @@ static void test_updates(void **arg)
 	assert_int_equal(strew_trainer_publish(trainer, 5, NULL, 0, 0), 0);
 	assert_int_equal(strew_trainer_publish(trainer, 6, NULL, 0, 0), -EBUSY);
 	assert_int_equal(strew_trainer_wait_released(trainer, 10), -ETIMEDOUT);
+	sem_post(&was_waited);
 	assert_true(readable(trainer, PATIENCE_MS));
 	assert_int_equal(strew_trainer_wait_released(trainer, PATIENCE_MS), 0);
 	assert_int_equal(strew_trainer_publish(trainer, 6, NULL, 0, 0), -EBUSY);
@@ -258,7 +262,7 @@ static void test_lost(void **arg)
 		struct strew_report got;
 
 		fake_start(&fake);
-		trainer = open_sealed(&fake, 300);
+		trainer = open_sealed(&fake, PATIENCE_MS);
 		assert_int_equal(strew_trainer_publish(trainer, 5, NULL, 0, 0), 0);
 		if (step == 0) {
 			assert_int_equal(strew_trainer_wait_released(trainer, 100), -ETIMEDOUT);
@@ -362,7 +366,7 @@ static void test_late(void **arg)
 
 	(void)arg;
 	fake_start(&fake);
-	trainer = open_trainer(&fake, 1000);
+	trainer = open_trainer(&fake, PATIENCE_MS);
 	declare(trainer);
 	rc = strew_trainer_seal(trainer);
 	assert_int_equal(rc, 0);
