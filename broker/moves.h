@@ -126,7 +126,8 @@ struct job_catch {
 	enum catch_step step;
 	struct crew from; /* plan, move: mapped, and not written meanwhile */
 	struct crew to;
-	size_t lump;	   /* so many were begun; set it to 0 before the first move … */
+	/* So many were begun, which may be looked at while they are; 0 before the first move … */
+	atomic_size_t lump;
 	bool more;	   /* … and move again while it says so */
 	uint64_t deadline; /* of this step's copies, from when it runs */
 	uint64_t elapsed_ns;
