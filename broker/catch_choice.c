@@ -1,7 +1,6 @@
 /* Which group catches up, and from which: the rules are in docs/architecture.md, Catching up. */
 #include "broker/catchup.h"
 
-/* 0: none, or a lead that is gone may have committed another one. */
 uint64_t catch_version(struct server *server, const char *name)
 {
 	const struct model *model = model_find(server, name, false);
@@ -65,7 +64,6 @@ bool catch_wanted(struct server *server, const struct team *team)
 	       !has_twins(group) && (is_fresh(team) || is_alone(server, team));
 }
 
-/* Its live memory is that version, whole, and nobody writes to it. */
 bool catch_holds(const struct team *team, uint64_t version)
 {
 	const struct group *group = &team->group;

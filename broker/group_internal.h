@@ -42,12 +42,4 @@ void group_join(struct group *group, const struct group_event *event);
 void group_gone(
 	struct group *group, const struct group_event *event, struct group_actions *actions);
 
-static inline bool group_is_written(const struct group *group)
-{
-	bool direct = group->apply == STREW_APPLY_DIRECT;
-
-	return group->phase == PHASE_COMMITTING ||
-	       (direct && group->phase >= PHASE_MOVING && group->phase <= PHASE_PREPARED);
-}
-
 #endif

@@ -6,7 +6,7 @@
 enum strew_group_state group_state(const struct group *group)
 {
 	if (group->phase != PHASE_IDLE && group->phase != PHASE_OUT &&
-		(!group->catching || group_is_written(group)) && group->state != STREW_GROUP_LOST) {
+		(!group->catching || group_writes(group)) && group->state != STREW_GROUP_LOST) {
 		return STREW_GROUP_PENDING;
 	}
 	/* Out, it may be the last one before others commit, or after. */
@@ -36,7 +36,10 @@ uint64_t group_member_version(const struct group *group, uint32_t member)
 
 bool group_writes(const struct group *group)
 {
-	return group_is_written(group);
+	bool direct = group->apply == STREW_APPLY_DIRECT;
+
+	return group->phase == PHASE_COMMITTING ||
+	       (direct && group->phase >= PHASE_MOVING && group->phase <= PHASE_PREPARED);
 }
 
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES])
@@ -95,7 +98,7 @@ void group_join(struct group *group, const struct group_event *event)
 void group_gone(struct group *group, const struct group_event *event, struct group_actions *actions)
 {
 	bool lost = event->type == GE_LOSE;
-	bool writing = group_is_written(group);
+	bool writing = group_writes(group);
 	bool in_update = group->phase != PHASE_IDLE && group->phase != PHASE_OUT;
 	char text[LIMIT_TEXT_BYTES];
 

@@ -87,6 +87,18 @@ int issue_run(const struct issue *issue, size_t range, uint64_t slot, struct lan
 #define SPIN_NS 200000u /* an event is looked at without sleeping for this long */
 #define SLEEP_NS 20000u
 
+void event_pause(struct job *job, uint64_t waited_ns)
+{
+	mover_look(job);
+	if (waited_ns > SPIN_NS) {
+		struct timespec nap = {0, SLEEP_NS};
+
+		nanosleep(&nap, NULL);
+	} else {
+		sched_yield();
+	}
+}
+
 int event_wait(struct gpu_event *event, struct job *job, uint64_t deadline, struct error *err)
 {
 	uint64_t start = clock_ns();
@@ -103,14 +115,7 @@ int event_wait(struct gpu_event *event, struct job *job, uint64_t deadline, stru
 			return error_set(
 				err, -ETIMEDOUT, "copying did not end before the deadline");
 		}
-		mover_look(job);
-		if (now - start > SPIN_NS) {
-			struct timespec nap = {0, SLEEP_NS};
-
-			nanosleep(&nap, NULL);
-		} else {
-			sched_yield();
-		}
+		event_pause(job, now - start);
 	}
 }
 

@@ -20,13 +20,8 @@
 #include "broker/moves_internal.h"
 #include "broker/plans_internal.h"
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-#define SPIN_NS 200000u /* an event is looked at without sleeping for this long */
-#define SLEEP_NS 20000u
 
 /* An update being moved. */
 struct run {
@@ -130,14 +125,7 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 		if (now >= run->deadline) {
 			return error_set(err, -ETIMEDOUT, "moving did not end before the deadline");
 		}
-		mover_look(run->job);
-		if (now - start > SPIN_NS) {
-			struct timespec nap = {0, SLEEP_NS};
-
-			nanosleep(&nap, NULL);
-		} else {
-			sched_yield();
-		}
+		event_pause(run->job, now - start);
 	}
 }
 
@@ -281,16 +269,6 @@ static int wait_lane(struct run *run, struct lane *lane, struct error *err)
 	}
 	rc = gpu_event_record(lane->events[0], lane->stream, err);
 	return rc ? rc : wait_event(run, lane->events[0], err);
-}
-
-static int wait_lanes(struct run *run, struct error *err)
-{
-	int rc = 0;
-
-	for (size_t i = 0; rc == 0 && i < run->moves->nlocal; i++) {
-		rc = wait_lane(run, &run->moves->local[i], err);
-	}
-	return rc;
 }
 
 /* Each issue's lump of that turn; others go on by themselves meanwhile. */
@@ -464,7 +442,7 @@ static int settle_all(struct run *run, struct error *err)
 		}
 	}
 	patient.deadline = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
-	rc = wait_lanes(&patient, err);
+	rc = moves_wait_local(moves, run->job, patient.deadline, err);
 	if (rc || !run->wire) {
 		return rc;
 	}

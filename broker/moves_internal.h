@@ -58,6 +58,9 @@ int moves_plans(struct moves *moves, const struct plan_for *plan_for, const stru
 	size_t ncrews, struct plan_base **ret_base, struct plan_crew ***ret_crews,
 	struct error *err);
 
+/* Between two looks at an event that has been waited for so long: yields, later sleeps; and looks
+ * at the words that are watched. */
+void event_pause(struct job *job, uint64_t waited_ns);
 /* Waits on the host, and looks at the words that are watched meanwhile. -ETIMEDOUT. */
 int event_wait(struct gpu_event *event, struct job *job, uint64_t deadline, struct error *err);
 /* Until all that was enqueued in the local lanes is done. */

@@ -84,18 +84,3 @@ void worker_is_current(struct worker *worker, uint64_t version)
 	assert_int_equal(told, version);
 	worker_holds(worker, version);
 }
-
-uint64_t raw_checked(struct raw *raw)
-{
-	struct message message;
-	uint64_t update;
-
-	raw_expect(raw, MSG_CHECK, &message);
-	update = message.u.check.update;
-	message_finish(&message);
-	message_init(&message, MSG_CHECKED, 0);
-	message.u.checked.update = update;
-	message.u.checked.code = WIRE_OK;
-	raw_send(raw, &message);
-	return update;
-}

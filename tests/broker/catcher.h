@@ -25,7 +25,4 @@ void worker_takes(struct worker *worker, uint64_t version);
 /* Its group is CURRENT at the version by the page and by what it has heard, and its memory. */
 void worker_is_current(struct worker *worker, uint64_t version);
 
-/* A played worker finds nothing changed; the number of what it was asked for. */
-uint64_t raw_checked(struct raw *raw);
-
 #endif

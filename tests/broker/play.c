@@ -499,3 +499,19 @@ void free_address(char ret_address[32])
 	close(fd);
 	snprintf(ret_address, 32, "127.0.0.1:%u", ntohs(address.sin_port));
 }
+
+uint64_t raw_answer_check(struct raw *raw, int code, const char *text)
+{
+	struct message message;
+	uint64_t update;
+
+	raw_expect(raw, MSG_CHECK, &message);
+	update = message.u.check.update;
+	message_finish(&message);
+	message_init(&message, MSG_CHECKED, 0);
+	message.u.checked.update = update;
+	message.u.checked.code = code ? error_to_wire(code) : WIRE_OK;
+	string_copy(message.u.checked.text, sizeof(message.u.checked.text), text);
+	raw_send(raw, &message);
+	return update;
+}

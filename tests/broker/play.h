@@ -69,6 +69,9 @@ void raw_expect_error(struct raw *raw, int code, const char *word);
 /* End of file, after errors and what it recalls at most. */
 void raw_expect_end(struct raw *raw);
 void raw_expect_silence(struct raw *raw, int for_ms);
+/* A played worker has looked at its memory, and finds nothing changed (code 0) or why it cannot be
+ * written; the number of what it was asked for. */
+uint64_t raw_answer_check(struct raw *raw, int code, const char *text);
 
 /* TCP at the control port of a lead. */
 void tcp_open(struct raw *raw, const char *address);

@@ -189,7 +189,7 @@ static void test_dirty_is_healed(void **state)
 	map_draft(&draft, &memory);
 	raw_open(&raw, &one_broker, ROLE_WORKER);
 	draft_register(&raw, &draft);
-	raw_checked(&raw);
+	raw_answer_check(&raw, 0, "");
 	raw_expect(&raw, MSG_DONE, &message);
 	assert_int_equal(message.u.done.state, STREW_GROUP_CURRENT);
 	assert_int_equal(message.u.done.version, 1);
@@ -353,7 +353,7 @@ static void test_a_member_goes(void **state)
 		draft.reg.apply = applies[i];
 		raw_open(&raw, &one_broker, ROLE_WORKER);
 		draft_register(&raw, &draft);
-		raw_checked(&raw);
+		raw_answer_check(&raw, 0, "");
 		raw_expect(&raw, MSG_HOLD, &message);
 		message_finish(&message);
 		raw_close(&raw);

@@ -46,21 +46,6 @@ static void play_worker(int said, const struct draft *draft, enum message_type u
 	pause();
 }
 
-static void answer_check(struct raw *raw, int code, const char *text)
-{
-	struct message message;
-	uint64_t update;
-
-	raw_expect(raw, MSG_CHECK, &message);
-	update = message.u.check.update;
-	message_finish(&message);
-	message_init(&message, MSG_CHECKED, 0);
-	message.u.checked.update = update;
-	message.u.checked.code = code ? error_to_wire(code) : WIRE_OK;
-	string_copy(message.u.checked.text, sizeof(message.u.checked.text), text);
-	raw_send(raw, &message);
-}
-
 static void child_start(struct child *child, const struct draft *draft, enum message_type until)
 {
 	int pipes[2];
@@ -244,20 +229,20 @@ static void test_a_check_that_is_not_answered(void **state)
 	report_group(&report, 1, STREW_OUTCOME_COMMITTED, "");
 	strew_report_finish(&report);
 	worker_holds(&replica, 1);
-	answer_check(&raw, 0, "");
+	raw_answer_check(&raw, 0, "");
 	raw_expect(&raw, MSG_DONE, &message);
 	assert_int_equal(message.u.done.outcome, STREW_OUTCOME_SAT_OUT);
 	assert_int_equal(message.u.done.state, STREW_GROUP_STALE);
 	message_finish(&message);
 	/* The next time it refuses, then it answers twice, which is once too often and harmless. */
 	publish(&trainer, 2, PATIENCE_MS);
-	answer_check(&raw, -EIO, "allocation 0 has moved");
+	raw_answer_check(&raw, -EIO, "allocation 0 has moved");
 	trainer_reports(&trainer, STREW_OUTCOME_SAT_OUT, "allocation 0 has moved", &report);
 	strew_report_finish(&report);
 	raw_expect(&raw, MSG_DONE, &message);
 	message_finish(&message);
 	publish(&trainer, 3, PATIENCE_MS);
-	answer_check(&raw, 0, "");
+	raw_answer_check(&raw, 0, "");
 	trainer_reports(&trainer, STREW_OUTCOME_COMMITTED, "", &report);
 	strew_report_finish(&report);
 	raw_expect(&raw, MSG_DONE, &message);

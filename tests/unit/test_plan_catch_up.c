@@ -132,6 +132,17 @@ static void hold_rows(unsigned side, size_t member, uint32_t t, uint64_t first, 
 		tensors[t].dtype);
 }
 
+/* Which of the tensors it is a piece of. */
+static uint32_t tensor_of(const struct layout *layout, const struct piece *piece)
+{
+	uint32_t t = 0;
+
+	while (strcmp(tensors[t].name, layout->tensors[piece->tensor].name)) {
+		t++;
+	}
+	return t;
+}
+
 /* What the sibling has, into its memory and into `held`. */
 static void fill_from(void)
 {
@@ -142,11 +153,8 @@ static void fill_from(void)
 			const struct piece *piece = &l->pieces[p];
 			const struct parameter *parameter = &l->parameters[piece->parameter];
 			uint64_t index[STREW_MAX_DIMS] = {0};
-			uint32_t t = 0;
+			uint32_t t = tensor_of(l, piece);
 
-			while (strcmp(tensors[t].name, l->tensors[piece->tensor].name)) {
-				t++;
-			}
 			if (!ref_count(piece->ndim, piece->box.extent)) {
 				continue;
 			}
@@ -180,11 +188,8 @@ static bool expect_to(void)
 			const struct piece *piece = &l->pieces[p];
 			const struct parameter *parameter = &l->parameters[piece->parameter];
 			uint64_t index[STREW_MAX_DIMS] = {0};
-			uint32_t t = 0;
+			uint32_t t = tensor_of(l, piece);
 
-			while (strcmp(tensors[t].name, l->tensors[piece->tensor].name)) {
-				t++;
-			}
 			if (!ref_count(piece->ndim, piece->box.extent)) {
 				continue;
 			}
