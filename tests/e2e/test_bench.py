@@ -31,7 +31,7 @@ def bench(stage, *argv):
                 samples = figure[key]["samples"]
                 assert len(samples) >= 5, figure
                 medians[key] = statistics.median(samples)
-                assert abs(figure[key]["median"] - medians[key]) <= 1e-6 * medians[key], figure
+                assert abs(figure[key]["median"] - medians[key]) <= 1e-6 * abs(medians[key]), figure
                 assert figure[key]["min"] == min(samples), figure
                 assert figure[key]["max"] == max(samples), figure
         if "ratio" in figure:
