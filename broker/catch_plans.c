@@ -68,7 +68,7 @@ int catch_plan_make(struct plans *plans, const struct crew *from, const struct c
 	}
 	free(both.workers);
 	if (rc == 0) {
-		issues_share(&plan->local);
+		issues_share(&plan->local, GPU_SHARE_LINK);
 	}
 	return rc;
 }

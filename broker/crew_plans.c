@@ -66,7 +66,7 @@ static int make_scatter(struct plans *plans, const struct publication *publicati
 	rc = issues_make(plans, &spaces, &copies, home, &plan->scatter, err);
 	copies_finish(&copies);
 	if (rc == 0) {
-		issues_share(&plan->scatter);
+		issues_share(&plan->scatter, GPU_SHARE_CARRIER);
 	}
 	return rc;
 }

@@ -88,7 +88,7 @@ static int make_plain(const struct making *making, const struct copies *picked, 
 		issue->device, picked, bases, spaces_count(making->spaces), &issue->copies, err);
 	free(bases);
 	if (rc == 0 && by_link) {
-		gpu_copies_share(issue->copies);
+		gpu_copies_share(issue->copies, GPU_SHARE_LINK);
 	}
 	return rc;
 }
@@ -212,11 +212,11 @@ int issues_make(struct plans *plans, const struct spaces *spaces, const struct c
 	return 0;
 }
 
-void issues_share(const struct issues *issues)
+void issues_share(const struct issues *issues, enum gpu_share share)
 {
 	for (size_t i = 0; i < issues->n; i++) {
 		if (issues->v[i].copies) {
-			gpu_copies_share(issues->v[i].copies);
+			gpu_copies_share(issues->v[i].copies, share);
 		}
 	}
 }

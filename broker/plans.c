@@ -241,7 +241,7 @@ static int make_gather(struct plans *plans, const struct publication *publicatio
 		issues_finish(&base->gather);
 		return rc;
 	}
-	issues_share(&base->gather); /* with the carrier's kernels */
+	issues_share(&base->gather, GPU_SHARE_CARRIER);
 	base->gathers = true;
 	return 0;
 }

@@ -68,7 +68,7 @@ int hashes_buckets(const struct publication *publication, const struct slot_type
  */
 int issues_make(struct plans *plans, const struct spaces *spaces, const struct copies *copies,
 	struct gpu_device *issuer, struct issues *ret_issues, struct error *err);
-void issues_share(const struct issues *issues); /* see gpu_copies_share() */
+void issues_share(const struct issues *issues, enum gpu_share share); /* gpu_copies_share() */
 void issues_finish(struct issues *issues);
 
 /* Fills in scatter, local copies and commits of an empty plan; after a failure it is to be freed.

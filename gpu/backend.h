@@ -38,7 +38,8 @@ struct gpu_ops {
 		const uint64_t *bases, size_t nbases, struct gpu_copies **ret_copies,
 		struct error *err);
 	void (*copies_destroy)(struct gpu_copies *copies);
-	void (*copies_share)(struct gpu_copies *copies); /* NULL: nothing to share */
+	/* NULL: nothing to share */
+	void (*copies_share)(struct gpu_copies *copies, enum gpu_share share);
 	int (*copies_run)(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 		struct gpu_stream *stream, struct error *err);
 	int (*hashes_create)(struct gpu_device *device, const struct gpu_span *spans,

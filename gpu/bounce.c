@@ -74,7 +74,7 @@ static int compile(struct gpu_device *device, const struct gpu_ring *ring,
 	rc = gpu_copies_create(device, copies, all, nbases + 1, ret_copies, err);
 	free(all);
 	if (rc == 0) {
-		gpu_copies_share(*ret_copies); /* a link limits it */
+		gpu_copies_share(*ret_copies, GPU_SHARE_LINK);
 	}
 	return rc;
 }

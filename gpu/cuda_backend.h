@@ -61,7 +61,7 @@ int cuda_load_kernels(struct cuda_device *device, struct error *err);
 int cuda_copies_create(struct gpu_device *device, const struct copies *copies,
 	const uint64_t *bases, size_t nbases, struct gpu_copies **ret_copies, struct error *err);
 void cuda_copies_destroy(struct gpu_copies *copies);
-void cuda_copies_share(struct gpu_copies *copies);
+void cuda_copies_share(struct gpu_copies *copies, enum gpu_share share);
 int cuda_copies_run(struct gpu_copies *copies, size_t range, uint64_t slot_address,
 	struct gpu_stream *stream, struct error *err);
 int cuda_hashes_create(struct gpu_device *device, const struct gpu_span *spans, const size_t *first,

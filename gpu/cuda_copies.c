@@ -11,18 +11,21 @@
 #include <string.h>
 
 /*
- * Blocks of a shared run on each multiprocessor. Measured with two H100s, 31 GB to a peer while
+ * A shared run has a block on each multiprocessor. Measured with two H100s, 31 GB to a peer while
  * half as much is copied within the GPU: 1 took 42.0 ms, 2 as long, 4 46.3, all that fit 51.4,
  * and one on every second multiprocessor 50.3; the link alone needs 39.1.
+ * Beside NCCL's kernels it has one on every second, by bulk copies: on two H200s Llama's buckets
+ * took 45.07 ms so, 45.24 with one on each, and as long with one on every fourth; Qwen's 86.96 and
+ * 87.67.
  */
-#define SHARED_BLOCKS 1
+#define CARRIER_PART 2
 
 struct cuda_copies {
 	struct gpu_copies head;
 	struct cuda_device *device;
 	struct scatter_run *runs;
 	struct scatter_range *ranges;
-	bool shares;
+	enum gpu_share share;	     /* 0: with nobody */
 	cuda_ptr descriptors, tiles; /* on the device; 0: none */
 	/* Where a range has both, copy engines work here while the kernel does: over a link neither
 	 * fills it alone. */
@@ -278,9 +281,17 @@ void cuda_copies_destroy(struct gpu_copies *base)
 	free(copies);
 }
 
-void cuda_copies_share(struct gpu_copies *base)
+void cuda_copies_share(struct gpu_copies *base, enum gpu_share share)
 {
-	((struct cuda_copies *)base)->shares = true;
+	((struct cuda_copies *)base)->share = share;
+}
+
+/* Blocks of a shared run. */
+static unsigned few_blocks(const struct cuda_copies *copies)
+{
+	unsigned n = (unsigned)copies->device->multiprocessors;
+
+	return MAX(copies->share == GPU_SHARE_CARRIER ? n / CARRIER_PART : n, 1);
 }
 
 /* `fewer`: at most so many blocks, which take the tiles in turn; 0: a block a tile. */
@@ -300,8 +311,8 @@ static int run_tiles(struct cuda_copies *copies, const struct scatter_range *ran
 	struct cuda_stream *stream, struct error *err)
 {
 	struct cuda_device *device = copies->device;
-	unsigned few = (unsigned)device->multiprocessors * SHARED_BLOCKS;
-	bool shares = copies->shares && range->ntiles > few;
+	unsigned few = few_blocks(copies);
+	bool shares = copies->share && range->ntiles > few;
 	int rc = 0;
 
 	if (range->ntiles) {

@@ -263,10 +263,10 @@ void gpu_copies_destroy(struct gpu_copies *copies)
 	}
 }
 
-void gpu_copies_share(struct gpu_copies *copies)
+void gpu_copies_share(struct gpu_copies *copies, enum gpu_share share)
 {
 	if (copies->ops->copies_share) {
-		copies->ops->copies_share(copies);
+		copies->ops->copies_share(copies, share);
 	}
 }
 

@@ -156,9 +156,10 @@ int gpu_copies_create(struct gpu_device *device, const struct copies *copies, co
 void gpu_copies_destroy(struct gpu_copies *copies);
 /*
  * From now on runs leave room on the GPU for other kernels: for copies that a link limits, or
- * that go beside NCCL's. Alone on a GPU they are slower by some percent.
+ * that go beside NCCL's, for which they leave more. Alone on a GPU they are slower by some percent.
  */
-void gpu_copies_share(struct gpu_copies *copies);
+enum gpu_share { GPU_SHARE_LINK = 1, GPU_SHARE_CARRIER };
+void gpu_copies_share(struct gpu_copies *copies, enum gpu_share share);
 
 /*
  * Enqueues one range; slot_address stands for the base that was 0. An empty range does nothing.

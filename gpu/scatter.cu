@@ -135,7 +135,7 @@ __device__ static inline void run_tile(const struct scatter_descriptor *__restri
 	const char *src = (const char *)(d->src + (in_slot & SCATTER_SRC_SLOT ? slot : 0));
 	char *dst = (char *)(d->dst + (in_slot & SCATTER_DST_SLOT ? slot : 0));
 
-	if (bulk_takes(d)) {
+	if (bulk_takes(d, tile)) {
 		bulk_tile(src, dst, d, tile);
 		return;
 	}

@@ -30,28 +30,20 @@ _Static_assert(
  */
 #define ENGINE_HOST_BYTES (1ull << 20)
 #define ENGINE_PEER_BYTES (16ull << 20)
+/*
+ * Beside the kernel, which fills a link to 366 GB/s where an engine makes 396, shorter runs go by
+ * the engine too, one for so many bytes that the kernel takes: the calls stay few. Qwen3-30B-A3B's
+ * 31 GB to two GPUs took 42.67 ms without that, 42.59 with one in 15 MiB, 42.46 with one in 7.
+ */
+#define ENGINE_SHARE_BYTES (1ull << 20)
+#define ENGINE_EACH_BYTES (7ull << 20)
 
 /* What the policy wants to know of a range. */
 struct shape {
 	uint64_t nruns; /* saturated */
 	uint64_t shortest_bytes;
+	uint64_t kernel_bytes; /* to or from a peer, since an engine took a shorter run */
 };
-
-/*
- * The policy. A copy engine leaves the multiprocessors to the engine, but a call costs
- * microseconds; the kernel takes any number of pieces in one launch.
- */
-static bool by_copy_engine(const struct copy *copy, enum place place, const struct shape *range)
-{
-	if (copy->from) {
-		return false;
-	}
-	if (range->nruns <= ENGINE_RUNS && range->shortest_bytes >= ENGINE_BYTES) {
-		return true;
-	}
-	return (place == PLACE_HOST && copy->run_bytes >= ENGINE_HOST_BYTES) ||
-	       (place == PLACE_PEER && copy->run_bytes >= ENGINE_PEER_BYTES);
-}
 
 /* Rows of a copy, saturated; 0 if it is empty. */
 static uint64_t copy_rows(const struct copy *copy)
@@ -67,6 +59,35 @@ static uint64_t copy_rows(const struct copy *copy)
 		}
 	}
 	return rows;
+}
+
+/*
+ * The policy. A copy engine leaves the multiprocessors to the engine, but a call costs
+ * microseconds; the kernel takes any number of pieces in one launch.
+ */
+static bool by_copy_engine(const struct copy *copy, enum place place, struct shape *range)
+{
+	uint64_t rows = copy_rows(copy), bytes;
+
+	if (copy->from) {
+		return false;
+	}
+	if (range->nruns <= ENGINE_RUNS && range->shortest_bytes >= ENGINE_BYTES) {
+		return true;
+	}
+	if (place != PLACE_PEER) {
+		return place == PLACE_HOST && copy->run_bytes >= ENGINE_HOST_BYTES;
+	}
+	if (copy->run_bytes >= ENGINE_PEER_BYTES) {
+		return true;
+	}
+	if (rows == 1 && copy->run_bytes >= ENGINE_SHARE_BYTES &&
+		range->kernel_bytes >= ENGINE_EACH_BYTES) {
+		range->kernel_bytes = 0;
+		return true;
+	}
+	range->kernel_bytes += mul_overflows(rows, copy->run_bytes, &bytes) ? 0 : bytes;
+	return false;
 }
 
 struct scatter_divisor tiles_divisor(uint32_t value)

@@ -289,6 +289,51 @@ static void test_policy(void **state)
 	tiles_finish(&table);
 }
 
+/* Over a link an engine takes some of the shorter runs off the kernel: one in 8 MiB or more, so
+ * that its calls cost little, and none that is short or strided. */
+static void test_engine_shares(void **state)
+{
+	struct copy v[100] = {{0}};
+	size_t first[] = {0, ARRAY_LEN(v)};
+	const uint64_t bases[] = {0, 1ull << 40};
+	enum place places[] = {PLACE_HERE, PLACE_PEER};
+	struct copies copies = {
+		.v = v, .n = ARRAY_LEN(v), .cap = ARRAY_LEN(v), .first = first, .nranges = 1};
+	struct scatter_table table;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(v); i++) {
+		v[i] = (struct copy){.dst_space = 1,
+			.run_bytes = 1u << 20,
+			.src = i * (2ull << 20),
+			.dst = i * (1ull << 20)};
+	}
+	assert_int_equal(tiles_build(&copies, bases, places, &table, NULL), 0);
+	assert_int_equal(table.nruns, ARRAY_LEN(v) / 8);
+	assert_int_equal(tile_bytes(&table), (ARRAY_LEN(v) - ARRAY_LEN(v) / 8) << 20);
+	assert_int_equal(table.runs[0].src, 7 * (2ull << 20));
+	tiles_finish(&table);
+
+	places[1] = PLACE_HERE;
+	assert_int_equal(tiles_build(&copies, bases, places, &table, NULL), 0);
+	assert_int_equal(table.nruns, 0);
+	tiles_finish(&table);
+
+	places[1] = PLACE_PEER;
+	for (size_t i = 0; i < ARRAY_LEN(v); i++) {
+		if (i % 2) {
+			v[i].run_bytes -= 16;
+		} else {
+			v[i].ndim = 1;
+			v[i].extent[0] = 2;
+			v[i].src_stride[0] = v[i].dst_stride[0] = 1u << 20;
+		}
+	}
+	assert_int_equal(tiles_build(&copies, bases, places, &table, NULL), 0);
+	assert_int_equal(table.nruns, 0);
+	tiles_finish(&table);
+}
+
 /* A long cast is cut so that all but its ends go in wide vectors, at any alignment that allows it.
  */
 static void test_cast_cuts(void **state)
@@ -365,6 +410,7 @@ int main(void)
 		cmocka_unit_test(test_random_copies),
 		cmocka_unit_test(test_casts_apart),
 		cmocka_unit_test(test_policy),
+		cmocka_unit_test(test_engine_shares),
 		cmocka_unit_test(test_cast_cuts),
 		cmocka_unit_test(test_cuts),
 	};
