@@ -89,7 +89,7 @@ int issue_run(const struct issue *issue, size_t range, uint64_t slot, struct lan
 
 void event_pause(struct job *job, uint64_t waited_ns)
 {
-	mover_look(job);
+	mover_look(job->mover);
 	if (waited_ns > SPIN_NS) {
 		struct timespec nap = {0, SLEEP_NS};
 

@@ -116,8 +116,15 @@ void loop_remove(struct loop_source *source)
 
 int loop_round(struct loop *loop, uint64_t deadline)
 {
-	int rc = loop->ops->round(loop, deadline);
+	int rc;
 
+	loop->stirred = false;
+	rc = loop->ops->round(loop, deadline);
 	free_list(&loop->removed);
 	return rc;
+}
+
+bool loop_stirred(const struct loop *loop)
+{
+	return loop->stirred;
 }

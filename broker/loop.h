@@ -34,5 +34,6 @@ void loop_remove(struct loop_source *source); /* NULL is fine */
 
 /* Waits until the deadline at most (base/clock.h) and calls back what is ready. */
 int loop_round(struct loop *loop, uint64_t deadline);
+bool loop_stirred(const struct loop *loop); /* the last round has called somebody back */
 
 #endif

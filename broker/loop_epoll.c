@@ -54,6 +54,7 @@ static int epoll_round(struct loop *base, uint64_t deadline)
 		struct loop_source *source = events[i].data.ptr;
 
 		if (source->callback) {
+			base->stirred = true;
 			source->callback(source->data, events[i].events);
 		}
 	}

@@ -31,6 +31,7 @@ struct loop {
 	char why[64];
 	struct loop_source *sources;
 	struct loop_source *removed; /* freed after the round */
+	bool stirred;		     /* set by a round that calls somebody back */
 };
 
 #define LOOP_ROUND_EVENTS 64

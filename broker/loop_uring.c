@@ -179,6 +179,7 @@ static int uring_round(struct loop *base, uint64_t deadline)
 		/* Sources are freed after the round: one that was removed is still there to tell.
 		 */
 		if (source->callback) {
+			base->stirred = true;
 			source->callback(source->data, ready[i].events);
 		}
 		if (source->callback) {

@@ -32,13 +32,37 @@ struct run {
 	struct plan_crew **crews;
 	size_t ncrews;
 	struct plan_base *base;
-	bool hash;	     /* what goes over the wire */
-	bool wire;	     /* the carrier is used, so its errors are this run's */
-	atomic_ullong *done; /* bytes, for who asks meanwhile; NULL: nobody */
+	bool hash; /* what goes over the wire */
+	bool wire; /* the carrier is used, so its errors are this run's */
+	struct job_move *work;
+	uint64_t soon;	     /* when the event loop is woken for the end; 0: not known, or it was */
 	size_t lump, nlumps; /* local: the next one to be enqueued, and how many there are */
 };
 
 #define LUMPS_AHEAD 2 /* enqueued: one that runs, and the next */
+
+/*
+ * The event loop has slept through the move, and takes some 0.1 ms to wake: it is woken a little
+ * before the end that the bytes so far let expect, and stays awake for longer than that is early.
+ */
+#define SOON_NS 200000u
+
+static void count_done(struct run *run, uint64_t len_bytes)
+{
+	double elapsed = (double)(clock_ns() - run->start);
+	uint64_t done = atomic_fetch_add(&run->work->done_bytes, len_bytes) + len_bytes;
+
+	run->soon = run->start - SOON_NS +
+		    (uint64_t)(elapsed * (double)run->work->total_bytes / (double)done);
+}
+
+static void tell_soon(struct run *run, uint64_t now)
+{
+	if (run->soon && now >= run->soon) {
+		run->soon = 0;
+		mover_note(run->job, 0);
+	}
+}
 
 /* An issue of local copies of some crew, and its lanes: one in which it reads, one in which it
  * writes. They are one unless it bounces. */
@@ -80,10 +104,10 @@ static int advance_local(struct run *run, struct error *err)
 				return rc;
 			}
 		}
-		if (run->done && run->lump >= LUMPS_AHEAD) {
+		if (run->lump >= LUMPS_AHEAD) {
 			const struct buckets *lumps = &run->base->lumps;
 
-			*run->done += lumps->v[run->lump - LUMPS_AHEAD].len_bytes;
+			count_done(run, lumps->v[run->lump - LUMPS_AHEAD].len_bytes);
 		}
 		/* Groups share lanes: all are looked at before the first is given work. */
 		at = (struct local_at){0};
@@ -125,6 +149,7 @@ static int wait_event(struct run *run, struct gpu_event *event, struct error *er
 		if (now >= run->deadline) {
 			return error_set(err, -ETIMEDOUT, "moving did not end before the deadline");
 		}
+		tell_soon(run, now);
 		event_pause(run->job, now - start);
 	}
 }
@@ -153,6 +178,19 @@ static int broadcast(
 	}
 	return carrier_broadcast(run->moves->carrier, parts, n, root, run->moves->wire.stream,
 		run->deadline, run->cancel, err);
+}
+
+/* Is something of the bucket gathered, so that it waits for that? */
+static bool is_packed(const struct run *run, size_t number)
+{
+	const struct stretches *stretches = &run->base->stretches;
+
+	for (size_t i = stretches->first[number]; i < stretches->first[number + 1]; i++) {
+		if (stretches->v[i].space == STRETCH_PACKED) {
+			return true;
+		}
+	}
+	return false;
 }
 
 /* Into the slot, in the gather's stream. */
@@ -189,6 +227,23 @@ static int scatter_all(struct run *run, size_t number, uint64_t slot, struct err
 	return rc;
 }
 
+/* What the wire has to wait for; for nothing where all lies ready: that took 5 us a bucket. */
+static int gather_bucket(struct run *run, size_t number, uint64_t slot, struct error *err)
+{
+	struct moves *moves = run->moves;
+	struct gpu_event *gathered = moves->gather.events[number % moves->nslots];
+	int rc = 0;
+
+	if (!is_packed(run, number)) {
+		return 0;
+	}
+	for (size_t i = 0; rc == 0 && i < run->base->gather.n; i++) {
+		rc = gather(run, &run->base->gather.v[i], number, slot, err);
+	}
+	rc = rc ? rc : gpu_event_record(gathered, moves->gather.stream, err);
+	return rc ? rc : gpu_stream_wait(moves->wire.stream, gathered, err);
+}
+
 /* Root: slot free → gather → broadcast. */
 static int send_bucket(struct run *run, struct job_move *work, size_t number, struct error *err)
 {
@@ -198,15 +253,7 @@ static int send_bucket(struct run *run, struct job_move *work, size_t number, st
 	int rc;
 
 	rc = wait_slot(run, turn, err);
-	for (size_t i = 0; rc == 0 && i < run->base->gather.n; i++) {
-		rc = gather(run, &run->base->gather.v[i], number, address, err);
-	}
-	if (rc == 0) {
-		rc = gpu_event_record(moves->gather.events[turn], moves->gather.stream, err);
-	}
-	if (rc == 0) {
-		rc = gpu_stream_wait(moves->wire.stream, moves->gather.events[turn], err);
-	}
+	rc = rc ? rc : gather_bucket(run, number, address, err);
 	if (rc == 0) {
 		rc = broadcast(run, number, work->plan_for.rank, address, err);
 	}
@@ -387,7 +434,7 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 			 : receive_bucket(run, work, i, bucket, err);
 		work->wire_bytes += bucket->len_bytes;
 		if (rc == 0 && i >= run->moves->nslots) { /* the slot was free again */
-			work->done_bytes += buckets->v[i - run->moves->nslots].len_bytes;
+			count_done(run, buckets->v[i - run->moves->nslots].len_bytes);
 		}
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
@@ -498,7 +545,7 @@ void job_move_run(struct job *job)
 		.cancel = &work->cancel,
 		.wire = work->wire,
 		.hash = work->wire && work->hash,
-		.done = &work->done_bytes};
+		.work = work};
 
 	if (work->wire && !run.moves->carrier) {
 		job->rc = error_set(&job->err, -ENOTCONN, "there is no communicator");

@@ -63,9 +63,8 @@ static bool look_locked(struct mover *mover, bool *ret_hit)
 	return waiting;
 }
 
-void mover_look(struct job *job)
+void mover_look(struct mover *mover)
 {
-	struct mover *mover = job->mover;
 	bool hit;
 
 	if (pthread_mutex_trylock(&mover->lock) == 0) {
@@ -257,12 +256,15 @@ unsigned mover_pending(struct mover *mover)
 
 void mover_watch(struct mover *mover, struct watch *watch)
 {
+	bool hit;
+
 	pthread_mutex_lock(&mover->lock);
 	watch->fired = false;
 	watch->active = true;
 	pace_watched(&mover->pace);
 	watch->next = mover->watches;
 	mover->watches = watch;
+	look_locked(mover, &hit); /* it may have been reached before the thread is awake */
 	pthread_cond_signal(&mover->wake);
 	pthread_mutex_unlock(&mover->lock);
 }

@@ -62,10 +62,11 @@ uint64_t mover_due(struct mover *mover);
 unsigned mover_pending(struct mover *mover); /* jobs not done yet */
 
 void mover_watch(struct mover *mover, struct watch *watch);
+/* Looks at the watches now, if the mover's thread does not: for who is awake anyway, any thread. */
+void mover_look(struct mover *mover);
 void mover_unwatch(struct mover *mover, struct watch *watch); /* fine if it is not watched */
 
 /* From within a running job: */
 void mover_note(struct job *job, unsigned notes); /* sets bits for `noted` */
-void mover_look(struct job *job);		  /* looks at the watches */
 
 #endif

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PACE_AWAKE_NS 50000u
+#define PACE_AWAKE_NS 400000u /* so long may it take to agree on an update */
 #define PACE_SLEEP_MIN_NS 5000u
 #define PACE_SLEEP_MAX_NS 200000u
 

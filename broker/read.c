@@ -50,7 +50,7 @@ static bool wait_copy(struct job *job, struct gpu_event *event)
 				READ_MS / 1000);
 			return false;
 		}
-		mover_look(job);
+		mover_look(job->mover);
 		nanosleep(&nap, NULL);
 	}
 }

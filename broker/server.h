@@ -334,6 +334,7 @@ struct server {
 	struct seal_key key;	      /* of all brokers, if there is a key file */
 	uint8_t uuid[GPU_UUID_BYTES]; /* of the slots' GPU, for join */
 	struct loop *loop;
+	uint64_t awake_until; /* the loop does not sleep before this */
 	struct mover *mover;
 	struct moves *moves;
 	struct events *events;

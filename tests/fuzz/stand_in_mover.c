@@ -182,7 +182,7 @@ void mover_note(struct job *job, unsigned notes)
 	atomic_fetch_or(&job->notes, notes);
 }
 
-void mover_look(struct job *job)
+void mover_look(struct mover *mover)
 {
-	mover_look_at_all(job->mover);
+	mover_look_at_all(mover);
 }

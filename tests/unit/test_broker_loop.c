@@ -103,7 +103,10 @@ static void rounds_until(struct loop *loop, const struct seen *seen, unsigned ca
 	uint64_t deadline = deadline_in_ms(1000);
 
 	while (seen->calls < calls && !deadline_passed(deadline)) {
+		unsigned before = seen->calls;
+
 		assert_int_equal(loop_round(loop, deadline), 0);
+		assert_true(loop_stirred(loop) || seen->calls == before);
 	}
 	assert_int_equal(seen->calls, calls);
 }
@@ -258,6 +261,7 @@ static void test_deadline(void **state)
 	assert_true(clock_ns() - start < 5000000000);
 	start = clock_ns();
 	assert_int_equal(loop_round(loop, 1), 0); /* long gone */
+	assert_false(loop_stirred(loop));
 	assert_true(clock_ns() - start < 1000000000);
 }
 

@@ -4,6 +4,8 @@
 #include "broker/pace.h"
 #include "support/test_main.h"
 #include <poll.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <time.h>
 
 static struct mover *mover;
@@ -44,6 +46,16 @@ static void run(struct job *job)
 {
 	((struct told_job *)job)->due = mover_due(mover);
 	job->rc = 0;
+}
+
+static atomic_bool told;
+
+static void run_until_told(struct job *job)
+{
+	while (!atomic_load(&told)) {
+		sched_yield();
+	}
+	run(job);
 }
 
 static void done(struct job *job)
@@ -135,6 +147,36 @@ static void test_jobs_and_words(void **state)
 	assert_int_equal(never, 0);
 }
 
+/* Who asks for a word that is there already, or looks while the thread is busy, need not wait for
+ * the thread. */
+static void test_looking(void **state)
+{
+	struct told_job work = {.job = {.run = run_until_told, .done = done}};
+	uint64_t there = 0, later = 0;
+	struct watch first = watch_for(0, 1, &there), second = watch_for(1, 1, &later);
+
+	(void)state;
+	atomic_store(&told, false);
+	mover_submit(mover, &work.job);
+	page_store(&page, 0, 1);
+	mover_watch(mover, &first);
+	mover_watch(mover, &second);
+	mover_reap(mover);
+	assert_true(there != 0 && later == 0);
+	mover_look(mover);
+	mover_reap(mover);
+	assert_true(later == 0);
+	page_store(&page, 1, 1);
+	/* The thread holds the lock for a moment, when it begins. */
+	while (!later) {
+		mover_look(mover);
+		mover_reap(mover);
+	}
+	assert_false(work.done);
+	atomic_store(&told, true);
+	reap_until(&work.done, NULL);
+}
+
 /* By when a job must have ended: at a time that is given, or so long after it has begun. */
 static void test_limits(void **state)
 {
@@ -196,6 +238,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_pace),
 		cmocka_unit_test_setup_teardown(test_jobs_and_words, start, finish),
+		cmocka_unit_test_setup_teardown(test_looking, start, finish),
 		cmocka_unit_test_setup_teardown(test_limits, start, finish),
 		cmocka_unit_test_setup_teardown(
 			test_waiting_for_nothing_costs_nothing, start, finish),
