@@ -22,6 +22,7 @@ void brokers_prepare(struct brokers *ret_brokers, bool two)
 	snprintf(brokers.node_socket, sizeof(brokers.node_socket), "%s/%s.sock", brokers.folder,
 		two ? "node" : "lead");
 	*ret_brokers = brokers;
+	bench_logs(ret_brokers->folder);
 }
 
 /* A port that nobody has now, for the lead to take at once. */
@@ -40,14 +41,13 @@ static unsigned free_port(void)
 	return ntohs(address.sin_port);
 }
 
-static void wait_ready(const char *name, int fd, const char *log)
+static void wait_ready(const char *name, int fd)
 {
 	struct pollfd polled = {.fd = fd, .events = POLLIN};
 	char text[16];
 
 	if (poll(&polled, 1, READY_S * 1000) != 1 || read(fd, text, sizeof(text)) <= 0) {
-		bench_fail(EXIT_RUNTIME, "the %s broker did not become ready; its log is %s", name,
-			log);
+		bench_fail(EXIT_RUNTIME, "the %s broker did not become ready", name);
 	}
 	close(fd);
 }
@@ -110,7 +110,7 @@ static void start(struct brokers *brokers, const struct brokers_options *options
 		env, log_fd);
 	close(log_fd);
 	close(pair[1]);
-	wait_ready(name, pair[0], log);
+	wait_ready(name, pair[0]);
 }
 
 void brokers_start(struct brokers *brokers, const struct brokers_options *options)
@@ -135,6 +135,7 @@ void brokers_stop(struct brokers *brokers)
 	if (!brokers->folder[0]) {
 		return;
 	}
+	bench_logs(NULL);
 	for (size_t i = 0; i < ARRAY_LEN(files); i++) {
 		snprintf(path, sizeof(path), "%s/%s", brokers->folder, files[i]);
 		unlink(path);

@@ -18,6 +18,7 @@
 
 static struct child *children[CHILDREN]; /* that run */
 static pid_t parent_pid;
+static const char *logs; /* where the brokers' are kept when it fails */
 
 void bench_fail(int exit_code, const char *format, ...)
 {
@@ -29,9 +30,17 @@ void bench_fail(int exit_code, const char *format, ...)
 	fputc('\n', stderr);
 	va_end(args);
 	if (getpid() == parent_pid) {
+		if (logs) {
+			fprintf(stderr, "strew-bench: what the brokers said is in %s\n", logs);
+		}
 		children_kill();
 	}
 	exit(exit_code);
+}
+
+void bench_logs(const char *folder)
+{
+	logs = folder;
 }
 
 void bench_must(int rc, const char *what, const struct error *err)

@@ -76,6 +76,8 @@ bool letter_turn(int fd, struct letter *letter, void (*answer)(void *data, struc
 /* Turns until the parent is done. */
 void letter_serve(int fd, void (*answer)(void *data, struct letter *letter), void *data);
 
+/* Where bench_fail() says that the brokers' logs are; borrowed. NULL: nowhere. */
+void bench_logs(const char *folder);
 /* Ends the program, and its children, with a sentence on stderr. */
 __attribute__((noreturn, format(printf, 2, 3))) void bench_fail(
 	int exit_code, const char *format, ...);

@@ -169,7 +169,7 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
              ratio(update, "… one kernel over all its pieces ÷ update", 0.93)]),
         Row("wire-llama", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5"]],
             [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95)]),
-        Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "5"]],
+        Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "15"]],
             [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
         Row("hash", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5", *hash_]
                      for hash_ in (["--hash"], [])],
@@ -206,13 +206,13 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
     """What needs a link between two."""
     staged = ["--apply", "staged", "--gate", "held", *QWEN, "--layers", "24"]
     return [
-        Row("wire-llama", [["update", *WIRE2, *LLAMA]],
+        Row("wire-llama", [["update", *WIRE2, *LLAMA, "--samples", "15"]],
             [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95)]),
         Row("wire-qwen", [["update", *WIRE2, *QWEN, "--layers", "24"]],
             [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.95)]),
         Row("hash", [["update", *WIRE2, *LLAMA, *hash_] for hash_ in (["--hash"], [])],
             [first_over_second("two brokers, Llama-3.1-8B: with hashes ÷ without", None)]),
-        Row("node-llama", [["update", *NODE2, *LLAMA]],
+        Row("node-llama", [["update", *NODE2, *LLAMA, "--samples", "15"]],
             [ratio("update", "one broker, workers on both GPUs, Llama: link ÷ update", 0.95),
              memory("device memory of a broker with a context", 600)]),
         Row("node-qwen", [["update", *NODE2, *QWEN, "--layers", "24"]],
