@@ -215,6 +215,18 @@ def untouched(workers, version=0):
         assert checked(worker) and not any(checked(worker)), worker.log
 
 
+def gpus(text):
+    """A GPU's number, or several by commas, of an option."""
+    return [str(int(number)) for number in text.split(",")]
+
+
+def hosts(name, devices):
+    """What lets brokers of one host pass for nodes. On one GPU NCCL must not know that they are on one
+    host, and takes sockets; with a GPU for each it takes the link."""
+    apart = {} if len(devices or []) > 1 else {"NCCL_HOSTID": name}
+    return {**apart, "NCCL_SOCKET_IFNAME": "lo"}
+
+
 def free_port():
     """A TCP port of loopback below those that the system gives out by itself."""
     while True:

@@ -2,7 +2,7 @@
 """Kills and stops the processes of a job in the middle of its updates, at random, and looks at every
 byte after each fault.
 
-    chaos.py BIN [--seed N] [--count N] [--victim KIND]... [--nodes 1|2] [--device N] [--groups N]
+    chaos.py BIN [--seed N] [--count N] [--victim KIND]... [--nodes 1|2] [--device N[,N]] [--groups N]
 
 A round: some versions are published one behind the other; somewhere among them a victim gets SIGKILL,
 or SIGSTOP and later SIGCONT. Who died is started again, brokers at the same place, workers with the
@@ -12,7 +12,8 @@ what the others say of versions in between is compared too.
 
 The victims of all rounds, in which order and when, follow from the seed (the timing of processes does
 not). --victim: worker, trainer, broker, lead, stop-worker, stop-trainer, stop-broker, stop-lead (default:
-all, by turns). With --device all memory is on that GPU (and the brokers use their cuda backend).
+all, by turns). With --device all memory is on that GPU (and the brokers use their cuda backend); with
+two, the trainer and the lead are on the first, the other broker on the second, and of each group a worker on each.
 The last line is "chaos: ok ..." and the exit code 0, or the first thing that went wrong.
 """
 
@@ -53,17 +54,18 @@ class Job:
         self.config = stage.dir / "config.json"
         self.config.write_text(json.dumps(config))
 
-    def device(self):
-        return [] if self.options.device is None else ["--device", self.options.device]
+    def device(self, turn):
+        """By turns, where there are several."""
+        devices = self.options.device
+        return ["--device", devices[turn % len(devices)]] if devices else []
 
     def start_broker(self, name):
         lead = name == "lead"
         place = ["--listen" if lead else "--join", f"127.0.0.1:{self.port}"]
-        environment = {"NCCL_HOSTID": name, "NCCL_SOCKET_IFNAME": "lo"}
-        backend = "host" if self.options.device is None else "cuda"
+        backend = "cuda" if self.options.device else "host"
         self.brokers[name] = self.stage.broker(
-            name, *(place if self.options.nodes > 1 else []), backend=backend, env=environment,
-            slot=self.options.slot)
+            name, *(place if self.options.nodes > 1 else []), *self.device(not lead),
+            backend=backend, env=scene.hosts(name, self.options.device), slot=self.options.slot)
 
     def start_worker(self, key):
         node, replica, rank = key
@@ -72,7 +74,7 @@ class Job:
             f"worker-{node}-{replica}-{rank}-{self.starts}", "tp_worker", "--config", self.config,
             "--model", "m", "--replica", replica, "--rank", rank, "--size", SIZE, "--socket",
             self.stage.socket(node), "--check", SEED, "--apply",
-            "direct" if replica % 2 else "staged", "--reconnect", 2 * PATIENCE, *self.device())
+            "direct" if replica % 2 else "staged", "--reconnect", 2 * PATIENCE, *self.device(rank))
 
     def start_trainer(self):
         self.starts += 1
@@ -81,7 +83,7 @@ class Job:
             f"trainer-{self.starts}", "trainer", "--config", self.config, "--model", "m",
             "--socket", self.stage.socket("lead"), "--by-line", "--first", self.version + 1,
             "--versions", 1000, "--seed", SEED, "--timeout", PATIENCE // 2,
-            "--reconnect", 2 * PATIENCE, *self.device(),
+            "--reconnect", 2 * PATIENCE, *self.device(0),
             stdin=subprocess.PIPE)
 
     def whole(self):
@@ -229,7 +231,7 @@ def parse():
     parser.add_argument("--at-once", type=int, default=1, help="workers hurt in a round (1)")
     parser.add_argument("--nodes", type=int, choices=(1, 2), default=2)
     parser.add_argument("--groups", type=int, default=2)
-    parser.add_argument("--device", type=int)
+    parser.add_argument("--device", type=scene.gpus)
     parser.add_argument("--scale", type=int, default=2, help="of the model: hidden size / 64 (2)")
     parser.add_argument("--slot", default="256K")
     return parser.parse_args()

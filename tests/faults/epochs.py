@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What brokers keep of each communicator, over as many as you like, and how they start anew in time.
 
-    epochs.py BIN [--count N] [--device N] [--every N]
+    epochs.py BIN [--count N] [--device N[,N]] [--every N]
 
 Two brokers stay, a third one comes and goes: each time the lead makes a new epoch, and all who are in
 it a new communicator, until the lead has made N of them (200). Descriptors, threads and resident memory of
 the two, and what the GPU has left, are looked at while just these two are there. Every few epochs a version
-goes from a trainer at the lead into workers at the other broker, who compare all of its bytes.
+goes from a trainer at the lead into workers at the other broker, who compare all of its bytes. Of two GPUs
+the first is the lead's and the trainer's, the second the others'.
 
 Behind 100 communicators (LIMIT_EPOCHS) a broker starts itself anew, with nothing of what NCCL has kept: it
 must not have more of them, its workers and the trainer must go on, and it must not be larger than at
@@ -89,23 +90,29 @@ class Job:
         self.stage, self.options = stage, options
         self.port = scene.free_port()
         self.version = 0
-        self.memory = [] if options.device is None else ["--device", options.device]
-        self.gpu = None if options.device is None else Gpu(options.device)
+        self.gpu = Gpu(int(options.device[0])) if options.device else None
         self.stay = [Broker("lead", self.start("lead")), Broker("node", self.start("node"))]
         self.settle(2)
         common = ["--config", scene.CONFIGS / "tiny-llama.json", "--model", "m",
-                  "--reconnect", 2 * PATIENCE, *self.memory]
-        self.worker = stage.start("worker", "tp_worker", *common, "--rank", 0, "--size", 1,
+                  "--reconnect", 2 * PATIENCE]
+        self.worker = stage.start("worker", "tp_worker", *common, *self.device("node"),
+                                  "--rank", 0, "--size", 1,
                                   "--socket", stage.socket("node"), "--check", SEED)
-        self.trainer = stage.start("trainer", "trainer", *common, "--socket", stage.socket("lead"),
+        self.trainer = stage.start("trainer", "trainer", *common, *self.device("lead"),
+                                   "--socket", stage.socket("lead"),
                                    "--by-line", "--versions", 10**6, "--seed", SEED,
                                    stdin=subprocess.PIPE)
 
+    def device(self, name):
+        devices = self.options.device
+        return ["--device", devices[0 if name == "lead" else -1]] if devices else []
+
     def start(self, name):
         place = "--listen" if name == "lead" else "--join"
-        return self.stage.broker(name, place, f"127.0.0.1:{self.port}",
-                                 backend="host" if self.options.device is None else "cuda",
-                                 env={"NCCL_HOSTID": name, "NCCL_SOCKET_IFNAME": "lo"})
+        return self.stage.broker(name, place, f"127.0.0.1:{self.port}", *self.device(name),
+                                 backend="cuda" if self.options.device else "host",
+                                 env=scene.hosts(name, None if name == "third"  # a GPU twice
+                                                 else self.options.device))
 
     def status(self, name):
         """None while the broker starts anew."""
@@ -177,7 +184,7 @@ def judge(broker, options):
         begun = life[-1]["communicators"]
         for what, most in GROWTH.items():
             grown = life[-1][what] - settled(life)[0][what]
-            assert options.device is not None or grown <= most or options.sanitized, \
+            assert options.device or grown <= most or options.sanitized, \
                 f"{broker.name}: {what} have grown by {grown:.1f}"
         # As small again as it was: what NCCL had kept is gone.
         for what, slack in (("descriptors", 4), ("threads", 2), ("resident MiB", 64)):
@@ -196,7 +203,7 @@ def main():
     parser.add_argument("bin")
     parser.add_argument("--count", type=int, default=200, help="communicators of the lead (200)")
     parser.add_argument("--every", type=int, default=5, help="a version each so many turns (5)")
-    parser.add_argument("--device", type=int)
+    parser.add_argument("--device", type=scene.gpus)
     options = parser.parse_args()
     stage = scene.Scene(options.bin)
     begun = time.monotonic()

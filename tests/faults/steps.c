@@ -5,7 +5,8 @@
  * reports give the updates' times, and the broker must have as many descriptors, and about as much
  * memory, of the host and of the GPU, at the end as near the beginning.
  *
- *     steps STREWD [--updates N] [--apply staged|direct] [--device INDEX] [--read always|seldom]
+ *     steps STREWD [--updates N] [--apply staged|direct] [--read always|seldom]
+ *         [--device INDEX [--worker-device INDEX]]
  *
  * By default a step follows the other without a pause, on the same cores and GPU as the update:
  * "seldom" takes one step in a hundred updates, for times in which the engine has no part.
@@ -360,11 +361,12 @@ static bool is_flat(const struct usage *early, const struct usage *late)
 int main(int argc, char **argv)
 {
 	static struct engine engine;
-	uint64_t updates = 500, device = UINT64_MAX;
+	uint64_t updates = 500, device = UINT64_MAX, worker_device = UINT64_MAX;
 	const char *apply = "staged", *reads = "always";
 	const struct option_spec specs[] = {
 		{.name = "updates", .number = &updates},
 		{.name = "device", .number = &device},
+		{.name = "worker-device", .number = &worker_device},
 		{.name = "apply", .text = &apply},
 		{.name = "read", .text = &reads},
 		{.name = NULL},
@@ -376,6 +378,7 @@ int main(int argc, char **argv)
 		options_refuse("steps: which strewd?");
 	}
 	options_parse(argc - 1, argv + 1, specs, "usage: steps STREWD [--updates N] ...\n");
+	worker_device = worker_device == UINT64_MAX ? device : worker_device;
 	if (!mkdtemp(directory)) {
 		return 1;
 	}
@@ -391,7 +394,7 @@ int main(int argc, char **argv)
 	}
 	atexit(end_children);
 	close(engine_side[0]);
-	join(&engine, strcmp(apply, "direct") == 0, (int)device);
+	join(&engine, strcmp(apply, "direct") == 0, (int)worker_device);
 	engine.seldom = strcmp(reads, "seldom") == 0;
 	if (write(engine_side[1], "!", 1) != 1) {
 		return 1;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Faults on a GPU, with programs that were built before (here or elsewhere):
 #
-#     tests/gpu/faults.sh [--build DIR] [--device N|host|standin] [--part N]... [--seed N] [--share N]
+#     tests/gpu/faults.sh [--build DIR] [--device N[,N]|host|standin|standin2] [--part N]... [--seed N] [--share N]
 #
 #   part 1  SIGKILLs at random: 200 of workers, 50 of the trainer, 50 of a broker
 #   part 2  20 SIGSTOPs, and SIGCONT later, of a worker, of the trainer, of a broker each; 10,000 updates, staged
@@ -9,12 +9,13 @@
 #   part 3  200 communicators, and brokers that start anew
 #
 # All parts by default, in about nine minutes on one H100: for commands of limited time say which. --seed (1) is that
-# of the first job of chaos.py, the others count from there; --share divides every count. `host` needs no GPU, `standin`
-# takes the driver and NCCL of BUILD/standin. Logs are under $OUT
+# of the first job of chaos.py, the others count from there; --share divides every count. With two GPUs (`0,1`) the
+# trainer and the lead are on the first, the other broker on the second, workers on both. `host` needs no GPU, `standin`
+# takes the driver and NCCL of BUILD/standin, `standin2` two of its GPUs. Logs are under $OUT
 # (default: a temporary folder); a table comes last, and behind it "faults: ok jobs=N failed=0".
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-usage="usage: tests/gpu/faults.sh [--build DIR] [--device N|host|standin] [--part N]... [--seed N] [--share N]"
+usage="usage: tests/gpu/faults.sh [--build DIR] [--device N[,N]|host|standin|standin2] [--part N]... [--seed N] [--share N]"
 build=$root/build
 device=0
 seed=1
@@ -52,12 +53,18 @@ memory=(--device "$device")
 small=()
 case $device in
 host) memory=() ;;
-standin)
+standin | standin2)
 	LD_LIBRARY_PATH=$build/standin:$LD_LIBRARY_PATH
 	unset STREW_NCCL
 	memory=(--device 0) small=(--small)
+	[[ $device == standin ]] || { memory=(--device 0,1); export STANDIN_DEVICES=2; }
 	;;
 esac
+# A trainer and an engine, each with a GPU of its own where there are two.
+one_each=("${memory[@]}")
+if [[ ${memory[1]:-} == *,* ]]; then
+	one_each=(--device "${memory[1]%%,*}" --worker-device "${memory[1]##*,}")
+fi
 table=() failed=0
 
 # Runs a job and adds a line to the table; 77 is a skip.
@@ -91,7 +98,7 @@ chaos() {
 }
 
 steps() {
-	job "steps-$1-$2" "$build/bin/steps" "$build/bin/strewd" "${memory[@]}" --apply "$1" \
+	job "steps-$1-$2" "$build/bin/steps" "$build/bin/strewd" "${one_each[@]}" --apply "$1" \
 		--read "$2" --updates "$(some 10000)"
 	grep -h 'p50' "$logs/steps-$1-$2.log"
 }
@@ -123,7 +130,7 @@ part_3() {
 	grep -h '^lead,\|^node,' "$logs/epochs.log"
 }
 
-if [[ ${#memory[@]} -gt 0 && $device != standin ]]; then
+if [[ ${#memory[@]} -gt 0 && $device != standin* ]]; then
 	nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 fi
 for part in ${parts:-1 2 3}; do
