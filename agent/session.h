@@ -58,6 +58,8 @@ struct agent_session {
 	int poll_fd;	   /* epoll over the socket and event_fd; -1 with a thread */
 	bool signalled;
 	bool receiving; /* a handler is running */
+	/* Between these a wait looks at the socket without sleeping: something is expected then. */
+	uint64_t awake_from_ns, awake_until_ns;
 	/* the thread's */
 	bool threaded; /* reading is its business; also while none runs, between two connections */
 	bool running, stopping;

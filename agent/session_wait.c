@@ -4,9 +4,12 @@
  * all else goes to the face. So nothing is lost while a call waits for something else.
  */
 #include "agent/session.h"
+#include "base/clock.h"
 #include "base/util.h"
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -146,6 +149,22 @@ static int wait_for_thread(struct agent_session *session, uint64_t deadline)
 	return -pthread_cond_timedwait(&session->changed, &session->lock, &until);
 }
 
+/* How long a poll may sleep: until the deadline, but awake while something is expected. In ms, of
+ * which the last before that time is not slept through. */
+static int sleep_ms(const struct agent_session *session, uint64_t deadline)
+{
+	uint64_t now = clock_ns();
+
+	if (now >= session->awake_until_ns) {
+		return deadline_left_ms(deadline);
+	}
+	if (deadline > now && session->awake_from_ns > now + 1000000u) {
+		return (int)MIN((MIN(deadline, session->awake_from_ns) - now) / 1000000u, INT_MAX);
+	}
+	sched_yield();
+	return 0;
+}
+
 static int wait_for_socket(struct agent_session *session, uint64_t deadline)
 {
 	struct pollfd socket = {.fd = conn_fd(session->conn), .events = POLLIN};
@@ -154,9 +173,9 @@ static int wait_for_socket(struct agent_session *session, uint64_t deadline)
 	if (conn_wants_write(session->conn)) {
 		socket.events |= POLLOUT;
 	}
-	n = poll(&socket, 1, deadline_left_ms(deadline));
+	n = poll(&socket, 1, sleep_ms(session, deadline));
 	if (n == 0) {
-		return -ETIMEDOUT;
+		return deadline_passed(deadline) ? -ETIMEDOUT : 0;
 	}
 	if (n < 0) {
 		/* A signal: the caller looks at the deadline by coming again. */

@@ -53,10 +53,11 @@ struct strew_trainer {
 	struct agent_request publish; /* cleared when its answer was looked at */
 	uint64_t word_count;	      /* what the page's publish word gets to */
 	uint64_t version;
-	bool publishing;       /* published, neither refused nor reported to the user */
-	bool lent;	       /* the memory is read, or may be */
-	bool released;	       /* released was heard, and no wait has told the user */
-	struct message report; /* valid if reported */
+	bool publishing;		/* published, neither refused nor reported to the user */
+	uint64_t published_ns, took_ns; /* until it was released; of the last one, 0: not known */
+	bool lent;			/* the memory is read, or may be */
+	bool released;			/* released was heard, and no wait has told the user */
+	struct message report;		/* valid if reported */
 	bool reported;
 	struct error refused; /* the broker's answer to publish, until a wait_report tells it */
 	struct trainer_parts parts;

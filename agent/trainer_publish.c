@@ -9,6 +9,7 @@
  */
 #include "agent/public.h"
 #include "agent/trainer.h"
+#include "base/clock.h"
 #include "base/util.h"
 #include <errno.h>
 #include <string.h>
@@ -82,6 +83,7 @@ int trainer_handle(void *data, struct message *message, struct error *err)
 		if (is_ours(trainer, message->u.released.version) && trainer->lent) {
 			trainer->lent = false;
 			trainer->released = true;
+			trainer->took_ns = clock_ns() - trainer->published_ns;
 		}
 		break;
 	case MSG_REPORT:
@@ -155,6 +157,23 @@ int trainer_mark(struct strew_trainer *trainer, void *stream, struct error *err)
 	return rc;
 }
 
+/*
+ * A thread that has slept for milliseconds takes some 0.1 to wake, which is much of a short update.
+ * So a wait sleeps for less than the last update took, and is awake when this one may end.
+ */
+#define EARLY_NS 300000u
+#define LATE_NS 500000u
+
+static void expect_release(struct strew_trainer *trainer)
+{
+	struct agent_session *session = &trainer->session;
+	uint64_t took = trainer->took_ns;
+
+	trainer->published_ns = clock_ns();
+	session->awake_from_ns = trainer->published_ns + (took > EARLY_NS ? took - EARLY_NS : 0);
+	session->awake_until_ns = took ? trainer->published_ns + took + LATE_NS : 0;
+}
+
 int trainer_send_publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base,
 	uint64_t version, void *stream, unsigned flags, int timeout_ms, struct error *err)
 {
@@ -178,6 +197,7 @@ int trainer_send_publish(struct strew_trainer *trainer, uint32_t subset, uint64_
 		return rc;
 	}
 	trainer->version = version;
+	expect_release(trainer);
 	trainer->publishing = trainer->lent = true;
 	trainer->released = false;
 	error_clear(&trainer->refused);

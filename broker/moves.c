@@ -26,6 +26,11 @@ int moves_create(const struct moves_options *options, struct moves **ret_moves)
 	return 0;
 }
 
+uint64_t moves_plans_made(const struct moves *moves)
+{
+	return plans_made(moves->plans);
+}
+
 const struct rings *moves_rings(const struct moves *moves)
 {
 	return plans_rings(moves->plans);

@@ -27,6 +27,7 @@ void moves_destroy(struct moves *moves);
 /* Those between GPUs without peer access that are in use, and the GPU of the slots (NULL: none is
  * chosen yet); any thread. */
 const struct rings *moves_rings(const struct moves *moves);
+uint64_t moves_plans_made(const struct moves *moves); /* plans_made() */
 const uint8_t *moves_slots_uuid(const struct moves *moves);
 
 /* Maps what a worker (and reserves its shadow) or a trainer rank has exported. */

@@ -122,6 +122,11 @@ const uint8_t *plans_slots_uuid(const struct plans *plans)
 	return home ? gpu_device_uuid(home) : NULL;
 }
 
+uint64_t plans_made(struct plans *plans)
+{
+	return atomic_load(&plans->made);
+}
+
 const struct rings *plans_rings(const struct plans *plans)
 {
 	return &plans->rings;
@@ -275,16 +280,19 @@ static int make_wire_buckets(
 }
 
 /* The lists that this update needs, unless they are there. */
-static int make_buckets(struct plan_base *base, const struct plan_for *plan_for, struct error *err)
+static int make_buckets(struct plans *plans, struct plan_base *base,
+	const struct plan_for *plan_for, struct error *err)
 {
 	const struct publication *publication = plan_for->publication;
 	int rc = 0;
 
 	/* Not by their number: there are none where no tensor has bytes. */
 	if ((plan_for->wire || publication->elsewhere) && !base->parts) {
+		plans->made++;
 		rc = make_wire_buckets(base, publication, err);
 	}
 	if (rc == 0 && publication_here(publication) && !base->lumps.n) {
+		plans->made++;
 		rc = buckets_make_even(&publication->manifest, LUMP_BYTES, publication->roots,
 			publication->nroots, &base->lumps, err);
 	}
@@ -319,8 +327,9 @@ int plans_base(struct plans *plans, const struct plan_for *plan_for, struct plan
 		plans->bases[base_place(plans)] = base;
 	}
 	base->last_use = ++plans->uses;
-	rc = make_buckets(base, plan_for, err);
+	rc = make_buckets(plans, base, plan_for, err);
 	if (rc == 0 && gather && !base->gathers) {
+		plans->made++;
 		rc = make_gather(plans, publication, base, err);
 	}
 	if (rc) {
@@ -375,6 +384,7 @@ int plans_crew(struct plans *plans, const struct plan_for *plan_for, const struc
 		plan->base = base->id;
 		plan->key = crew->key;
 		plan->partial = partial;
+		plans->made++;
 		rc = crew_plan_make(plans, publication, base, crew, plan, err);
 		if (rc) {
 			crew_plan_free(plan);
@@ -410,6 +420,7 @@ int plans_catch(struct plans *plans, const struct crew *from, const struct crew 
 		}
 		plan->base = base;
 		plan->key = crew->key;
+		plans->made++;
 		rc = from ? catch_plan_make(plans, from, crew, plan, err)
 			  : crew_plan_make_commit(plans, NULL, crew, plan, err);
 		if (rc) {

@@ -115,6 +115,8 @@ int plans_ring(struct plans *plans, struct gpu_device *from, struct gpu_device *
 	struct gpu_ring **ret_ring, struct error *err);
 /* What there is, and the GPU of the slots, NULL before it was chosen; any thread. */
 const struct rings *plans_rings(const struct plans *plans);
+/* How many there were to make so far: a whole update makes none but the first time. Any thread. */
+uint64_t plans_made(struct plans *plans);
 const uint8_t *plans_slots_uuid(const struct plans *plans);
 
 /* The device with that UUID; zeros: the home. */

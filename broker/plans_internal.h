@@ -27,6 +27,7 @@ struct plans {
 		struct slot_types types;
 	} wanted[MARKS_MAX]; /* the same */
 	uint64_t next_id;
+	atomic_ullong made; /* since the start; looked at by the event loop too */
 };
 
 /*

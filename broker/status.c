@@ -126,6 +126,7 @@ void status_answer(struct client *client, uint64_t serial)
 	reply->slots = server->options.slots;
 	reply->updates = server->updates;
 	reply->aborted = server->aborted;
+	reply->plans = moves_plans_made(server->moves);
 	reply->groups = calloc(LIMIT_GROUPS, sizeof(*reply->groups));
 	reply->trainers = calloc(LIMIT_MODELS, sizeof(*reply->trainers));
 	reply->brokers = calloc(LIMIT_BROKERS, sizeof(*reply->brokers));

@@ -52,9 +52,10 @@ static void print_broker(const struct msg_status_reply *status)
 	if (status->nccl) {
 		printf(", NCCL %u", status->nccl);
 	}
-	printf(", %" PRIu64 " slots of %s, %" PRIu64 " updates, %" PRIu64 " aborted\n",
+	printf(", %" PRIu64 " slots of %s, %" PRIu64 " updates, %" PRIu64 " aborted, %" PRIu64
+	       " plans made\n",
 		status->slots, format_bytes(slot, sizeof(slot), status->slot_bytes),
-		status->updates, status->aborted);
+		status->updates, status->aborted, status->plans);
 }
 
 static void print_groups(const struct msg_status_reply *status)

@@ -82,6 +82,7 @@ void status_print_json(const struct msg_status_reply *status)
 	json_put(object, "slots", status->slots);
 	json_put(object, "updates", status->updates);
 	json_put(object, "aborted", status->aborted);
+	json_put(object, "plans", status->plans);
 	for (size_t i = 0; i < status->ngroups; i++) {
 		json_array_append_new(groups, group_json(&status->groups[i]));
 	}

@@ -316,6 +316,7 @@ static const struct field status_reply_fields[] = {
 	U64("slots", msg_status_reply, slots),
 	U64("updates", msg_status_reply, updates),
 	U64("aborted", msg_status_reply, aborted),
+	U64("plans", msg_status_reply, plans),
 	STRUCTS("groups", msg_status_reply, groups, ngroups, LIMIT_GROUPS, status_group),
 	STRUCTS("trainers", msg_status_reply, trainers, ntrainers, LIMIT_MODELS, status_trainer),
 	STRUCTS("brokers", msg_status_reply, brokers, nbrokers, LIMIT_BROKERS, status_broker),

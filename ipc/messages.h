@@ -329,6 +329,7 @@ struct msg_status_reply {
 	uint64_t epoch;
 	uint64_t slot_bytes, slots;
 	uint64_t updates, aborted; /* since the start */
+	uint64_t plans;		   /* made since the start; later updates of the same need none */
 	struct status_group *groups;
 	size_t ngroups;
 	struct status_trainer *trainers;

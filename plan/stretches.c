@@ -175,6 +175,7 @@ static int64_t sort_out(const struct stretches *stretches, size_t bucket,
 	const struct copies *gather, const bool *direct, struct copies *kept, struct error *err)
 {
 	size_t at = gather->first[bucket], end = gather->first[bucket + 1];
+	bool alone = stretches->first[bucket + 1] - stretches->first[bucket] == 1;
 	uint64_t written = 0; /* by the copies so far, up to here */
 	int64_t count = 0;
 	int rc = 0;
@@ -190,7 +191,7 @@ static int64_t sort_out(const struct stretches *stretches, size_t bucket,
 
 			written = MAX(written, past);
 		}
-		if (clear && stretch->len_bytes >= stretches->least_bytes &&
+		if (clear && (alone || stretch->len_bytes >= stretches->least_bytes) &&
 			is_direct(stretch, gather->v + first, at - first, direct)) {
 			stretch->space = gather->v[first].src_space;
 			stretch->src = gather->v[first].src;

@@ -38,9 +38,10 @@ int stretches_make(const struct manifest *manifest, const struct buckets *bucket
 void stretches_finish(struct stretches *stretches);
 
 /*
- * At a root: stretches that are part of one run of a space that `direct` allows are to be sent
- * from there, and what they cover is taken out of the gather (as plan_gather() makes it, not
- * yet renumbered). Returns how many, or -ENOMEM, -E2BIG; the gather is then as it was.
+ * At a root: stretches that are part of one run of a space that `direct` allows, and are long
+ * enough or all of their bucket, are to be sent from there, and what they cover is taken out of the
+ * gather (as plan_gather() makes it, not yet renumbered). Returns how many, or -ENOMEM, -E2BIG; the
+ * gather is then as it was.
  */
 int64_t stretches_send_direct(
 	struct stretches *stretches, struct copies *gather, const bool *direct, struct error *err);

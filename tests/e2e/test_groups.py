@@ -41,7 +41,10 @@ def test_two_replicas(stage):
                              "direct", broker="node", prefix="b-")
     trainer = stage.trainer("--seed", 5, "--versions", 2, broker="lead")
     publish([trainer], workers, 1)
+    plans = [stage.status(name)["plans"] for name in ("lead", "node")]
+    assert all(plans), plans
     publish([trainer], workers, 2)
+    assert [stage.status(name)["plans"] for name in ("lead", "node")] == plans  # none anew
     assert "groups=2" in trainer.end(), trainer.log
     scene.untouched(workers, 2)
 

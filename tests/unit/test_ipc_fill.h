@@ -55,7 +55,7 @@ static const struct {
 	{MSG_STATUS, "status", ""},
 	{MSG_STATUS_REPLY, "status_reply",
 		"broker_id pid uptime_ms backend device library carrier nccl lead epoch slot_bytes "
-		"slots updates aborted groups trainers brokers bounces"},
+		"slots updates aborted plans groups trainers brokers bounces"},
 	{MSG_PROGRESS, "progress", ""},
 	{MSG_PROGRESS_REPLY, "progress_reply", "models"},
 	{MSG_EVENTS, "events", "after"},
@@ -299,6 +299,7 @@ static void fill_status_reply(struct msg_status_reply *reply)
 	reply->slots = any64();
 	reply->updates = any64();
 	reply->aborted = any64();
+	reply->plans = any64();
 	fill_status_lists(reply);
 }
 
