@@ -83,11 +83,13 @@ def test_copy(stage):
     assert figures["bytes wrong"]["number"] == 0
     assert figures["bytes compared"]["number"] >= 4 * 200_000
     copies = [figure for name, figure in figures.items() if name.startswith("within the host")]
-    assert len(copies) == 4 * 3 and all(figure["ratio"] > 0 for figure in copies)
+    assert len(copies) == 4 * 4 and all(figure["ratio"] > 0 for figure in copies)
+    assert "within the host, engine, 200.0 KiB" in figures  # the longest that was wanted
     assert figures["within the host, strew, rows, 64.0 KiB"]["bytes"] == 65_000
     drawn = xml.etree.ElementTree.parse(plot)
     lines = drawn.findall(".//{http://www.w3.org/2000/svg}polyline")
-    assert [len(line.get("points").split()) for line in lines] == [3] * 4
+    assert [len(line.get("points").split()) for line in lines] == [4] * 4
+    assert [line.get("points").split()[-1].split(",")[0] for line in lines] == ["630.0"] * 4
 
 
 def on_gpus(stage, count):
@@ -133,6 +135,8 @@ def test_copy_on_gpus(stage):
     assert figures["bytes wrong"]["number"] == 0
     for place in ("within the GPU", "to the peer, by its source", "host to GPU"):
         assert [name for name in figures if place in name], (place, list(figures))
+        batch = [figure for name, figure in figures.items() if place in name and "a batch" in name]
+        assert len(batch) == 4 and all(figure["ratio"] > 0 for figure in batch), (place, batch)
 
 
 def test_push(stage):
