@@ -93,7 +93,7 @@ def test_index_by_name(stage):
 
 
 def test_refused(stage):
-    """One sentence that names the thing; the broker never hears of it, and the right one is taken."""
+    """One sentence that names the thing, the broker never hears of it; the right one is taken."""
     stage.broker()
     workers = stage.workers(2)
     tensors = llama()

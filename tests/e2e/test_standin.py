@@ -17,8 +17,9 @@ def driver(stage, **settings):
     stage.env.update({f"STANDIN_{name.upper()}": str(value) for name, value in settings.items()})
 
 
-def group(stage, *options, size=2, prefix="", model="m"):
-    return stage.workers(size, "--device", 0, "--check", 7, *options, prefix=prefix, model=model)
+def group(stage, *options, size=2, prefix="", model="m", broker="broker"):
+    return stage.workers(size, "--device", 0, "--check", 7, *options, prefix=prefix, model=model,
+                         broker=broker)
 
 
 def trainer(stage, *options, **named):
@@ -34,6 +35,78 @@ def test_updates(stage):
     publisher = trainer(stage, "--versions", 3)
     for version in (1, 2, 3):
         publish([publisher], workers, version)
+    publisher.end()
+    scene.untouched(workers, 3)
+
+
+def test_pinned_shadows(stage):
+    """Shadows in pinned host memory: filled by every way, committed by copies from the host."""
+    driver(stage, devices=2)
+    folder = stage.dir / "counts"
+    folder.mkdir()
+    stage.broker("broker", "--shadow", "host", backend="cuda", env={"STANDIN_DIR": str(folder)})
+    first = group(stage, "--gate", "held", prefix="held-")
+    host = counts(stage, folder)["open.host"]
+    workers = first + group(stage, "--gate", "live", "--replica", 1, prefix="live-")
+    assert counts(stage, folder)["open.host"] == host + 2  # one a worker
+    workers += spread(stage, [1, 0], "--replica", 2, prefix="two-")
+    publisher = trainer(stage, "--versions", 3)
+    for version in (1, 2):
+        publish([publisher], workers, version)
+    assert all(one["shadow_bytes"] for one in stage.status()["groups"]), stage.status()["groups"]
+    late = group(stage, "--replica", 3, prefix="late-")  # or catches up, into its shadow
+    publish([publisher], workers + late, 3)
+    publisher.end()
+    scene.untouched(workers + late, 3)
+    wait_until("no group", lambda: not stage.status()["groups"])
+    assert counts(stage, folder)["open.host"] == host - 2, counts(stage, folder)
+
+
+def test_pinned_shadows_on_two_nodes(stage):
+    """Out of slots, with hashes, and in parts."""
+    driver(stage)
+    two_nodes(stage, options=("--shadow", "host"))
+    workers = group(stage, broker="node", prefix="n-")
+    workers += group(stage, "--replica", 1, "--gate", "live", broker="lead", prefix="l-")
+    publisher = trainer(stage, "--versions", 2, broker="lead")
+    for version in (1, 2):
+        publish([publisher], workers, version)
+    publisher.end()
+    publisher = trainer(stage, "--first", 3, "--parts", 2, broker="lead", name="parts")
+    for part in (1, 2):
+        publisher.line()
+        publisher.says(f"version 3 part {part} of 2 released")
+    publisher.says("version 3 committed")
+    publisher.end()
+    scene.untouched(workers, 3)
+
+
+def test_no_pinned_memory_for_shadows(stage):
+    """The n-th pinned allocation fails: that worker is refused, and nothing of it is left; who was
+    there goes on, and the next is taken."""
+    driver(stage)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    stage.broker("broker", "--shadow", "host", backend="cuda", env={"STANDIN_DIR": str(folder)})
+    workers = group(stage)
+    publisher = trainer(stage, "--versions", 3)
+    publish([publisher], workers, 1)
+    before = counts(stage, folder)
+    (folder / "faults").write_text("cuMemHostAlloc:2=fail:2")
+    refused = [stage.start(f"refused{rank}", "tp_worker", "--config",
+                           scene.CONFIGS / "tiny-llama.json", "--model", "m", "--rank", rank,
+                           "--size", 2, "--replica", 1, "--device", 0, "--socket", stage.socket())
+               for rank in range(2)]
+    wait_until("a refused worker", lambda: any(one.popen.poll() for one in refused))
+    failed, other = sorted(refused, key=lambda one: one.popen.poll() is None)
+    assert re.search(r"no shadow memory for staged apply .*strewd --shadow\): .* of pinned host memory: "
+                     r"cuMemHostAlloc: CUDA_ERROR_OUT_OF_MEMORY", failed.end(1)), failed.log
+    other.says("registered").stop()
+    wait_until("one group", lambda: len(stage.status()["groups"]) == 1)
+    publish([publisher], workers, 2)
+    assert counts(stage, folder) == before, (before, counts(stage, folder))
+    workers += group(stage, "--replica", 1, prefix="next-")
+    publish([publisher], workers, 3)
     publisher.end()
     scene.untouched(workers, 3)
 
@@ -231,11 +304,12 @@ def explain(stage, name, broker="broker"):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def two_nodes(stage, env=None, of="node", slot="256K"):
+def two_nodes(stage, env=None, of="node", slot="256K", options=()):
     """A lead and a broker that joined it (one of them gets env), both with GPUs, and buckets between them."""
     port = scene.free_port()
-    brokers = [stage.broker(name, *place, f"127.0.0.1:{port}", "--device", 0, backend="cuda",
-                            slot=slot, env={"NCCL_HOSTID": name, **(env or {} if name == of else {})})
+    brokers = [stage.broker(name, *place, f"127.0.0.1:{port}", "--device", 0, *options,
+                            backend="cuda", slot=slot,
+                            env={"NCCL_HOSTID": name, **(env or {} if name == of else {})})
                for name, *place in (("lead", "--listen"), ("node", "--join"))]
     wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
     assert stage.status("lead")["carrier"] == "nccl", stage.status("lead")
