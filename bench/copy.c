@@ -10,15 +10,17 @@ static const char help[] =
 	"\n"
 	"Two processes export memory, a third imports and copies it, as a broker does: within a "
 	"GPU,\n"
-	"to and from a peer, from host memory; by copy engine in one call and in many, and by\n"
-	"strew's executor; contiguous and in rows; issued on the source's GPU and on the "
+	"to and from a peer, from host memory; by copy engine in one call, in many, and in a "
+	"batch\n"
+	"by one call (from CUDA 12.8 on), and by strew's executor; contiguous and in rows; issued "
+	"on the source's GPU and on the "
 	"target's.\n"
 	"Each figure stands beside one plain copy of as many bytes within the third process.\n"
 	"Every byte of one copy of each kind is compared, into memory that was poisoned before.\n"
 	"\n"
 	"  --peer GPU         copies to and from this one too (default: none)\n"
 	"  --least SIZE       the shortest (default 4K); each next is four times as long\n"
-	"  --most SIZE        the longest, at most (default 1G)\n"
+	"  --most SIZE        the longest (default 1G)\n"
 	"  --row SIZE         of a row, at a pitch of twice that (default 768)\n"
 	"  --plot FILE        an SVG of rates by length\n" BENCH_OPTIONS_HELP;
 
@@ -40,6 +42,7 @@ struct copy_bench {
 	struct report *report;
 	uint64_t compared, wrong;
 	struct plot_panel panels[2 * PATHS_MAX];
+	bool batch_is_missing; /* said once */
 	size_t npanels;
 };
 
@@ -132,7 +135,7 @@ static void compare(struct copy_bench *bench, struct play *play, struct copy_run
 
 /* All methods of one length, in turn; the first round is for warmth. */
 static void measure(struct copy_bench *bench, struct play *play, struct plot_panel *panel,
-	bool by_target, uint64_t len_bytes)
+	const uint32_t *methods, bool by_target, uint64_t len_bytes)
 {
 	struct samples samples[COPY_METHODS] = {{0}}, raw = {0};
 	char name[256], length[32];
@@ -145,7 +148,7 @@ static void measure(struct copy_bench *bench, struct play *play, struct plot_pan
 			samples_add(&raw, seconds);
 		}
 		for (size_t i = 0; i < panel->nlines; i++) {
-			one.method = (uint32_t)i;
+			one.method = methods[i];
 			seconds = run(play, COPY_RUN, &one);
 			if (round) {
 				samples_add(&samples[i], seconds);
@@ -155,7 +158,7 @@ static void measure(struct copy_bench *bench, struct play *play, struct plot_pan
 	format_bytes(length, sizeof(length), len_bytes);
 	for (size_t i = 0; i < panel->nlines; i++) {
 		struct plot_line *line = &panel->lines[i];
-		uint64_t bytes = is_rows((uint32_t)i)
+		uint64_t bytes = is_rows(methods[i])
 					 ? len_bytes / bench->row_bytes * bench->row_bytes
 					 : len_bytes;
 
@@ -168,26 +171,56 @@ static void measure(struct copy_bench *bench, struct play *play, struct plot_pan
 	samples_finish(&raw);
 }
 
+/* The ways that there are, by their numbers. */
+static size_t list_methods(struct copy_bench *bench, struct play *play, uint32_t *methods)
+{
+	size_t n = 0;
+
+	for (uint32_t method = 0; method < COPY_METHODS; method++) {
+		uint64_t can;
+
+		ask(&play->copier, COPY_CAN, &method, sizeof(method), &can, sizeof(can));
+		if (can) {
+			methods[n++] = method;
+		} else if (method == COPY_BATCH && bench->kind == GPU_CUDA &&
+			   !bench->batch_is_missing) {
+			bench->batch_is_missing = true;
+			report_text(bench->report, "left out",
+				"batches: this driver has no cuMemcpyBatchAsync, which came with "
+				"CUDA 12.8");
+		}
+	}
+	return n;
+}
+
+/* Four times as long, and the longest at the end, whatever it is; 0 behind it. */
+static uint64_t next_length(const struct copy_bench *bench, uint64_t len_bytes)
+{
+	if (len_bytes == bench->most_bytes) {
+		return 0;
+	}
+	return len_bytes > bench->most_bytes / 4 ? bench->most_bytes : len_bytes * 4;
+}
+
 static void measure_issuer(
 	struct copy_bench *bench, const struct path *path, struct play *play, bool by_target)
 {
 	struct plot_panel *panel = &bench->panels[bench->npanels++];
-	/* Rows by an engine are a matter of GPUs. */
-	size_t nmethods = bench->kind == GPU_CUDA ? COPY_METHODS : COPY_ROWS_ENGINE;
+	uint32_t methods[COPY_METHODS];
 
 	snprintf(panel->title, sizeof(panel->title), "%s%s", path->name,
 		!path->two_gpus ? ""
 		: by_target	? ", by its target"
 				: ", by its source");
-	panel->nlines = nmethods;
-	for (size_t i = 0; i < nmethods; i++) {
-		panel->lines[i].name = copy_method_names[i];
+	panel->nlines = list_methods(bench, play, methods);
+	for (size_t i = 0; i < panel->nlines; i++) {
+		panel->lines[i].name = copy_method_names[methods[i]];
 	}
-	for (uint64_t bytes = bench->least_bytes; bytes <= bench->most_bytes; bytes *= 4) {
-		measure(bench, play, panel, by_target, bytes);
+	for (uint64_t bytes = bench->least_bytes; bytes; bytes = next_length(bench, bytes)) {
+		measure(bench, play, panel, methods, by_target, bytes);
 	}
-	for (size_t i = 0; i < nmethods; i++) {
-		const struct copy_run once = {.method = (uint32_t)i,
+	for (size_t i = 0; i < panel->nlines; i++) {
+		const struct copy_run once = {.method = methods[i],
 			.by_target = by_target,
 			.len_bytes = bench->most_bytes};
 
@@ -237,10 +270,11 @@ static void parse(struct copy_bench *bench, int argc, char **argv)
 		{.name = "least", .bytes = &bench->least_bytes},
 		{.name = "most", .bytes = &bench->most_bytes},
 		{.name = "row", .bytes = &bench->row_bytes}, {0}};
-	uint64_t n = 1;
+	uint64_t n = 0;
 
 	bench_parse(argc, argv, help, &bench->options, own);
-	for (uint64_t bytes = bench->least_bytes; bytes <= bench->most_bytes / 4; bytes *= 4) {
+	for (uint64_t bytes = MIN(bench->least_bytes, bench->most_bytes); bytes;
+		bytes = next_length(bench, bytes)) {
 		n++;
 	}
 	if (bench->least_bytes > bench->most_bytes || bench->row_bytes > bench->least_bytes ||

@@ -9,7 +9,8 @@
 
 enum copy_method {
 	COPY_ENGINE,	  /* one call of a copy engine */
-	COPY_BATCH,	  /* the same bytes in calls of 64 KiB */
+	COPY_LOOP,	  /* the same bytes in calls of 64 KiB */
+	COPY_BATCH,	  /* the same pieces by one cuMemcpyBatchAsync, where the driver has it */
 	COPY_KERNEL,	  /* in pieces of 64 KiB, by strew's executor */
 	COPY_ROWS_KERNEL, /* rows at a pitch of twice their length, by strew's executor */
 	COPY_ROWS_ENGINE, /* the same by cuMemcpy2DAsync */
@@ -43,6 +44,7 @@ enum copy_question {
 	COPY_TAKE, /* mover: struct copy_handle and descriptors; the source's, then the target's */
 	COPY_RUN,  /* mover: struct copy_run → seconds */
 	COPY_RAW,  /* mover: the same for a plain copy between memory of its own → seconds */
+	COPY_CAN,  /* mover: enum copy_method (u32) → is there such a call? (u64) */
 };
 
 /* struct handle of gpu/gpu.h without its arrays. */

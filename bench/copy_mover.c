@@ -12,7 +12,8 @@
 #define TIMED_COPIES 200u	   /* … in so many copies at most */
 
 const char *const copy_method_names[COPY_METHODS] = {[COPY_ENGINE] = "engine",
-	[COPY_BATCH] = "engine, 64 KiB each",
+	[COPY_LOOP] = "engine, 64 KiB each",
+	[COPY_BATCH] = "engine, 64 KiB, a batch",
 	[COPY_KERNEL] = "strew, 64 KiB each",
 	[COPY_ROWS_KERNEL] = "strew, rows",
 	[COPY_ROWS_ENGINE] = "engine, rows"};
@@ -28,6 +29,10 @@ struct issuer {
 	/* compiled for the last length */
 	struct gpu_copies *copies[COPY_METHODS];
 	uint64_t compiled_bytes;
+	/* the pieces of a batch, for its last length */
+	cuda_ptr *batch_dsts, *batch_srcs;
+	size_t *batch_sizes, nbatch;
+	uint64_t batch_bytes;
 };
 
 struct mover {
@@ -95,6 +100,9 @@ static void finish(struct mover *mover)
 		struct issuer *issuer = &mover->issuers[i];
 
 		forget_copies(issuer);
+		free(issuer->batch_dsts);
+		free(issuer->batch_srcs);
+		free(issuer->batch_sizes);
 		gpu_memory_release(issuer->memory[0]);
 		gpu_memory_release(issuer->memory[1]);
 		gpu_memory_release(mover->own[i]);
@@ -180,6 +188,28 @@ static void compile(struct mover *mover, struct issuer *issuer, const struct cop
 	copies_finish(&copies);
 }
 
+/* The lists of a batch are made before it is timed, as strew's are compiled. */
+static void list_batch(struct issuer *issuer, uint64_t len_bytes)
+{
+	size_t n = (size_t)((len_bytes + PIECE_BYTES - 1) / PIECE_BYTES);
+
+	if (issuer->batch_bytes == len_bytes) {
+		return;
+	}
+	issuer->batch_dsts = bench_need(realloc(issuer->batch_dsts, n * sizeof(cuda_ptr)));
+	issuer->batch_srcs = bench_need(realloc(issuer->batch_srcs, n * sizeof(cuda_ptr)));
+	issuer->batch_sizes = bench_need(realloc(issuer->batch_sizes, n * sizeof(size_t)));
+	for (size_t i = 0; i < n; i++) {
+		uint64_t at = (uint64_t)i * PIECE_BYTES;
+
+		issuer->batch_dsts[i] = issuer->at[1] + at;
+		issuer->batch_srcs[i] = issuer->at[0] + at;
+		issuer->batch_sizes[i] = MIN(len_bytes - at, PIECE_BYTES);
+	}
+	issuer->nbatch = n;
+	issuer->batch_bytes = len_bytes;
+}
+
 static int copy_rows(
 	const struct mover *mover, struct issuer *issuer, uint64_t len_bytes, struct error *err)
 {
@@ -196,7 +226,7 @@ static int copy_rows(
 static int copy_once(
 	struct mover *mover, struct issuer *issuer, const struct copy_run *run, struct error *err)
 {
-	uint64_t step = run->method == COPY_BATCH ? PIECE_BYTES : run->len_bytes;
+	uint64_t step = run->method == COPY_LOOP ? PIECE_BYTES : run->len_bytes;
 	int rc = 0;
 
 	switch (run->method) {
@@ -205,6 +235,9 @@ static int copy_once(
 		return gpu_copies_run(issuer->copies[run->method], 0, 0, issuer->stream, err);
 	case COPY_ROWS_ENGINE:
 		return copy_rows(mover, issuer, run->len_bytes, err);
+	case COPY_BATCH:
+		return bench_batch_copy(issuer->batch_dsts, issuer->batch_srcs, issuer->batch_sizes,
+			issuer->nbatch, gpu_stream_native(issuer->stream), err);
 	default:
 		for (uint64_t at = 0; rc == 0 && at < run->len_bytes; at += step) {
 			rc = gpu_copy(issuer->device, issuer->at[1] + at, issuer->at[0] + at,
@@ -264,14 +297,27 @@ static double answer_run(struct mover *mover, const struct copy_run *run, bool r
 
 	if (!raw && (run->method == COPY_KERNEL || run->method == COPY_ROWS_KERNEL)) {
 		compile(mover, issuer, run);
+	} else if (!raw && run->method == COPY_BATCH) {
+		list_batch(issuer, run->len_bytes);
 	}
 	return time_copies(mover, issuer, run, raw ? plain_once : copy_once, how_many(run));
+}
+
+/* Some ways are a matter of GPUs, one of new drivers. */
+static bool copy_can(const struct mover *mover, uint32_t method)
+{
+	if (mover->part->kind != GPU_CUDA) {
+		return method != COPY_BATCH && method != COPY_ROWS_ENGINE;
+	}
+	return method != COPY_BATCH || bench_batch_there();
 }
 
 static void answer(void *data, struct letter *letter)
 {
 	struct mover *mover = data;
 	struct copy_run run;
+	uint32_t method;
+	uint64_t can;
 	double seconds;
 
 	if (letter->what == COPY_TAKE && mover->taken < 2) {
@@ -280,6 +326,10 @@ static void answer(void *data, struct letter *letter)
 		memcpy(&run, letter->bytes, sizeof(run));
 		seconds = answer_run(mover, &run, letter->what == COPY_RAW);
 		letter_put(letter, &seconds, sizeof(seconds));
+	} else if (letter->what == COPY_CAN) {
+		memcpy(&method, letter->bytes, sizeof(method));
+		can = copy_can(mover, method);
+		letter_put(letter, &can, sizeof(can));
 	} else {
 		letter->rc = -EINVAL;
 	}

@@ -19,6 +19,14 @@ struct bench_rows {
 };
 #define BENCH_MEMORY_UNIFIED 4 /* addresses say where they are */
 
+/* CUmemcpyAttributes: of copies of a batch. */
+struct bench_batch_attributes {
+	unsigned source_order;
+	struct cuda_location source, target; /* hints */
+	unsigned flags;
+};
+#define BENCH_SOURCE_IN_STREAM_ORDER 1
+
 #define BENCH_CALLS(X)                                                                             \
 	X(cuMemcpy2DAsync, cuMemcpy2DAsync_v2, (const struct bench_rows *, struct cuda_stream *))  \
 	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
@@ -35,6 +43,24 @@ struct bench_driver {
 #undef BENCH_FIELD
 };
 extern struct bench_driver bench_driver;
+
+/*
+ * cuMemcpyBatchAsync: since CUDA 12.8, without fail_index since 13.0 (_v2), where only that may be
+ * there. NULL: the driver has none of that kind. Sizes and addresses are read before it returns.
+ */
+struct bench_batch {
+	unsigned (*now)(const cuda_ptr *dsts, const cuda_ptr *srcs, const size_t *sizes, size_t n,
+		const struct bench_batch_attributes *attributes, const size_t *first, size_t nfirst,
+		struct cuda_stream *stream);
+	unsigned (*before_13)(const cuda_ptr *dsts, const cuda_ptr *srcs, const size_t *sizes,
+		size_t n, const struct bench_batch_attributes *attributes, const size_t *first,
+		size_t nfirst, size_t *ret_failed, struct cuda_stream *stream);
+};
+extern struct bench_batch bench_batch;
+bool bench_batch_there(void);
+/* n copies in no order among themselves, by one call. */
+int bench_batch_copy(const cuda_ptr *dsts, const cuda_ptr *srcs, const size_t *sizes, size_t n,
+	struct cuda_stream *stream, struct error *err);
 
 /* Fills the table; the driver is there (gpu_open() has taken cuda). */
 int bench_driver_load(struct error *err);

@@ -45,8 +45,8 @@ enum part_question {
 	PART_RAW_COPY, /* trainer: plain copies of as many bytes within the GPU or to it → seconds
 			*/
 	PART_RAW_PEER, /* trainer: the same to part.peer → seconds */
-	PART_RAW_PIECES, /* trainer: the pieces of all workers by one kernel → seconds, 0: no room
-			  */
+	PART_RAW_PIECES, /* trainer: the pieces of all workers by one kernel → seconds, < 0: no
+			    room, or memory that this process has not registered */
 	PART_POISON,	 /* worker: all its parameters */
 	PART_COMPARE,	 /* worker: with the values of a seed → compared */
 	PART_PAUSE,	 /* worker: how long the last held gate was closed → seconds */
@@ -98,7 +98,8 @@ void raw_destroy(struct raw *raw);
 double raw_copy(struct raw *raw, uint64_t len_bytes);
 /* From this GPU to the part's peer. */
 double raw_peer(struct raw *raw, uint64_t len_bytes);
-/* All pieces of all workers by the executor's kernel, into memory of this process; < 0: no room. */
+/* All pieces of all workers by the executor's kernel, into memory of this process; < 0:
+ * no room, or memory that this process has not registered. */
 double raw_pieces(struct raw *raw);
 
 #endif

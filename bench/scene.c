@@ -134,8 +134,30 @@ static void note_compared(void *data, uint32_t rank, const struct letter *answer
 	all->wrong += compared.wrong;
 }
 
-void scene_compare(struct scene *scene, uint64_t seed, struct compared *ret_compared)
+void scene_renew(struct scene *scene, uint64_t seed)
 {
-	*ret_compared = (struct compared){0};
-	scene_ask_workers(scene, PART_COMPARE, seed, note_compared, ret_compared);
+	scene_ask_workers(scene, PART_POISON, 0, NULL, NULL);
+	scene_ask_number(&scene->trainer, PART_FILL, seed);
+}
+
+void scene_compare(struct scene *scene, uint64_t seed, struct compared *sum)
+{
+	scene_ask_workers(scene, PART_COMPARE, seed, note_compared, sum);
+}
+
+void compared_report(const struct compared *compared, struct report *report)
+{
+	report_number(report, "bytes compared", "bytes", (double)compared->bytes);
+	report_number(report, "bytes wrong", "bytes", (double)compared->wrong);
+}
+
+int compared_verdict(const struct compared *compared)
+{
+	if (!compared->bytes) {
+		fputs("strew-bench: no byte was compared\n", stderr);
+	} else if (compared->wrong) {
+		fprintf(stderr, "strew-bench: %llu of %llu bytes are wrong\n",
+			(unsigned long long)compared->wrong, (unsigned long long)compared->bytes);
+	}
+	return compared->wrong || !compared->bytes ? EXIT_RUNTIME : EXIT_OK;
 }

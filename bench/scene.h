@@ -49,7 +49,14 @@ double scene_ask_seconds(struct child *child, uint32_t what, uint64_t number);
 void scene_join(struct scene *scene, struct joined *ret_workers, struct joined *ret_trainer);
 /* The next version. */
 void scene_publish(struct scene *scene, struct published *ret_published);
-/* Every byte of every worker with the values of a seed. */
-void scene_compare(struct scene *scene, uint64_t seed, struct compared *ret_compared);
+/* Poisons all that the workers have, and gives the trainer the values of another seed: what
+ * scene_compare() finds right afterwards, an update has written that was published in between. */
+void scene_renew(struct scene *scene, uint64_t seed);
+/* Every byte of every worker with the values of a seed; adds to *sum. */
+void scene_compare(struct scene *scene, uint64_t seed, struct compared *sum);
+/* What was compared, as two figures. */
+void compared_report(const struct compared *compared, struct report *report);
+/* The exit code of a bench, said on stderr too if bytes are wrong, or if there were none. */
+int compared_verdict(const struct compared *compared);
 
 #endif

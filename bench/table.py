@@ -5,7 +5,7 @@
 
 Runs strew-bench for each row, one after another, with programs that were built before; keeps each
 run's JSON and log in the out folder, and writes table.md there. On one H100 all rows of one GPU
-take about nine minutes. Ends with 1 if a run failed or a byte was wrong; a figure that misses what
+take about ten minutes. Ends with 1 if a run failed or a byte was wrong; a figure that misses what
 is wanted is marked, and is no failure: it is what was measured.
 """
 
@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ LLAMA = ["--model", "bench/models/llama-3.1-8b.json"]
 QWEN = ["--model", "bench/models/qwen3-30b-a3b.json"]
 WIRE2 = ["--path", "wire", "--device", "0", "--node-device", "1", "--worker-devices", "0,1"]
 NODE2 = ["--device", "0", "--worker-devices", "0,1"]
+SLICE_S = 1.5e-3  # above: the GPU was another process's for a time slice
+FEW = 5  # samples that say nothing
 
 
 @dataclasses.dataclass
@@ -97,24 +100,59 @@ def latency(name: str, text: str, most_us: float | None) -> Figure:
                   None if most_us is None else ("<=", most_us), " us")
 
 
+def like(figures: dict) -> list[tuple[list[float], int]]:
+    """(samples to compare, of how many) of the update, and of the raw way.
+
+    Two processes that share a GPU take turns on it: on one GPU a sample is short, or it has waited
+    for a slice of time, and medians of all mix the two as they fall. So short ones are compared
+    with short ones, and all with all where the raw way has hardly any. Where updates alone have
+    hardly any, all of them count, and the difference shows it. NCCL's three raw figures are one
+    and the same here, as 4 KiB are one piece of any length.
+    """
+    raw = [sample for name, figure in figures.items() if name.startswith("NCCL, ")
+           for sample in figure["time"]["samples"]] or figures["update"]["raw"]["samples"]
+    both = [figures["update"]["time"]["samples"], raw]
+    short = [[sample for sample in samples if sample < SLICE_S] for samples in both]
+    if len(short[1]) < FEW:
+        return [(samples, len(samples)) for samples in both]
+    return [(one if len(one) >= FEW else samples, len(samples))
+            for one, samples in zip(short, both)]
+
+
 def beyond_raw(text: str, most_us: float) -> Figure:
-    """What an update takes more than the raw figure beside it."""
+    """What an update takes more than the raw figures beside it, like compared with like."""
     def value(runs: list[dict]) -> float:
-        figure = runs[0]["update"]
-        return (figure["time"]["median"] - figure["raw"]["median"]) * 1e6
-    return Figure(text, value, lambda runs: f"{spread(runs[0]['update']['time'])} beside "
-                  f"{seconds(runs[0]['update']['raw']['median'])}", ("<=", most_us), " us")
+        (update, _), (raw, _) = like(runs[0])
+        return (statistics.median(update) - statistics.median(raw)) * 1e6
+
+    def shown(runs: list[dict]) -> str:
+        (update, updates), (raw, raws) = like(runs[0])
+        return (f"{seconds(statistics.median(update))}, {len(update)} of {updates} updates, beside "
+                f"{seconds(statistics.median(raw))}, {len(raw)} of {raws} raw")
+    return Figure(text, value, shown, ("<=", most_us), " us")
 
 
-def pause(text: str) -> Figure:
-    """A held gate's pause ÷ (1.3 raw copies + 1 ms): at most 1."""
-    name = "pause of the held gate, slowest worker"
+PAUSE = "pause of the held gate, slowest worker"
 
+
+def pause_shown(run: int = 0) -> Callable[[list[dict]], str]:
+    """Beside the plain copy of the largest worker's bytes."""
+    return lambda runs: (f"{spread(runs[run][PAUSE]['time'])} beside "
+                         f"{seconds(runs[run][PAUSE]['raw']['median'])}")
+
+
+def pause(text: str, most: float | None = 1.0, run: int = 0) -> Figure:
+    """A held gate's pause ÷ (1.3 raw copies + 1 ms)."""
     def value(runs: list[dict]) -> float:
-        figure = runs[0][name]
+        figure = runs[run][PAUSE]
         return figure["time"]["median"] / (1.3 * figure["raw"]["median"] + 1e-3)
-    return Figure(text, value, lambda runs: f"{spread(runs[0][name]['time'])} beside "
-                  f"{seconds(runs[0][name]['raw']['median'])}", ("<=", 1.0))
+    return Figure(text, value, pause_shown(run), None if most is None else ("<=", most))
+
+
+def pause_time(text: str) -> Figure:
+    """The pause itself."""
+    return Figure(text, lambda runs: runs[0][PAUSE]["time"]["median"] * 1e3, pause_shown(),
+                  None, " ms")
 
 
 def first_over_second(text: str, most: float | None) -> Figure:
@@ -127,10 +165,12 @@ def first_over_second(text: str, most: float | None) -> Figure:
 
 
 def memory(text: str, most_mib: float) -> Figure:
-    """Device memory of the brokers."""
-    name = "device memory taken by brokers, slots and shadows"
+    """Device memory of a broker on the trainer's GPU."""
+    name, taken = ("device memory of a broker besides slots and shadows",
+                   "device memory taken by brokers, slots and shadows")
     return Figure(text, lambda runs: runs[0][name]["number"],
-                  lambda runs: "slots and shadows included", ("<=", most_mib), " MiB")
+                  lambda runs: f"{runs[0][taken]['number']:.0f} MiB taken there in all, slots and "
+                  "shadows included", ("<=", most_mib), " MiB")
 
 
 def rate(runs: list[dict], load: str, phase: str) -> float:
@@ -148,27 +188,46 @@ def engine(phase: str, text: str, least: float | None) -> list[Figure]:
                 lambda runs: f"GB/s; {rate(runs, 'memory', phase):.3g}")])
 
 
+def tails(text: str) -> list[Figure]:
+    """The 99th percentile of an engine's step, of both loads; the figure is of direct updates."""
+    def tail(load: str, what: str) -> Figure:
+        def median(runs: list[dict], phase: str) -> float:
+            return runs[0][f"{load}, {phase}: 99th percentile of a step"]["time"]["median"]
+
+        def shown(runs: list[dict]) -> str:
+            return (f"alone {seconds(median(runs, 'alone'))}, beside an idle strew "
+                    f"{seconds(median(runs, 'attached, idle'))}, in staged updates "
+                    f"{seconds(median(runs, 'updates, staged'))}")
+        return Figure(f"{text}, {what}", lambda runs: median(runs, "updates, direct") * 1e6, shown,
+                      None, " us")
+    return [tail("products", "products"), tail("memory", "memory-bound")]
+
+
 def idle_row(name: str, where: str, options: list[str], cublas: list[str]) -> Row:
     """An engine-like load."""
     return Row(name, [["idle", *cublas, "--seconds", "1", "--samples", "5", *options]],
                engine("attached, idle", f"engine beside an idle strew{where} ÷ alone", 0.99)
                + engine("updates, direct", f"during updates{where}, direct", None)
-               + engine("updates, staged", f"during updates{where}, staged", None))
+               + engine("updates, staged", f"during updates{where}, staged", None)
+               + tails(f"99th percentile of a step in direct updates{where}"))
 
 
 def one_gpu(cublas: list[str], directory: str) -> list[Row]:
     """What one GPU can show."""
     update = "update, beside one kernel over all pieces"
+    staged = ["--apply", "staged", "--gate", "held"]
     registered = "2 x 20000 pieces: describe, register and plan"
     return [
         Row("llama", [["update", *LLAMA]],
             [ratio("update", "one broker, Llama-3.1-8B: raw copy ÷ update", 0.90),
-             memory("device memory of a broker", 1024)]),
+             memory("device memory of a broker, besides slots", 1024)]),
         Row("qwen", [["update", *QWEN, "--layers", "16"]],
             [ratio("update", "one broker, Qwen3-30B-A3B, 16 layers: raw copy ÷ update", None),
              ratio(update, "… one kernel over all its pieces ÷ update", 0.93)]),
-        Row("wire-llama", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5"]],
-            [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95)]),
+        Row("wire-llama",
+            [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "15"]],
+            [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95),
+             memory("device memory of a broker with a communicator, besides slots", 1024)]),
         Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "15"]],
             [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
         Row("hash", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5", *hash_]
@@ -182,13 +241,20 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
             [ratio("update", "… Qwen3-30B-A3B, 8 layers", 0.90)]),
         Row("disk", [["push", *LLAMA, "--layers", "8", "--directory", directory, "--samples", "5"]],
             [ratio("strew push, start to end", "disk: plain O_DIRECT reads ÷ strew push", 0.90)]),
-        Row("pause", [["update", "--apply", "staged", "--gate", "held", "--tp", "1", *LLAMA]],
-            [pause("pause of a held gate ÷ (1.3 raw copies + 1 ms)")]),
+        Row("pause", [["update", *staged, "--tp", tp, *LLAMA] for tp in ("1", "2")],
+            [pause("pause of a held gate ÷ (1.3 raw copies + 1 ms), TP = 1"),
+             pause("… TP = 2 on this one GPU, whose memory two workers' shadows share", None, 1)]),
+        Row("shadow-host",
+            [["update", *staged, "--shadow", "host", *LLAMA, "--layers", "8", "--samples", "5"]],
+            [ratio("update", "shadows in pinned host memory, Llama, 8 layers: raw copy ÷ update",
+                   None),
+             pause_time("… pause of the held gate")]),
         Row("4k", [["update", "--cut", "1", "--bytes", "4K", "--samples", "100"]],
             [latency("update", "4 KiB within a broker", 300)]),
         Row("wire-4k",
             [["update", "--path", "wire", "--cut", "1", "--bytes", "4K", "--samples", "100"]],
-            [beyond_raw("4 KiB across two brokers, beyond raw", 500)]),
+            [beyond_raw("4 KiB across two brokers, beyond raw NCCL; medians of samples below "
+                        "1.5 ms, which have not waited for a time slice", 500)]),
         Row("register", [["register", "--pieces", "20000", "--samples", "5"]],
             [Figure("40,000 pieces: describe, register and plan",
                     lambda runs: runs[0][registered]["time"]["median"] * 1e3,
@@ -207,7 +273,8 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
     staged = ["--apply", "staged", "--gate", "held", *QWEN, "--layers", "24"]
     return [
         Row("wire-llama", [["update", *WIRE2, *LLAMA, "--samples", "15"]],
-            [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95)]),
+            [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95),
+             memory("device memory of a broker with a communicator, besides slots", 1024)]),
         Row("wire-qwen", [["update", *WIRE2, *QWEN, "--layers", "24"]],
             [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.95)]),
         Row("hash", [["update", *WIRE2, *LLAMA, *hash_] for hash_ in (["--hash"], [])],
@@ -228,7 +295,8 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
             [first_over_second("15 GB in 18,867 tensors ÷ in 2", 1.05)]),
         Row("idle", [["idle", *cublas, "--seconds", "1", "--samples", "5", "--device", "1",
                       "--trainer-device", "0"]],
-            engine("updates, direct", "engine on the GPU without the trainer", 0.90)),
+            engine("updates, direct", "engine on the GPU without the trainer", 0.90)
+            + tails("99th percentile of a step in direct updates there")),
     ]
 
 
@@ -296,6 +364,20 @@ def measure(row: Row, options: argparse.Namespace, extra: list[str], left: float
                      if key not in ("model", "way", "layers", "seed"))
 
 
+def commit() -> str:
+    """Of the tree that this file is in; "" where that is in no repository of its own."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
+                              check=True, timeout=30).stdout.strip()
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return ""
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -342,7 +424,9 @@ def main() -> int:
         machine = measure(row, options, extra, end - time.monotonic(), lines)
         failed += not machine
         machines += [machine] if machine and machine not in machines else []
-    table = ["; ".join(machines), "", "| figure | wanted | seen | command: `strew-bench` … |",
+    at = commit()
+    table = ["; ".join(machines + ([f"commit {at}"] if at else [])), "",
+             "| figure | wanted | seen | command: `strew-bench` … |",
              "|-|-|-|-|", *lines, ""]
     (options.out / "table.md").write_text("\n".join(table))
     print("\n".join(machines), f"{options.out}/table.md: {len(rows)} rows, {failed} failed",

@@ -1,5 +1,6 @@
 """strew-bench on the host backend, small: that its figures are there, and its bytes right."""
 
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -83,11 +84,13 @@ def test_copy(stage):
     assert figures["bytes wrong"]["number"] == 0
     assert figures["bytes compared"]["number"] >= 4 * 200_000
     copies = [figure for name, figure in figures.items() if name.startswith("within the host")]
-    assert len(copies) == 4 * 3 and all(figure["ratio"] > 0 for figure in copies)
+    assert len(copies) == 4 * 4 and all(figure["ratio"] > 0 for figure in copies)
+    assert "within the host, engine, 200.0 KiB" in figures  # the longest that was wanted
     assert figures["within the host, strew, rows, 64.0 KiB"]["bytes"] == 65_000
     drawn = xml.etree.ElementTree.parse(plot)
     lines = drawn.findall(".//{http://www.w3.org/2000/svg}polyline")
-    assert [len(line.get("points").split()) for line in lines] == [3] * 4
+    assert [len(line.get("points").split()) for line in lines] == [4] * 4
+    assert [line.get("points").split()[-1].split(",")[0] for line in lines] == ["630.0"] * 4
 
 
 def on_gpus(stage, count):
@@ -102,7 +105,10 @@ def test_update_on_gpus(stage):
     config = stage.dir / "config.json"
     config.write_text(json.dumps(TINY))
     two = ("--worker-devices", "0,1")
+    pinned = ("--apply", "staged", "--shadow", "host")
     for options in (("--path", "node"), ("--path", "node", *two, "--apply", "staged"),
+                    ("--path", "node", *two, *pinned, "--gate", "held"),
+                    ("--path", "wire", *two, *pinned), ("--path", "host", *pinned),
                     ("--path", "wire", "--gate", "held", "--apply", "staged"),
                     ("--path", "wire", "--node-device", 1, *two), ("--path", "host", *two)):
         _, figures = bench(stage, "update", "--backend", "cuda", "--model", config, "--samples", 5,
@@ -111,6 +117,22 @@ def test_update_on_gpus(stage):
         assert update["ratio"] > 0 and figures["bytes wrong"]["number"] == 0, options
         assert figures["bytes compared"]["number"] >= update["bytes"], options
         assert ("NCCL, 1 GiB" in figures) == ("wire" in options), options
+        # Over a wire nothing stands beside a kernel; nor does memory that is not the trainer's.
+        assert ("kernel over all pieces" in figures) == ("node" in options), options
+
+
+def test_wrong_bytes(stage):
+    """What a wire has spoilt is counted, and the bench ends with 1."""
+    on_gpus(stage, 2)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    (folder / "faults").write_text("ncclBroadcast:1+=flip")
+    stage.env["STANDIN_DIR"] = str(folder)
+    result = stage.run("strew-bench", "update", "--path", "wire", "--cut", 3, "--bytes", "1M",
+                       "--samples", 5, "--json", seconds=120)
+    assert result.returncode == 1 and "bytes are wrong" in result.stderr, result
+    figures = {figure["name"]: figure for figure in json.loads(result.stdout)["figures"]}
+    assert 0 < figures["bytes wrong"]["number"] < 100, figures["bytes wrong"]
 
 
 def test_update_by_engines_and_kernel(stage):
@@ -133,26 +155,34 @@ def test_copy_on_gpus(stage):
     assert figures["bytes wrong"]["number"] == 0
     for place in ("within the GPU", "to the peer, by its source", "host to GPU"):
         assert [name for name in figures if place in name], (place, list(figures))
+        batch = [figure for name, figure in figures.items() if place in name and "a batch" in name]
+        assert len(batch) == 4 and all(figure["ratio"] > 0 for figure in batch), (place, batch)
 
 
 def test_push(stage):
-    """From a disk; what a file system keeps in memory is refused, and nothing stays behind."""
+    """From a disk; what a file system keeps in memory is refused, and nothing stays behind.
+    Where the test's own folder is such a one, it has been refused, and the rest is skipped."""
     config = stage.dir / "config.json"
     config.write_text(json.dumps(TINY))
+    no_disk = False
     for directory, keeps in ((stage.dir / "checkpoint", None), (pathlib.Path("/dev/shm"), True)):
         if keeps:
             directory = directory / f"strew-bench-{stage.dir.name}"
         argv = ("push", "--backend", "host", "--model", config, "--directory", directory,
                 "--shard", "200K", "--samples", 5)
         result = stage.run("strew-bench", *argv, seconds=120)
-        if keeps is None and result.returncode == 0:
+        if keeps is None and result.returncode != 3:
+            assert result.returncode == 0, result
             _, figures = bench(stage, *argv)
             assert figures["bytes wrong"]["number"] == 0
             assert figures["bytes compared"]["number"] >= figures["  update"]["bytes"]
             assert figures["strew push, start to end"]["ratio"] > 0
         else:
             assert result.returncode == 3 and "name a directory on a disk" in result.stderr, result
+            no_disk |= keeps is None
         assert not directory.exists()
+    if no_disk:
+        raise scene.Skip(f"the file system of {stage.dir} keeps everything in memory")
 
 
 def test_register(stage):
@@ -160,6 +190,9 @@ def test_register(stage):
                        "--samples", 5)
     for what in ("describe", "register", "plan", "later updates"):
         assert f"3 x 500 pieces: {what}" in figures
+    # After the first update and the later ones, of five samples; and of the one for warmth.
+    assert figures["bytes compared"]["number"] == 2 * (5 * 3 * 500 + 1) * 512
+    assert figures["bytes wrong"]["number"] == 0
 
 
 def test_idle(stage):
@@ -172,17 +205,27 @@ def test_idle(stage):
             for apply in ("direct", "staged"):
                 assert figures[f"{load}, updates, {apply}"]["ratio"] > 0
                 assert figures[f"{load}, updates, {apply}: bytes updated"]["value"]["min"] > 0
+        # After each of four stretches of updates, in each of five rounds.
+        assert figures["bytes compared"]["number"] == 4 * 5 * (1 << 20), path
+        assert figures["bytes wrong"]["number"] == 0
 
 
 def test_shapes(stage):
-    """The published numbers of tensors and bytes, and pieces that tile every parameter."""
+    """The published numbers of tensors and bytes, and pieces that tile every parameter.
+
+    DeepSeek-V3 without its next-token-prediction layer and the scales of its fp8 weights, all in
+    bf16: the 671,026,419,200 parameters of the main model, 58 x 256 of them f32.
+    """
     known = {"llama-3.1-8b": (291, 16_060_522_496), "llama-3.1-70b": (723, 141_107_412_992),
-             "qwen2.5-0.5b": (290, 988_065_536), "qwen3-30b-a3b": (18867, 61_064_245_248)}
+             "qwen2.5-0.5b": (290, 988_065_536), "qwen3-30b-a3b": (18867, 61_064_245_248),
+             "deepseek-v3": (45395, 2 * 671_026_419_200 + 2 * 58 * 256)}
     for name, (tensors, size) in known.items():
         said = json.loads(stage.run("strew-bench", "shapes", "--model", MODELS / f"{name}.json",
                                     "--json", seconds=120).stdout)
         assert len(said["tensors"]) == tensors, name
-        assert sum(volume(one["shape"]) * 2 for one in said["tensors"]) == size, name
+        width = {"bf16": 2, "f32": 4}
+        assert sum(volume(one["shape"]) * width[one["dtype"]] for one in said["tensors"]) == size, \
+            name
         taken = [0] * tensors
         for rank in said["ranks"]:
             filled = [0] * len(rank["parameters"])
@@ -213,11 +256,73 @@ def test_usage(stage):
                         ((), "subcommand")):
         result = stage.run("strew-bench", *argv)
         assert result.returncode == 2 and names in result.stderr, (argv, result)
-    for argv in ((), ("update",), ("copy",), ("push",), ("register",), ("shapes",)):
+    for argv in ((), ("update",), ("copy",), ("push",), ("register",), ("idle",), ("shapes",)):
         result = stage.run("strew-bench", *argv, "--help")
         assert result.returncode == 0 and result.stdout.startswith("Usage: strew-bench"), argv
     result = stage.run("strew-bench", "shapes", "--model", stage.dir / "none.json")
     assert result.returncode == 1 and "none.json" in result.stderr, result
+
+
+def load_table():
+    spec = importlib.util.spec_from_file_location("bench_table", TABLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_compares_like_with_like(stage):
+    """Samples of 4 KiB that waited for a slice of the GPU's time are not mixed with the others."""
+    del stage
+    module = load_table()
+    figure = module.beyond_raw("", 500)
+
+    def seen(updates, raws):
+        runs = [{"update": {"time": {"samples": updates}, "raw": {"samples": [9]}},
+                 **{f"NCCL, {i}": {"time": {"samples": raw}} for i, raw in enumerate(raws)}}]
+        return figure.value(runs), figure.shown(runs)
+
+    fast, slow = [0.31e-3] * 30, [2.5e-3] * 70
+    # Medians of all would say 0.83 - 2.5 ms, and nothing could be too slow for that.
+    value, shown = seen([0.83e-3] * 60 + [3.3e-3] * 40, [fast + slow, slow, fast])
+    assert abs(value - 520) < 1e-6 and not figure.good(value), value
+    assert shown == "830 us, 60 of 100 updates, beside 310 us, 60 of 200 raw", shown
+    # Updates that are never fast count all.
+    value, shown = seen([1.9e-3] * 50, [fast + slow])
+    assert abs(value - 1590) < 1e-6 and "50 of 50 updates, beside 310 us, 30 of 100" in shown, shown
+    # Where the raw way is never fast, all stand beside all.
+    value, shown = seen([0.8e-3] * 2 + [2.6e-3] * 9, [slow])
+    assert abs(value - 100) < 1e-6 and "11 of 11 updates, beside 2.5 ms, 70 of 70" in shown, shown
+
+
+def test_table_reads_its_figures(stage):
+    """The figures of rows whose models are too large here, out of small runs."""
+    module = load_table()
+    rows = {row.name: row for row in module.one_gpu([], "")}
+    staged = ("--backend", "host", "--cut", 3, "--bytes", "1M", "--samples", 5, "--gate", "held",
+              "--apply", "staged")
+    runs = [bench(stage, "update", *staged, "--tp", tp)[1] for tp in (1, 2)]
+    for run, (figure, most) in enumerate(zip(rows["pause"].figures, (("<=", 1.0), None))):
+        pause = runs[run]["pause of the held gate, slowest worker"]
+        wanted = pause["time"]["median"] / (1.3 * pause["raw"]["median"] + 1e-3)
+        assert figure.limit == most and figure.value(runs) == wanted, figure
+        assert module.spread(pause["time"]) in figure.shown(runs), figure.shown(runs)
+    runs = [bench(stage, "update", *staged, "--shadow", "host")[1]]
+    ratio, pause = rows["shadow-host"].figures
+    assert ratio.value(runs) == runs[0]["update"]["ratio"] and not ratio.limit, ratio
+    assert pause.value(runs) > 0 and pause.unit == " ms" and not pause.limit, pause
+    runs = [bench(stage, "update", "--backend", "host", "--path", "wire", "--cut", 3, "--bytes",
+                  "1M", "--samples", 5)[1]]
+    figure = rows["wire-llama"].figures[1]
+    assert figure.value(runs) == 0 and figure.limit == ("<=", 1024), figure  # no GPU's memory here
+    runs = [bench(stage, "idle", "--backend", "host", "--seconds", 0.05, "--bytes", "1M",
+                  "--samples", 5)[1]]
+    tails = rows["idle"].figures[-2:]
+    for load, figure in zip(("products", "memory"), tails):
+        times = [runs[0][f"{load}, {phase}: 99th percentile of a step"]["time"]["median"]
+                 for phase in ("updates, direct", "alone", "attached, idle", "updates, staged")]
+        assert figure.value(runs) == times[0] * 1e6, figure
+        assert all(module.seconds(time) in figure.shown(runs) for time in times[1:]), times
 
 
 def table(stage, *argv):
@@ -232,12 +337,20 @@ def test_table(stage):
     assert result.returncode == 0, result
     lines = [line for line in (out / "table.md").read_text().splitlines() if "4 KiB" in line]
     assert len(lines) == 2, lines
+    git = subprocess.run(["git", "-C", scene.ROOT, "rev-parse", "--short", "HEAD"], text=True,
+                         capture_output=True, check=False)
+    head = (out / "table.md").read_text().splitlines()[0]
+    known = (scene.ROOT / ".git").exists() and git.returncode == 0
+    assert (f"; commit {git.stdout.strip()}" in head) if known else ("commit" not in head), head
     for name, line in zip(("4k-0", "wire-4k-0"), lines):
         figures = {f["name"]: f for f in json.loads((out / f"{name}.json").read_text())["figures"]}
         update = figures["update"]
         wanted = statistics.median(update["time"]["samples"])
         if name == "wire-4k-0":
-            wanted -= statistics.median(update["raw"]["samples"])
+            short = [sample for sample in update["time"]["samples"] if sample < 1.5e-3]
+            short = short if len(short) >= 5 else update["time"]["samples"]
+            wanted = statistics.median(short) - statistics.median(update["raw"]["samples"])
+            assert f"{len(short)} of 100 updates" in line, (line, len(short))
         number = f"{wanted * 1e6:.0f}" if wanted >= 10e-6 else f"{wanted * 1e6:.3f}"
         assert f"| {number} us:" in line.replace("**", ""), (line, wanted)
     result = table(stage, "--only", "none")

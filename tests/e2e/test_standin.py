@@ -17,8 +17,9 @@ def driver(stage, **settings):
     stage.env.update({f"STANDIN_{name.upper()}": str(value) for name, value in settings.items()})
 
 
-def group(stage, *options, size=2, prefix="", model="m"):
-    return stage.workers(size, "--device", 0, "--check", 7, *options, prefix=prefix, model=model)
+def group(stage, *options, size=2, prefix="", model="m", broker="broker"):
+    return stage.workers(size, "--device", 0, "--check", 7, *options, prefix=prefix, model=model,
+                         broker=broker)
 
 
 def trainer(stage, *options, **named):
@@ -231,11 +232,12 @@ def explain(stage, name, broker="broker"):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def two_nodes(stage, env=None, of="node", slot="256K"):
+def two_nodes(stage, env=None, of="node", slot="256K", options=()):
     """A lead and a broker that joined it (one of them gets env), both with GPUs, and buckets between them."""
     port = scene.free_port()
-    brokers = [stage.broker(name, *place, f"127.0.0.1:{port}", "--device", 0, backend="cuda",
-                            slot=slot, env={"NCCL_HOSTID": name, **(env or {} if name == of else {})})
+    brokers = [stage.broker(name, *place, f"127.0.0.1:{port}", "--device", 0, *options,
+                            backend="cuda", slot=slot,
+                            env={"NCCL_HOSTID": name, **(env or {} if name == of else {})})
                for name, *place in (("lead", "--listen"), ("node", "--join"))]
     wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
     assert stage.status("lead")["carrier"] == "nccl", stage.status("lead")

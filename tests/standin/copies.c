@@ -60,6 +60,56 @@ unsigned cuMemcpyDtoH_v2(void *dst, cuda_ptr src, size_t len_bytes)
 	return copy_now(ctx, src, dst, len_bytes, false);
 }
 
+/* What the driver says of a batch: no stream 0, attributes for all, each from its first copy on. */
+static bool batch_is_sound(const size_t *sizes, size_t n,
+	const struct bench_batch_attributes *attributes, const size_t *first, size_t nfirst,
+	const struct cuda_stream *stream)
+{
+	if (!n || !nfirst || nfirst > n || first[0] || (uintptr_t)stream <= 2) {
+		return false;
+	}
+	for (size_t i = 0; i < nfirst; i++) {
+		/* 1 to 3: in stream order, during the call, at any time. */
+		if (!attributes[i].source_order || attributes[i].source_order > 3 ||
+			(i && first[i] <= first[i - 1]) || first[i] >= n) {
+			return false;
+		}
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (!sizes[i]) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* A fault of the call is that of its first copy. */
+unsigned cuMemcpyBatchAsync_v2(const cuda_ptr *dsts, const cuda_ptr *srcs, const size_t *sizes,
+	size_t n, const struct bench_batch_attributes *attributes, const size_t *first,
+	size_t nfirst, struct cuda_stream *stream)
+{
+	unsigned result = CUDA_OK;
+
+	ENTER_CTX(cuMemcpyBatchAsync);
+	if (!batch_is_sound(sizes, n, attributes, first, nfirst, stream)) {
+		return CUDA_INVALID_VALUE;
+	}
+	for (size_t i = 0; i < n && result == CUDA_OK; i++) {
+		result = stream_copy(ctx, stream, &fault, dsts[i], srcs[i], sizes[i]);
+		fault = (struct fault){FAULT_NONE, 0, 0};
+	}
+	return result;
+}
+
+/* As it was before CUDA 13: it names the copy that is wrong, or SIZE_MAX. */
+unsigned cuMemcpyBatchAsync(const cuda_ptr *dsts, const cuda_ptr *srcs, const size_t *sizes,
+	size_t n, const struct bench_batch_attributes *attributes, const size_t *first,
+	size_t nfirst, size_t *ret_failed, struct cuda_stream *stream)
+{
+	*ret_failed = SIZE_MAX;
+	return cuMemcpyBatchAsync_v2(dsts, srcs, sizes, n, attributes, first, nfirst, stream);
+}
+
 /* Rows of one value or of another place's bytes. */
 struct rows {
 	cuda_ptr dst, src; /* src 0: `value` */

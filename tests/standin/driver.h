@@ -31,6 +31,13 @@ CUDA_CALLS(DECLARE)
 EXTRA_CALLS(DECLARE)
 #undef DECLARE
 struct bench_rows;
+struct bench_batch_attributes;
+STANDIN_EXPORT unsigned cuMemcpyBatchAsync_v2(const cuda_ptr *dsts, const cuda_ptr *srcs,
+	const size_t *sizes, size_t n, const struct bench_batch_attributes *attributes,
+	const size_t *first, size_t nfirst, struct cuda_stream *stream);
+STANDIN_EXPORT unsigned cuMemcpyBatchAsync(const cuda_ptr *dsts, const cuda_ptr *srcs,
+	const size_t *sizes, size_t n, const struct bench_batch_attributes *attributes,
+	const size_t *first, size_t nfirst, size_t *ret_failed, struct cuda_stream *stream);
 STANDIN_EXPORT unsigned cuMemcpy2DAsync_v2(
 	const struct bench_rows *rows, struct cuda_stream *stream);
 
