@@ -308,6 +308,34 @@ def test_another_user(stage):
     assert ask(theirs, theirs).returncode == 0 and stage.status("theirs/broker")["groups"] == []
 
 
+def test_any_user_joins_without_a_key(stage):
+    """Not guaranteed: a lead without a key takes whoever comes from its own host; with one it does not."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() or not setpriv:
+        raise scene.Skip("only root can be another user, by setpriv")
+    place = stage.dir / "theirs"
+    place.mkdir(mode=0o700)
+    os.chmod(stage.dir, 0o711)
+    os.chown(place, 65534, 65534)
+    key = stage.dir / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
+    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    port = scene.free_port()
+    stage.broker("lead", "--listen", f"127.0.0.1:{port}")
+    stage.broker("theirs/broker", "--join", f"127.0.0.1:{port}", through=user)
+    scene.wait_until("both in one epoch", lambda: stage.joined("lead", 2))
+    port = scene.free_port()
+    stage.broker("careful", "--listen", f"127.0.0.1:{port}", "--key-file", key)
+    options = ["--backend", "host", "--socket", stage.socket("theirs/second"), "--join",
+               f"127.0.0.1:{port}", "--join-timeout", 5]
+    result = stage.run(*user, stage.bin / "strewd", *options)
+    assert result.returncode == 1 and "--key-file" in result.stderr, result
+    result = stage.run(*user, stage.bin / "strewd", *options, "--key-file", key)
+    assert result.returncode == 1 and "Permission denied" in result.stderr, result
+    assert len(stage.status("careful")["brokers"]) == 1
+
+
 def test_cuda_without_a_driver(stage):
     if os.path.exists("/dev/nvidia0"):
         raise scene.Skip("there is a GPU here")
