@@ -22,7 +22,7 @@ class Between:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.wake, self.woken = socket.socketpair()
-        self.thread = threading.Thread(target=self.serve)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
     def flip(self, at=FLIPPED):
