@@ -460,7 +460,7 @@ static const struct rows small[] = {{"w", STREW_F32, 4, 4, 0, 4}};
 /* Who has left is there until its memory is unmapped. */
 static void register_once_there_is_room(struct raw *raw, const struct draft *draft)
 {
-	uint64_t deadline = deadline_in_ms(SERVED_MS);
+	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
 	struct message message;
 	struct error err = {0};
 	enum message_type type;
