@@ -14,7 +14,8 @@ AddressSanitizer and UndefinedBehaviorSanitizer. The last thing printed is ctest
 what is missing where it may.
 
   --full       unoptimised sanitizers, clang's suite too, the random tests several times, end to
-               end under ThreadSanitizer too, and 100,000 inputs for each fuzzer instead of 3,000
+               end under ThreadSanitizer too, 10,000 updates under an engine's steps instead of
+               500, and 100,000 inputs for each fuzzer instead of 3,000
   --no-build   only run the tests, with the programs that are in the build folder
   --no-python  leave out the Python package, whose tests install torch into DIR-venv (6 GB, kept)
   --build DIR  the build folder (build); beside it DIR-clang, DIR-asan and DIR-fuzz
@@ -158,6 +159,8 @@ if ((full)); then
 	for _ in {1..10}; do
 		suite "$build" -L unit -Q
 	done
+	step "10,000 updates"
+	suite "$build" -C long -L long -V
 	asan_flags=-O0
 fi
 

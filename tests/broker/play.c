@@ -96,6 +96,18 @@ void broker_launch(struct broker *broker, const char *const *args, int *ret_read
 	*ret_ready_fd = ready[0];
 }
 
+/* The one that the run is about, where it is about one (ctest's label "epoll"). */
+static void expect_loop(const struct broker *broker)
+{
+	const char *name = getenv("STREW_TEST_LOOP");
+	char text[48];
+
+	if (name) {
+		snprintf(text, sizeof(text), "event loop: %s", name);
+		assert_true(broker_said(broker, text));
+	}
+}
+
 void broker_start(struct broker *broker, const char *const *args)
 {
 	struct pollfd pollfd = {.events = POLLIN};
@@ -111,6 +123,7 @@ void broker_start(struct broker *broker, const char *const *args)
 		fail();
 	}
 	close(pollfd.fd);
+	expect_loop(broker);
 	broker_count_fds(broker);
 }
 
@@ -128,6 +141,27 @@ static unsigned count_fds(pid_t pid)
 	if (dir) {
 		closedir(dir);
 	}
+	return n;
+}
+
+unsigned broker_fds_now(const struct broker *broker)
+{
+	return count_fds(broker->pid);
+}
+
+unsigned broker_memfds_mapped(const struct broker *broker)
+{
+	char path[48], line[512];
+	unsigned n = 0;
+	FILE *maps;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", (int)broker->pid);
+	maps = fopen(path, "re");
+	assert_non_null(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		n += strstr(line, "/memfd:") != NULL;
+	}
+	fclose(maps);
 	return n;
 }
 

@@ -34,6 +34,9 @@ int broker_wait(struct broker *broker, int timeout_ms); /* without a signal */
 void broker_finish(struct broker *broker);
 bool broker_said(const struct broker *broker, const char *text);
 void broker_count_fds(struct broker *broker);
+unsigned broker_fds_now(const struct broker *broker);
+unsigned broker_memfds_mapped(
+	const struct broker *broker); /* pages, workers' and trainers' memory */
 /* A status is answered in time, and no descriptor is left of what was played. */
 void broker_check(const struct broker *broker);
 /* By an observer; to be finished by message_finish(). */

@@ -2,6 +2,7 @@
  * Workers that die, leave or keep silent at every moment of an update that can be met: the
  * others go on, the report names it, and after registering again the next update commits.
  */
+#include "base/clock.h"
 #include "base/util.h"
 #include "broker/one.h"
 #include "broker/peers.h"
@@ -12,6 +13,12 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define CLEANED_MS 3000 /* all takes longer there */
+#else
+#define CLEANED_MS 1000
+#endif
 
 static const struct rows upper[] = {{"w", STREW_F32, 16, 32, 0, 8}};
 static const struct rows lower[] = {{"w", STREW_F32, 16, 32, 8, 8}};
@@ -164,6 +171,49 @@ static void test_killed_while_idle(void **state)
 	(void)state;
 	kill_one("idle direct", MSG_REGISTER, STREW_APPLY_DIRECT);
 	kill_one("idle staged", MSG_REGISTER, STREW_APPLY_STAGED);
+}
+
+/* As idle as at its start, when nothing of anybody is mapped. */
+static bool is_idle(void)
+{
+	return broker_fds_now(&one_broker) == one_broker.fds &&
+	       broker_memfds_mapped(&one_broker) == 0;
+}
+
+static bool is_lost(void)
+{
+	return broker_group_state(&one_broker, "cleaned") == STREW_GROUP_LOST;
+}
+
+static void wait_for(bool (*condition)(void), uint64_t deadline)
+{
+	while (!condition()) {
+		assert_false(deadline_passed(deadline));
+		sleep_ms(5);
+	}
+}
+
+/* A second later the broker has nothing of it, and everybody can see that it is lost. */
+static void test_killed_while_idle_is_cleaned_up(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 4; i++) {
+		uint64_t deadline;
+		struct child child;
+		struct draft draft;
+
+		draft_worker(&draft, "cleaned", whole, 1);
+		draft.reg.apply = i % 2 ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT;
+		child_start(&child, &draft, MSG_REGISTER);
+		child_expect(&child, 'r');
+		assert_true(broker_fds_now(&one_broker) > one_broker.fds);
+		assert_true(broker_memfds_mapped(&one_broker) > 0);
+		child_kill(&child);
+		deadline = deadline_in_ms(CLEANED_MS);
+		wait_for(is_lost, deadline);
+		wait_for(is_idle, deadline); /* asks nobody, as an answer takes descriptors */
+		draft_finish(&draft);
+	}
 }
 
 static void test_killed_between_check_and_checked(void **state)
@@ -331,6 +381,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CASE(test_killed_while_idle),
+		CASE(test_killed_while_idle_is_cleaned_up),
 		CASE(test_killed_between_check_and_checked),
 		CASE(test_the_only_worker_is_killed),
 		CASE(test_a_check_that_is_not_answered),

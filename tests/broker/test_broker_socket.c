@@ -5,17 +5,24 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/one.h"
+#include "broker/peers.h"
 #include "ipc/frame.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define IDLE_CONNECTIONS 300
+#define IDLE_CONNECTIONS 1000
+#define GROWTH_KIB 1024
+/* Of a connection that has said hello, in either process: itself, and both pages. */
+#define DESCRIPTORS_EACH 3
 
 static void write_bytes(struct raw *raw, const void *bytes, size_t n)
 {
@@ -74,7 +81,25 @@ static void test_garbage(void **state)
 	}
 }
 
-static void test_headers_that_lie(void **state)
+static uint64_t broker_kib(void)
+{
+	char path[48], line[256];
+	uint64_t kib = 0;
+	FILE *status;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)one_broker.pid);
+	status = fopen(path, "re");
+	while (status && fgets(line, sizeof(line), status)) {
+		(void)sscanf(line, "VmRSS: %" SCNu64, &kib);
+	}
+	if (status) {
+		fclose(status);
+	}
+	assert_true(kib > 0);
+	return kib;
+}
+
+static void tell_lies(void)
 {
 	/* A map of 16M entries, an array of 16M, a string of 4 GiB, depth, a negative key. */
 	static const struct {
@@ -91,7 +116,6 @@ static void test_headers_that_lie(void **state)
 	};
 	struct raw raw;
 
-	(void)state;
 	raw_open(&raw, &one_broker, ROLE_OBSERVER);
 	write_header(&raw, MSG_STATUS, 1u << 30, 0);
 	raw_expect_error(&raw, -E2BIG, "");
@@ -113,6 +137,24 @@ static void test_headers_that_lie(void **state)
 		raw_expect_end(&raw);
 		raw_close(&raw);
 	}
+}
+
+/* Each is dropped, and the broker reserves nothing for what a header only claims. */
+static void test_headers_that_lie(void **state)
+{
+	uint64_t before;
+
+	(void)state;
+	tell_lies();
+	before = broker_kib();
+	for (unsigned i = 0; i < 20; i++) {
+		tell_lies();
+	}
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	(void)before; /* the sanitizers keep what was freed for a while */
+#else
+	assert_true(broker_kib() < before + GROWTH_KIB);
+#endif
 }
 
 static void test_truncated_then_silence(void **state)
@@ -316,11 +358,31 @@ static void test_messages_of_brokers(void **state)
 	}
 }
 
+/* Descriptors for so many connections, of this process and of the broker, which has raised its
+ * own. */
+static bool has_room(size_t connections)
+{
+	struct rlimit limit;
+	rlim_t wanted = (rlim_t)connections * DESCRIPTORS_EACH + 64;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	if (limit.rlim_max < wanted) {
+		print_message("SKIP: %zu connections take %zu descriptors\n", connections,
+			(size_t)wanted);
+		return false;
+	}
+	limit.rlim_cur = MAX(limit.rlim_cur, wanted);
+	return setrlimit(RLIMIT_NOFILE, &limit) == 0;
+}
+
 static void test_many_idle_connections(void **state)
 {
 	static struct raw raws[IDLE_CONNECTIONS];
 
 	(void)state;
+	if (!has_room(IDLE_CONNECTIONS)) {
+		skip();
+	}
 	for (unsigned i = 0; i < IDLE_CONNECTIONS; i++) {
 		struct message reply;
 
@@ -335,6 +397,117 @@ static void test_many_idle_connections(void **state)
 		}
 	}
 	for (unsigned i = 0; i < IDLE_CONNECTIONS; i++) {
+		raw_close(&raws[i]);
+	}
+}
+
+/* On a connection that stands, in the time in which everybody is served. */
+static void ask_status(struct raw *raw, struct message *ret_reply)
+{
+	struct message message;
+	struct error err = {0};
+	int rc;
+
+	message_init(&message, MSG_STATUS, ++raw->serial);
+	raw_send(raw, &message);
+	rc = conn_receive_wait(raw->conn, deadline_in_ms(SERVED_MS), ret_reply, &err);
+	if (rc != 1) {
+		print_error("status: %s\n", err.text);
+	}
+	assert_int_equal(rc, 1);
+	assert_int_equal(ret_reply->type, MSG_STATUS_REPLY);
+}
+
+/* As many as there may be, which all have said hello, so that time ends none of them: who comes
+ * then is hung up on, and the log says why; who is there is served; and a place that is free is
+ * given away. */
+static void test_as_many_connections_as_there_may_be(void **state)
+{
+	static struct raw raws[LIMIT_CONNECTIONS];
+	struct message reply;
+	struct raw more;
+
+	(void)state;
+	if (!has_room(LIMIT_CONNECTIONS)) {
+		skip();
+	}
+	for (unsigned i = 0; i < LIMIT_CONNECTIONS; i++) {
+		raw_open(&raws[i], &one_broker, (enum role)(1 + i % 3));
+		if (i % 100 == 99) {
+			ask_status(&raws[0], &reply);
+			message_finish(&reply);
+		}
+	}
+	for (unsigned i = 0; i < 20; i++) {
+		raw_open_mute(&more, &one_broker);
+		raw_expect_end(&more);
+		raw_close(&more);
+		ask_status(&raws[i], &reply);
+		message_finish(&reply);
+	}
+	assert_true(broker_said(&one_broker, "refused a connection: 1024 are open"));
+	raw_close(&raws[LIMIT_CONNECTIONS / 2]);
+	ask_status(&raws[0], &reply); /* behind the end of the one that has left */
+	message_finish(&reply);
+	raw_open(&raws[LIMIT_CONNECTIONS / 2], &one_broker, ROLE_WORKER);
+	for (unsigned i = 0; i < LIMIT_CONNECTIONS; i++) {
+		raw_close(&raws[i]);
+	}
+}
+
+static const struct rows small[] = {{"w", STREW_F32, 4, 4, 0, 4}};
+
+/* Who has left is there until its memory is unmapped. */
+static void register_once_there_is_room(struct raw *raw, const struct draft *draft)
+{
+	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
+	struct message message;
+	struct error err = {0};
+	enum message_type type;
+
+	do {
+		draft_send(raw, draft);
+		assert_int_equal(conn_receive_wait(raw->conn, deadline, &message, &err), 1);
+		type = message.type;
+		message_finish(&message);
+	} while (type == MSG_ERROR && !deadline_passed(deadline));
+	assert_int_equal(type, MSG_DECLARED);
+}
+
+/* As many as may register: the next is told so, and may register when another has left. */
+static void test_as_many_sessions_as_there_may_be(void **state)
+{
+	static struct raw raws[LIMIT_SESSIONS];
+	struct message reply;
+	struct raw more;
+	struct draft draft;
+
+	(void)state;
+	if (!has_room(LIMIT_SESSIONS)) {
+		skip();
+	}
+	for (unsigned i = 0; i < LIMIT_SESSIONS; i++) {
+		draft_worker(&draft, "many", small, 1);
+		draft.reg.replica = i / LIMIT_MEMBERS;
+		draft.reg.members = LIMIT_MEMBERS;
+		draft.reg.member = i % LIMIT_MEMBERS;
+		raw_open(&raws[i], &one_broker, ROLE_WORKER);
+		draft_register(&raws[i], &draft);
+		draft_finish(&draft);
+	}
+	broker_status(&one_broker, &reply);
+	assert_int_equal(reply.u.status_reply.ngroups, LIMIT_SESSIONS / LIMIT_MEMBERS);
+	message_finish(&reply);
+	draft_trainer(&draft, "many", 0, small, 1);
+	raw_open(&more, &one_broker, ROLE_TRAINER);
+	draft_refused(&more, &draft, -E2BIG, "256 workers and trainers are registered here");
+	broker_status(&one_broker, &reply);
+	message_finish(&reply);
+	raw_close(&raws[0]);
+	register_once_there_is_room(&more, &draft);
+	draft_finish(&draft);
+	raw_close(&more);
+	for (unsigned i = 1; i < LIMIT_SESSIONS; i++) {
 		raw_close(&raws[i]);
 	}
 }
@@ -386,6 +559,8 @@ int main(void)
 		CASE(test_descriptors_that_nobody_asked_for),
 		CASE(test_messages_of_brokers),
 		CASE(test_many_idle_connections),
+		CASE(test_as_many_connections_as_there_may_be),
+		CASE(test_as_many_sessions_as_there_may_be),
 		CASE(test_questions_without_reading),
 		CASE(test_no_hello),
 	};

@@ -26,6 +26,8 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "examples" / "configs"
 DEADLINE_S = 60
+# Which event loop brokers must have: $STREW_TEST_LOOP, set where the tests run on epoll (label "epoll").
+LOOP = "event loop: " + os.environ.get("STREW_TEST_LOOP", "")
 
 
 class Skip(Exception):
@@ -91,6 +93,15 @@ class Scene:
         self.processes = []
         self.env = {key: value for key, value in os.environ.items() if key != "STREW_SOCKET"}
 
+    def sanitized(self):
+        """Are the programs a sanitizer's, which makes them slow and keeps what was freed for a while?"""
+        program = (self.bin / "strewd").read_bytes()
+        return b"__asan_init" in program or b"__tsan_init" in program
+
+    def within(self, seconds):
+        """A limit of time, with slack where sanitizers take some."""
+        return 3 * seconds if self.sanitized() else seconds
+
     def start(self, name, program, *args, **options):
         process = Process(self, name, [self.bin / program, *args], **options)
         self.processes.append(process)
@@ -118,6 +129,7 @@ class Scene:
             if pipe.read() != "READY=1\n":
                 raise AssertionError(f"{name} was not ready and ended with "
                                      f"{process.popen.wait(DEADLINE_S)}: {process.log}")
+        assert LOOP in process.log, process.log
         return process
 
     def two_nodes(self):

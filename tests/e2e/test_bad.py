@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 
 import scene
@@ -270,6 +271,69 @@ def test_keys(stage):
     result = stage.run("strew", "run", "--backend", "host", "--listen", f"0.0.0.0:{port}",
                        "--key-file", path, "--", "true")
     assert result.returncode == 0 and "may join" in result.stderr, result
+
+
+def test_another_user(stage):
+    """Who is neither the broker's user nor root cannot reach its socket, and is hung up on where he can, even
+    in the socket's group: one user has a broker. Root and the user himself are served."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() or not setpriv:
+        raise scene.Skip("only root can be two other users, by setpriv")
+    theirs, stranger = 65534, 65533
+    place = stage.dir / "theirs"
+    place.mkdir(mode=0o700)
+    os.chmod(stage.dir, 0o711)
+    os.chown(place, theirs, theirs)
+    user = [setpriv, f"--reuid={theirs}", f"--regid={theirs}", "--clear-groups"]
+    broker = stage.broker("theirs/broker", through=user)
+    path = stage.socket("theirs/broker")
+
+    def ask(uid, gid, program="strew", *arguments):
+        return stage.run(setpriv, f"--reuid={uid}", f"--regid={gid}", "--clear-groups",
+                         stage.bin / program, *(arguments or ["status"]), "--socket", path)
+    refused(stage, ask(stranger, stranger), 4, "Permission denied")
+    refused(stage, ask(stranger, theirs), 4, "Permission denied")
+    assert "refused process" not in broker.log, broker.log  # they did not get that far
+    os.chmod(place, 0o711)
+    os.chmod(path, 0o666)
+    options = ["--config", CONFIGS / f"{CONFIG}.json", "--model", "m"]
+    for number, (gid, program, arguments, code) in enumerate((
+            (stranger, "strew", [], 4), (theirs, "strew", [], 4),
+            (theirs, "tp_worker", options, 1), (theirs, "trainer", options, 1))):
+        result = ask(stranger, gid, program, *arguments)
+        assert result.returncode == code and str(path) in result.stderr, result
+        scene.wait_until("a word of it in the log", lambda n=number: broker.log.count(
+            f" of uid {stranger}") == n + 1)
+    assert broker.log.count("refused process ") == 4, broker.log
+    assert ask(theirs, theirs).returncode == 0 and stage.status("theirs/broker")["groups"] == []
+
+
+def test_any_user_joins_without_a_key(stage):
+    """Not guaranteed: a lead without a key takes whoever comes from its own host; with one it does not."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() or not setpriv:
+        raise scene.Skip("only root can be another user, by setpriv")
+    place = stage.dir / "theirs"
+    place.mkdir(mode=0o700)
+    os.chmod(stage.dir, 0o711)
+    os.chown(place, 65534, 65534)
+    key = stage.dir / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
+    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    port = scene.free_port()
+    stage.broker("lead", "--listen", f"127.0.0.1:{port}")
+    stage.broker("theirs/broker", "--join", f"127.0.0.1:{port}", through=user)
+    scene.wait_until("both in one epoch", lambda: stage.joined("lead", 2))
+    port = scene.free_port()
+    stage.broker("careful", "--listen", f"127.0.0.1:{port}", "--key-file", key)
+    options = ["--backend", "host", "--socket", stage.socket("theirs/second"), "--join",
+               f"127.0.0.1:{port}", "--join-timeout", 5]
+    result = stage.run(*user, stage.bin / "strewd", *options)
+    assert result.returncode == 1 and "--key-file" in result.stderr, result
+    result = stage.run(*user, stage.bin / "strewd", *options, "--key-file", key)
+    assert result.returncode == 1 and "Permission denied" in result.stderr, result
+    assert len(stage.status("careful")["brokers"]) == 1
 
 
 def test_cuda_without_a_driver(stage):

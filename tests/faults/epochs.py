@@ -208,8 +208,7 @@ def main():
     stage = scene.Scene(options.bin)
     begun = time.monotonic()
     try:
-        options.sanitized = b"__asan_init" in (stage.bin / "strewd").read_bytes() or \
-            b"__tsan_init" in (stage.bin / "strewd").read_bytes()
+        options.sanitized = stage.sanitized()
         job = Job(stage, options)
         job.publish()
         number = 0

@@ -68,6 +68,7 @@ unsigned space_add(const struct space *space)
 	nspaces++;
 	if (has_memory(space)) {
 		used[space->device] += space->size;
+		COUNT(bytes, space->size);
 	}
 	pthread_rwlock_unlock(&lock);
 	return CUDA_OK;
@@ -98,6 +99,7 @@ bool space_take(cuda_ptr base, enum space_kind kind, struct space *ret_space)
 		*ret_space = *space;
 		if (has_memory(space)) {
 			used[space->device] -= space->size;
+			COUNT(bytes, -(long long)space->size);
 		}
 		memmove(space, space + 1,
 			(size_t)(&spaces[nspaces] - (space + 1)) * sizeof(*space));

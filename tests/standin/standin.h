@@ -35,7 +35,8 @@
  *   calls.CALL   how often it was called
  *   open.KIND    what was made and not unmade: contexts (retained), streams, events, modules,
  *                memory, host, registered, imports (of legacy IPC, each open), chunks, mappings,
- *                reserved, fds; of NCCL: ids, comms, and broadcasts that have not ended
+ *                reserved, fds; the bytes of GPUs that memory and chunks have taken; of NCCL: ids,
+ *                comms, and broadcasts that have not ended
  */
 #ifndef STANDIN_STANDIN_H
 #define STANDIN_STANDIN_H
