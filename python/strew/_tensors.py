@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
+import operator
 import sys
 from typing import Any, NamedTuple
 
@@ -272,3 +274,116 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: its shard is {tuple(local.shape)}, but "
                            f"{tuple(shape)} was computed for {data.placements}")
     return local, tuple(start), tuple(data.shape)
+
+
+_LOOKED_AT = 512  # so many tensors are asked for their holders each time, in turn
+_local_of = operator.attrgetter("_local_tensor")
+
+
+class _Holder:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def _references_of(held: Any) -> int:
+    return sys.getrefcount(held)
+
+
+# What sys.getrefcount() says, as it is asked below, of what is in two lists of ours and nowhere
+# else, and of what one other object has as an attribute. It depends on the interpreter.
+_REFERENCES = next(map(sys.getrefcount, itertools.islice([object()], 0, None, 1))) + 1
+_holder = _Holder(object())
+_REFERENCES_OF_HELD = _references_of(_holder.held)
+
+
+class Watch:
+    """Tensors that must stay where they were, and a look whether they do.
+
+    Of each its address is asked for, of a DTensor that of its shard. A detached tensor (of a
+    state_dict()) does not follow when its module is given other memory: it is found by its
+    storage, which nobody else holds then. That is asked of those alone whose storage
+    somebody else held when they were added, or that a module owned; _LOOKED_AT of them at a time.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._torch: list[Any] = []
+        self._addresses: list[int] = []
+        self._shard_names: list[str] = []
+        self._shards: list[Any] = []  # DTensors
+        self._shard_addresses: list[int] = []
+        self._others: list[tuple[str, Any, int]] = []
+        self._shared: list[Any] = []  # of both kinds of torch's, and their names and storages
+        self._shared_as: list[tuple[str, Any]] = []
+        self._turn = 0
+        self._holders: Any = None  # how many hold a storage; None if this torch does not say
+
+    def add(self, name: str, value: Any, said: Described, owned: bool = False) -> None:
+        """value: what `said` describes, or the DTensor of which it is the shard.
+
+        owned: a module that the caller keeps has it, and has it no more only if it was replaced.
+        """
+        if not is_torch(value):
+            self._others.append((name, value, said.data))
+            return
+        if type(value) in _plain or not hasattr(value, "_local_tensor"):
+            self._names.append(name)
+            self._torch.append(value)
+            self._addresses.append(said.data)
+        else:
+            self._shard_names.append(name)
+            self._shards.append(value)
+            self._shard_addresses.append(said.data)
+        if self._holders is None:
+            self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count", False)
+        storage = said.keep
+        # One tensor and the storage's own Python object make two.
+        if self._holders and (owned or self._holders(storage._cdata) > 2) and \
+                storage.resizable() and (said.cuda >= 0 or not storage.is_shared()):
+            self._shared.append(value)
+            self._shared_as.append((name, storage))
+
+    def moved(self) -> tuple[str, str, int] | None:
+        """(name, why, how many) of what does not lie where it did; None if all does."""
+        torch = sys.modules.get("torch")
+        if torch is not None and (self._torch or self._shards):
+            where = torch.Tensor.data_ptr
+            now = list(map(where, self._torch))
+            names = [] if now == self._addresses else \
+                [n for n, a, b in zip(self._names, now, self._addresses) if a != b]
+            if self._shards:
+                now = list(map(where, map(_local_of, self._shards)))
+                names += [n for n, a, b in zip(self._shard_names, now, self._shard_addresses)
+                          if a != b]
+            if names:
+                return names[0], "has moved since it was declared", len(names)
+            names = self._abandoned()
+            if names:
+                return (names[0], "lies in memory that nobody else holds any more: its module was "
+                        "given other memory since; declare the module itself, or keep what is "
+                        "declared", len(names))
+        for name, value, before in self._others:
+            if address(value) != before:
+                return name, "has moved since it was declared", 1
+        return None
+
+    def _abandoned(self) -> list[str]:
+        """Names of the tensors, among those whose turn it is, that are ours alone."""
+        step = -(-len(self._shared) // _LOOKED_AT) or 1
+        start = self._turn % step
+        self._turn += 1
+        counts = map(sys.getrefcount, itertools.islice(self._shared, start, None, step))
+        return [self._shared_as[i][0] for i, count
+                in zip(range(start, len(self._shared), step), counts)
+                if count <= _REFERENCES and self._is_ours(i)]
+
+    def _is_ours(self, i: int) -> bool:
+        """Of one that no other Python code holds."""
+        tensor, (_, storage) = self._shared[i], self._shared_as[i]
+        if tensor._use_count() > 1 or self._holders(storage._cdata) > 2:
+            return False
+        if type(tensor) in _plain or not hasattr(tensor, "_local_tensor"):
+            return True
+        # A shard may be kept without its DTensor.
+        return _references_of(tensor._local_tensor) <= _REFERENCES_OF_HELD and \
+            tensor._local_tensor._use_count() <= 1

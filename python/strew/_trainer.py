@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted
 from ._lib import MAX_DIMS, Closing, Handle, check, lib
-from ._tensors import Described, address, describe, is_torch, local_box
+from ._tensors import Described, Watch, describe, local_box
 
 if TYPE_CHECKING:
     from ._parts import Parts
@@ -190,10 +190,7 @@ class Trainer(Closing):
         self._committed = 0  # the version that was, as far as this trainer has heard
         self._subsets: dict[frozenset[str], int] = {}
         self._keep: list[Any] = []
-        self._torch: list[Any] = []  # torch tensors and their addresses: looked at before each
-        self._addresses: list[int] = []  # update
-        self._names: list[str] = []
-        self._others: list[tuple[str, Any, int]] = []
+        self._watch = Watch()  # looked at before each update
         self._declared: set[str] = set()
         self._parts: Parts | None = None
         self._record = _lib.Tensor()
@@ -208,10 +205,16 @@ class Trainer(Closing):
         """Declares what will be published; the memory must keep its address from now on.
 
         Args:
-            tensors: a module, or names and tensors (a state_dict, or pairs): torch tensors, NumPy
+            tensors: a module, or names and tensors (a mapping, or pairs): torch tensors, NumPy
                 arrays, whatever speaks DLPack or an array interface; any strides that do not
                 overlap. Of a DTensor (FSDP2, tensor parallel) its local shard is declared as the
                 box that it is. Nothing is gathered or copied.
+                Give the module itself where there is one: publish() then finds parameters that
+                were given other memory (`.to()` away and back, `.data =`), and raises Moved.
+                state_dict() is of detached tensors, which go on lying over the old memory: of
+                these, and of parameters that were replaced by others, Moved is raised only once
+                nobody but this trainer holds that memory, and not if somebody keeps the
+                state_dict, or memory that torch did not allocate.
             rename: a function or mapping from name to name (None: leave the tensor out); what a
                 mapping lacks keeps its name. Wrapper prefixes are stripped before.
 
@@ -219,9 +222,13 @@ class Trainer(Closing):
         NotShareable for memory that cannot be shared; the exception names the tensor.
         """
         self._check_apart()
-        if hasattr(tensors, "state_dict"):
-            # The parameters themselves: a `.data` that is replaced later is seen then.
-            tensors = tensors.state_dict(keep_vars=True)
+        module = tensors if hasattr(tensors, "state_dict") else None
+        if module is not None:
+            # The parameters themselves: a `.data` that is replaced later is seen then. The module
+            # is kept, so that one that nobody else holds is one that was replaced.
+            self._keep.append(module)
+            tensors = module.state_dict(keep_vars=True)
+        owned = module is not None
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
         with self._handle.lock:  # once, not for each of many
@@ -235,10 +242,10 @@ class Trainer(Closing):
                     continue
                 local = local_box(name, value)
                 if local is None:
-                    self._declare(name, value, describe(name, value), None, None)
+                    self._declare(name, value, describe(name, value), None, None, owned)
                 else:
-                    value, start, shape = local
-                    self._declare(name, value, describe(name, value), shape, start)
+                    mine, start, shape = local
+                    self._declare(name, value, describe(name, mine), shape, start, owned)
 
     def declare_box(self, name: str, tensor: Any, *, shape: tuple[int, ...],
                     start: tuple[int, ...]) -> None:
@@ -289,8 +296,12 @@ class Trainer(Closing):
                                   "publishes")
 
     def _declare(self, name: str, value: Any, said: Described, shape: tuple[int, ...] | None,
-                 start: tuple[int, ...] | None) -> None:
-        """Of a whole tensor, or a box of one; the caller has the handle's lock."""
+                 start: tuple[int, ...] | None, owned: bool = False) -> None:
+        """Of a whole tensor, or a box of one; the caller has the handle's lock.
+
+        value: what `said` describes, or the DTensor that it is the shard of. owned: by a module
+        that is kept.
+        """
         ndim, extent, stride, record = len(said.shape), said.shape, said.stride, self._record
         if shape is None or start is None:
             if name in self._declared:
@@ -319,12 +330,7 @@ class Trainer(Closing):
         self._declared.add(name)
         self._keep.append(said.keep)
         self._cuda = max(self._cuda, said.cuda)
-        if is_torch(value):
-            self._names.append(name)
-            self._torch.append(value)
-            self._addresses.append(said.data)
-        else:
-            self._others.append((name, value, said.data))
+        self._watch.add(name, value, said, owned)
 
     def seal(self) -> None:
         """Ends declaring and waits until all ranks have; the first publish() does it by itself."""
@@ -333,16 +339,11 @@ class Trainer(Closing):
             self._sealed = True
 
     def _check_addresses(self) -> None:
-        torch = sys.modules.get("torch")
-        if torch is not None and self._torch:
-            now = list(map(torch.Tensor.data_ptr, self._torch))
-            if now != self._addresses:
-                names = [n for n, a, b in zip(self._names, now, self._addresses) if a != b]
-                raise Moved(errno.ESTALE, f"tensor {names[0]} has moved since it was declared "
-                            f"({len(names)} in all); declare them with a new Trainer")
-        for name, value, before in self._others:
-            if address(value) != before:
-                raise Moved(errno.ESTALE, f"tensor {name} has moved since it was declared")
+        found = self._watch.moved()
+        if found:
+            name, why, count = found
+            raise Moved(errno.ESTALE, f"tensor {name} {why} ({count} in all); declare them with a "
+                        "new Trainer")
 
     def _subset(self, only: Iterable[str]) -> int:
         """The number of that subset, which all ranks name when it is published first."""
