@@ -16,7 +16,7 @@ from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
 from ._lib import MAX_DIMS, Closing, Handle, lib, peek
-from ._tensors import describe, dtype_number
+from ._tensors import Watch, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 
 _GATES = {"live": 1, "held": 2}
@@ -83,6 +83,7 @@ class Agent(Closing):
         self._timeout = timeout
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
+        self._watch = Watch()  # of what was declared by hand
         self._cuda = -1  # the GPU of the parameters
         self._ready = False
         self._reloaders: list[Any] = []  # of layouts whose engine's loader runs after updates
@@ -97,7 +98,14 @@ class Agent(Closing):
         """Declares memory of this process under a name; returns its number for piece().
 
         The memory is borrowed from register() to withdraw() or close(), and must keep its address.
+        A `.data` that was replaced is found by ready(), which raises Moved; with a live gate by
+        wait(), and by poll() when it has an event: what came before was written to the old memory.
+        A parameter that was replaced by another object cannot be seen here, unless nobody but this
+        agent holds its memory then; a layout of record_layout() looks into the module.
         """
+        return self._declare(name, tensor, self._watch)
+
+    def _declare(self, name: str, tensor: Any, watch: Watch | None) -> int:
         said = describe(name, tensor, writable=True)
         ndim, pad = len(said.shape), _PAD[len(said.shape)]
         encoded, pointer = _encode(name)
@@ -107,6 +115,8 @@ class Agent(Closing):
                                           *said.stride, *pad), ctypes.byref(number))
         self._keep.append((said.keep, encoded))
         self._cuda = max(self._cuda, said.cuda)
+        if watch is not None:
+            watch.add(name, tensor, said)
         return number.value
 
     def piece(self, parameter: int, piece: Piece) -> None:
@@ -138,7 +148,7 @@ class Agent(Closing):
             for name, parameter in layout.parameters.items():
                 if not parameter.pieces:
                     continue
-                number = self.declare(name, parameter.tensor)
+                number = self._declare(name, parameter.tensor, None)  # the layout watches it
                 for piece in parameter.pieces:
                     self.piece(number, piece)
             if layout.reloader:
@@ -154,7 +164,7 @@ class Agent(Closing):
         for name, tensor in reloader.feed.items():
             shape = tuple(tensor.shape)
             if 0 not in shape:
-                self.piece(self.declare(f"loader:{name}", tensor), Piece(
+                self.piece(self._declare(f"loader:{name}", tensor, None), Piece(
                     name, tensor.dtype, shape, shape, (0,) * len(shape), shape, 0,
                     tuple(tensor.stride())))
         self._reloaders.append(reloader)
@@ -164,16 +174,26 @@ class Agent(Closing):
     def _event(self, code: int, said: _lib.Event) -> Event | None:
         if code == 0 or said.type == 0:
             return None
+        if self.gate == "live":
+            self._check_addresses()
         return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
                      said.text.decode(errors="replace"), bool(said.catching))
 
     def poll(self) -> Event | None:
-        """Answers the broker without waiting; returns an event if there is one."""
+        """Answers the broker without waiting; returns an event if there is one.
+
+        With a live gate Moved in its place if a parameter lies elsewhere by then; see declare().
+        """
         said = _lib.Event()
         return self._event(self._handle.call(lib.strew_agent_dispatch, ctypes.byref(said)), said)
 
     def wait(self, timeout: float | None = None) -> Event:
-        """Waits for an event (seconds; None: for ever). Raises Timeout."""
+        """Waits for an event (seconds; None: for ever). Raises Timeout.
+
+        With a live gate Moved, before and after, if a parameter lies elsewhere; see declare().
+        """
+        if self.gate == "live":
+            self._check_addresses()
         said = _lib.Event()
         code = self._handle.wait(
             lambda at, ms: lib.strew_agent_wait(at, ms, ctypes.byref(said)), timeout)
@@ -184,7 +204,7 @@ class Agent(Closing):
         """Says that nothing uses the parameters once the current stream's work is done.
 
         All members of a group must say it at the same step. Raises Moved, and says nothing, if a
-        parameter of the layout lies at another address than when it was registered.
+        parameter lies at another address than when it was declared or its layout was made.
         """
         self._check_addresses()
         self._handle.call(lib.strew_agent_ready, stream_address(stream, self._cuda))
@@ -251,6 +271,11 @@ class Agent(Closing):
                 name, why = next(iter(moved.items()))
                 raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); close "
                             "this agent and register with a new one")
+        found = self._watch.moved()
+        if found:
+            name, why, count = found
+            raise Moved(errno.ESTALE, f"parameter {name} {why} ({count} in all); close this agent "
+                        "and register with a new one")
 
     @property
     def state(self) -> str:

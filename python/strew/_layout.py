@@ -44,7 +44,10 @@ class LayoutParameter:
     pieces: list[Piece]
     names: tuple[str, ...] = ()
     lookup: Callable[[], Any] | None = None  # the parameter as the module has it now
-    address: int = 0
+    address: int = 0  # when the layout was made
+
+    def __post_init__(self) -> None:
+        self.address = self.address or address(self.tensor)
 
     @property
     def uncovered(self) -> int:

@@ -359,9 +359,8 @@ class Watch:
                 return names[0], "has moved since it was declared", len(names)
             names = self._abandoned()
             if names:
-                return (names[0], "lies in memory that nobody else holds any more: its module was "
-                        "given other memory since; declare the module itself, or keep what is "
-                        "declared", len(names))
+                return names[0], ("lies in memory that nobody else holds any more, where others "
+                                  "did when it was declared"), len(names)
         for name, value, before in self._others:
             if address(value) != before:
                 return name, "has moved since it was declared", 1

@@ -342,8 +342,8 @@ class Trainer(Closing):
         found = self._watch.moved()
         if found:
             name, why, count = found
-            raise Moved(errno.ESTALE, f"tensor {name} {why} ({count} in all); declare them with a "
-                        "new Trainer")
+            raise Moved(errno.ESTALE, f"tensor {name} {why} ({count} in all); declare with a new "
+                        "Trainer, the module itself if there is one")
 
     def _subset(self, only: Iterable[str]) -> int:
         """The number of that subset, which all ranks name when it is published first."""

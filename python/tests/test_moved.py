@@ -12,6 +12,7 @@ from torch import nn  # noqa: E402
 import strew  # noqa: E402
 from loaders import free_port  # noqa: E402
 from strew._tensors import Watch, describe  # noqa: E402
+from test_package import whole  # noqa: E402
 
 
 def make():
@@ -76,6 +77,34 @@ def test_many_are_looked_at_in_turn():
     del value
     module[1234].data = torch.ones(1)
     assert [watch.moved() for _ in range(3)].count(None) == 2
+
+
+@pytest.mark.parametrize("gate", ["held", "live"])
+def test_a_parameter_declared_by_hand(broker, gate):
+    source, parameter = torch.ones(3), nn.Parameter(torch.zeros(3), requires_grad=False)
+    with strew.Agent("m", gate=gate, socket=broker.socket) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        agent.piece(agent.declare("the.name", parameter), whole("w", parameter))
+        agent.register()
+        trainer.declare({"w": source})
+        assert agent.poll() is None
+        if gate == "live":
+            assert trainer.publish(1).committed and agent.wait(20).kind == "done"
+            assert (parameter == 1).all()
+        parameter.data = torch.zeros(3)
+        words = "parameter the.name has moved since it was declared"
+        if gate == "held":
+            with pytest.raises(strew.Moved, match=words), agent.paused():
+                pass
+            with pytest.raises(strew.Moved, match=words):
+                agent.reconnect()
+            return
+        with pytest.raises(strew.Moved, match=words):
+            agent.wait(20)
+        assert trainer.publish(2).committed
+        with pytest.raises(strew.Moved, match=words):
+            while agent.poll() is None:
+                pass
 
 
 def sharded():
