@@ -75,6 +75,7 @@ class Agent(Closing):
         if gate not in _GATES or apply not in _APPLIES:
             raise InvalidArgument(errno.EINVAL, "gate is held or live, apply is staged or direct")
         self.gate = gate
+        self._partial = partial
         options = _lib.AgentOptions(
             socket=None if socket is None else os.fsencode(socket), model=model.encode(),
             replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
@@ -141,10 +142,18 @@ class Agent(Closing):
             layout: from record_layout(), or made by hand; None if declare() and piece() said all.
             skip_refused: leave out the parameters that the layout refuses (they keep their values)
                 instead of raising Refused.
+
+        Refused names also the parameters that the layout leaves unfilled: they would keep their
+        values for ever. An agent that is `partial` takes them as they are.
         """
         if layout is not None:
-            if layout.refused and not skip_refused:
-                raise Refused(layout.refused)
+            refused = {} if skip_refused else dict(layout.refused)
+            if not self._partial:
+                refused.update((name, "the loader never wrote it, from the tensors that it was "
+                                "given: is one missing, or called otherwise? (partial=True leaves "
+                                "it as it is)") for name in layout.unfilled)
+            if refused:
+                raise Refused(refused)
             for name, parameter in layout.parameters.items():
                 if not parameter.pieces:
                     continue
