@@ -15,7 +15,7 @@ from typing import Any
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
-from ._lib import MAX_DIMS, Closing, Handle, lib, peek
+from ._lib import MAX_DIMS, Closing, Handle, lib, peek, to_ms
 from ._tensors import Watch, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 
@@ -80,8 +80,8 @@ class Agent(Closing):
             socket=None if socket is None else os.fsencode(socket), model=model.encode(),
             replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
             apply=_APPLIES[apply], partial=int(partial), serve_thread=int(gate == "live"),
-            timeout_ms=max(1, int(timeout * 1000)))
-        self._timeout = timeout
+            timeout_ms=to_ms(timeout, "Agent"))
+        self._described: Layout | None = None  # what register() has declared
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
         self._watch = Watch()  # of what was declared by hand
@@ -89,9 +89,7 @@ class Agent(Closing):
         self._ready = False
         self._reloaders: list[Any] = []  # of layouts whose engine's loader runs after updates
         self._reloaded = 0  # the version that they have loaded
-        address = ctypes.c_void_p()
-        self._handle.long(lib.strew_agent_open, ctypes.byref(options), ctypes.byref(address))
-        self._handle.address = address.value
+        self._handle.open(lib.strew_agent_open, options)
 
     # Describing
 
@@ -135,18 +133,21 @@ class Agent(Closing):
         self._handle.call(lib.strew_agent_piece, record)
         del encoded
 
-    def register(self, layout: Layout | None = None, *, skip_refused: bool = False) -> None:
+    def register(self, layout: Layout | None = None, *, skip_refused: bool = False,
+                 timeout: float | None = None) -> None:
         """Hands the memory to the broker; from its return on, updates may come.
 
         Args:
             layout: from record_layout(), or made by hand; None if declare() and piece() said all.
             skip_refused: leave out the parameters that the layout refuses (they keep their values)
                 instead of raising Refused.
+            timeout: seconds to wait for the broker; None: the agent's.
 
+        After Ctrl-C or Timeout the same call may be made again: it waits for the same answer.
         Refused names also the parameters that the layout leaves unfilled: they would keep their
         values for ever. An agent that is `partial` takes them as they are.
         """
-        if layout is not None:
+        if layout is not None and layout is not self._described:
             refused = {} if skip_refused else dict(layout.refused)
             if not self._partial:
                 refused.update((name, "the loader never wrote it, from the tensors that it was "
@@ -163,7 +164,8 @@ class Agent(Closing):
             if layout.reloader:
                 self._declare_feed(layout.reloader)
             self._lookups.append(layout.moved)
-        self._handle.long(lib.strew_agent_register, self._handle.get())
+            self._described = layout
+        self._handle.long(lib.strew_agent_register, once="register", timeout=timeout)
 
     def _declare_feed(self, reloader: Any) -> None:
         """Whole tensors, in memory of their own, for the engine's loader."""
@@ -345,10 +347,18 @@ class Agent(Closing):
         self._handle.reconnect(lib.strew_agent_reconnect, timeout)
         self._ready = False
 
-    def withdraw(self) -> None:
-        """Takes the memory back: after it nothing writes to it."""
-        self._handle.long(lib.strew_agent_withdraw, self._handle.get())
+    def withdraw(self, timeout: float | None = None) -> None:
+        """Takes the memory back: after it nothing writes to it.
 
-    def close(self) -> None:
-        """Withdraws if need be and disconnects. A second time is fine."""
-        super().close()
+        timeout: seconds, None: the agent's. After Ctrl-C or Timeout call it again: the memory is
+        borrowed until it has returned.
+        """
+        self._handle.long(lib.strew_agent_withdraw, once="withdraw", timeout=timeout)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Withdraws if need be and disconnects. A second time is fine.
+
+        timeout: seconds, None: the agent's. After Timeout and Ctrl-C it goes on in a thread of its
+        own, and the memory is borrowed until that is over; a second close() waits for it.
+        """
+        super().close(timeout)

@@ -155,7 +155,6 @@ class Parts:
         self._slots: list[Slot] = []
         self._index: dict[str, int] = {}
         self._subsets: list[int] = []
-        self._said = ctypes.c_uint32()  # of the next one
         self._put = 0  # parts that were put in this update
         self._lent = False
         self._patience = 0.0
@@ -202,11 +201,10 @@ class Parts:
             names = [slot.name.encode() for slot in self._slots
                      if slot.part == len(self._subsets) and slot.here]
             array = (ctypes.c_char_p * max(1, len(names)))(*names)
-            if not self._said.value:  # else a call that Ctrl-C has left behind has named it
-                self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(names),
-                                  ctypes.byref(self._said))
-            self._subsets.append(self._said.value)
-            self._said = ctypes.c_uint32()
+            said = ctypes.c_uint32()
+            self._subsets.append(self._handle.long(
+                lib.strew_trainer_subset, array, len(names), ctypes.byref(said),
+                once=("part", len(self._subsets)), out=said))
 
     def publish(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
                 timeout: float) -> None:
@@ -222,7 +220,7 @@ class Parts:
             self._put, self._lent = 0, False
             self._patience = timeout + self._trainer._timeout
             self._put_all(source)
-            self._handle.long(lib.strew_trainer_close_parts, self._handle.get())
+            self._handle.long(lib.strew_trainer_close_parts)
         except BaseException as failure:
             if not mine:
                 raise
@@ -326,7 +324,7 @@ class Parts:
         """Ends what is open, and waits for that; says how it has ended."""
         with contextlib.suppress(Error):
             self._handle.settle(self._trainer._timeout)
-            self._handle.long(lib.strew_trainer_cancel_parts, self._handle.get(),
+            self._handle.long(lib.strew_trainer_cancel_parts,
                               " ".join(why.split()).encode(errors="replace"))
         with contextlib.suppress(Error):
             self._handle.wait(lib.strew_trainer_wait_released, self._trainer._timeout)

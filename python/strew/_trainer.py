@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted
-from ._lib import MAX_DIMS, Closing, Handle, check, lib
+from ._lib import MAX_DIMS, MAX_MS, Closing, Handle, check, lib, to_ms
 from ._tensors import Described, Watch, describe, local_box
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ class Trainer(Closing):
         options = _lib.TrainerOptions(
             socket=None if socket is None else os.fsencode(socket), model=model.encode(),
             rank=said_rank if rank is None else rank, ranks=said_size if size is None else size,
-            timeout_ms=max(1, int(timeout * 1000)))
-        self._timeout = timeout
+            timeout_ms=to_ms(timeout, "Trainer"))
+        self._timeout = options.timeout_ms / 1000
         self._size = options.ranks
         self._committed = 0  # the version that was, as far as this trainer has heard
         self._subsets: dict[frozenset[str], int] = {}
@@ -197,9 +197,7 @@ class Trainer(Closing):
         self._record_address = ctypes.addressof(self._record)
         self._cuda = -1  # the GPU of the tensors
         self._sealed = False
-        address_out = ctypes.c_void_p()
-        self._handle.long(lib.strew_trainer_open, ctypes.byref(options), ctypes.byref(address_out))
-        self._handle.address = address_out.value
+        self._handle.open(lib.strew_trainer_open, options)
 
     def declare(self, tensors: Any, rename: Rename | None = None) -> None:
         """Declares what will be published; the memory must keep its address from now on.
@@ -332,10 +330,14 @@ class Trainer(Closing):
         self._cuda = max(self._cuda, said.cuda)
         self._watch.add(name, value, said, owned)
 
-    def seal(self) -> None:
-        """Ends declaring and waits until all ranks have; the first publish() does it by itself."""
+    def seal(self, timeout: float | None = None) -> None:
+        """Ends declaring and waits until all ranks have; the first publish() does it by itself.
+
+        timeout: seconds, None: the trainer's. After Ctrl-C or Timeout it may be called again: it
+        waits for the same answer.
+        """
         if not self._sealed:
-            self._handle.long(lib.strew_trainer_seal, self._handle.get())
+            self._handle.long(lib.strew_trainer_seal, once="seal", timeout=timeout)
             self._sealed = True
 
     def _check_addresses(self) -> None:
@@ -357,9 +359,9 @@ class Trainer(Closing):
             mine = [name.encode() for name in sorted(names & self._declared)]
             array = (ctypes.c_char_p * max(1, len(mine)))(*mine)
             said = ctypes.c_uint32()
-            self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(mine),
-                              ctypes.byref(said))
-            number = self._subsets[names] = said.value
+            number = self._subsets[names] = self._handle.long(
+                lib.strew_trainer_subset, array, len(mine), ctypes.byref(said), once=names,
+                out=said)
         return number
 
     def publish_async(self, version: int, *, only: Iterable[str] | None = None,
@@ -474,7 +476,11 @@ class Trainer(Closing):
         """Polls readable when the broker has said something."""
         return self._handle.call(lib.strew_trainer_fd)
 
-    def close(self) -> None:
-        """Waits for lent memory, then disconnects. A second time is fine."""
-        super().close()
+    def close(self, timeout: float | None = None) -> None:
+        """Waits for lent memory, then disconnects. A second time is fine.
+
+        timeout: seconds, None: the trainer's. After Timeout and Ctrl-C it goes on in a thread of
+        its own, and memory is lent until that is over; a second close() waits for it.
+        """
+        super().close(timeout)
 

@@ -431,6 +431,8 @@ def test_ctrl_c_is_obeyed(broker):
             assert time.monotonic() - begin < 3
             timer.join()
         with pytest.raises(strew.Busy):
+            trainer.fileno()
+        with pytest.raises(strew.Timeout):  # of the same call, which the other rank never answers
             trainer.publish(1)
 
 
