@@ -187,6 +187,7 @@ class _Call:
 
     def __init__(self, once: Any, out: Any, left: Callable[[], None] | None = None) -> None:
         self.once, self.out = once, out
+        self._seeks = once in ("open", "reconnect")
         self.code = 0
         self.sentence = ""
         self.done = threading.Event()
@@ -196,17 +197,19 @@ class _Call:
 
     def start(self, function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
         """Begins it."""
-        def run() -> None:
-            code = function(*arguments)
-            self.sentence = sentence() if code < 0 else ""
-            with self._lock:
-                self.code = code
-                abandoned = self._abandoned
-                self.done.set()
-            if abandoned:
-                self._clean_up()
+        threading.Thread(target=self.run, args=(function, arguments), name="strew-call",
+                         daemon=True).start()
 
-        threading.Thread(target=run, name="strew-call", daemon=True).start()
+    def run(self, function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        """Makes it."""
+        code = function(*arguments)
+        self.sentence = sentence() if code < 0 else ""
+        with self._lock:
+            self.code = code
+            abandoned = self._abandoned
+            self.done.set()
+        if abandoned:
+            self._clean_up()
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""
@@ -223,7 +226,7 @@ class _Call:
     def result(self) -> int:
         """What it has returned, or put into `out`; raises what it said."""
         if self.code < 0:
-            raise make_error(self.code, self.sentence)
+            raise make_error(self.code, self.sentence, self._seeks)
         return int(self.code if self.out is None else self.out.value)
 
 
@@ -254,7 +257,7 @@ class Handle:
                 self._close(address.value)
 
         with self.lock:
-            call = _Call(None, address, left)
+            call = _Call("open", address, left)
             call.start(function, (ctypes.byref(options), ctypes.byref(address)))
             try:
                 call.done.wait()
@@ -333,10 +336,11 @@ class Handle:
                     return known.result()
             while True:
                 if call is None:
+                    call = _Call(once, out)
                     if end is None and threading.current_thread() is not threading.main_thread():
-                        code = check(function(address, *arguments))
-                        return int(code if out is None else out.value)
-                    self._running = call = _Call(once, out)
+                        call.run(function, (address, *arguments))
+                        return call.result()
+                    self._running = call
                     call.start(function, (address, *arguments))
                 if not call.done.wait(None if end is None else max(0.0, end - time.monotonic())):
                     raise make_error(errno.ETIMEDOUT, f"it has not come back in {timeout:g} s; "

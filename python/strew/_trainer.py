@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted
-from ._lib import MAX_DIMS, MAX_MS, Closing, Handle, check, lib, to_ms
+from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
 from ._tensors import Described, Watch, describe, local_box
 
 if TYPE_CHECKING:
@@ -142,8 +142,10 @@ def _flags(version: int, partial: bool, scope_all: bool, hash_wire: bool) -> int
 class Publishing:
     """An update on its way, from Trainer.publish_async()."""
 
-    def __init__(self, trainer: Trainer, version: int) -> None:
+    def __init__(self, trainer: Trainer, version: int,
+                 names: frozenset[str] | None = None) -> None:
         self._trainer = trainer
+        self._names = names  # of a subset
         self.version = version
         self._report: Report | None = None
 
@@ -156,11 +158,16 @@ class Publishing:
             self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
 
     def report(self, timeout: float | None = 60.0) -> Report:
-        """Waits for the end of the update. Raises NotCommitted if no group has the version."""
+        """Waits for the end of the update. Raises NotCommitted if no group has the version.
+
+        InvalidArgument if only= had names that no rank has declared; then it has come all the same.
+        """
         if self._report is None:
             self._report = self._trainer._take_report(timeout)
         if self._report.outcome == "aborted":
             raise NotCommitted(self._report, self._report.text)
+        if self._names is not None:
+            self._trainer._check_names(self._names, self._report)
         return self._report
 
 
@@ -189,9 +196,12 @@ class Trainer(Closing):
         self._size = options.ranks
         self._committed = 0  # the version that was, as far as this trainer has heard
         self._subsets: dict[frozenset[str], int] = {}
+        self._misspelt: dict[frozenset[str], str] = {}  # those with names that no rank knows
         self._keep: list[Any] = []
         self._watch = Watch()  # looked at before each update
         self._declared: set[str] = set()
+        self._empty: set[str] = set()  # of these: whole tensors without elements
+        self._sent: set[str] = set()  # of which libstrew knows: with elements of ours
         self._parts: Parts | None = None
         self._record = _lib.Tensor()
         self._record_address = ctypes.addressof(self._record)
@@ -320,12 +330,15 @@ class Trainer(Closing):
                            *stride, *pad, said.data)
         if 0 in extent:
             self._declared.add(name)
+            if 0 in (extent if shape is None else shape):
+                self._empty.add(name)
             return
         record.name = name.encode()
         code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
         if code < 0:
             check(code)
         self._declared.add(name)
+        self._sent.add(name)
         self._keep.append(said.keep)
         self._cuda = max(self._cuda, said.cuda)
         self._watch.add(name, value, said, owned)
@@ -347,22 +360,34 @@ class Trainer(Closing):
             raise Moved(errno.ESTALE, f"tensor {name} {why} ({count} in all); declare with a new "
                         "Trainer, the module itself if there is one")
 
-    def _subset(self, only: Iterable[str]) -> int:
+    def _subset(self, names: frozenset[str]) -> int:
         """The number of that subset, which all ranks name when it is published first."""
-        names = frozenset(only)
         number = self._subsets.get(names)
         if number is None:
             unknown = sorted(names - self._declared)
             if unknown and self._size == 1:
                 raise InvalidArgument(errno.ENOENT,
                                       f"publish: tensor {unknown[0]} was not declared")
-            mine = [name.encode() for name in sorted(names & self._declared)]
+            if names <= self._empty:
+                raise InvalidArgument(errno.EINVAL, "publish: only= names no tensor with elements")
+            mine = [name.encode() for name in sorted(names & self._sent)]
             array = (ctypes.c_char_p * max(1, len(mine)))(*mine)
             said = ctypes.c_uint32()
             number = self._subsets[names] = self._handle.long(
                 lib.strew_trainer_subset, array, len(mine), ctypes.byref(said), once=names,
                 out=said)
         return number
+
+    def _check_names(self, names: frozenset[str], report: Report) -> None:
+        """A rank knows its own tensors alone: how many there are of all ranks the report says."""
+        missing = len(names - self._empty) - report.tensors
+        if missing > 0:
+            unknown = sorted(names - self._declared)
+            self._misspelt[names] = (
+                f"publish: {missing} of the names in only= were declared by no trainer rank; not "
+                f"by this one: {', '.join(unknown[:8])}" + (", …" if len(unknown) > 8 else ""))
+            raise InvalidArgument(errno.ENOENT, f"{self._misspelt[names]}; version "
+                                  f"{report.version} has come without them: {report.outcome}")
 
     def publish_async(self, version: int, *, only: Iterable[str] | None = None,
                       base: int | None = None, stream: Any = None, partial: bool = False,
@@ -375,6 +400,9 @@ class Trainer(Closing):
             only: names of tensors, as declared: the others are as in version `base`, their memory
                 is not read, and parameters that they fill keep their bytes. Groups that are not
                 CURRENT at `base` sit out. All ranks name the same; at most 64 different sets.
+                A name that was not declared is InvalidArgument. Of several ranks none knows the
+                others' names, so it is raised in all of them when the report of the first such
+                update is there, which has brought the other tensors, and from then on at once.
             base: of `only`; it must be the version committed last. None: the last one of this
                 trainer, 0 before the first (what the engines have loaded).
             stream: a torch stream or the address of a CUstream; None: torch's current one.
@@ -391,17 +419,20 @@ class Trainer(Closing):
         if self._parts is not None:
             raise InvalidArgument(errno.EINVAL, "publish: what declare_parts() has declared is "
                                   "published with source=")
+        names = None if only is None else frozenset(only)
+        if names in self._misspelt:
+            raise InvalidArgument(errno.ENOENT, self._misspelt[names])
         self._check_addresses()
         self.seal()
         flags = _flags(version, partial, scope_all, hash)
         at = stream_address(stream, self._cuda)
-        if only is None:
+        if names is None:
             self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
         else:
-            self._handle.call(lib.strew_trainer_publish_subset, self._subset(only),
+            self._handle.call(lib.strew_trainer_publish_subset, self._subset(names),
                               self._committed if base is None else base, version, at, flags,
                               int(timeout * 1000))
-        return Publishing(self, version)
+        return Publishing(self, version, names)
 
     def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
                 only: Iterable[str] | None = None, base: int | None = None,

@@ -85,6 +85,49 @@ def test_ctrl_c_while_a_subset_is_named(ranks):
     assert first._subsets == second._subsets
 
 
+def both(ranks, version, **options):
+    """What publishing has given in each rank: a report or an error."""
+    got = [None, None]
+
+    def publish(rank):
+        try:
+            got[rank] = ranks[rank].publish(version, **options)
+        except strew.Error as failure:
+            got[rank] = failure
+    join = in_thread(publish, 1)
+    publish(0)
+    join()
+    return got
+
+
+def test_names_that_no_rank_knows(ranks):
+    """Every rank is told; what one of them knows, or is empty, is in order."""
+    ranks[0].declare({"mine": ones(), "empty": numpy.zeros((0, 3), "float32")})
+    assert [r.tensors for r in both(ranks, 1, only=["mine"])] == [1, 1]
+    for version in (2, 3):  # of the first the report has told it
+        for failure in both(ranks, version, only=["a", "mine", "typo"]):
+            assert isinstance(failure, strew.InvalidArgument), failure
+            assert "1 of the names in only= were declared by no trainer rank" in str(failure)
+            assert "typo" in str(failure) and ("has come" in str(failure)) == (version == 2)
+    assert [r.tensors for r in both(ranks, 3, only=["a", "mine"])] == [2, 2]
+    for failure in both(ranks, 4, only=["typo"]):
+        assert isinstance(failure, strew.Error), failure
+
+
+def test_an_empty_tensor_in_a_subset(broker):
+    with live_agent(broker, "a", ones()), \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"a": ones(), "z": numpy.zeros((0, 3), "float32")})
+        assert trainer.publish(1, only=["a", "z"]).tensors == 1
+        with pytest.raises(strew.InvalidArgument, match="no tensor with elements"):
+            trainer.publish(2, only=["z"])
+        name = (_lib.c_char_p * 1)(b"z")
+        said = _lib.c_u32()
+        with pytest.raises(strew.InvalidArgument, match="was not declared here") as caught:
+            trainer._handle.long(_lib.lib.strew_trainer_subset, name, 1, _lib.ctypes.byref(said))
+        assert not isinstance(caught.value, strew.BrokerMissing)
+
+
 @pytest.mark.parametrize("how", ["ctrl-c", "timeout"])
 def test_a_registration_that_was_left(broker, monkeypatch, how):
     memory = ones()

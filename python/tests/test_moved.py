@@ -7,12 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from test_package import whole  # noqa: E402
 from torch import nn  # noqa: E402
 
 import strew  # noqa: E402
 from loaders import free_port  # noqa: E402
 from strew._tensors import Watch, describe  # noqa: E402
-from test_package import whole  # noqa: E402
 
 
 def make():
