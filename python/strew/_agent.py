@@ -16,7 +16,7 @@ from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
 from ._lib import MAX_DIMS, Closing, Handle, lib, peek, to_ms
-from ._tensors import Watch, describe, dtype_number
+from ._tensors import OneGpu, Watch, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 
 _GATES = {"live": 1, "held": 2}
@@ -85,7 +85,7 @@ class Agent(Closing):
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
         self._watch = Watch()  # of what was declared by hand
-        self._cuda = -1  # the GPU of the parameters
+        self._gpu = OneGpu("an agent")
         self._ready = False
         self._reloaders: list[Any] = []  # of layouts whose engine's loader runs after updates
         self._reloaded = 0  # the version that they have loaded
@@ -107,13 +107,13 @@ class Agent(Closing):
     def _declare(self, name: str, tensor: Any, watch: Watch | None) -> int:
         said = describe(name, tensor, writable=True)
         ndim, pad = len(said.shape), _PAD[len(said.shape)]
+        self._gpu.add(name, said.cuda)
         encoded, pointer = _encode(name)
         number = ctypes.c_uint32()
         self._handle.call(lib.strew_agent_declare,
                           _PARAMETER.pack(pointer, said.data, said.dtype, ndim, *said.shape, *pad,
                                           *said.stride, *pad), ctypes.byref(number))
         self._keep.append((said.keep, encoded))
-        self._cuda = max(self._cuda, said.cuda)
         if watch is not None:
             watch.add(name, tensor, said)
         return number.value
@@ -218,7 +218,8 @@ class Agent(Closing):
         parameter lies at another address than when it was declared or its layout was made.
         """
         self._check_addresses()
-        self._handle.call(lib.strew_agent_ready, stream_address(stream, self._cuda))
+        self._watch.synchronize()
+        self._handle.call(lib.strew_agent_ready, stream_address(stream, self._gpu.index))
         self._ready = True
 
     def resume(self, timeout: float | None = None) -> None:

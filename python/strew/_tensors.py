@@ -13,7 +13,7 @@ import operator
 import sys
 from typing import Any, NamedTuple
 
-from ._errors import InvalidArgument, NotShareable
+from ._errors import Error, InvalidArgument, NotShareable
 from ._lib import MAX_DIMS
 
 # enum strew_dtype
@@ -160,6 +160,42 @@ def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int) -> Des
     return Described(said["data"][0] or 0, dtype, shape, stride, cuda, value)
 
 
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_driver: Any = None  # libcuda; False where there is none
+
+
+def _cuda() -> Any:
+    global _driver  # pylint: disable=global-statement
+    if _driver is None:
+        try:
+            _driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            _driver = False
+    return _driver
+
+
+def _gpu_of(name: str, data: int) -> int:
+    """The GPU that memory lies on: __cuda_array_interface__ does not say it, the driver does."""
+    driver, ordinal = _cuda(), ctypes.c_int()
+    if not data or not driver:
+        return 0
+    code = driver.cuPointerGetAttribute(ctypes.byref(ordinal), _DEVICE_ORDINAL,
+                                        ctypes.c_uint64(data))
+    if code:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: address {data:#x} is on no GPU of this "
+                           f"process (CUDA error {code})")
+    return ordinal.value
+
+
+def _stream_of(name: str, said: dict[str, Any]) -> int | None:
+    """Of a __cuda_array_interface__: what its memory is to be used behind; None: nothing."""
+    stream = said.get("stream")
+    if stream is not None and (not isinstance(stream, int) or stream < 1):
+        raise InvalidArgument(errno.EINVAL, f"tensor {name}: stream {stream!r} in its "
+                              "__cuda_array_interface__; 1, 2 or a CUstream are allowed")
+    return stream
+
+
 class _DLTensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32),
                 ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8),
@@ -214,7 +250,12 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
         if value.is_contiguous() and len(described.shape) <= MAX_DIMS:
             return described
     elif hasattr(value, "__cuda_array_interface__"):
-        described = _of_interface(name, value, value.__cuda_array_interface__, 0)
+        said = value.__cuda_array_interface__
+        described = _of_interface(name, value, said, 0)
+        _stream_of(name, said)
+        gpu = _gpu_of(name, described.data)
+        if gpu:
+            described = described._replace(cuda=gpu)
     elif hasattr(value, "__array_interface__"):
         said = value.__array_interface__
         if writable and said["data"][1]:
@@ -237,6 +278,25 @@ def _check_dims(name: str, described: Described) -> Described:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: {len(described.shape)} dimensions, at "
                            f"most {MAX_DIMS} are supported")
     return described
+
+
+class OneGpu:
+    """All GPU memory of a trainer or agent is on one GPU, behind whose stream alone it works."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._name = ""
+        self.index = -1  # -1: none so far
+
+    def add(self, name: str, index: int) -> None:
+        """Raises NotShareable for a second GPU. index: -1 on the host."""
+        if index < 0 or index == self.index:
+            return
+        if self.index >= 0:
+            raise NotShareable(errno.ENOTSUP, f"tensor {name} is on cuda:{index} and tensor "
+                               f"{self._name} on cuda:{self.index}: {self._what} has tensors on "
+                               "one GPU; use one for each GPU, in a process of its own")
+        self._name, self.index = name, index
 
 
 def address(value: Any) -> int:
@@ -299,6 +359,8 @@ _REFERENCES_OF_HELD = _references_of(_holder.held)
 class Watch:
     """Tensors that must stay where they were, and a look whether they do.
 
+    synchronize() waits for the streams that objects of other libraries are made on.
+
     Of each its address is asked for, of a DTensor that of its shard. A detached tensor (of a
     state_dict()) does not follow when its module is given other memory: it is found by its
     storage, which nobody else holds then. That is asked of those alone whose storage
@@ -315,6 +377,7 @@ class Watch:
         self._others: list[tuple[str, Any, int]] = []
         self._shared: list[Any] = []  # of both kinds of torch's, and their names and storages
         self._shared_as: list[tuple[str, Any]] = []
+        self._cuda_others: list[tuple[str, Any]] = []
         self._turn = 0
         self._holders: Any = None  # how many hold a storage; None if this torch does not say
 
@@ -325,6 +388,8 @@ class Watch:
         """
         if not is_torch(value):
             self._others.append((name, value, said.data))
+            if hasattr(value, "__cuda_array_interface__"):
+                self._cuda_others.append((name, value))
             return
         if type(value) in _plain or not hasattr(value, "_local_tensor"):
             self._names.append(name)
@@ -365,6 +430,19 @@ class Watch:
             if address(value) != before:
                 return name, "has moved since it was declared", 1
         return None
+
+    def synchronize(self) -> None:
+        """Waits for what their makers have queued: the stream in their __cuda_array_interface__."""
+        streams: dict[int, str] = {}
+        for name, value in self._cuda_others:
+            stream = _stream_of(name, value.__cuda_array_interface__)
+            if stream is not None:
+                streams.setdefault(stream, name)
+        for stream, name in streams.items():
+            code = _cuda().cuStreamSynchronize(ctypes.c_void_p(stream)) if _cuda() else 0
+            if code:
+                raise Error(errno.EIO, f"tensor {name}: its stream {stream:#x} could not be waited "
+                            f"for (CUDA error {code})")
 
     def _abandoned(self) -> list[str]:
         """Names of the tensors, among those whose turn it is, that are ours alone."""

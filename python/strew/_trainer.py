@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted
 from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
-from ._tensors import Described, Watch, describe, local_box
+from ._tensors import Described, OneGpu, Watch, describe, local_box
 
 if TYPE_CHECKING:
     from ._parts import Parts
@@ -205,7 +205,7 @@ class Trainer(Closing):
         self._parts: Parts | None = None
         self._record = _lib.Tensor()
         self._record_address = ctypes.addressof(self._record)
-        self._cuda = -1  # the GPU of the tensors
+        self._gpu = OneGpu("a trainer")
         self._sealed = False
         self._handle.open(lib.strew_trainer_open, options)
 
@@ -227,7 +227,8 @@ class Trainer(Closing):
                 mapping lacks keeps its name. Wrapper prefixes are stripped before.
 
         May be called several times before the first publish. InvalidArgument for a name twice,
-        NotShareable for memory that cannot be shared; the exception names the tensor.
+        NotShareable for memory that cannot be shared, or lies on a second GPU; the exception names
+        the tensor.
         """
         self._check_apart()
         module = tensors if hasattr(tensors, "state_dict") else None
@@ -333,6 +334,7 @@ class Trainer(Closing):
             if 0 in (extent if shape is None else shape):
                 self._empty.add(name)
             return
+        self._gpu.add(name, said.cuda)
         record.name = name.encode()
         code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
         if code < 0:
@@ -340,7 +342,6 @@ class Trainer(Closing):
         self._declared.add(name)
         self._sent.add(name)
         self._keep.append(said.keep)
-        self._cuda = max(self._cuda, said.cuda)
         self._watch.add(name, value, said, owned)
 
     def seal(self, timeout: float | None = None) -> None:
@@ -406,6 +407,8 @@ class Trainer(Closing):
             base: of `only`; it must be the version committed last. None: the last one of this
                 trainer, 0 before the first (what the engines have loaded).
             stream: a torch stream or the address of a CUstream; None: torch's current one.
+                What is declared lies on one GPU. Streams that `__cuda_array_interface__` names are
+                waited for before.
             partial: parameters that no tensor covers are not an error.
             scope_all: commit every group or none.
             hash: compare a hash of what goes over the wire at both ends; a difference aborts the
@@ -425,7 +428,8 @@ class Trainer(Closing):
         self._check_addresses()
         self.seal()
         flags = _flags(version, partial, scope_all, hash)
-        at = stream_address(stream, self._cuda)
+        self._watch.synchronize()
+        at = stream_address(stream, self._gpu.index)
         if names is None:
             self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
         else:
