@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import errno
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +33,8 @@ _PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
 _BOX = struct.Struct("@ii24QP")  # struct strew_tensor behind its name …
 _WHOLE = struct.Struct("@ii6Q96x6QP")  # … and that of a whole one: no start, no extent
 assert _BOX.size == _WHOLE.size == ctypes.sizeof(_lib.Tensor) - ctypes.sizeof(ctypes.c_char_p)
+
+_RANK_LOST = re.compile(r"trainer rank \d+.* was lost")  # as the lead says it
 
 Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
 
@@ -458,8 +462,10 @@ class Trainer(Closing):
         With source: what source raises, and Ctrl-C, ends the update for all ranks, which hear why
         in NotCommitted, and is raised here; the version may be published again. A tensor that is
         missing, comes twice or out of order, or has another dtype or shape is named
-        by InvalidArgument. After any Error source is run through to its end all the same, so that
-        ranks that make its tensors together (full_tensor() of a DTensor) stay together.
+        by InvalidArgument. After an Error source is run through to its end all the same, so that
+        ranks that make its tensors together (full_tensor() of a DTensor) stay together; what it
+        raises then is dropped. Only where another rank was lost it is left where it is: there is
+        nobody to make tensors with.
         """
         if source is not None:
             items = iter(source)
@@ -467,8 +473,11 @@ class Trainer(Closing):
                 self._publish_source(items, version, _flags(version, partial, scope_all, hash),
                                      timeout, only is None and base is None and stream is None)
                 return Publishing(self, version).report(timeout + self._timeout)
-            except Error:
-                collections.deque(items, maxlen=0)
+            except Error as failure:
+                # Not where a rank is dead: what makes tensors together would wait for it.
+                if self._size == 1 or not _RANK_LOST.search(failure.sentence):
+                    with contextlib.suppress(Exception):  # the first failure is the one to tell
+                        collections.deque(items, maxlen=0)
                 raise
         handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
                                     scope_all=scope_all, hash=hash, timeout=timeout)
