@@ -35,7 +35,8 @@ class Event:
     """Something that the broker says.
 
     kind: "hold" (reach a step's end, call ready(), later resume()), "done" (an update ended:
-        outcome and version say how), "lost" (the broker is gone).
+        outcome and version say how), "lost" (the broker is gone), "none" (wait() has nothing to
+        say: another call has taken it).
     """
 
     kind: str
@@ -251,16 +252,29 @@ class Agent(Closing):
             self.resume(timeout)
 
     def wait_version(self, version: int, timeout: float | None = 60.0) -> Event:
-        """Inside paused(): waits until an update has brought `version` or a later one."""
+        """Inside paused(): waits until an update has brought `version` or a later one.
+
+        timeout: seconds, None: for ever. At once if it is there already; the event is a "done" that
+        says so, if none of an update is left. Timeout says what the agent has, BrokerLost why.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         while True:
-            event = self.wait(None if end is None else max(0.0, end - time.monotonic()))
+            event = self.poll()
+            if event is None:
+                state, have = self._state()
+                if have >= version and STATES[state] in ("CURRENT", "STALE", "PENDING", "IN_DOUBT"):
+                    return Event("done", have, "committed", STATES[state], "")
+                try:
+                    event = self.wait(None if end is None else max(0.0, end - time.monotonic()))
+                except Timeout:
+                    raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in {timeout:g} "
+                                  f"s: the group is {STATES[state]} at version {have}") from None
             if event.kind == "lost":
                 raise BrokerLost(errno.ECONNRESET, event.text)
             if event.kind == "done" and event.version >= version and event.outcome == "committed":
                 return event
             if end is not None and time.monotonic() > end:
-                raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in time")
+                raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in {timeout:g} s")
 
     def between_steps(self, stream: Any = None, timeout: float | None = 60.0) -> Event | None:
         """For an engine's loop: lets an update in if one waits, and returns how it ended.

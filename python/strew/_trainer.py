@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _lib
-from ._errors import Error, InvalidArgument, Moved, NotCommitted
+from ._errors import Error, InvalidArgument, Moved, NotCommitted, Timeout
 from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
 from ._tensors import Described, OneGpu, Watch, describe, local_box
 
 if TYPE_CHECKING:
     from ._parts import Parts
 
+UPDATE_MAX_MS = 3_600_000  # LIMIT_UPDATE_MAX_MS: an update's deadline at most
 PUBLISH_PARTIAL = 1
 PUBLISH_SCOPE_ALL = 2
 PUBLISH_HASH = 4
@@ -34,7 +35,7 @@ _BOX = struct.Struct("@ii24QP")  # struct strew_tensor behind its name …
 _WHOLE = struct.Struct("@ii6Q96x6QP")  # … and that of a whole one: no start, no extent
 assert _BOX.size == _WHOLE.size == ctypes.sizeof(_lib.Tensor) - ctypes.sizeof(ctypes.c_char_p)
 
-_RANK_LOST = re.compile(r"trainer rank \d+.* was lost")  # as the lead says it
+_RANK_LOST = re.compile(r"trainer rank \d+(?:(?! gave it up).)* was lost")  # as the lead says it
 
 Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
 
@@ -51,8 +52,12 @@ def strip_prefixes(name: str) -> str:
 
 
 def launcher_rank() -> tuple[int, int]:
-    """(rank, size) as torchrun, Slurm or MPI say; (0, 1) where nobody does."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"),
+    """(rank, size) as torchrun, srun or MPI say; (0, 1) where nobody does.
+
+    A batch script of Slurm is rank 0 of the job's SLURM_NTASKS, though it runs alone: only a step,
+    which srun starts, has SLURM_STEP_NUM_TASKS.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
                        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])
@@ -159,7 +164,16 @@ class Publishing:
         Timeout: the memory is still lent.
         """
         if self._report is None:
-            self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
+            try:
+                self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
+            except Timeout as late:
+                raise Timeout(late.code, f"{self._late('not released')} in {timeout:g} s: the "
+                              "memory is still lent") from None
+
+    def _late(self, what: str) -> str:
+        trainer = self._trainer
+        return (f"version {self.version} at trainer rank {trainer._rank} of {trainer._size}: "
+                f"{what}")
 
     def report(self, timeout: float | None = 60.0) -> Report:
         """Waits for the end of the update. Raises NotCommitted if no group has the version.
@@ -167,7 +181,10 @@ class Publishing:
         InvalidArgument if only= had names that no rank has declared; then it has come all the same.
         """
         if self._report is None:
-            self._report = self._trainer._take_report(timeout)
+            try:
+                self._report = self._trainer._take_report(timeout)
+            except Timeout as late:
+                raise Timeout(late.code, f"{self._late('no report')} in {timeout:g} s") from None
         if self._report.outcome == "aborted":
             raise NotCommitted(self._report, self._report.text)
         if self._names is not None:
@@ -181,7 +198,7 @@ class Trainer(Closing):
     Args:
         model: the name under which engines ask for it.
         rank, size: of this process among the model's trainer ranks; by default what torchrun,
-            Slurm or MPI have put into the environment, else 0 of 1.
+            srun or MPI have put into the environment, else 0 of 1.
         socket: of this node's broker; by default $STREW_SOCKET, else the default path.
         timeout: seconds for each call that waits for the broker.
 
@@ -197,7 +214,7 @@ class Trainer(Closing):
             rank=said_rank if rank is None else rank, ranks=said_size if size is None else size,
             timeout_ms=to_ms(timeout, "Trainer"))
         self._timeout = options.timeout_ms / 1000
-        self._size = options.ranks
+        self._rank, self._size = options.rank, options.ranks
         self._committed = 0  # the version that was, as far as this trainer has heard
         self._subsets: dict[frozenset[str], int] = {}
         self._misspelt: dict[frozenset[str], str] = {}  # those with names that no rank knows
@@ -397,7 +414,7 @@ class Trainer(Closing):
     def publish_async(self, version: int, *, only: Iterable[str] | None = None,
                       base: int | None = None, stream: Any = None, partial: bool = False,
                       scope_all: bool = False, hash: bool = False,  # pylint: disable=redefined-builtin
-                      timeout: float = 60.0) -> Publishing:
+                      timeout: float | None = 60.0) -> Publishing:
         """Publishes what is declared as it is after the current stream's work; returns at once.
 
         Args:
@@ -418,7 +435,7 @@ class Trainer(Closing):
             hash: compare a hash of what goes over the wire at both ends; a difference aborts the
                 update. It is done anyway where a group with staged apply is served by wire; where
                 all apply directly, what was written by then is dirty.
-            timeout: seconds, the update's deadline.
+            timeout: seconds, the update's deadline; an hour at most, which None means too.
 
         Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
         broker refuses (a version that goes back) comes in the handle's waits.
@@ -432,21 +449,22 @@ class Trainer(Closing):
         self._check_addresses()
         self.seal()
         flags = _flags(version, partial, scope_all, hash)
+        deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
         self._watch.synchronize()
         at = stream_address(stream, self._gpu.index)
         if names is None:
-            self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
+            self._handle.call(lib.strew_trainer_publish, version, at, flags, deadline_ms)
         else:
             self._handle.call(lib.strew_trainer_publish_subset, self._subset(names),
                               self._committed if base is None else base, version, at, flags,
-                              int(timeout * 1000))
+                              deadline_ms)
         return Publishing(self, version, names)
 
     def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
                 only: Iterable[str] | None = None, base: int | None = None,
                 stream: Any = None, partial: bool = False, scope_all: bool = False,
                 hash: bool = False,  # pylint: disable=redefined-builtin
-                timeout: float = 60.0) -> Report:
+                timeout: float | None = 60.0) -> Report:
         """The same, waiting for the report.
 
         Args:
@@ -467,12 +485,14 @@ class Trainer(Closing):
         raises then is dropped. Only where another rank was lost it is left where it is: there is
         nobody to make tensors with.
         """
+        deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
+        patience = deadline_ms / 1000 + self._timeout
         if source is not None:
             items = iter(source)
             try:
                 self._publish_source(items, version, _flags(version, partial, scope_all, hash),
-                                     timeout, only is None and base is None and stream is None)
-                return Publishing(self, version).report(timeout + self._timeout)
+                                     deadline_ms, only is None and base is None and stream is None)
+                return Publishing(self, version).report(patience)
             except Error as failure:
                 # Not where a rank is dead: what makes tensors together would wait for it.
                 if self._size == 1 or not _RANK_LOST.search(failure.sentence):
@@ -481,17 +501,17 @@ class Trainer(Closing):
                 raise
         handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
                                     scope_all=scope_all, hash=hash, timeout=timeout)
-        return handle.report(timeout + self._timeout)
+        return handle.report(patience)
 
     def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
-                        timeout: float, alone: bool) -> None:
+                        deadline_ms: int, alone: bool) -> None:
         if self._parts is None:
             raise InvalidArgument(errno.EINVAL, "publish: source= is for what declare_parts() has "
                                   "declared, and nothing has been")
         if not alone:
             raise InvalidArgument(errno.EINVAL, "publish: source= brings everything, and is copied "
                                   "on the current stream: no only=, base= or stream= beside it")
-        self._parts.publish(source, version, flags, timeout)
+        self._parts.publish(source, version, flags, deadline_ms)
 
     def _take_report(self, timeout: float | None) -> Report:
         said = _lib.Report()
