@@ -405,12 +405,13 @@ class Handle:
             finally:
                 over.set()
 
-        if sys.is_finalizing():  # no thread would start any more
-            if running is None:
-                run(keep)
-            over.set()
-        else:
-            threading.Thread(target=run, args=(keep,), name="strew-close", daemon=True).start()
+        threading.Thread(target=run, args=(keep,), name="strew-close", daemon=True).start()
+
+    def close_at_exit(self) -> None:
+        """The same while the interpreter ends: there are no threads, and modules may be gone."""
+        address, self.address = self.address, None
+        if address is not None and self._running is None and not self._leave:
+            self._close(address)
 
     def forked(self) -> None:
         """In the child: whoever had the lock, or was to come back, is not there."""
@@ -449,5 +450,9 @@ class Closing:
         self.close()
 
     def __del__(self) -> None:
+        if sys is None or sys.is_finalizing():
+            if "_handle" in vars(self):
+                self._handle.close_at_exit()
+            return
         with contextlib.suppress(Error):
             Closing.close(self, DELETED_S)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import itertools
 import operator
 import sys
 from typing import Any, NamedTuple
@@ -336,7 +335,8 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
     return local, tuple(start), tuple(data.shape)
 
 
-_LOOKED_AT = 512  # so many tensors are asked for their holders each time, in turn
+MANY = 1 << 30
+_LOOKED_AT = 128  # so many tensors are asked for their holders each time, in turn
 _local_of = operator.attrgetter("_local_tensor")
 
 
@@ -349,9 +349,10 @@ def _references_of(held: Any) -> int:
     return sys.getrefcount(held)
 
 
-# What sys.getrefcount() says, as it is asked below, of what is in two lists of ours and nowhere
+# What sys.getrefcount() says, as it is asked below, of what is in three lists of ours and nowhere
 # else, and of what one other object has as an attribute. It depends on the interpreter.
-_REFERENCES = next(map(sys.getrefcount, itertools.islice([object()], 0, None, 1))) + 1
+_asked = [object()]
+_REFERENCES = [count for _, count in zip(_asked, map(sys.getrefcount, _asked))][0] + 2
 _holder = _Holder(object())
 _REFERENCES_OF_HELD = _references_of(_holder.held)
 
@@ -375,38 +376,43 @@ class Watch:
         self._shards: list[Any] = []  # DTensors
         self._shard_addresses: list[int] = []
         self._others: list[tuple[str, Any, int]] = []
-        self._shared: list[Any] = []  # of both kinds of torch's, and their names and storages
-        self._shared_as: list[tuple[str, Any]] = []
+        self._shared: list[Any] = []  # of both kinds of torch's, and their names and storages,
+        self._shared_as: list[tuple[str, int]] = []  # which the caller keeps
         self._cuda_others: list[tuple[str, Any]] = []
         self._turn = 0
-        self._holders: Any = None  # how many hold a storage; None if this torch does not say
+        self._holders: Any = None  # tells how many hold a storage
 
     def add(self, name: str, value: Any, said: Described, owned: bool = False) -> None:
         """value: what `said` describes, or the DTensor of which it is the shard.
 
         owned: a module that the caller keeps has it, and has it no more only if it was replaced.
         """
-        if not is_torch(value):
+        if type(value) in _plain:
+            self._names.append(name)
+            self._torch.append(value)
+            self._addresses.append(said.data)
+        elif not is_torch(value):
             self._others.append((name, value, said.data))
             if hasattr(value, "__cuda_array_interface__"):
                 self._cuda_others.append((name, value))
             return
-        if type(value) in _plain or not hasattr(value, "_local_tensor"):
-            self._names.append(name)
-            self._torch.append(value)
-            self._addresses.append(said.data)
-        else:
+        elif hasattr(value, "_local_tensor"):
             self._shard_names.append(name)
             self._shards.append(value)
             self._shard_addresses.append(said.data)
-        if self._holders is None:
-            self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count", False)
-        storage = said.keep
+        else:
+            self._names.append(name)
+            self._torch.append(value)
+            self._addresses.append(said.data)
+        holders = self._holders
+        if holders is None:
+            holders = self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count",
+                                              lambda _: MANY)
         # One tensor and the storage's own Python object make two.
-        if self._holders and (owned or self._holders(storage._cdata) > 2) and \
-                storage.resizable() and (said.cuda >= 0 or not storage.is_shared()):
+        place = said.keep._cdata
+        if owned or holders(place) > 2:
             self._shared.append(value)
-            self._shared_as.append((name, storage))
+            self._shared_as.append((name, place))
 
     def moved(self) -> tuple[str, str, int] | None:
         """(name, why, how many) of what does not lie where it did; None if all does."""
@@ -449,18 +455,27 @@ class Watch:
         step = -(-len(self._shared) // _LOOKED_AT) or 1
         start = self._turn % step
         self._turn += 1
-        counts = map(sys.getrefcount, itertools.islice(self._shared, start, None, step))
-        return [self._shared_as[i][0] for i, count
-                in zip(range(start, len(self._shared), step), counts)
-                if count <= _REFERENCES and self._is_ours(i)]
+        holders = self._holders
+        holders, asked = self._holders, self._shared[start::step]
+        alone = [(name, tensor) for tensor, count, (name, place)
+                 in zip(asked, map(sys.getrefcount, asked), self._shared_as[start::step])
+                 if count <= _REFERENCES and holders(place) <= 2]
+        return [name for name, tensor in alone if self._is_ours(tensor)]
 
-    def _is_ours(self, i: int) -> bool:
-        """Of one that no other Python code holds."""
-        tensor, (_, storage) = self._shared[i], self._shared_as[i]
-        if tensor._use_count() > 1 or self._holders(storage._cdata) > 2:
+    def _is_ours(self, tensor: Any) -> bool:
+        """Of one that no other Python code holds, and whose storage no other tensor has."""
+        if tensor._use_count() > 1:
             return False
-        if type(tensor) in _plain or not hasattr(tensor, "_local_tensor"):
+        local = tensor
+        if type(tensor) not in _plain and hasattr(tensor, "_local_tensor"):
+            local = tensor._local_tensor
+        storage = local.untyped_storage()
+        # What torch has not allocated, or shares with another process, others may write to.
+        if not storage.resizable() or (not local.is_cuda and storage.is_shared()):
+            return False
+        if local is tensor:
             return True
+        del local
         # A shard may be kept without its DTensor.
         return _references_of(tensor._local_tensor) <= _REFERENCES_OF_HELD and \
             tensor._local_tensor._use_count() <= 1

@@ -222,7 +222,7 @@ class Trainer(Closing):
         self._watch = Watch()  # looked at before each update
         self._declared: set[str] = set()
         self._empty: set[str] = set()  # of these: whole tensors without elements
-        self._sent: set[str] = set()  # of which libstrew knows: with elements of ours
+        self._unsent: set[str] = set()  # of which libstrew does not know: no elements here
         self._parts: Parts | None = None
         self._record = _lib.Tensor()
         self._record_address = ctypes.addressof(self._record)
@@ -351,17 +351,21 @@ class Trainer(Closing):
             _BOX.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *start, *pad, *extent, *pad,
                            *stride, *pad, said.data)
         if 0 in extent:
-            self._declared.add(name)
+            if name not in self._declared:
+                self._declared.add(name)
+                self._unsent.add(name)
             if 0 in (extent if shape is None else shape):
                 self._empty.add(name)
             return
-        self._gpu.add(name, said.cuda)
+        if said.cuda != self._gpu.index:
+            self._gpu.add(name, said.cuda)
         record.name = name.encode()
         code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
         if code < 0:
             check(code)
         self._declared.add(name)
-        self._sent.add(name)
+        if self._unsent:
+            self._unsent.discard(name)
         self._keep.append(said.keep)
         self._watch.add(name, value, said, owned)
 
@@ -392,7 +396,7 @@ class Trainer(Closing):
                                       f"publish: tensor {unknown[0]} was not declared")
             if names <= self._empty:
                 raise InvalidArgument(errno.EINVAL, "publish: only= names no tensor with elements")
-            mine = [name.encode() for name in sorted(names & self._sent)]
+            mine = [name.encode() for name in sorted((names & self._declared) - self._unsent)]
             array = (ctypes.c_char_p * max(1, len(mine)))(*mine)
             said = ctypes.c_uint32()
             number = self._subsets[names] = self._handle.long(

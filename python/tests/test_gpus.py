@@ -78,10 +78,10 @@ def test_streams_of_other_libraries_are_waited_for(broker, driver):
         trainer.declare({"a": source, "b": idle})
         agent.piece(agent.declare("a", target), whole("a", target.array))
         agent.register()
-        with agent.paused(timeout=20):
+        with agent.paused(stream=1, timeout=20):
             assert driver.waited == [2]
             source.__cuda_array_interface__["stream"] = 0x71
-            running = trainer.publish_async(1)
+            running = trainer.publish_async(1, stream=1)
             assert driver.waited == [2, 0x71]
             agent.wait_version(1, 20)
         assert running.report(20).committed

@@ -4,6 +4,8 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -206,6 +208,18 @@ def test_closing_takes_its_time(broker, monkeypatch):
             trainer.seal()
         trainer.close()
         assert time.monotonic() - begin > 0.9
+
+
+def test_what_is_never_closed(broker):
+    """An interpreter that ends with open handles says nothing of it."""
+    code = ("import sys, strew\n"
+            "trainer = strew.Trainer('m', rank=0, size=1, socket=sys.argv[1])\n"
+            "class Circle: pass\n"
+            "circle = Circle()\n"
+            "circle.me, circle.agent = circle, strew.Agent('m', socket=sys.argv[1])\n")
+    run = subprocess.run([sys.executable, "-c", code, broker.socket], capture_output=True,
+                         text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("held", [False, True])
