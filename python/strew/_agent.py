@@ -35,8 +35,8 @@ class Event:
     """Something that the broker says.
 
     kind: "hold" (reach a step's end, call ready(), later resume()), "done" (an update ended:
-        outcome and version say how), "lost" (the broker is gone), "none" (wait() has nothing to
-        say: another call has taken it).
+        outcome and version say how), "lost" (the broker is gone), "none" (what wait() returns
+        where the library has said nothing).
     """
 
     kind: str
@@ -350,9 +350,9 @@ class Agent(Closing):
 
     # Leaving, and coming back
 
-    def reconnect(self, timeout: float = 60.0) -> None:
+    def reconnect(self, timeout: float | None = 60.0) -> None:
         """After BrokerLost or a "lost" event: registers the same with the broker that serves the
-        socket now, waiting for one and for the old one's end (seconds, in all).
+        socket now, waiting for one and for the old one's end (seconds, in all; None: for ever).
 
         The broker is told what the memory holds: see state and version after it. An engine that
         is paused calls ready() again. On failure the memory is as it was: call it again. Timeout,

@@ -182,6 +182,15 @@ def to_ms(seconds: float | None, what: str, most: int = MAX_MS) -> int:
     raise make_error(errno.EINVAL, f"{what}: a timeout of {seconds!r} seconds")
 
 
+def _end_of(timeout: float | None) -> float | None:
+    """When a wait that begins now is over, by time.monotonic(); None: never."""
+    return None if timeout is None or timeout > MAX_MS / 1000 else time.monotonic() + timeout
+
+
+def _left_until(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
 class _Call:
     """A call of the library that has a thread of its own, and perhaps nobody who waits for it."""
 
@@ -258,8 +267,8 @@ class Handle:
 
         with self.lock:
             call = _Call("open", address, left)
-            call.start(function, (ctypes.byref(options), ctypes.byref(address)))
             try:
+                call.start(function, (ctypes.byref(options), ctypes.byref(address)))
                 call.done.wait()
             except BaseException:
                 call.abandon()
@@ -283,7 +292,7 @@ class Handle:
     def wait(self, function: Callable[[int, int], int], timeout: float | None) -> int:
         """A call function(address, timeout_ms), in slices. timeout: seconds, None: for ever."""
         to_ms(timeout, "wait")
-        end = None if timeout is None else time.monotonic() + timeout
+        end = _end_of(timeout)
         while True:
             left = SLICE_MS if end is None else \
                 int(min(SLICE_MS, max(0.0, 1000 * (end - time.monotonic()))))
@@ -326,7 +335,7 @@ class Handle:
             timeout: seconds, instead of the call's own deadline; it may be called again after it.
         """
         to_ms(timeout, "timeout")
-        end = None if timeout is None else time.monotonic() + timeout
+        end, own = _end_of(timeout), timeout is None
         with self.lock:
             call = self._running
             if call is None or once is None or call.once != once:
@@ -337,38 +346,41 @@ class Handle:
             while True:
                 if call is None:
                     call = _Call(once, out)
-                    if end is None and threading.current_thread() is not threading.main_thread():
+                    if own and threading.current_thread() is not threading.main_thread():
                         call.run(function, (address, *arguments))
                         return call.result()
                     self._running = call
                     call.start(function, (address, *arguments))
-                if not call.done.wait(None if end is None else max(0.0, end - time.monotonic())):
+                if not call.done.wait(_left_until(end)):
                     raise make_error(errno.ETIMEDOUT, f"it has not come back in {timeout:g} s; "
                                      "call it again to wait for it")
                 self._running = None
-                if call.code != -errno.ETIMEDOUT or end is None or time.monotonic() >= end:
+                if call.code != -errno.ETIMEDOUT or own or _left_until(end) == 0:
                     return call.result()
                 address, call = self.get(), None
 
-    def reconnect(self, function: Callable[[int, int], int], timeout: float) -> None:
-        """function(address, timeout_ms) until a broker serves the socket; timeout: seconds."""
+    def reconnect(self, function: Callable[[int, int], int], timeout: float | None) -> None:
+        """function(address, timeout_ms) until a broker serves the socket.
+
+        timeout: seconds, None: for ever.
+        """
         to_ms(timeout, "reconnect")
-        end = time.monotonic() + timeout
+        end = _end_of(timeout)
         with self.lock:
             if self._running is not None and self._running.once == "reconnect":
-                self._settle(timeout)
+                self._settle(_left_until(end))
             before = self._outcomes.pop("reconnect", None)  # that Ctrl-C has left behind
         while True:
-            left = end - time.monotonic()
+            left = _left_until(end)
             try:
-                self.long(function, to_ms(max(0.0, left), "reconnect"), once="reconnect")
+                self.long(function, to_ms(left, "reconnect"), once="reconnect")
                 return
             except Error as failure:
                 if failure.code == errno.EISCONN and before is not None and before.code >= 0:
                     return
                 # A socket may outlive its killed broker for some time: ECONNRESET.
                 if failure.code not in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET,
-                                        errno.EEXIST) or left <= 0:
+                                        errno.EEXIST) or left == 0:
                     raise
             time.sleep(_RETRY_S)
 
@@ -379,8 +391,9 @@ class Handle:
         it is over. What runs still is waited for there, for what it uses cannot be freed.
         """
         to_ms(timeout, "close")
-        end = None if timeout is None else time.monotonic() + timeout
-        if not self.lock.acquire(timeout=-1 if timeout is None else min(timeout, MAX_MS // 1000)):
+        end = _end_of(timeout)
+        left = _left_until(end)
+        if not self.lock.acquire(timeout=-1 if left is None else left):
             raise make_error(errno.ETIMEDOUT, f"close: a call of another thread has not come back "
                              f"in {timeout:g} s")
         try:
@@ -391,8 +404,7 @@ class Handle:
             closing = self._closing
         finally:
             self.lock.release()
-        if closing is not None and \
-                not closing.wait(None if end is None else max(0.0, end - time.monotonic())):
+        if closing is not None and not closing.wait(_left_until(end)):
             raise make_error(errno.ETIMEDOUT, f"close: not over in {timeout:g} s; it goes on")
 
     def _begin_closing(self, address: int, running: _Call | None, over: threading.Event,

@@ -529,13 +529,13 @@ class Trainer(Closing):
         finally:
             lib.strew_report_finish(ctypes.byref(said))
 
-    def reconnect(self, timeout: float = 60.0) -> None:
+    def reconnect(self, timeout: float | None = 60.0) -> None:
         """After BrokerLost: declares the same to the broker that serves the socket now.
 
-        Waits (seconds, in all) for such a broker, for the old one's end, and until all ranks have
-        done so. An update that was under way is forgotten: its report will not come, and its
-        memory is not lent any more. On failure call it again. Timeout, BrokerMissing;
-        InvalidArgument: the broker is not gone; Moved: see publish_async().
+        Waits (seconds, in all; None: for ever) for such a broker, for the old one's end, and until
+        all ranks have done so. An update that was under way is forgotten: its report will not
+        come, and its memory is not lent any more. On failure call it again. Timeout,
+        BrokerMissing; InvalidArgument: the broker is not gone; Moved: see publish_async().
         """
         self._check_addresses()
         self._handle.reconnect(lib.strew_trainer_reconnect, timeout)

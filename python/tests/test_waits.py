@@ -5,6 +5,7 @@ import time
 
 import numpy
 import pytest
+from conftest import Broker
 from test_interrupted import ctrl_c, slow
 from test_package import follow, host_copy, in_thread, live_agent, whole
 
@@ -68,6 +69,25 @@ def test_waiting_for_ever(broker, timeout):
         running = trainer.publish_async(2, timeout=timeout)
         running.wait_released(timeout)
         assert running.report(timeout).committed
+        for call in (agent.withdraw, agent.close, trainer.close):
+            call(timeout=timeout)
+
+
+def test_sealing_and_reconnecting_for_ever(tmp_path):
+    broker = Broker(tmp_path)
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"a": ones()})
+        trainer.seal(timeout=math.inf)
+        broker.process.kill()
+        broker.process.wait()
+        with pytest.raises(strew.BrokerLost):
+            trainer.publish(1)
+        join = in_thread(trainer.reconnect, math.inf)
+        broker = Broker(tmp_path)
+        join()
+        with pytest.raises(strew.InvalidArgument, match="not gone"):
+            trainer.reconnect(None)
+    broker.stop()
 
 
 def test_a_version_that_does_not_come(broker):
