@@ -150,6 +150,6 @@ def test_fsdp2(broker):
     one = context.Process(target=fsdp2_rank, args=(free_port(), broker.socket, queue))
     one.start()
     for name in ("0.weight", "1.weight", "0.weight"):
-        said = queue.get(timeout=90)
+        said = queue.get(timeout=240)
         assert f"tensor {name}" in said, said
     one.join(30)
