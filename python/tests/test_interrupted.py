@@ -27,7 +27,7 @@ def ctrl_c(after=0.3):
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         yield
-    assert time.monotonic() - begin < after + 2
+    assert time.monotonic() - begin < after + 10  # others may use the cores
     timer.join()
 
 
@@ -185,7 +185,7 @@ def test_ctrl_c_while_it_is_opened(broker, monkeypatch, face):
 
 def test_closing_takes_its_time(broker, monkeypatch):
     """Ctrl-C and a timeout leave it to itself; the memory is kept until it is over."""
-    monkeypatch.setattr(_trainer, "lib", slow("strew_trainer_close"))
+    monkeypatch.setattr(_trainer, "lib", slow("strew_trainer_close", 3.0))
     for how in ("timeout", "ctrl-c", "deleted"):
         trainer = strew.Trainer("m", rank=0, size=1, socket=broker.socket)
         trainer.declare({"a": ones()})
@@ -201,13 +201,13 @@ def test_closing_takes_its_time(broker, monkeypatch):
             handle = trainer._handle
             del trainer
             gc.collect()
-            assert time.monotonic() - begin < 0.8 and not handle._closing.is_set()
+            assert time.monotonic() - begin < 2.5 and not handle._closing.is_set()
             handle.close()
             break
         with pytest.raises(strew.InvalidArgument, match="closed"):
             trainer.seal()
         trainer.close()
-        assert time.monotonic() - begin > 0.9
+        assert time.monotonic() - begin > 2.9
 
 
 def test_what_is_never_closed(broker):
