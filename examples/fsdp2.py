@@ -54,7 +54,7 @@ def open_trainer(model, rank, gather):
     """Of each rank; with gather of rank 0 alone, the others have nothing to declare."""
     if not gather:
         trainer = strew.Trainer(model="policy")  # rank and size from the environment
-        trainer.declare(model.state_dict())
+        trainer.declare(model)
         return trainer
     if rank > 0:
         return None

@@ -113,7 +113,9 @@ python_tests() {
 	"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall \
 		"$build-wheel"/strew-*.whl >&2
 	(cd "$root" && "$venv/bin/ruff" check -q python examples && "$venv/bin/mypy" >&2)
-	"$venv/bin/python" -m pytest -q "$root/python/tests"
+	# Not the source tree's package, nor another build's library: what the wheel has.
+	env -u STREW_LIBRARY -u PYTHONPATH STREW_TEST_INSTALLED=1 \
+		"$venv/bin/python" -m pytest -q "$root/python/tests"
 }
 
 export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1:abort_on_error=0

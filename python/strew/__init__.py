@@ -1,7 +1,7 @@
 """strew: freshly trained weights into running inference workers.
 
     trainer = strew.Trainer(model="policy")
-    trainer.declare(module.state_dict())
+    trainer.declare(module)
     report = trainer.publish(version=step)
 
     agent = strew.Agent(model="policy", rank=tp_rank, size=tp_size)

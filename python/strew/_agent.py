@@ -15,8 +15,8 @@ from typing import Any
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
-from ._lib import MAX_DIMS, Closing, Handle, lib, peek
-from ._tensors import describe, dtype_number
+from ._lib import MAX_DIMS, Closing, Handle, lib, peek, to_ms
+from ._tensors import OneGpu, Watch, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 
 _GATES = {"live": 1, "held": 2}
@@ -35,7 +35,8 @@ class Event:
     """Something that the broker says.
 
     kind: "hold" (reach a step's end, call ready(), later resume()), "done" (an update ended:
-        outcome and version say how), "lost" (the broker is gone).
+        outcome and version say how), "lost" (the broker is gone), "none" (what wait() returns
+        where the library has said nothing).
     """
 
     kind: str
@@ -75,21 +76,21 @@ class Agent(Closing):
         if gate not in _GATES or apply not in _APPLIES:
             raise InvalidArgument(errno.EINVAL, "gate is held or live, apply is staged or direct")
         self.gate = gate
+        self._partial = partial
         options = _lib.AgentOptions(
             socket=None if socket is None else os.fsencode(socket), model=model.encode(),
             replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
             apply=_APPLIES[apply], partial=int(partial), serve_thread=int(gate == "live"),
-            timeout_ms=max(1, int(timeout * 1000)))
-        self._timeout = timeout
+            timeout_ms=to_ms(timeout, "Agent"))
+        self._described: Layout | None = None  # what register() has declared
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
-        self._cuda = -1  # the GPU of the parameters
+        self._watch = Watch()  # of what was declared by hand
+        self._gpu = OneGpu("an agent")
         self._ready = False
         self._reloaders: list[Any] = []  # of layouts whose engine's loader runs after updates
         self._reloaded = 0  # the version that they have loaded
-        address = ctypes.c_void_p()
-        self._handle.long(lib.strew_agent_open, ctypes.byref(options), ctypes.byref(address))
-        self._handle.address = address.value
+        self._handle.open(lib.strew_agent_open, options)
 
     # Describing
 
@@ -97,16 +98,25 @@ class Agent(Closing):
         """Declares memory of this process under a name; returns its number for piece().
 
         The memory is borrowed from register() to withdraw() or close(), and must keep its address.
+        A `.data` that was replaced is found by ready(), which raises Moved; with a live gate by
+        wait(), and by poll() when it has an event: what came before was written to the old memory.
+        A parameter that was replaced by another object cannot be seen here, unless nobody but this
+        agent holds its memory then; a layout of record_layout() looks into the module.
         """
+        return self._declare(name, tensor, self._watch)
+
+    def _declare(self, name: str, tensor: Any, watch: Watch | None) -> int:
         said = describe(name, tensor, writable=True)
         ndim, pad = len(said.shape), _PAD[len(said.shape)]
+        self._gpu.add(name, said.cuda)
         encoded, pointer = _encode(name)
         number = ctypes.c_uint32()
         self._handle.call(lib.strew_agent_declare,
                           _PARAMETER.pack(pointer, said.data, said.dtype, ndim, *said.shape, *pad,
                                           *said.stride, *pad), ctypes.byref(number))
         self._keep.append((said.keep, encoded))
-        self._cuda = max(self._cuda, said.cuda)
+        if watch is not None:
+            watch.add(name, tensor, said)
         return number.value
 
     def piece(self, parameter: int, piece: Piece) -> None:
@@ -124,27 +134,39 @@ class Agent(Closing):
         self._handle.call(lib.strew_agent_piece, record)
         del encoded
 
-    def register(self, layout: Layout | None = None, *, skip_refused: bool = False) -> None:
+    def register(self, layout: Layout | None = None, *, skip_refused: bool = False,
+                 timeout: float | None = None) -> None:
         """Hands the memory to the broker; from its return on, updates may come.
 
         Args:
             layout: from record_layout(), or made by hand; None if declare() and piece() said all.
             skip_refused: leave out the parameters that the layout refuses (they keep their values)
                 instead of raising Refused.
+            timeout: seconds to wait for the broker; None: the agent's.
+
+        After Ctrl-C or Timeout the same call may be made again: it waits for the same answer.
+        Refused names also the parameters that the layout leaves unfilled: they would keep their
+        values for ever. An agent that is `partial` takes them as they are.
         """
-        if layout is not None:
-            if layout.refused and not skip_refused:
-                raise Refused(layout.refused)
+        if layout is not None and layout is not self._described:
+            refused = {} if skip_refused else dict(layout.refused)
+            if not self._partial:
+                refused.update((name, "the loader never wrote it, from the tensors that it was "
+                                "given: is one missing, or called otherwise? (partial=True leaves "
+                                "it as it is)") for name in layout.unfilled)
+            if refused:
+                raise Refused(refused)
             for name, parameter in layout.parameters.items():
                 if not parameter.pieces:
                     continue
-                number = self.declare(name, parameter.tensor)
+                number = self._declare(name, parameter.tensor, None)  # the layout watches it
                 for piece in parameter.pieces:
                     self.piece(number, piece)
             if layout.reloader:
                 self._declare_feed(layout.reloader)
             self._lookups.append(layout.moved)
-        self._handle.long(lib.strew_agent_register, self._handle.get())
+            self._described = layout
+        self._handle.long(lib.strew_agent_register, once="register", timeout=timeout)
 
     def _declare_feed(self, reloader: Any) -> None:
         """Whole tensors, in memory of their own, for the engine's loader."""
@@ -154,7 +176,7 @@ class Agent(Closing):
         for name, tensor in reloader.feed.items():
             shape = tuple(tensor.shape)
             if 0 not in shape:
-                self.piece(self.declare(f"loader:{name}", tensor), Piece(
+                self.piece(self._declare(f"loader:{name}", tensor, None), Piece(
                     name, tensor.dtype, shape, shape, (0,) * len(shape), shape, 0,
                     tuple(tensor.stride())))
         self._reloaders.append(reloader)
@@ -164,16 +186,26 @@ class Agent(Closing):
     def _event(self, code: int, said: _lib.Event) -> Event | None:
         if code == 0 or said.type == 0:
             return None
+        if self.gate == "live":
+            self._check_addresses()
         return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
                      said.text.decode(errors="replace"), bool(said.catching))
 
     def poll(self) -> Event | None:
-        """Answers the broker without waiting; returns an event if there is one."""
+        """Answers the broker without waiting; returns an event if there is one.
+
+        With a live gate Moved in its place if a parameter lies elsewhere by then; see declare().
+        """
         said = _lib.Event()
         return self._event(self._handle.call(lib.strew_agent_dispatch, ctypes.byref(said)), said)
 
     def wait(self, timeout: float | None = None) -> Event:
-        """Waits for an event (seconds; None: for ever). Raises Timeout."""
+        """Waits for an event (seconds; None: for ever). Raises Timeout.
+
+        With a live gate Moved, before and after, if a parameter lies elsewhere; see declare().
+        """
+        if self.gate == "live":
+            self._check_addresses()
         said = _lib.Event()
         code = self._handle.wait(
             lambda at, ms: lib.strew_agent_wait(at, ms, ctypes.byref(said)), timeout)
@@ -184,10 +216,11 @@ class Agent(Closing):
         """Says that nothing uses the parameters once the current stream's work is done.
 
         All members of a group must say it at the same step. Raises Moved, and says nothing, if a
-        parameter of the layout lies at another address than when it was registered.
+        parameter lies at another address than when it was declared or its layout was made.
         """
         self._check_addresses()
-        self._handle.call(lib.strew_agent_ready, stream_address(stream, self._cuda))
+        self._watch.synchronize()
+        self._handle.call(lib.strew_agent_ready, stream_address(stream, self._gpu.index))
         self._ready = True
 
     def resume(self, timeout: float | None = None) -> None:
@@ -219,16 +252,29 @@ class Agent(Closing):
             self.resume(timeout)
 
     def wait_version(self, version: int, timeout: float | None = 60.0) -> Event:
-        """Inside paused(): waits until an update has brought `version` or a later one."""
+        """Inside paused(): waits until an update has brought `version` or a later one.
+
+        timeout: seconds, None: for ever. At once if it is there already; the event is a "done" that
+        says so, if none of an update is left. Timeout says what the agent has, BrokerLost why.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         while True:
-            event = self.wait(None if end is None else max(0.0, end - time.monotonic()))
+            event = self.poll()
+            if event is None:
+                state, have = self._state()
+                if have >= version and STATES[state] in ("CURRENT", "STALE", "PENDING", "IN_DOUBT"):
+                    return Event("done", have, "committed", STATES[state], "")
+                try:
+                    event = self.wait(None if end is None else max(0.0, end - time.monotonic()))
+                except Timeout:
+                    raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in {timeout:g} "
+                                  f"s: the group is {STATES[state]} at version {have}") from None
             if event.kind == "lost":
                 raise BrokerLost(errno.ECONNRESET, event.text)
             if event.kind == "done" and event.version >= version and event.outcome == "committed":
                 return event
             if end is not None and time.monotonic() > end:
-                raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in time")
+                raise Timeout(errno.ETIMEDOUT, f"version {version} did not come in {timeout:g} s")
 
     def between_steps(self, stream: Any = None, timeout: float | None = 60.0) -> Event | None:
         """For an engine's loop: lets an update in if one waits, and returns how it ended.
@@ -251,6 +297,11 @@ class Agent(Closing):
                 name, why = next(iter(moved.items()))
                 raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); close "
                             "this agent and register with a new one")
+        found = self._watch.moved()
+        if found:
+            name, why, count = found
+            raise Moved(errno.ESTALE, f"parameter {name} {why} ({count} in all); close this agent "
+                        "and register with a new one")
 
     @property
     def state(self) -> str:
@@ -299,9 +350,9 @@ class Agent(Closing):
 
     # Leaving, and coming back
 
-    def reconnect(self, timeout: float = 60.0) -> None:
+    def reconnect(self, timeout: float | None = 60.0) -> None:
         """After BrokerLost or a "lost" event: registers the same with the broker that serves the
-        socket now, waiting for one and for the old one's end (seconds, in all).
+        socket now, waiting for one and for the old one's end (seconds, in all; None: for ever).
 
         The broker is told what the memory holds: see state and version after it. An engine that
         is paused calls ready() again. On failure the memory is as it was: call it again. Timeout,
@@ -311,10 +362,18 @@ class Agent(Closing):
         self._handle.reconnect(lib.strew_agent_reconnect, timeout)
         self._ready = False
 
-    def withdraw(self) -> None:
-        """Takes the memory back: after it nothing writes to it."""
-        self._handle.long(lib.strew_agent_withdraw, self._handle.get())
+    def withdraw(self, timeout: float | None = None) -> None:
+        """Takes the memory back: after it nothing writes to it.
 
-    def close(self) -> None:
-        """Withdraws if need be and disconnects. A second time is fine."""
-        super().close()
+        timeout: seconds, None: the agent's. After Ctrl-C or Timeout call it again: the memory is
+        borrowed until it has returned.
+        """
+        self._handle.long(lib.strew_agent_withdraw, once="withdraw", timeout=timeout)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Withdraws if need be and disconnects. A second time is fine.
+
+        timeout: seconds, None: the agent's. After Timeout and Ctrl-C it goes on in a thread of its
+        own, and the memory is borrowed until that is over; a second close() waits for it.
+        """
+        super().close(timeout)

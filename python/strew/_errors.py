@@ -91,7 +91,7 @@ _CLASSES: dict[int, type[Error]] = {
     errno.ENOTSUP: NotShareable,
     errno.ETIMEDOUT: Timeout,
     errno.EBUSY: Busy,
-    errno.ENOENT: BrokerMissing,
+    errno.ENOENT: InvalidArgument,  # of a call that looks for no broker: a name
     errno.ECONNREFUSED: BrokerMissing,
     errno.ECONNRESET: BrokerLost,
     errno.EPIPE: BrokerLost,
@@ -99,7 +99,12 @@ _CLASSES: dict[int, type[Error]] = {
 }
 
 
-def make_error(code: int, sentence: str) -> Error:
-    """The exception for what a call of libstrew returned and said."""
+def make_error(code: int, sentence: str, seeks: bool = False) -> Error:
+    """The exception for what a call of libstrew returned and said.
+
+    seeks: it was a call that looks for a broker.
+    """
     code = abs(code)
+    if seeks and code == errno.ENOENT:
+        return BrokerMissing(code, sentence)
     return _CLASSES.get(code, Error)(code, sentence or os.strerror(code))

@@ -44,7 +44,10 @@ class LayoutParameter:
     pieces: list[Piece]
     names: tuple[str, ...] = ()
     lookup: Callable[[], Any] | None = None  # the parameter as the module has it now
-    address: int = 0
+    address: int = 0  # when the layout was made
+
+    def __post_init__(self) -> None:
+        self.address = self.address or address(self.tensor)
 
     @property
     def uncovered(self) -> int:
@@ -61,9 +64,13 @@ class Layout:
         refused: names of parameters that cannot be filled rightly from the trainer's tensors, and
             why. They are not in `parameters`.
         unfilled: names of parameters that the loader never wrote: updates leave them as they are.
-        kept: names of buffers and of plain tensors of modules that the loader never wrote. If some
-            are derived from weights, let load_weights run the engine's post-load hook as well:
-            they are filled then, or refused.
+            A tensor may be missing in `names`, or be called otherwise there. Agent.register()
+            refuses them unless the agent is `partial`.
+        kept: names of buffers and of plain tensors of modules that the loader never wrote, which
+            stay as they are: what is derived from weights among them is stale after an update. Let
+            load_weights run the engine's post-load hook as well: they are filled then, or refused.
+            With prove= plain tensors with values of their own are refused, and with reload= what
+            is left here has not changed when the weights did.
         loader: names of what the engine's own loader fills, from whole tensors, after each update.
         unused: tensors that the loader put nowhere.
         proved: True once prove() has compared it with live memory.
@@ -79,10 +86,14 @@ class Layout:
     reloader: Any = None  # what runs that loader: _reload.Reloader
 
     def status(self) -> str:
-        """ "raw 271, loader 12, refused 0, proved"."""
+        """ "raw 271, loader 12, refused 0, proved; unfilled 1, kept 2": what the loader never wrote
+        comes last, where there is some.
+        """
         proof = "proved" if self.proved else "unproved"
+        left = ", ".join(f"{what} {len(names)}" for what, names in
+                         (("unfilled", self.unfilled), ("kept", self.kept)) if names)
         return (f"raw {len(self.parameters)}, loader {len(self.loader)}, "
-                f"refused {len(self.refused)}, {proof}")
+                f"refused {len(self.refused)}, {proof}{left and '; ' + left}")
 
     def moved(self) -> dict[str, str]:
         """Parameters that do not lie where they did when the layout was made, and how so."""

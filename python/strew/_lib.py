@@ -7,13 +7,17 @@ compiled against Python's headers. What is called once for each tensor is filled
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
+import math
 import os
 import pathlib
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_DIMS = 6
 SLICE_MS = 100  # a call that waits comes up for air (and for Ctrl-C) this often
+DELETED_S = 1.0  # what was never closed is waited for so long; then it closes by itself
 _RETRY_S = 0.05  # between looks for a broker that serves the socket again
 
 c_u32, c_u64, c_int = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
@@ -159,18 +164,116 @@ def check(code: int) -> int:
     return code
 
 
+MAX_MS = 2**31 - 1
+
+
+def to_ms(seconds: float | None, what: str, most: int = MAX_MS) -> int:
+    """A timeout for the library, in ms: 1 at least, as 0 is its default there; at most `most`.
+
+    None and infinity are `most`. InvalidArgument for what is negative or no number.
+    """
+    if seconds is None:
+        return most
+    try:
+        if seconds >= 0:
+            return max(1, math.ceil(1000 * seconds)) if 1000 * seconds < most else most
+    except TypeError:
+        pass
+    raise make_error(errno.EINVAL, f"{what}: a timeout of {seconds!r} seconds")
+
+
+def _end_of(timeout: float | None) -> float | None:
+    """When a wait that begins now is over, by time.monotonic(); None: never."""
+    return None if timeout is None or timeout > MAX_MS / 1000 else time.monotonic() + timeout
+
+
+def _left_until(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+class _Call:
+    """A call of the library that has a thread of its own, and perhaps nobody who waits for it."""
+
+    def __init__(self, once: Any, out: Any, left: Callable[[], None] | None = None) -> None:
+        self.once, self.out = once, out
+        self._seeks = once in ("open", "reconnect")
+        self.code = 0
+        self.sentence = ""
+        self.done = threading.Event()
+        self._left = left  # what is to be done with its success where nobody asks for it
+        self._lock = threading.Lock()
+        self._abandoned = False
+
+    def start(self, function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        """Begins it."""
+        threading.Thread(target=self.run, args=(function, arguments), name="strew-call",
+                         daemon=True).start()
+
+    def run(self, function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        """Makes it."""
+        code = function(*arguments)
+        self.sentence = sentence() if code < 0 else ""
+        with self._lock:
+            self.code = code
+            abandoned = self._abandoned
+            self.done.set()
+        if abandoned:
+            self._clean_up()
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            self._abandoned = True
+            done = self.done.is_set()
+        if done:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self.code >= 0 and self._left is not None:
+            self._left()
+
+    def result(self) -> int:
+        """What it has returned, or put into `out`; raises what it said."""
+        if self.code < 0:
+            raise make_error(self.code, self.sentence, self._seeks)
+        return int(self.code if self.out is None else self.out.value)
+
+
 class Handle:
     """A strew_agent or strew_trainer: its address, its lock, and the calls that wait.
 
     The library wants one thread at a time on a handle; the lock sees to that, and is given back
-    between the slices of a wait. Calls release the GIL.
+    between the slices of a wait. Calls release the GIL. After fork() the child has a lock of its
+    own, and every call but close() raises.
     """
 
     def __init__(self, close: Callable[[int], None]) -> None:
         self.address: int | None = None
         self.lock = threading.RLock()
         self._close = close
-        self._running: threading.Event | None = None  # set when a long call has come back
+        self._running: _Call | None = None  # a long call, also one that nobody waits for
+        self._outcomes: dict[Any, _Call] = {}  # of those that nobody has waited for, by `once`
+        self._closing: threading.Event | None = None
+        self._leave = False  # closing would not be safe: a fork, in the middle of a call
+        _handles.add(self)
+
+    def open(self, function: Callable[..., int], options: ctypes.Structure) -> None:
+        """function(options, address). After Ctrl-C what it opens is closed again."""
+        address = c_void_p()
+
+        def left() -> None:
+            if address.value is not None:
+                self._close(address.value)
+
+        with self.lock:
+            call = _Call("open", address, left)
+            try:
+                call.start(function, (ctypes.byref(options), ctypes.byref(address)))
+                call.done.wait()
+            except BaseException:
+                call.abandon()
+                raise
+            self.address = call.result()
 
     def get(self) -> int:
         """The address, for a call that does not wait; the lock is held by the caller."""
@@ -188,82 +291,157 @@ class Handle:
 
     def wait(self, function: Callable[[int, int], int], timeout: float | None) -> int:
         """A call function(address, timeout_ms), in slices. timeout: seconds, None: for ever."""
-        end = None if timeout is None else time.monotonic() + timeout
+        to_ms(timeout, "wait")
+        end = _end_of(timeout)
         while True:
-            left = SLICE_MS if end is None else int(1000 * (end - time.monotonic()))
+            left = SLICE_MS if end is None else \
+                int(min(SLICE_MS, max(0.0, 1000 * (end - time.monotonic()))))
             with self.lock:
-                code = function(self.get(), max(0, min(SLICE_MS, left)))
+                code = function(self.get(), left)
                 if code >= 0:
                     return code
                 if code not in (-errno.ETIMEDOUT, -errno.EINTR) or \
                         (left <= 0 and code == -errno.ETIMEDOUT):
                     raise make_error(code, sentence())
 
-    def _settle(self, seconds: float) -> None:
-        """Waits for a call that Ctrl-C has left behind."""
-        if self._running is not None:
-            if not self._running.wait(seconds):
+    def _settle(self, seconds: float | None) -> None:
+        """Waits for a call that was left behind, and keeps how it ended for the next such call."""
+        call = self._running
+        if call is not None:
+            if not call.done.wait(seconds):
                 raise make_error(errno.EBUSY, "an interrupted call has not come back yet")
             self._running = None
+            # Other ranks were late: they may be there by the next call.
+            if call.once is not None and call.code != -errno.ETIMEDOUT:
+                self._outcomes[call.once] = call
 
     def settle(self, seconds: float) -> None:
         """The same from outside; Busy if it does not come back in time."""
         with self.lock:
             self._settle(seconds)
 
-    def long(self, function: Callable[..., int], *arguments: Any) -> int:
-        """A call with a deadline of its own, which cannot be cut into slices.
+    def long(self, function: Callable[..., int], *arguments: Any, once: Any = None,
+             out: Any = None, timeout: float | None = None) -> int:
+        """function(address, *arguments), which has a deadline of its own and cannot be cut into
+        slices.
 
-        In the main thread it runs beside, so that Ctrl-C is obeyed at once; the handle is busy
+        It runs beside in the main thread, so that Ctrl-C is obeyed at once; the handle is busy
         until it has come back.
+
+        Args:
+            once: names a call that succeeds once. If one of that name was left behind by Ctrl-C or
+                a timeout, this one waits for it, or is told how it has ended.
+            out: a ctypes number that the call fills in: the result then.
+            timeout: seconds, instead of the call's own deadline; it may be called again after it.
         """
+        to_ms(timeout, "timeout")
+        end, own = _end_of(timeout), timeout is None
         with self.lock:
-            if self.address is not None or self._running is not None:
-                self.get()
-            if threading.current_thread() is not threading.main_thread():
-                return check(function(*arguments))
-            result: list[Any] = []
-            self._running = done = threading.Event()
+            call = self._running
+            if call is None or once is None or call.once != once:
+                address, call = self.get(), None
+                known = self._outcomes.pop(once, None)
+                if known is not None:
+                    return known.result()
+            while True:
+                if call is None:
+                    call = _Call(once, out)
+                    if own and threading.current_thread() is not threading.main_thread():
+                        call.run(function, (address, *arguments))
+                        return call.result()
+                    self._running = call
+                    call.start(function, (address, *arguments))
+                if not call.done.wait(_left_until(end)):
+                    raise make_error(errno.ETIMEDOUT, f"it has not come back in {timeout:g} s; "
+                                     "call it again to wait for it")
+                self._running = None
+                if call.code != -errno.ETIMEDOUT or own or _left_until(end) == 0:
+                    return call.result()
+                address, call = self.get(), None
 
-            def run() -> None:
-                code = function(*arguments)
-                result.extend((code, sentence() if code < 0 else ""))
-                done.set()
+    def reconnect(self, function: Callable[[int, int], int], timeout: float | None) -> None:
+        """function(address, timeout_ms) until a broker serves the socket.
 
-            threading.Thread(target=run, name="strew-call", daemon=True).start()
-            done.wait()
-            self._running = None
-        if result[0] < 0:
-            raise make_error(result[0], result[1])
-        return int(result[0])
-
-    def reconnect(self, function: Callable[[int, int], int], timeout: float) -> None:
-        """function(address, timeout_ms) until a broker serves the socket; timeout: seconds."""
-        end = time.monotonic() + timeout
+        timeout: seconds, None: for ever.
+        """
+        to_ms(timeout, "reconnect")
+        end = _end_of(timeout)
+        with self.lock:
+            if self._running is not None and self._running.once == "reconnect":
+                self._settle(_left_until(end))
+            before = self._outcomes.pop("reconnect", None)  # that Ctrl-C has left behind
         while True:
-            left = end - time.monotonic()
-            with self.lock:
-                address = self.get()
+            left = _left_until(end)
             try:
-                self.long(function, address, max(1, int(1000 * left)))
+                self.long(function, to_ms(left, "reconnect"), once="reconnect")
                 return
             except Error as failure:
+                if failure.code == errno.EISCONN and before is not None and before.code >= 0:
+                    return
                 # A socket may outlive its killed broker for some time: ECONNRESET.
                 if failure.code not in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET,
-                                        errno.EEXIST) or left <= 0:
+                                        errno.EEXIST) or left == 0:
                     raise
             time.sleep(_RETRY_S)
 
-    def close(self) -> None:
-        """Closes it; waits for what the library waits for. A second time is fine."""
-        with self.lock:
-            try:
-                self._settle(60.0)
-            except Error:
-                return  # it still runs: what it uses cannot be freed
+    def close(self, timeout: float | None = None, keep: Any = None) -> None:
+        """Closes it; waits for what the library waits for. A second time is fine.
+
+        Ctrl-C is obeyed, and a timeout raises: the closing goes on then, and `keep` is kept until
+        it is over. What runs still is waited for there, for what it uses cannot be freed.
+        """
+        to_ms(timeout, "close")
+        end = _end_of(timeout)
+        left = _left_until(end)
+        if not self.lock.acquire(timeout=-1 if left is None else left):
+            raise make_error(errno.ETIMEDOUT, f"close: a call of another thread has not come back "
+                             f"in {timeout:g} s")
+        try:
             address, self.address = self.address, None
-            if address is not None:
+            if address is not None and not self._leave:
+                self._closing = threading.Event()
+                self._begin_closing(address, self._running, self._closing, keep)
+            closing = self._closing
+        finally:
+            self.lock.release()
+        if closing is not None and not closing.wait(_left_until(end)):
+            raise make_error(errno.ETIMEDOUT, f"close: not over in {timeout:g} s; it goes on")
+
+    def _begin_closing(self, address: int, running: _Call | None, over: threading.Event,
+                       keep: Any) -> None:
+        def run(_: Any) -> None:
+            try:
+                if running is not None:
+                    running.done.wait()
                 self._close(address)
+            finally:
+                over.set()
+
+        threading.Thread(target=run, args=(keep,), name="strew-close", daemon=True).start()
+
+    def close_at_exit(self) -> None:
+        """The same while the interpreter ends: there are no threads, and modules may be gone."""
+        address, self.address = self.address, None
+        if address is not None and self._running is None and not self._leave:
+            self._close(address)
+
+    def forked(self) -> None:
+        """In the child: whoever had the lock, or was to come back, is not there."""
+        idle = self._running is None and self._closing is None and self.lock.acquire(blocking=False)
+        self._leave = self._leave or not idle
+        self.lock = threading.RLock()
+        self._running = self._closing = None
+
+
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for handle in list(_handles):
+        handle.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Closing:
@@ -271,11 +449,11 @@ class Closing:
 
     _handle: Handle
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """A second time is fine; so is an object whose making has failed."""
         handle = getattr(self, "_handle", None)
         if handle is not None:
-            handle.close()
+            handle.close(timeout, vars(self))
 
     def __enter__(self) -> Self:
         return self
@@ -284,4 +462,9 @@ class Closing:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if sys is None or sys.is_finalizing():
+            if "_handle" in vars(self):
+                self._handle.close_at_exit()
+            return
+        with contextlib.suppress(Error):
+            Closing.close(self, DELETED_S)

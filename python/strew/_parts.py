@@ -21,6 +21,7 @@ MAX_PARTS = 64  # a part is a subset, and a model has at most so many
 ALIGN = 256  # what lies so behind one another goes over the wire from where it is
 DEFAULT_BYTES = 1 << 30
 CANCELED = errno.ECANCELED
+SETTLE_S = 5.0  # beyond its own deadline, for a call that was left behind
 
 
 @dataclasses.dataclass
@@ -155,10 +156,10 @@ class Parts:
         self._slots: list[Slot] = []
         self._index: dict[str, int] = {}
         self._subsets: list[int] = []
-        self._said = ctypes.c_uint32()  # of the next one
         self._put = 0  # parts that were put in this update
         self._lent = False
         self._patience = 0.0
+        self._unended = ""  # why a version is to be given up that could not be yet
         self._stream: Any = None  # that of the last copy, also of an update that failed
         if hasattr(tensors, "state_dict"):
             tensors = tensors.state_dict()
@@ -202,27 +203,28 @@ class Parts:
             names = [slot.name.encode() for slot in self._slots
                      if slot.part == len(self._subsets) and slot.here]
             array = (ctypes.c_char_p * max(1, len(names)))(*names)
-            if not self._said.value:  # else a call that Ctrl-C has left behind has named it
-                self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(names),
-                                  ctypes.byref(self._said))
-            self._subsets.append(self._said.value)
-            self._said = ctypes.c_uint32()
+            said = ctypes.c_uint32()
+            self._subsets.append(self._handle.long(
+                lib.strew_trainer_subset, array, len(names), ctypes.byref(said),
+                once=("part", len(self._subsets)), out=said))
 
     def publish(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
-                timeout: float) -> None:
+                deadline_ms: int) -> None:
         """Makes and puts all parts of a version; the report is to come. A failure ends it."""
+        if self._unended:
+            self._end(self._unended)
         self._prepare()
         mine = True  # also if Ctrl-C comes between opening and knowing it
         try:
             try:
-                self._handle.call(lib.strew_trainer_open_parts, version, flags, int(timeout * 1000))
+                self._handle.call(lib.strew_trainer_open_parts, version, flags, deadline_ms)
             except Error:
                 mine = False
                 raise
             self._put, self._lent = 0, False
-            self._patience = timeout + self._trainer._timeout
+            self._patience = deadline_ms / 1000 + self._trainer._timeout
             self._put_all(source)
-            self._handle.long(lib.strew_trainer_close_parts, self._handle.get())
+            self._handle.long(lib.strew_trainer_close_parts)
         except BaseException as failure:
             if not mine:
                 raise
@@ -323,11 +325,20 @@ class Parts:
             self._lent = False
 
     def _end(self, why: str) -> Report | None:
-        """Ends what is open, and waits for that; says how it has ended."""
-        with contextlib.suppress(Error):
-            self._handle.settle(self._trainer._timeout)
-            self._handle.long(lib.strew_trainer_cancel_parts, self._handle.get(),
+        """Ends what is open, and waits for that; says how it has ended.
+
+        A call that Ctrl-C has left behind comes first. Where it does not come back in time the
+        version is open still, and the next publish() begins with its end.
+        """
+        self._unended = why
+        try:
+            self._handle.settle(self._trainer._timeout + SETTLE_S)
+            self._unended = ""
+            self._handle.long(lib.strew_trainer_cancel_parts,
                               " ".join(why.split()).encode(errors="replace"))
+        except Error:
+            if self._unended:
+                return None
         with contextlib.suppress(Error):
             self._handle.wait(lib.strew_trainer_wait_released, self._trainer._timeout)
         with contextlib.suppress(Error):

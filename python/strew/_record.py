@@ -81,6 +81,8 @@ def _leave_to_loader(layout: Layout, slots: list[Slot]) -> None:
     which their own loader then does not load any more.
     """
     for slot in slots:
+        if not slot.data.numel():
+            continue
         names = layout.unfilled if isinstance(slot.tensor, torch.nn.Parameter) else layout.kept
         names.append(slot.names[0])
 
@@ -157,7 +159,7 @@ def _fill_in(layout: Layout, follower: Follower, slots: list[Slot]) -> None:
     """What the follower has seen, for each slot."""
     for slot in slots:
         name, block = slot.names[0], follower.block(slot.data)
-        if name in layout.refused:
+        if name in layout.refused or not slot.data.numel():
             continue
         try:
             pieces = _pieces(slot, block)
@@ -187,13 +189,24 @@ def _origins(layout: Layout, follower: Follower, slots: list[Slot],
     return found
 
 
-def _refuse_unfilled(layout: Layout, slots: list[Slot]) -> None:
-    """A parameter with values of its own that the loader never wrote: whence has it them?"""
+def _refuse_unfilled(layout: Layout, slots: list[Slot], reloads: bool) -> None:
+    """What has values of its own that the loader never wrote: whence has it them?
+
+    Of all parameters, and of modules' plain tensors, which engines derive from weights (MLA's
+    projections). Not of buffers: tables of positions and the like. What a reload was seen to leave
+    as it is when the weights change is derived from none.
+    """
     for slot in slots:
         name = slot.names[0]
+        if name in layout.unfilled:
+            names = layout.unfilled
+        elif name in layout.kept and slot.plain and not reloads:
+            names = layout.kept
+        else:
+            continue
         values = bits(slot.data.contiguous()).flatten()
-        if name in layout.unfilled and bool((values != values[:1]).any()):
-            layout.unfilled.remove(name)
+        if bool((values != values[:1]).any()):
+            names.remove(name)
             layout.refused[name] = ("the loader never writes it, but it has values: the engine "
                                     "derives it after loading (see reload=), or keeps it")
 
@@ -212,7 +225,7 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
             names with (dtype, shape).
         prove: a checkpoint (path or mapping) that the engine has loaded: parameters whose live
             values differ from it by a bit are refused, for the engine has changed them after; so
-            are parameters with values that the loader never wrote.
+            are parameters, and plain tensors of modules, with values that the loader never wrote.
         reload: what the engine does to load, its post-load hook included: called with an iterator
             of (name, tensor) of some tensors. What would be refused goes by the loader route then:
             Agent.resume() calls it after each update, and keeps every tensor of the module at its
@@ -256,5 +269,5 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
             origins = _origins(layout, follower, slots, sources) if followed is not None else every
             add_loader_route(layout, slots, reload, tensors, origins,
                              [source.name for source in sources])
-        _refuse_unfilled(layout, slots)
+        _refuse_unfilled(layout, slots, layout.reloader is not None)
     return layout

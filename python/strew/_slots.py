@@ -47,6 +47,11 @@ class Slot:
         """True if the loader has put something else in its place."""
         return any(self._moved(owner.get(key), was) for owner, key, was in self._places)
 
+    @property
+    def plain(self) -> bool:
+        """True of what is neither a parameter nor a buffer: a mere attribute of its module."""
+        return all("_parameters" in owner for owner, _, _ in self._places)
+
     def restore(self) -> None:
         """The engine's own memory again, by every name."""
         for owner, key, was in self._places:

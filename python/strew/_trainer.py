@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import errno
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _lib
-from ._errors import Error, InvalidArgument, Moved, NotCommitted
-from ._lib import MAX_DIMS, Closing, Handle, check, lib
-from ._tensors import Described, address, describe, is_torch, local_box
+from ._errors import Error, InvalidArgument, Moved, NotCommitted, Timeout
+from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
+from ._tensors import Described, OneGpu, Watch, describe, local_box
 
 if TYPE_CHECKING:
     from ._parts import Parts
 
+UPDATE_MAX_MS = 3_600_000  # LIMIT_UPDATE_MAX_MS: an update's deadline at most
 PUBLISH_PARTIAL = 1
 PUBLISH_SCOPE_ALL = 2
 PUBLISH_HASH = 4
@@ -31,6 +34,8 @@ _PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
 _BOX = struct.Struct("@ii24QP")  # struct strew_tensor behind its name …
 _WHOLE = struct.Struct("@ii6Q96x6QP")  # … and that of a whole one: no start, no extent
 assert _BOX.size == _WHOLE.size == ctypes.sizeof(_lib.Tensor) - ctypes.sizeof(ctypes.c_char_p)
+
+_RANK_LOST = re.compile(r"trainer rank \d+(?:(?! gave it up).)* was lost")  # as the lead says it
 
 Rename = Callable[[str], "str | None"] | Mapping[str, "str | None"]
 
@@ -47,8 +52,12 @@ def strip_prefixes(name: str) -> str:
 
 
 def launcher_rank() -> tuple[int, int]:
-    """(rank, size) as torchrun, Slurm or MPI say; (0, 1) where nobody does."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"),
+    """(rank, size) as torchrun, srun or MPI say; (0, 1) where nobody does.
+
+    A batch script of Slurm is rank 0 of the job's SLURM_NTASKS, though it runs alone: only a step,
+    which srun starts, has SLURM_STEP_NUM_TASKS.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
                        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])
@@ -142,8 +151,10 @@ def _flags(version: int, partial: bool, scope_all: bool, hash_wire: bool) -> int
 class Publishing:
     """An update on its way, from Trainer.publish_async()."""
 
-    def __init__(self, trainer: Trainer, version: int) -> None:
+    def __init__(self, trainer: Trainer, version: int,
+                 names: frozenset[str] | None = None) -> None:
         self._trainer = trainer
+        self._names = names  # of a subset
         self.version = version
         self._report: Report | None = None
 
@@ -153,14 +164,31 @@ class Publishing:
         Timeout: the memory is still lent.
         """
         if self._report is None:
-            self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
+            try:
+                self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
+            except Timeout as late:
+                raise Timeout(late.code, f"{self._late('not released')} in {timeout:g} s: the "
+                              "memory is still lent") from None
+
+    def _late(self, what: str) -> str:
+        trainer = self._trainer
+        return (f"version {self.version} at trainer rank {trainer._rank} of {trainer._size}: "
+                f"{what}")
 
     def report(self, timeout: float | None = 60.0) -> Report:
-        """Waits for the end of the update. Raises NotCommitted if no group has the version."""
+        """Waits for the end of the update. Raises NotCommitted if no group has the version.
+
+        InvalidArgument if only= had names that no rank has declared; then it has come all the same.
+        """
         if self._report is None:
-            self._report = self._trainer._take_report(timeout)
+            try:
+                self._report = self._trainer._take_report(timeout)
+            except Timeout as late:
+                raise Timeout(late.code, f"{self._late('no report')} in {timeout:g} s") from None
         if self._report.outcome == "aborted":
             raise NotCommitted(self._report, self._report.text)
+        if self._names is not None:
+            self._trainer._check_names(self._names, self._report)
         return self._report
 
 
@@ -170,7 +198,7 @@ class Trainer(Closing):
     Args:
         model: the name under which engines ask for it.
         rank, size: of this process among the model's trainer ranks; by default what torchrun,
-            Slurm or MPI have put into the environment, else 0 of 1.
+            srun or MPI have put into the environment, else 0 of 1.
         socket: of this node's broker; by default $STREW_SOCKET, else the default path.
         timeout: seconds for each call that waits for the broker.
 
@@ -184,44 +212,53 @@ class Trainer(Closing):
         options = _lib.TrainerOptions(
             socket=None if socket is None else os.fsencode(socket), model=model.encode(),
             rank=said_rank if rank is None else rank, ranks=said_size if size is None else size,
-            timeout_ms=max(1, int(timeout * 1000)))
-        self._timeout = timeout
-        self._size = options.ranks
+            timeout_ms=to_ms(timeout, "Trainer"))
+        self._timeout = options.timeout_ms / 1000
+        self._rank, self._size = options.rank, options.ranks
         self._committed = 0  # the version that was, as far as this trainer has heard
         self._subsets: dict[frozenset[str], int] = {}
+        self._misspelt: dict[frozenset[str], str] = {}  # those with names that no rank knows
         self._keep: list[Any] = []
-        self._torch: list[Any] = []  # torch tensors and their addresses: looked at before each
-        self._addresses: list[int] = []  # update
-        self._names: list[str] = []
-        self._others: list[tuple[str, Any, int]] = []
+        self._watch = Watch()  # looked at before each update
         self._declared: set[str] = set()
+        self._empty: set[str] = set()  # of these: whole tensors without elements
+        self._unsent: set[str] = set()  # of which libstrew does not know: no elements here
         self._parts: Parts | None = None
         self._record = _lib.Tensor()
         self._record_address = ctypes.addressof(self._record)
-        self._cuda = -1  # the GPU of the tensors
+        self._gpu = OneGpu("a trainer")
         self._sealed = False
-        address_out = ctypes.c_void_p()
-        self._handle.long(lib.strew_trainer_open, ctypes.byref(options), ctypes.byref(address_out))
-        self._handle.address = address_out.value
+        self._handle.open(lib.strew_trainer_open, options)
 
     def declare(self, tensors: Any, rename: Rename | None = None) -> None:
         """Declares what will be published; the memory must keep its address from now on.
 
         Args:
-            tensors: a module, or names and tensors (a state_dict, or pairs): torch tensors, NumPy
+            tensors: a module, or names and tensors (a mapping, or pairs): torch tensors, NumPy
                 arrays, whatever speaks DLPack or an array interface; any strides that do not
                 overlap. Of a DTensor (FSDP2, tensor parallel) its local shard is declared as the
                 box that it is. Nothing is gathered or copied.
+                Give the module itself where there is one: publish() then finds parameters that
+                were given other memory (`.to()` away and back, `.data =`), and raises Moved.
+                state_dict() is of detached tensors, which go on lying over the old memory: of
+                these, and of parameters that were replaced by others, Moved is raised only once
+                nobody but this trainer holds that memory, and not if somebody keeps the
+                state_dict, or memory that torch did not allocate.
             rename: a function or mapping from name to name (None: leave the tensor out); what a
                 mapping lacks keeps its name. Wrapper prefixes are stripped before.
 
         May be called several times before the first publish. InvalidArgument for a name twice,
-        NotShareable for memory that cannot be shared; the exception names the tensor.
+        NotShareable for memory that cannot be shared, or lies on a second GPU; the exception names
+        the tensor.
         """
         self._check_apart()
-        if hasattr(tensors, "state_dict"):
-            # The parameters themselves: a `.data` that is replaced later is seen then.
-            tensors = tensors.state_dict(keep_vars=True)
+        module = tensors if hasattr(tensors, "state_dict") else None
+        if module is not None:
+            # The parameters themselves: a `.data` that is replaced later is seen then. The module
+            # is kept, so that one that nobody else holds is one that was replaced.
+            self._keep.append(module)
+            tensors = module.state_dict(keep_vars=True)
+        owned = module is not None
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
         with self._handle.lock:  # once, not for each of many
@@ -235,10 +272,10 @@ class Trainer(Closing):
                     continue
                 local = local_box(name, value)
                 if local is None:
-                    self._declare(name, value, describe(name, value), None, None)
+                    self._declare(name, value, describe(name, value), None, None, owned)
                 else:
-                    value, start, shape = local
-                    self._declare(name, value, describe(name, value), shape, start)
+                    mine, start, shape = local
+                    self._declare(name, value, describe(name, mine), shape, start, owned)
 
     def declare_box(self, name: str, tensor: Any, *, shape: tuple[int, ...],
                     start: tuple[int, ...]) -> None:
@@ -289,8 +326,12 @@ class Trainer(Closing):
                                   "publishes")
 
     def _declare(self, name: str, value: Any, said: Described, shape: tuple[int, ...] | None,
-                 start: tuple[int, ...] | None) -> None:
-        """Of a whole tensor, or a box of one; the caller has the handle's lock."""
+                 start: tuple[int, ...] | None, owned: bool = False) -> None:
+        """Of a whole tensor, or a box of one; the caller has the handle's lock.
+
+        value: what `said` describes, or the DTensor that it is the shard of. owned: by a module
+        that is kept.
+        """
         ndim, extent, stride, record = len(said.shape), said.shape, said.stride, self._record
         if shape is None or start is None:
             if name in self._declared:
@@ -310,61 +351,74 @@ class Trainer(Closing):
             _BOX.pack_into(record, 8, said.dtype, ndim, *shape, *pad, *start, *pad, *extent, *pad,
                            *stride, *pad, said.data)
         if 0 in extent:
-            self._declared.add(name)
+            if name not in self._declared:
+                self._declared.add(name)
+                self._unsent.add(name)
+            if 0 in (extent if shape is None else shape):
+                self._empty.add(name)
             return
+        if said.cuda != self._gpu.index:
+            self._gpu.add(name, said.cuda)
         record.name = name.encode()
         code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
         if code < 0:
             check(code)
         self._declared.add(name)
+        if self._unsent:
+            self._unsent.discard(name)
         self._keep.append(said.keep)
-        self._cuda = max(self._cuda, said.cuda)
-        if is_torch(value):
-            self._names.append(name)
-            self._torch.append(value)
-            self._addresses.append(said.data)
-        else:
-            self._others.append((name, value, said.data))
+        self._watch.add(name, value, said, owned)
 
-    def seal(self) -> None:
-        """Ends declaring and waits until all ranks have; the first publish() does it by itself."""
+    def seal(self, timeout: float | None = None) -> None:
+        """Ends declaring and waits until all ranks have; the first publish() does it by itself.
+
+        timeout: seconds, None: the trainer's. After Ctrl-C or Timeout it may be called again: it
+        waits for the same answer.
+        """
         if not self._sealed:
-            self._handle.long(lib.strew_trainer_seal, self._handle.get())
+            self._handle.long(lib.strew_trainer_seal, once="seal", timeout=timeout)
             self._sealed = True
 
     def _check_addresses(self) -> None:
-        torch = sys.modules.get("torch")
-        if torch is not None and self._torch:
-            now = list(map(torch.Tensor.data_ptr, self._torch))
-            if now != self._addresses:
-                names = [n for n, a, b in zip(self._names, now, self._addresses) if a != b]
-                raise Moved(errno.ESTALE, f"tensor {names[0]} has moved since it was declared "
-                            f"({len(names)} in all); declare them with a new Trainer")
-        for name, value, before in self._others:
-            if address(value) != before:
-                raise Moved(errno.ESTALE, f"tensor {name} has moved since it was declared")
+        found = self._watch.moved()
+        if found:
+            name, why, count = found
+            raise Moved(errno.ESTALE, f"tensor {name} {why} ({count} in all); declare with a new "
+                        "Trainer, the module itself if there is one")
 
-    def _subset(self, only: Iterable[str]) -> int:
+    def _subset(self, names: frozenset[str]) -> int:
         """The number of that subset, which all ranks name when it is published first."""
-        names = frozenset(only)
         number = self._subsets.get(names)
         if number is None:
             unknown = sorted(names - self._declared)
             if unknown and self._size == 1:
                 raise InvalidArgument(errno.ENOENT,
                                       f"publish: tensor {unknown[0]} was not declared")
-            mine = [name.encode() for name in sorted(names & self._declared)]
+            if names <= self._empty:
+                raise InvalidArgument(errno.EINVAL, "publish: only= names no tensor with elements")
+            mine = [name.encode() for name in sorted((names & self._declared) - self._unsent)]
             array = (ctypes.c_char_p * max(1, len(mine)))(*mine)
             said = ctypes.c_uint32()
-            self._handle.long(lib.strew_trainer_subset, self._handle.get(), array, len(mine),
-                              ctypes.byref(said))
-            number = self._subsets[names] = said.value
+            number = self._subsets[names] = self._handle.long(
+                lib.strew_trainer_subset, array, len(mine), ctypes.byref(said), once=names,
+                out=said)
         return number
+
+    def _check_names(self, names: frozenset[str], report: Report) -> None:
+        """A rank knows its own tensors alone: how many there are of all ranks the report says."""
+        missing = len(names - self._empty) - report.tensors
+        if missing > 0:
+            unknown = sorted(names - self._declared)
+            self._misspelt[names] = (
+                f"publish: {missing} of the names in only= were declared by no trainer rank; not "
+                f"by this one: {', '.join(unknown[:8])}" + (", …" if len(unknown) > 8 else ""))
+            raise InvalidArgument(errno.ENOENT, f"{self._misspelt[names]}; version "
+                                  f"{report.version} has come without them: {report.outcome}")
 
     def publish_async(self, version: int, *, only: Iterable[str] | None = None,
                       base: int | None = None, stream: Any = None, partial: bool = False,
                       scope_all: bool = False, hash: bool = False,  # pylint: disable=redefined-builtin
-                      timeout: float = 60.0) -> Publishing:
+                      timeout: float | None = 60.0) -> Publishing:
         """Publishes what is declared as it is after the current stream's work; returns at once.
 
         Args:
@@ -372,15 +426,20 @@ class Trainer(Closing):
             only: names of tensors, as declared: the others are as in version `base`, their memory
                 is not read, and parameters that they fill keep their bytes. Groups that are not
                 CURRENT at `base` sit out. All ranks name the same; at most 64 different sets.
+                A name that was not declared is InvalidArgument. Of several ranks none knows the
+                others' names, so it is raised in all of them when the report of the first such
+                update is there, which has brought the other tensors, and from then on at once.
             base: of `only`; it must be the version committed last. None: the last one of this
                 trainer, 0 before the first (what the engines have loaded).
             stream: a torch stream or the address of a CUstream; None: torch's current one.
+                What is declared lies on one GPU. Streams that `__cuda_array_interface__` names are
+                waited for before.
             partial: parameters that no tensor covers are not an error.
             scope_all: commit every group or none.
             hash: compare a hash of what goes over the wire at both ends; a difference aborts the
                 update. It is done anyway where a group with staged apply is served by wire; where
                 all apply directly, what was written by then is dirty.
-            timeout: seconds, the update's deadline.
+            timeout: seconds, the update's deadline; an hour at most, which None means too.
 
         Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
         broker refuses (a version that goes back) comes in the handle's waits.
@@ -388,23 +447,28 @@ class Trainer(Closing):
         if self._parts is not None:
             raise InvalidArgument(errno.EINVAL, "publish: what declare_parts() has declared is "
                                   "published with source=")
+        names = None if only is None else frozenset(only)
+        if names in self._misspelt:
+            raise InvalidArgument(errno.ENOENT, self._misspelt[names])
         self._check_addresses()
         self.seal()
         flags = _flags(version, partial, scope_all, hash)
-        at = stream_address(stream, self._cuda)
-        if only is None:
-            self._handle.call(lib.strew_trainer_publish, version, at, flags, int(timeout * 1000))
+        deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
+        self._watch.synchronize()
+        at = stream_address(stream, self._gpu.index)
+        if names is None:
+            self._handle.call(lib.strew_trainer_publish, version, at, flags, deadline_ms)
         else:
-            self._handle.call(lib.strew_trainer_publish_subset, self._subset(only),
+            self._handle.call(lib.strew_trainer_publish_subset, self._subset(names),
                               self._committed if base is None else base, version, at, flags,
-                              int(timeout * 1000))
-        return Publishing(self, version)
+                              deadline_ms)
+        return Publishing(self, version, names)
 
     def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
                 only: Iterable[str] | None = None, base: int | None = None,
                 stream: Any = None, partial: bool = False, scope_all: bool = False,
                 hash: bool = False,  # pylint: disable=redefined-builtin
-                timeout: float = 60.0) -> Report:
+                timeout: float | None = 60.0) -> Report:
         """The same, waiting for the report.
 
         Args:
@@ -420,31 +484,38 @@ class Trainer(Closing):
         With source: what source raises, and Ctrl-C, ends the update for all ranks, which hear why
         in NotCommitted, and is raised here; the version may be published again. A tensor that is
         missing, comes twice or out of order, or has another dtype or shape is named
-        by InvalidArgument. After any Error source is run through to its end all the same, so that
-        ranks that make its tensors together (full_tensor() of a DTensor) stay together.
+        by InvalidArgument. After an Error source is run through to its end all the same, so that
+        ranks that make its tensors together (full_tensor() of a DTensor) stay together; what it
+        raises then is dropped. Only where another rank was lost it is left where it is: there is
+        nobody to make tensors with.
         """
+        deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
+        patience = deadline_ms / 1000 + self._timeout
         if source is not None:
             items = iter(source)
             try:
                 self._publish_source(items, version, _flags(version, partial, scope_all, hash),
-                                     timeout, only is None and base is None and stream is None)
-                return Publishing(self, version).report(timeout + self._timeout)
-            except Error:
-                collections.deque(items, maxlen=0)
+                                     deadline_ms, only is None and base is None and stream is None)
+                return Publishing(self, version).report(patience)
+            except Error as failure:
+                # Not where a rank is dead: what makes tensors together would wait for it.
+                if self._size == 1 or not _RANK_LOST.search(failure.sentence):
+                    with contextlib.suppress(Exception):  # the first failure is the one to tell
+                        collections.deque(items, maxlen=0)
                 raise
         handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
                                     scope_all=scope_all, hash=hash, timeout=timeout)
-        return handle.report(timeout + self._timeout)
+        return handle.report(patience)
 
     def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
-                        timeout: float, alone: bool) -> None:
+                        deadline_ms: int, alone: bool) -> None:
         if self._parts is None:
             raise InvalidArgument(errno.EINVAL, "publish: source= is for what declare_parts() has "
                                   "declared, and nothing has been")
         if not alone:
             raise InvalidArgument(errno.EINVAL, "publish: source= brings everything, and is copied "
                                   "on the current stream: no only=, base= or stream= beside it")
-        self._parts.publish(source, version, flags, timeout)
+        self._parts.publish(source, version, flags, deadline_ms)
 
     def _take_report(self, timeout: float | None) -> Report:
         said = _lib.Report()
@@ -458,13 +529,13 @@ class Trainer(Closing):
         finally:
             lib.strew_report_finish(ctypes.byref(said))
 
-    def reconnect(self, timeout: float = 60.0) -> None:
+    def reconnect(self, timeout: float | None = 60.0) -> None:
         """After BrokerLost: declares the same to the broker that serves the socket now.
 
-        Waits (seconds, in all) for such a broker, for the old one's end, and until all ranks have
-        done so. An update that was under way is forgotten: its report will not come, and its
-        memory is not lent any more. On failure call it again. Timeout, BrokerMissing;
-        InvalidArgument: the broker is not gone; Moved: see publish_async().
+        Waits (seconds, in all; None: for ever) for such a broker, for the old one's end, and until
+        all ranks have done so. An update that was under way is forgotten: its report will not
+        come, and its memory is not lent any more. On failure call it again. Timeout,
+        BrokerMissing; InvalidArgument: the broker is not gone; Moved: see publish_async().
         """
         self._check_addresses()
         self._handle.reconnect(lib.strew_trainer_reconnect, timeout)
@@ -473,7 +544,11 @@ class Trainer(Closing):
         """Polls readable when the broker has said something."""
         return self._handle.call(lib.strew_trainer_fd)
 
-    def close(self) -> None:
-        """Waits for lent memory, then disconnects. A second time is fine."""
-        super().close()
+    def close(self, timeout: float | None = None) -> None:
+        """Waits for lent memory, then disconnects. A second time is fine.
+
+        timeout: seconds, None: the trainer's. After Timeout and Ctrl-C it goes on in a thread of
+        its own, and memory is lent until that is over; a second close() waits for it.
+        """
+        super().close(timeout)
 

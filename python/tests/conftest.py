@@ -1,4 +1,7 @@
-"""Brokers for the tests, and the library of the build folder where no wheel is installed."""
+"""Brokers for the tests, and the library of the build folder where no wheel is installed.
+
+With STREW_TEST_INSTALLED=1 it must be installed, and test_installed.py looks whether all of it is.
+"""
 
 import os
 import pathlib
@@ -9,6 +12,8 @@ import pytest
 try:
     import strew
 except ImportError:
+    if os.environ.get("STREW_TEST_INSTALLED") == "1":
+        raise  # a wheel that is broken is no reason to test something else
     ROOT = pathlib.Path(__file__).resolve().parents[2]
     os.environ.setdefault("STREW_LIBRARY", str(ROOT / "build" / "lib" / "libstrew.so.0"))
     import sys

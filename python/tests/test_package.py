@@ -222,9 +222,8 @@ def test_what_the_broker_and_the_library_refuse(broker):
         with pytest.raises(strew.InvalidArgument, match="1 to 2"):
             trainer.publish(0)
         assert trainer.publish(7).committed
-        with pytest.raises(strew.Error) as caught:
+        with pytest.raises(strew.Error, match="version 6 is not above the committed version 7"):
             trainer.publish(6)
-        assert "6" in caught.value.sentence and "7" in caught.value.sentence
         # A refused update is over: the next may come.
         assert trainer.publish(8).committed
     with strew.Trainer("nobody takes it", rank=0, size=1, socket=broker.socket) as trainer:
@@ -244,7 +243,7 @@ def test_a_second_publish_while_one_runs(broker):
         agent.piece(agent.declare("a", target), whole("a", target))
         agent.register()
         running = trainer.publish_async(1)
-        with pytest.raises(strew.Busy):
+        with pytest.raises(strew.Busy, match="version 1 has not been reported yet"):
             trainer.publish(2)
         begin = time.monotonic()
         with pytest.raises(strew.Timeout):
@@ -430,7 +429,9 @@ def test_ctrl_c_is_obeyed(broker):
                 call()
             assert time.monotonic() - begin < 3
             timer.join()
-        with pytest.raises(strew.Busy):
+        with pytest.raises(strew.Busy, match="an interrupted call has not come back yet"):
+            trainer.fileno()
+        with pytest.raises(strew.Timeout):  # of the same call, which the other rank never answers
             trainer.publish(1)
 
 

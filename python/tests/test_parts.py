@@ -385,7 +385,8 @@ def rank_process(socket, pipe, names):
 
 
 def test_a_rank_that_dies(broker):
-    """The others hear which, at once; its source is run through; what engines hold stays whole."""
+    """The others hear which, at once; a source that would wait for it is left alone; what engines
+    hold stays whole."""
     names = "abcdef"
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
@@ -413,8 +414,19 @@ def test_a_rank_that_dies(broker):
         with pytest.raises(strew.NotCommitted, match="trainer rank 1 was lost") as failed:
             trainer.publish(2, source=pairs, timeout=60)
         assert time.monotonic() - begin < 20
-        assert failed.value.report.outcome == "aborted" and pairs.ended
+        assert failed.value.report.outcome == "aborted" and not pairs.ended
         engine.has(ones, 1)
+
+
+def test_a_source_that_fails_while_it_is_run_through(broker):
+    """What is told is why that was, not what came of it."""
+    def source():
+        yield "nobody", torch.zeros(1)
+        raise RuntimeError("a collective has failed")
+
+    with trainer_of(broker, SPECS) as trainer:
+        with pytest.raises(strew.InvalidArgument, match="nobody was not declared"):
+            trainer.publish(1, source=source())
 
 
 @pytest.mark.parametrize("buffer_bytes", [768, 1536])
@@ -547,7 +559,8 @@ def test_ctrl_c_while_other_ranks_are_awaited(broker):
             first.publish(1, source=rows[0])
         join = in_thread(lambda: second.publish(1, source=rows[1]))
         first._handle.settle(20)
-        assert first._parts._said.value == 1
+        call, = first._handle._outcomes.values()
+        assert call.result() == 1
         first.publish(1, source=rows[0])
         join()
         assert first._parts._subsets == second._parts._subsets == [1, 2, 3]

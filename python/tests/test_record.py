@@ -205,6 +205,25 @@ def test_an_agent_refuses_a_parameter_that_moved(broker):
         assert (module.weight == 1).all()
 
 
+@pytest.mark.parametrize("names", [["weight"], ["weight", "layer.bias"]])
+def test_a_layout_that_is_not_complete(broker, names):
+    """A tensor that is missing, or called otherwise: what it should fill is refused by name."""
+    module = poisoned_twin(lambda: nn.Linear(4, 3))
+
+    def load_weights(weights):
+        module.load_state_dict(dict(weights), strict=False)
+    layout = strew.record_layout(module, load_weights,
+                                 {n: (F32, (3, 4) if n == "weight" else (3,)) for n in names})
+    assert layout.status() == "raw 1, loader 0, refused 0, unproved; unfilled 1"
+    for skip in (False, True):
+        with strew.Agent("m", socket=broker.socket) as agent:
+            with pytest.raises(strew.Refused, match="bias: the loader never wrote it") as caught:
+                agent.register(layout, skip_refused=skip)
+            assert list(caught.value.names) == ["bias"]
+    with strew.Agent("m", socket=broker.socket, partial=True) as agent:
+        agent.register(layout)
+
+
 def test_derived_tensors_of_a_latent_attention(broker):
     described = {n: (F32, tuple(getattr(Latent(), n).shape)) for n in ("q", "kv_a", "kv_b", "o")}
     first, second = random_values(described), random_values(described)
@@ -261,6 +280,9 @@ def test_plain_attributes_that_a_post_load_hook_makes():
     kept = module.transposed
     layout = strew.record_layout(module, load_weights, described)
     assert layout.kept == ["transposed", "norm"] and list(layout.parameters) == ["weight"]
+    layout = strew.record_layout(module, load_weights, described,
+                                 prove={"weight": module.weight.detach().clone()})
+    assert list(layout.refused) == ["transposed"] and layout.kept == ["norm"]
     layout = strew.record_layout(module, with_hook, described)
     assert sorted(layout.parameters) == ["transposed", "weight"] and not layout.kept
     assert sorted(layout.refused) == ["late", "norm"] and "norm" in layout.refused["norm"]

@@ -61,15 +61,17 @@ def test_an_absorbed_latent_attention(broker):
     described = described_by(Absorbed)
     versions = [random_values(described) for _ in range(4)]
     got = engine(versions[0])
-    # Without the hook the proof finds all three, whatever the loader wrote.
+    # Without the hook the proof finds all four, whatever the loader wrote, and a plain tensor too.
     plain = strew.record_layout(got, got.load_weights, described, prove=versions[0])
-    assert sorted(plain.refused) == ["o", "w_uk_t", "w_uv"]
+    assert sorted(plain.refused) == ["o", "values", "w_uk_t", "w_uv"] and plain.kept == ["steps"]
+    unproved = strew.record_layout(got, got.load_weights, described)
+    assert unproved.status() == "raw 4, loader 0, refused 0, unproved; unfilled 2, kept 2"
     state = {n: (t, t.data_ptr(), t.detach().clone()) for n, t in
              [*got.named_parameters(), ("values", got.values)]}
     layout = strew.record_layout(got, got.load_weights, described, prove=versions[0],
                                  reload=got.reload)
     assert layout.loader == ["o", "values", "w_uk_t", "w_uv"] and not layout.refused
-    assert layout.status() == "raw 3, loader 4, refused 0, proved"
+    assert layout.status() == "raw 3, loader 4, refused 0, proved; kept 1"
     assert list(layout.reloader.feed) == ["o"]  # all else is derived from what is written raw
 
     def unchanged_addresses():
@@ -170,8 +172,8 @@ class Spoilt(Absorbed):
 @pytest.mark.parametrize("how, refused, words", [
     ("once", ["w_uv"], "does not give the values"),
     ("nothing", ["o", "w_uk_t", "w_uv"], "leaves it as it is"),
-    ("raw", ["o", "w_uk_t", "w_uv"], "changes q"),
-    ("raises", ["o", "w_uk_t", "w_uv"], "not again")])
+    ("raw", ["o", "values", "w_uk_t", "w_uv"], "changes q"),
+    ("raises", ["o", "values", "w_uk_t", "w_uv"], "not again")])
 def test_the_rehearsal_finds_loaders_that_do_not_do(how, refused, words):
     described = described_by(Spoilt)
     values = random_values(described)

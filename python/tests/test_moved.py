@@ -1,0 +1,155 @@
+"""Tensors that were given other memory after they were declared: publish() says so, by name."""
+
+import multiprocessing
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_package import whole  # noqa: E402
+from torch import nn  # noqa: E402
+
+import strew  # noqa: E402
+from loaders import free_port  # noqa: E402
+from strew._tensors import Watch, describe  # noqa: E402
+
+
+def make():
+    return nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 5, bias=False))
+
+
+def away_and_back(module):
+    module.to(torch.float64)
+    module.to(torch.float32)
+
+
+def other_data(module):
+    module[1].weight.data = module[1].weight.data.clone()
+
+
+def other_parameter(module):
+    module[1].weight = nn.Parameter(module[1].weight.detach().clone())
+
+
+WAYS = [away_and_back, other_data, other_parameter]
+
+
+@pytest.mark.parametrize("what, way", [
+    *((what, way) for what in ("module", "state_dict") for way in WAYS),
+    ("parameters", away_and_back), ("parameters", other_data)])
+def test_a_module(broker, what, way):
+    module = make()
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"module": module, "state_dict": module.state_dict(),
+                         "parameters": dict(module.named_parameters())}[what])
+        trainer._check_addresses()
+        way(module)
+        with pytest.raises(strew.Moved, match=r"0\.weight" if way is away_and_back else
+                           r"1\.weight"):
+            trainer.publish(1)
+
+
+@pytest.mark.parametrize("what", ["module", "state_dict", "temporary", "view", "numpy"])
+def test_what_has_not_moved(what):
+    """Nothing is said where memory is as it was, whoever holds it now."""
+    watch, module = Watch(), make()
+    tensors = {"module": module.state_dict(keep_vars=True), "state_dict": module.state_dict(),
+               "view": dict(enumerate(module[0].weight.data))}.get(what, {"a": torch.zeros(4)})
+    arrays = [t.numpy() for t in tensors.values()] if what == "numpy" else []
+    for name, value in tensors.items():
+        watch.add(name, value, describe(name, value), what == "module")
+    del tensors, value
+    assert watch.moved() is None
+    if what != "state_dict":
+        return
+    kept = list(module.state_dict().values())  # others over the same memory
+    del module
+    assert watch.moved() is None
+    kept[1:] = watch._torch[1:]  # the same objects
+    assert watch.moved() is None
+    kept.pop()
+    assert watch.moved()[0] == "1.weight" and not arrays
+
+
+def test_many_are_looked_at_in_turn():
+    module, watch = nn.ParameterList(torch.zeros(1) for _ in range(300)), Watch()
+    for name, value in module.state_dict().items():
+        watch.add(name, value, describe(name, value))
+    del value
+    module[123].data = torch.ones(1)
+    assert [watch.moved() for _ in range(3)].count(None) == 2
+
+
+@pytest.mark.parametrize("gate", ["held", "live"])
+def test_a_parameter_declared_by_hand(broker, gate):
+    source, parameter = torch.ones(3), nn.Parameter(torch.zeros(3), requires_grad=False)
+    with strew.Agent("m", gate=gate, socket=broker.socket) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        agent.piece(agent.declare("the.name", parameter), whole("w", parameter))
+        agent.register()
+        trainer.declare({"w": source})
+        assert agent.poll() is None
+        if gate == "live":
+            assert trainer.publish(1).committed and agent.wait(20).kind == "done"
+            assert (parameter == 1).all()
+        parameter.data = torch.zeros(3)
+        words = "parameter the.name has moved since it was declared"
+        if gate == "held":
+            with pytest.raises(strew.Moved, match=words), agent.paused():
+                pass
+            with pytest.raises(strew.Moved, match=words):
+                agent.reconnect()
+            return
+        with pytest.raises(strew.Moved, match=words):
+            agent.wait(20)
+        assert trainer.publish(2).committed
+        with pytest.raises(strew.Moved, match=words):
+            while agent.poll() is None:
+                pass
+
+
+def sharded():
+    from torch.distributed.fsdp import fully_shard
+    module = make()
+    for layer in module:
+        fully_shard(layer)
+    return fully_shard(module)
+
+
+def fsdp2_rank(port, socket, queue):
+    os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo")
+    try:
+        for what, way in (("module", "to"), ("module", "data"), ("state_dict", "to")):
+            module = sharded()
+            with strew.Trainer("m", socket=socket) as trainer:
+                trainer.declare(module.state_dict() if what == "state_dict" else module)
+                module(torch.zeros(2, 6)).sum().backward()
+                trainer._check_addresses()
+                if way == "to":
+                    away_and_back(module)
+                else:
+                    local = module[1].weight._local_tensor
+                    local.data = local.data.clone()
+                try:
+                    trainer.publish(1)
+                    queue.put("published")
+                except strew.Moved as moved:
+                    queue.put(str(moved))
+    except BaseException as failure:  # pylint: disable=broad-except
+        queue.put(repr(failure))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_fsdp2(broker):
+    pytest.importorskip("torch.distributed.fsdp")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    one = context.Process(target=fsdp2_rank, args=(free_port(), broker.socket, queue))
+    one.start()
+    for name in ("0.weight", "1.weight", "0.weight"):
+        said = queue.get(timeout=240)
+        assert f"tensor {name}" in said, said
+    one.join(30)
