@@ -49,7 +49,7 @@ def call_each(engines: Mapping[int, T], call: Callable[[T], object],
             raise failure
 
 
-class Sender:
+class Publisher:
     """Publishes versions of a trainer one after another, whatever became of the one before.
 
     Args:

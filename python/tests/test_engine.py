@@ -715,13 +715,17 @@ def test_calls_that_vllms_clients_have_not(monkeypatch, caplog):
             return True
     handle = types.SimpleNamespace(**{name: Method(name) for name in (
         "pause_generation", "resume_generation", "reset_prefix_cache")})
-    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(get=list))
+    patience = []
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(
+        get=lambda answers, timeout: patience.append(timeout) or answers))
     del asked[:]
     one = Control(types.SimpleNamespace(handles=[handle, handle]))
     one.pause("wait")
     one.reset_prefix_cache()
     assert asked == [("pause_generation", {"mode": "wait"})] * 2 + [
         ("reset_prefix_cache", {"reset_running_requests": True})] * 2
+    Control(types.SimpleNamespace(handles=[handle], timeout=7)).resume()
+    assert patience == [300, 300, 7]  # seconds: an actor that hangs is no reason to
 
     finished = []
     assert not caplog.records
