@@ -241,6 +241,14 @@ class Receiver:
         Dirty and LoaderFailed: no step may run before a later call has returned, or finish().
         On any other exception of strew's the weights are whole, and those that the engine had.
         """
+        try:
+            self._receive(version, timeout)
+        except Error as reason:
+            if self._failed is not None and self._failed is not reason:
+                raise self._failed from reason
+            raise
+
+    def _receive(self, version: int, timeout: float) -> None:
         agent = self._agent
         if agent is None:
             raise InvalidArgument(errno.EBUSY, f"this engine is {self.state}: there is no update "
@@ -254,9 +262,9 @@ class Receiver:
         self._synchronize()
         try:
             self._ready(agent)
-        except BrokerLost as lost:
+        except BrokerLost:
             self._lost(agent, before, had)
-            self._reconnect(agent, lost)
+            self._reconnect(agent)
             before = self._failed
             self._ready(agent)
         try:
@@ -270,13 +278,13 @@ class Receiver:
             had = self._lost(agent, before, had)
             if self._failed is None and had == version:
                 return  # the broker went behind its end; prepare() finds the next one
-            self._reconnect(agent, lost)
-            if self._failed is not None:
-                raise self._failed from lost
-            if version not in (had, agent.version):
+            self._reconnect(agent)
+            if self._failed is None and version not in (had, agent.version):
                 raise Error(errno.ECONNABORTED, f"the broker was lost in version {version}: this "
                             f"engine has registered again, and keeps version "
                             f"{agent.version or had}") from lost
+        if self._failed is not None:
+            raise self._failed
 
     def _ready(self, agent: Agent) -> None:
         """Opens the gate. No step may run from here on, until _resume() has the broker's word."""
@@ -322,16 +330,11 @@ class Receiver:
             self._failed = before
         return version
 
-    def _reconnect(self, agent: Agent, lost: BrokerLost) -> None:
-        """After _lost(). Raises Dirty if no step may run and there is nobody to ask."""
-        try:
-            agent.reconnect(self._timeout)
-            if self._failed is not None:
-                self._ask(agent)
-        except Error:
-            if self._failed is not None:
-                raise self._failed from lost
-            raise
+    def _reconnect(self, agent: Agent) -> None:
+        """After _lost()."""
+        agent.reconnect(self._timeout)
+        if self._failed is not None:
+            self._ask(agent)
 
     def _ask(self, agent: Agent) -> None:
         """Sets _failed as the broker sees it, which knows from its predecessor's page what was

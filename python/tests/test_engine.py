@@ -347,6 +347,8 @@ def test_a_broker_that_is_killed_while_it_writes(tmp_path, apply, state):
         receiver.prepare()
         with pytest.raises(strew.Dirty):
             receiver.finish()
+        with pytest.raises(strew.Dirty):
+            receiver.receive(torn.version, 0.2)
         torn.heal()
     finally:
         torn.close()
