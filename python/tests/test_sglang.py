@@ -22,6 +22,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from conftest import Broker  # noqa: E402
 from torch import nn  # noqa: E402
 
 import strew  # noqa: E402
@@ -353,6 +354,24 @@ def test_all_engines_are_bad(two):
         with pytest.raises(OSError, match="no route"):
             two.trainer.send_weights()
     works(two, 2)
+
+
+def test_another_broker_between_two_updates(tmp_path, loaded, monkeypatch):
+    """Both faces find it out by themselves."""
+    world = types.SimpleNamespace(world_size=1, rank_in_group=0, cpu_group=None)
+    monkeypatch.setattr(strew.sglang, "_groups", lambda: (world, 0))
+    module, path, policy = loaded
+    broker = Broker(tmp_path)
+    trainer = strew.sglang.EngineTrainer(Engine(module, stand_in, path), policy,
+                                         socket=broker.socket, engine_socket=str(broker.socket))
+    for seed in range(2):
+        policy.change(seed)
+        assert trainer.send_weights().committed
+        filled(module, policy)
+        broker.stop()
+        broker = Broker(tmp_path)
+    trainer.close()
+    broker.stop()
 
 
 def test_a_worker_that_could_not_register_tries_again_alone(broker, loaded, monkeypatch, caplog):
