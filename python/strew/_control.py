@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ._errors import BrokerLost, Error, NotCommitted
+from ._errors import BrokerLost, Error, NotCommitted, Timeout
 from ._trainer import Publishing, Report, Trainer
 
 logger = logging.getLogger("strew.control")
@@ -99,8 +98,20 @@ class Publisher:
             raise NotCommitted(report, report.text or "no engine is registered: see their logs")
         return report
 
-    def drop(self) -> None:
-        """Takes the report of what was published, if nobody has: nothing stays behind."""
-        if self._handle is not None:
-            with contextlib.suppress(Error):
-                self.report()
+    def drop(self, failure: BaseException | None = None) -> bool:
+        """Takes the report of what was published, if nobody has: nothing stays behind.
+
+        failure: what the caller is about to raise; a report that was late is not awaited again.
+        True if that version cannot be published again, as far as is known: somebody has it.
+        """
+        if isinstance(failure, NotCommitted):
+            return getattr(failure.report, "outcome", "") != "aborted"
+        if self._handle is None or isinstance(failure, Timeout):
+            return False
+        try:
+            self.report()
+        except NotCommitted as reason:
+            return self.drop(reason)
+        except Error:
+            return False
+        return True

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._control import Publisher, call_each
-from ._errors import Dirty, Error, InvalidArgument, LoaderFailed, NotCommitted, Timeout
+from ._errors import Dirty, Error, InvalidArgument, LoaderFailed, NotCommitted
 
 if TYPE_CHECKING:
     from ._engine import Place, Receiver
@@ -326,7 +326,7 @@ class EngineTrainer:
         if not self._source.in_place:
             raise InvalidArgument(errno.EINVAL, "the source is a module or a state_dict")
         self._trainer = Trainer(model, rank=rank, size=size, socket=socket)
-        self._publisher = Publisher(self._trainer, timeout)
+        self._publisher, self._alone = Publisher(self._trainer, timeout), size == 1
         try:
             self._source.declare(self._trainer)
             if rank == 0:
@@ -375,14 +375,14 @@ class EngineTrainer:
         except BaseException as failure:
             if isinstance(failure, NotCommitted):
                 stale.clear()
-            elif stale:
-                self.version = version  # somebody has it, or may have
+            # Ranks count alike: what this one alone has seen counts where there is no other.
+            seen = self._alone and bool(stale)
             try:
                 self._flush(stale)
             finally:
                 self._resume(paused, stale)
-            if not isinstance(failure, Timeout):
-                self._publisher.drop()
+            if self._publisher.drop(failure) or seen:
+                self.version = version
             raise
         self._resume(paused, stale)
         return report

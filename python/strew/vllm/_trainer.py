@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from .._control import Publisher, call_each
-from .._errors import Error, Timeout
+from .._errors import Error
 from .._source import Source
 from .._trainer import Report, Trainer
 from ._client import Control
@@ -136,7 +136,12 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
             if self.is_sender:
                 return self._send(version)
             self._publisher.publish(version)
-            report = self._publisher.report()
+            try:
+                report = self._publisher.report()
+            except BaseException as failure:
+                if self._publisher.drop(failure):
+                    self.version = version
+                raise
         self.version = version
         return report
 
@@ -168,11 +173,11 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
             self._settle(begun)
         except BaseException as failure:
             kept = set(self.failures) if kept is None else kept
-            if updated and set(begun) - kept:
-                self.version = version  # somebody has it, or may have
             self._settle(begun, resume=paused, reset=set(begun) - kept if updated else set())
-            if not isinstance(failure, Timeout):
-                self._publisher.drop()
+            # Ranks count alike: what this one alone has seen counts where there is no other.
+            seen = self._source.ranks == 1 and updated and bool(set(begun) - kept)
+            if self._publisher.drop(failure) or seen:
+                self.version = version
             cause = next(iter(self.failures.values()), None)
             raise failure from (None if cause is failure else cause)
         self._raise_if_none_is_left()
