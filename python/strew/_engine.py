@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -16,10 +17,22 @@ import torch
 
 from ._agent import Agent
 from ._checkpoint import open_checkpoint
-from ._errors import BrokerLost, Dirty, Error, InvalidArgument, Timeout
+from ._errors import (
+    BrokerLost,
+    Busy,
+    Dirty,
+    Error,
+    InvalidArgument,
+    LoaderFailed,
+    Timeout,
+)
 from ._layout import Layout
 
 Described = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+# Said of an agent whose broker is gone: its memory was being written, or may have been. IN_DOUBT
+# said by a broker that is there is another thing: the old version, whole, and not known to be last.
+_TORN = ("DIRTY", "IN_DOUBT")
 
 
 class Place(NamedTuple):
@@ -125,8 +138,16 @@ def write_described(tensors: Mapping[str, Any]) -> list[list[Any]]:
             for name, one in tensors.items()]
 
 
+def _open_gate() -> Dirty:
+    return Dirty(errno.EUCLEAN, "the broker may write to the parameters, and has not given them "
+                 "back: no step may run")
+
+
 class Receiver:
     """A worker of an engine that takes an update when it is told to, between two steps.
+
+    Whether steps may run is finish()'s to say. From the moment that the broker may write until it
+    has given the parameters back they may not, whatever happens in between.
 
     Args:
         layout: from record_layout(); kept, as it cannot be proved again once weights have changed.
@@ -141,7 +162,8 @@ class Receiver:
         self._synchronize, self._timeout = synchronize, timeout
         self._agent: Agent | None = None
         self._asleep = False
-        self._failed: Error | None = None  # of the last update, if no step may run because of it
+        self._failed: Error | None = None  # why no step may run
+        self._untold = False  # ... which this agent, and so its broker, has never heard of
 
     @property
     def state(self) -> str:
@@ -180,11 +202,16 @@ class Receiver:
     def close(self) -> None:
         """Withdraws. The layout stays for the next register()."""
         if self._agent is not None:
+            self._untold = self._untold or self._failed is not None
             self._agent.close()
             self._agent = None
 
     def prepare(self) -> None:
-        """Before an update is begun: is the broker there? Else registers with its successor."""
+        """Before an update is begun: is the broker there? Else registers with its successor.
+
+        Passes also where no step may run, as an update is what heals: finish() raises then. Where
+        that was not known for certain, the broker is asked.
+        """
         if self._asleep:
             raise InvalidArgument(errno.EBUSY, "this engine is asleep, and its parameters are "
                                   "withdrawn: wake it up before an update")
@@ -192,58 +219,136 @@ class Receiver:
             self.register()
         agent = self._agent
         assert agent is not None
+        had = agent.version
         try:
             # What earlier updates have left behind would be taken for this one's.
             while (event := agent.poll()) is not None:
                 if event.kind == "lost":
                     raise BrokerLost(errno.ECONNRESET, event.text)
         except BrokerLost:
+            self._lost(agent, self._failed, had)
             agent.reconnect(self._timeout)
+        if agent.state in _TORN or not isinstance(self._failed, (LoaderFailed, type(None))):
+            self._ask(agent)
 
     def receive(self, version: int, timeout: float) -> None:
         """The held gate: lets this version in, and returns when the engine may go on with it.
 
-        On any exception but Dirty and LoaderFailed the weights are the old ones, all of them.
+        Args:
+            version: the trainer's number, above 0.
+            timeout: seconds, of the update.
+
+        Dirty and LoaderFailed: no step may run before a later call has returned, or finish().
+        On any other exception of strew's the weights are whole, and those that the engine had.
         """
+        try:
+            self._receive(version, timeout)
+        except Error as reason:
+            if self._failed is not None and self._failed is not reason:
+                raise self._failed from reason
+            raise
+
+    def _receive(self, version: int, timeout: float) -> None:
         agent = self._agent
         if agent is None:
             raise InvalidArgument(errno.EBUSY, f"this engine is {self.state}: there is no update "
                                   "for it")
-        if agent.version > version:
-            raise InvalidArgument(errno.EINVAL, f"version {version} is older than version "
-                                  f"{agent.version}, which this engine has")
+        had, before = agent.version, self._failed
+        if version < 1:
+            raise InvalidArgument(errno.EINVAL, f"version {version}: versions are above 0")
+        if had > version:
+            raise InvalidArgument(errno.EINVAL, f"version {version} is older than version {had}, "
+                                  "which this engine has")
         self._synchronize()
         try:
-            try:
-                agent.ready()
-            except BrokerLost:
-                agent.reconnect(self._timeout)
-                agent.ready()
+            self._ready(agent)
+        except BrokerLost:
+            self._lost(agent, before, had)
+            self._reconnect(agent)
+            before = self._failed
+            self._ready(agent)
+        try:
             try:
                 # It may be there already: by catching up, or the engine's loader is to try again.
                 if agent.version != version:
                     self._wait(agent, version, timeout)
             finally:
-                self._resume(agent, timeout)
+                self._resume(agent, timeout + self._timeout)
         except BrokerLost as lost:
-            agent.reconnect(self._timeout)
-            if agent.state == "DIRTY":
-                self._failed = Dirty(errno.EUCLEAN, f"the broker was lost while version {version} "
-                                     "was written: no step may run before the next whole update")
-                raise self._failed from lost
-            raise Error(errno.ECONNABORTED, f"the broker was lost in version {version}: this "
-                        f"engine has registered again, and keeps version {agent.version}"
-                        ) from lost
+            had = self._lost(agent, before, had)
+            if self._failed is None and had == version:
+                return  # the broker went behind its end; prepare() finds the next one
+            self._reconnect(agent)
+            if self._failed is None and version not in (had, agent.version):
+                raise Error(errno.ECONNABORTED, f"the broker was lost in version {version}: this "
+                            f"engine has registered again, and keeps version "
+                            f"{agent.version or had}") from lost
+        if self._failed is not None:
+            raise self._failed
+
+    def _ready(self, agent: Agent) -> None:
+        """Opens the gate. No step may run from here on, until _resume() has the broker's word."""
+        before = self._failed
+        self._failed = before or _open_gate()
+        try:
+            agent.ready()
+        except Busy:  # a resume was cut short: its answer is still to come
+            with contextlib.suppress(Dirty, LoaderFailed):
+                self._resume(agent, self._timeout)
+            self._failed = self._failed or _open_gate()
+            agent.ready()
+        except Error:
+            self._failed = before
+            raise
 
     def _resume(self, agent: Agent, timeout: float) -> None:
         try:
-            agent.resume(timeout + self._timeout)
+            agent.resume(timeout)
         except BrokerLost:
             raise
         except Error as reason:
-            self._failed = reason
+            self._failed = reason if isinstance(reason, (Dirty, LoaderFailed)) else Dirty(
+                errno.EUCLEAN, f"the broker has not given the parameters back: {reason}")
+            raise self._failed from reason
+        # An agent that was opened since may hold what its broker takes for whole.
+        if not self._untold or agent.version > 0:
+            self._failed, self._untold = None, False
+
+    def _lost(self, agent: Agent, before: Error | None, had: int) -> int:
+        """The broker is gone: may steps run now? To be called before agent.reconnect(), which may
+        fail, and makes the agent forget. before, had: _failed and the version until now. Returns
+        the version that the memory has, if that is whole."""
+        state, version = agent.state, max(had, agent.version)
+        if state in _TORN:
+            self._failed = Dirty(errno.EUCLEAN, f"the broker was lost while an update was, or may "
+                                 f"have been, written to the parameters ({state}): no step may run "
+                                 "before the next whole update, or before a broker knows better")
+        elif version > had and self._layout.reloader is not None:
+            self._failed = Dirty(errno.EUCLEAN, f"version {version} is there, but the broker was "
+                                 "lost before the engine's loader has run on it")
+        else:
+            self._failed = before
+        return version
+
+    def _reconnect(self, agent: Agent) -> None:
+        """After _lost()."""
+        agent.reconnect(self._timeout)
+        if self._failed is not None:
+            self._ask(agent)
+
+    def _ask(self, agent: Agent) -> None:
+        """Sets _failed as the broker sees it, which knows from its predecessor's page what was
+        written. A state alone would not do: a group of which others are missing is FORMING."""
+        before, had = self._failed, agent.version
+        self._synchronize()
+        try:
+            self._ready(agent)
+            self._resume(agent, self._timeout)
+        except (Dirty, LoaderFailed):
+            pass  # finish() raises it
+        except BrokerLost:
+            self._lost(agent, before, had)
             raise
-        self._failed = None
 
     def _wait(self, agent: Agent, version: int, timeout: float) -> None:
         """Until the update has ended. Raises if it has not brought the version."""
@@ -267,6 +372,9 @@ class Receiver:
                 return
 
     def finish(self) -> None:
-        """After receive(): raises what that has raised, if no step may run."""
+        """After receive(), or prepare(): raises if no step may run, and why."""
+        if self._failed is None and self._agent is not None and self._agent.state == "DIRTY":
+            self._failed = Dirty(errno.EUCLEAN, "the parameters are written in part: no step may "
+                                 "run before the next whole update")
         if self._failed is not None:
             raise self._failed

@@ -30,17 +30,20 @@ class Reloader:
         self.feed = feed
 
     def run(self) -> None:
-        """Loads what is in `feed`. Raises LoaderFailed; every tensor is at its address again."""
+        """Loads what is in `feed`. Raises LoaderFailed; every tensor is at its address again, also
+        after Ctrl-C (which is raised as it is, and leaves what the loader fills filled in part)."""
         try:
             with torch.no_grad():
                 # Copies: a loader may keep what it is given, or change it.
                 self._reload((name, tensor.clone()) for name, tensor in self.feed.items())
-        except Exception as reason:
+            self._put_back()
+        except BaseException as reason:
             for slot in self._slots:
                 slot.restore()
+            if isinstance(reason, LoaderFailed) or not isinstance(reason, Exception):
+                raise
             raise LoaderFailed(errno.EIO, "the engine's loader failed on the tensors of an update: "
                                f"{type(reason).__name__}: {reason}") from reason
-        self._put_back()
         for device in {slot.data.device for slot in self._slots if slot.data.is_cuda}:
             torch.cuda.synchronize(device)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ._engine import write_described
-from ._errors import InvalidArgument
+from ._errors import InvalidArgument, NotShareable
 from ._host import host_empty
 from ._trainer import Trainer, strip_prefixes
 
@@ -22,6 +22,16 @@ def _weights(source: Any) -> Mapping[str, Any] | None:
     if isinstance(module, Mapping):
         return {strip_prefixes(name): tensor for name, tensor in module.items()}
     return None
+
+
+def check_whole(weights: Mapping[str, Any]) -> None:
+    """Raises NotShareable for DeepSpeed's ZeRO-3, between whose steps parameters are empty: an
+    empty tensor is nothing to declare, so that they would be left out in silence."""
+    for name, tensor in weights.items():
+        if hasattr(tensor, "ds_id"):
+            raise NotShareable(errno.ENOTSUP, f"tensor {name}: DeepSpeed's ZeRO-3 gives it memory "
+                               "for moments only; gather each tensor, and publish them in parts "
+                               "(Trainer.declare_parts())")
 
 
 class Source:
@@ -40,6 +50,7 @@ class Source:
         self._weights: Mapping[str, Any] = weights or {}
         self._copies: dict[str, torch.Tensor] = {}
         if weights is not None:
+            check_whole(weights)
             self.described = write_described(weights)
             return
         held = getattr(source, "held_names", None)

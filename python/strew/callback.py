@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 
+from ._source import check_whole
 from ._trainer import Report, Trainer
 
 logger = logging.getLogger("strew.callback")
@@ -23,9 +24,11 @@ class _Publisher:
     def __init__(self, module: Any, model: str, socket: str | os.PathLike[str] | None,
                  timeout: float) -> None:
         self._timeout = timeout
+        parameters = dict(module.named_parameters())
+        check_whole(parameters)
         self._trainer = Trainer(model, socket=socket)
         try:
-            self._trainer.declare(dict(module.named_parameters()))
+            self._trainer.declare(parameters)
         except BaseException:
             self._trainer.close()
             raise
@@ -50,8 +53,9 @@ class PublishCallback(transformers.TrainerCallback):  # type: ignore[misc]
         model, socket, timeout: without `connect`, as of strew.Trainer and its publish().
         start_version: the last one published, for a trainer that was started again.
 
-    The parameters must keep their memory: a trainer that gathers (DeepSpeed's ZeRO-3) is refused
-    by declare(). An update that nobody takes ends training: the exception is publish()'s.
+    The parameters must keep their memory: where they have it for moments only (DeepSpeed's ZeRO-3)
+    NotShareable is raised when training begins, by strew's own classes behind `connect` too. An
+    update that nobody takes ends training: the exception is publish()'s.
     """
 
     def __init__(self, connect: Callable[[Any], Any] | None = None, *, model: str = "policy",

@@ -17,13 +17,14 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._control import Publisher, call_each
 from ._errors import Dirty, Error, InvalidArgument, LoaderFailed, NotCommitted
 
 if TYPE_CHECKING:
-    from ._engine import Receiver
+    from ._engine import Place, Receiver
     from ._trainer import Report
 
 LOADER = "strew.sglang.load"
@@ -31,22 +32,31 @@ _MARK = "strew:"
 logger = logging.getLogger("strew.sglang")
 
 _receivers: weakref.WeakKeyDictionary[Any, Receiver] = weakref.WeakKeyDictionary()
+_places: weakref.WeakKeyDictionary[Any, dict[str | None, Place]] = weakref.WeakKeyDictionary()
 
 
 def load(model: Any, named_tensors: Sequence[tuple[str, Any]]) -> None:
-    """What SGLang calls. An exception ends its scheduler, so one is raised only if no step may
-    run; whoever publishes learns all else from the report, as the old weights stay."""
+    """What SGLang calls. An exception ends its scheduler, so Dirty or LoaderFailed is raised if no
+    step may run, and nothing else; whoever publishes learns the rest from the report, as the old
+    weights stay. A request that is no good is an error in the log."""
     for name, _ in named_tensors:
-        if not name.startswith(_MARK):
-            raise InvalidArgument(errno.EINVAL, f"{LOADER} takes no tensors, but {name} was sent: "
-                                  "use strew.sglang.EngineTrainer")
-        said = json.loads(name.removeprefix(_MARK))
+        do = ""
         try:
+            if not name.startswith(_MARK):
+                raise InvalidArgument(errno.EINVAL, f"{LOADER} takes no tensors, but {name} was "
+                                      "sent: use strew.sglang.EngineTrainer")
+            said = json.loads(name.removeprefix(_MARK))
+            do = said.get("do")
             _do(model, **said)
         except (Dirty, LoaderFailed):
             raise
-        except Error as reason:
-            logger.error("strew: %s: the weights are as they were: %s", said["do"], reason)
+        except Exception as reason:  # pylint: disable=broad-except
+            receiver = _receivers.get(model)
+            if receiver is not None and do != "init":
+                receiver.finish()
+            logger.error("strew: %s: the weights are as they were: %s", do or "a request",
+                         reason if isinstance(reason, Error)
+                         else f"{type(reason).__name__}: {reason}")
 
 
 def _do(model: Any, do: str, **said: Any) -> None:
@@ -58,6 +68,7 @@ def _do(model: Any, do: str, **said: Any) -> None:
         raise InvalidArgument(errno.EINVAL, f"{do} came before init, or init has failed")
     if do == "prepare":
         receiver.prepare()
+        receiver.finish()
     elif do == "update":
         receiver.receive(**said)
     elif do == "sleep":
@@ -72,12 +83,12 @@ def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpo
           apply: str, socket: str | None, timeout: float) -> None:
     """Registers the parameters; a second time looks whether they are."""
     from ._agent import Agent
-    from ._engine import Receiver, find_place, read_described
+    from ._engine import Receiver, read_described
+    place = _find_place(model, socket)
     if model in _receivers:
         _receivers[model].prepare()
+        _receivers[model].finish()
         return
-    world, part = _groups()
-    place = find_place(world, 0, part, socket)
     layout = _layout(model, read_described(tensors), checkpoint)
     partial = any(one.uncovered for one in layout.parameters.values())
     receiver = Receiver(layout, lambda: Agent(
@@ -87,6 +98,17 @@ def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpo
     _receivers[model] = receiver
     logger.info("strew: %s, registered as replica %d part %d, %d of %d on this node",
                 layout.status(), replica, *place[1:])
+
+
+def _find_place(model: Any, socket: str | None) -> Place:
+    """All workers find theirs together, the first time that they are told of that socket: later it
+    is kept, as those that have registered since do not come here with the others."""
+    from ._engine import find_place
+    places = _places.setdefault(model, {})
+    if socket not in places:
+        world, part = _groups()
+        places[socket] = find_place(world, 0, part, socket)
+    return places[socket]
 
 
 def _groups() -> tuple[Any, int]:
@@ -296,6 +318,7 @@ class EngineTrainer:
                  timeout: float = 60.0) -> None:
         from ._source import Source
         from ._trainer import Trainer
+        self.failures: dict[int, Exception] = {}  # of the last update, by engine
         self.version, self._timeout, self._replica = start_version, timeout, replica
         self._asleep: set[int] = set()
         self._engines: list[Any] = []
@@ -303,6 +326,7 @@ class EngineTrainer:
         if not self._source.in_place:
             raise InvalidArgument(errno.EINVAL, "the source is a module or a state_dict")
         self._trainer = Trainer(model, rank=rank, size=size, socket=socket)
+        self._publisher, self._alone = Publisher(self._trainer, timeout), size == 1
         try:
             self._source.declare(self._trainer)
             if rank == 0:
@@ -321,29 +345,66 @@ class EngineTrainer:
         """Publishes the source as it is now; all ranks call it.
 
         Engines that have not taken it go on with the weights they had: the report names them, by
-        replica. Raises NotCommitted if none has it.
+        replica, and `failures` says why where an engine or its server has failed. Raises
+        NotCommitted if none has it, or what the engines said if none can be asked. An engine whose
+        cache could not be flushed is left paused, until a later version. Whatever is raised (Ctrl-C
+        too), the other engines run, and the next call is like any.
         """
         version = self.version + 1 if version is None else version
-        awake = [i for i in range(len(self._engines)) if i not in self._asleep]
-        self._each(awake, lambda one: one.call("prepare"))
-        handle = self._trainer.publish_async(version, timeout=self._timeout)
-        self._each(awake, lambda one: one.pause())
+        self.failures = {}
+        awake = self._left()
+        paused: list[int] = []  # or may be
+        stale: set[int] = set()  # may have the version, and a cache of an older one
         try:
-            self._each(awake, lambda one: one.call("update", version=version,
-                                                   timeout=self._timeout))
-            report = handle.report(self._timeout + 30)
+            self._each(lambda one: one.call("prepare"))
+            if awake and not self._left():
+                raise next(iter(self.failures.values()))
+            self._publisher.publish(version)
+            paused = self._left()
+            self._each(lambda one: one.pause())
+            stale = set(self._left())
+            self._each(lambda one: one.call("update", version=version, timeout=self._timeout))
+            report = self._publisher.report()
             have = {group.replica - self._replica for group in report.groups}
             have -= {group.replica - self._replica for group in report.groups
                      if group.outcome != "committed"}
-            if not have:
-                raise NotCommitted(report, report.text or "no engine is registered: see their logs")
             self.version = version
-            self._each([i for i in awake if i in have], lambda one: one.flush())
-            self._each([i for i in awake if i in have], lambda one: one.label(version))
-        finally:
-            # load() has ended each scheduler that must not run.
-            self._each(awake, lambda one: one.resume())
+            stale = have & set(awake)
+            self._flush(stale)
+            self._each(lambda one: one.label(version), have)
+        except BaseException as failure:
+            if isinstance(failure, NotCommitted):
+                stale.clear()
+            # Ranks count alike: what this one alone has seen counts where there is no other.
+            seen = self._alone and bool(stale)
+            try:
+                self._flush(stale)
+            finally:
+                self._resume(paused, stale)
+            if self._publisher.drop(failure) or seen:
+                self.version = version
+            raise
+        self._resume(paused, stale)
         return report
+
+    def _flush(self, stale: set[int]) -> None:
+        """Takes those whose cache is flushed out of `stale`."""
+        def flush(index: int) -> None:
+            self._engines[index].flush()
+            stale.discard(index)
+        call_each({i: i for i in sorted(stale)}, flush, self.failures)
+
+    def _resume(self, paused: Sequence[int], stale: Collection[int]) -> None:
+        """All that may: load() has ended each scheduler that must not run."""
+        for index in stale:
+            logger.error("strew: engine %d is left paused: its cache was not flushed", index)
+        call_each({i: self._engines[i] for i in paused if i not in stale},
+                  lambda one: one.resume(), self.failures)
+
+    def _left(self) -> list[int]:
+        """Awake, and without a failure in this update."""
+        return [i for i in range(len(self._engines))
+                if i not in self._asleep and i not in self.failures]
 
     def release_memory_occupation(self, engine: int = 0, tags: list[str] | None = None) -> None:
         """SGLang's, behind taking the parameters back if it is the weights' memory that goes."""
@@ -359,14 +420,11 @@ class EngineTrainer:
             self._engines[engine].call("wake")
             self._asleep.discard(engine)
 
-    def _each(self, engines: Sequence[int], call: Any) -> None:
-        """All at once: an update waits for the slowest."""
-        from concurrent.futures import ThreadPoolExecutor
-        if len(engines) == 1:
-            call(self._engines[engines[0]])
-        elif engines:
-            with ThreadPoolExecutor(len(engines)) as pool:
-                list(pool.map(lambda i: call(self._engines[i]), engines))
+    def _each(self, call: Any, among: Collection[int] | None = None) -> None:
+        """Calls all engines at once, or those of `among`. Those that fail are left out from then
+        on."""
+        call_each({i: self._engines[i] for i in self._left() if among is None or i in among}, call,
+                  self.failures)
 
     def close(self) -> None:
         """Waits for lent memory, then disconnects. Engines keep what they have."""

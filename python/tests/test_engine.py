@@ -15,6 +15,7 @@ from torch import nn
 import strew
 from loaders import in_threads, random_values, same_bits
 from strew._engine import MadeUp, Receiver, Values, find_place, read_described, write_described
+from strew._layout import LayoutParameter, Piece
 from strew._source import Source
 
 SHAPES = {"a": (torch.float32, (6, 5)), "b": (torch.bfloat16, (7,))}
@@ -241,6 +242,174 @@ def test_a_broker_that_goes_in_an_update(tmp_path):
         second[0].stop()
 
 
+BIG = 32 << 20  # of int64: 256 MiB, which takes a broker long enough to be killed in the middle
+
+
+class Torn:
+    """A group whose broker was killed while it wrote to the memory of its first worker."""
+
+    def __init__(self, folder, apply, size=1):
+        self.folder, self.apply, self.size = folder, apply, size
+        self.memory = [strew.host_empty((BIG,), torch.int64) for _ in range(size)]
+        self.values = {"w": strew.host_empty((BIG,), torch.int64)}
+        for one in self.memory:
+            one.zero_()
+        self.version, end = 0, time.monotonic() + 60
+        while not self.begin():  # until the kill has hit the middle
+            assert time.monotonic() < end
+            self.close()
+
+    def receiver(self, rank):
+        memory, all_of_it = self.memory[rank], (BIG,)
+        piece = Piece("w", torch.int64, all_of_it, all_of_it, (0,), all_of_it, 0, (1,))
+        layout = strew.Layout({"w": LayoutParameter(memory, [piece], ("w",),
+                                                    address=memory.data_ptr())})
+        return Receiver(layout, lambda: strew.Agent(
+            "m", rank=rank, size=self.size, socket=self.broker.socket, apply=self.apply),
+            lambda: None, 0.2)
+
+    def begin(self):
+        self.broker = Broker(self.folder)
+        self.receivers = [self.receiver(rank) for rank in range(self.size)]
+        in_threads([one.register for one in self.receivers])
+        self.trainer = trainer_of(self.broker, self.values)
+        self.version += 1
+        self.values["w"].fill_(self.version)
+        self.raised = [None] * self.size
+
+        def receive(rank):
+            try:
+                self.receivers[rank].receive(self.version, 20.0)
+            except strew.Error as failure:
+                self.raised[rank] = failure
+        gates = [threading.Thread(target=receive, args=(r,)) for r in range(self.size)]
+        for one in self.receivers:
+            one.prepare()
+        for gate in gates:
+            gate.start()
+        self.trainer.publish_async(self.version, timeout=20.0)
+        seen = self.memory[0][::BIG // 64]
+        while gates[0].is_alive() and not (seen == self.version).any():
+            pass
+        self.kill()
+        for gate in gates:
+            gate.join(30)
+            assert not gate.is_alive()
+        return 0 < int((self.memory[0] == self.version).sum()) < BIG
+
+    def kill(self):
+        self.broker.process.kill()
+        self.broker.process.wait()
+
+    def close(self):
+        for one in self.receivers:
+            one.close()
+        self.trainer.close()
+        self.kill()
+
+    def heal(self):
+        """The next version, and finish() of all."""
+        self.trainer.reconnect(20)
+        self.values["w"].fill_(self.version + 1)
+        assert update(self.trainer, self.version + 1, *self.receivers).committed
+        assert all((one == self.version + 1).all() for one in self.memory)
+        for one in self.receivers:
+            one.prepare()
+            one.finish()
+            assert one.state == "CURRENT"
+
+
+@pytest.mark.parametrize("apply, state", [("direct", "DIRTY"), ("staged", "IN_DOUBT")])
+def test_a_broker_that_is_killed_while_it_writes(tmp_path, apply, state):
+    """No step runs on half-written weights, whether another broker comes or not."""
+    torn = Torn(tmp_path, apply)
+    receiver, = torn.receivers
+    try:
+        assert isinstance(torn.raised[0], strew.Dirty), torn.raised
+        assert receiver.state == state
+        for _ in range(2):
+            with pytest.raises(strew.Dirty):
+                receiver.finish()
+            with pytest.raises(strew.BrokerMissing):
+                receiver.prepare()
+        torn.broker = Broker(tmp_path)
+        for _ in range(2):
+            receiver.prepare()  # an update is what heals
+            assert receiver.state == "DIRTY"
+            with pytest.raises(strew.Dirty):
+                receiver.finish()
+        with pytest.raises(strew.Dirty):
+            receiver.receive(torn.version, 0.2)  # nobody publishes it
+        with pytest.raises(strew.Dirty):
+            receiver.finish()
+        receiver.sleep()  # what was saved and comes back is torn, and new to the broker
+        receiver.wake()
+        receiver.prepare()
+        with pytest.raises(strew.Dirty):
+            receiver.finish()
+        with pytest.raises(strew.Dirty):
+            receiver.receive(torn.version, 0.2)
+        torn.heal()
+    finally:
+        torn.close()
+
+
+def test_a_torn_member_of_a_group_that_is_forming(tmp_path):
+    """Its state is no answer before the others are there: the broker's grant is one."""
+    torn = Torn(tmp_path, "direct", size=2)
+    first, second = torn.receivers
+    try:
+        assert all(isinstance(one, strew.Dirty) for one in torn.raised), torn.raised
+        torn.broker = Broker(tmp_path)
+        first.prepare()
+        assert first.state == "FORMING"
+        with pytest.raises(strew.Dirty):
+            first.receive(torn.version, 0.2)
+        with pytest.raises(strew.Dirty):
+            first.finish()
+        second.prepare()
+        for one in torn.receivers:
+            with pytest.raises(strew.Dirty):
+                one.finish()
+        torn.heal()
+    finally:
+        torn.close()
+
+
+def test_a_broker_that_goes_before_it_has_begun_to_write(tmp_path):
+    """The gate was open, and nobody knows; the next broker does: steps may run."""
+    broker = Broker(tmp_path)
+    values = random_values(SHAPES, 1)
+    (module, receiver), (_, late) = [make(broker, rank=r, size=2, timeout=0.2, apply="direct")
+                                     for r in range(2)]
+    in_threads([receiver.register, late.register])
+    trainer = trainer_of(broker, values)
+    old = {name: getattr(module, name).data.clone() for name in SHAPES}
+    try:
+        receiver.prepare()
+        trainer.publish_async(1, timeout=20.0)  # the other never pauses: nothing is written
+        kill = threading.Timer(0.5, broker.process.kill)
+        kill.start()
+        with pytest.raises(strew.Dirty, match="may have been, written"):
+            receiver.receive(1, 20.0)
+        with pytest.raises(strew.Dirty):
+            receiver.finish()
+        broker.process.wait()
+        broker = Broker(tmp_path)
+        receiver.prepare()
+        receiver.finish()
+        assert has(module, old)
+        late.prepare()
+        trainer.reconnect(20)
+        assert update(trainer, 1, receiver, late).committed and has(module, values)
+    finally:
+        receiver.close()
+        late.close()
+        trainer.close()
+        broker.process.kill()
+        broker.process.wait()
+
+
 def test_no_broker(tmp_path):
     class Nobody:
         socket = tmp_path / "nobody"
@@ -290,6 +459,72 @@ def test_a_loader_that_fails_stops_the_engine_and_heals(broker):
         receiver.receive(1, 1.0)  # tries again: the tensors are there
         receiver.finish()
         assert same_bits(module.b.data, values["b"] * 2) and same_bits(module.a.data, values["a"])
+    receiver.close()
+
+
+@pytest.mark.parametrize("route", ["loader", "raw"])
+def test_a_broker_that_goes_between_the_commit_and_the_grant(tmp_path, monkeypatch, route):
+    """All is there, but for what the engine's own loader makes of it."""
+    broker = Broker(tmp_path)
+    values = random_values(SHAPES, 1)
+    module = Doubling()
+    module.reload(values.items()) if route == "loader" else module.load_weights(values.items())
+    layout = strew.record_layout(module, module.load_weights, SHAPES, prove=values,
+                                 reload=module.reload if route == "loader" else None)
+    receiver = Receiver(layout, lambda: strew.Agent("m", socket=broker.socket), lambda: None, 0.2)
+    receiver.register()
+    trainer = trainer_of(broker, values)
+    change(values, 2)
+    try:
+        receiver.prepare()
+        running = trainer.publish_async(1)
+        resume = receiver._agent.resume
+
+        def late(timeout):
+            assert running.report().committed
+            monkeypatch.undo()
+            broker.process.kill()
+            broker.process.wait()
+            resume(timeout)
+        monkeypatch.setattr(receiver._agent, "resume", late)
+        if route == "loader":
+            with pytest.raises(strew.Dirty, match="before the engine's loader has run"):
+                receiver.receive(1, 20.0)
+            with pytest.raises(strew.Dirty):
+                receiver.finish()
+            broker = Broker(tmp_path)
+            receiver.prepare()
+        else:
+            receiver.receive(1, 20.0)
+        receiver.finish()
+        factor = 2 if route == "loader" else 1
+        assert same_bits(module.b.data, values["b"] * factor)
+        assert same_bits(module.a.data, values["a"])
+    finally:
+        receiver.close()
+        trainer.close()
+        broker.process.kill()
+        broker.process.wait()
+
+
+def test_a_gate_that_is_not_given_back(broker, monkeypatch):
+    """In time, or at all as Ctrl-C came: no step may run before the broker has answered."""
+    values = random_values(SHAPES, 1)
+    module, receiver = make(broker, timeout=0.2)
+    receiver.register()
+    for reason in (strew.Timeout(110, "late"), KeyboardInterrupt()):
+        def resume(_, reason=reason):
+            raise reason
+        monkeypatch.setattr(receiver._agent, "resume", resume)
+        with pytest.raises((strew.Dirty, KeyboardInterrupt)):
+            receiver.receive(1, 0.2)
+        with pytest.raises(strew.Dirty, match="not given"):
+            receiver.finish()
+        monkeypatch.undo()
+        receiver.prepare()
+        receiver.finish()
+    with trainer_of(broker, values) as trainer:
+        assert update(trainer, 1, receiver).committed and has(module, values)
     receiver.close()
 
 
@@ -482,13 +717,17 @@ def test_calls_that_vllms_clients_have_not(monkeypatch, caplog):
             return True
     handle = types.SimpleNamespace(**{name: Method(name) for name in (
         "pause_generation", "resume_generation", "reset_prefix_cache")})
-    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(get=list))
+    patience = []
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(
+        get=lambda answers, timeout: patience.append(timeout) or answers))
     del asked[:]
     one = Control(types.SimpleNamespace(handles=[handle, handle]))
     one.pause("wait")
     one.reset_prefix_cache()
     assert asked == [("pause_generation", {"mode": "wait"})] * 2 + [
         ("reset_prefix_cache", {"reset_running_requests": True})] * 2
+    Control(types.SimpleNamespace(handles=[handle], timeout=7)).resume()
+    assert patience == [300, 300, 7]  # seconds: an actor that hangs is no reason to
 
     finished = []
     assert not caplog.records

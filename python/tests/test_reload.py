@@ -147,6 +147,53 @@ def test_a_loader_that_fails(broker, how, words):
         assert torch.equal(got(x), loaded(Broken, second)(x))
 
 
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_in_the_loader(broker, monkeypatch, reason):
+    """Parameters are at their addresses again; the next resume() loads what was cut short."""
+    described = described_by(Broken)
+    first, second = random_values(described), random_values(described)
+    got = engine(first, Broken)
+    before = {n: (t, t.data_ptr()) for n, t in [*got.named_parameters(), ("values", got.values)]}
+    layout = strew.record_layout(got, got.load_weights, described, prove=first, reload=got.reload)
+
+    def post_load():
+        Absorbed.post_load(got)
+        raise reason
+    with strew.Agent("m", socket=broker.socket) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        agent.register(layout)
+        trainer.declare(to_host(second))
+        running = trainer.publish_async(1)
+        monkeypatch.setattr(got, "post_load", post_load)
+        with pytest.raises(reason):
+            with agent.paused(timeout=20):
+                agent.wait_version(1, timeout=20)
+        assert running.report(20).committed
+        monkeypatch.undo()
+        now = {**dict(got.named_parameters()), "values": got.values}
+        assert all(now[n] is t and t.data_ptr() == at for n, (t, at) in before.items())
+        agent.resume(20)
+        x = torch.randn(5, Latent.HIDDEN)
+        assert torch.equal(got(x), loaded(Broken, second)(x))
+
+
+def test_memory_that_runs_out_behind_the_loader(monkeypatch):
+    """While what it has made is put back: LoaderFailed says so, and addresses stay."""
+    described = described_by(Absorbed)
+    values = random_values(described)
+    got = engine(values)
+    before = {n: (t, t.data_ptr()) for n, t in [*got.named_parameters(), ("values", got.values)]}
+    layout = strew.record_layout(got, got.load_weights, described, prove=values, reload=got.reload)
+
+    def now(_):
+        raise torch.OutOfMemoryError("no more of it")
+    monkeypatch.setattr("strew._slots.Slot.now", now)
+    with pytest.raises(strew.LoaderFailed, match="OutOfMemoryError: no more of it"):
+        layout.reloader.run()
+    now = {**dict(got.named_parameters()), "values": got.values}
+    assert all(now[n] is t and t.data_ptr() == at for n, (t, at) in before.items())
+
+
 class Spoilt(Absorbed):
     """Its hook works once only, or changes what is written raw, or forgets something."""
 

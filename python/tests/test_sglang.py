@@ -22,11 +22,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from conftest import Broker  # noqa: E402
 from torch import nn  # noqa: E402
 
 import strew  # noqa: E402
 import strew.sglang  # noqa: E402
-from loaders import Fused, assert_filled, free_port, poisoned_twin, random_values  # noqa: E402
+from loaders import (  # noqa: E402
+    Fused,
+    assert_filled,
+    free_port,
+    in_threads,
+    poisoned_twin,
+    random_values,
+)
+from strew._engine import write_described  # noqa: E402
 
 DESCRIBED = Fused.checkpoint()
 for _name in ("scaled", "extra"):  # computed after loading; put nowhere
@@ -169,10 +178,7 @@ def test_updates(broker, caller, loaded):
 
 def test_asleep_among_others(broker, caller, loaded):
     module, path, policy = loaded
-    other = poisoned_twin(lambda: Fused(0, 1))
-    other.derived.data.zero_()
-    other.never.data.zero_()
-    other.load_weights(policy.values.items())
+    other = twin_of(policy)
     engines = [Engine(module, caller, path), Engine(other, caller, path)]
     trainer = strew.sglang.EngineTrainer(engines, policy, socket=broker.socket,
                                          engine_socket=str(broker.socket))
@@ -216,10 +222,188 @@ def test_what_goes_wrong_leaves_the_old_weights(broker, caller, loaded, caplog):
     assert all(torch.equal(p.data, old[n]) for n, p in module.named_parameters())
 
 
-def test_tensors_are_refused(caller, loaded):
+@pytest.mark.parametrize("name, words", [
+    ("a.weight", "takes no tensors, but a.weight was sent"),
+    ("strew:{", "a request: the weights are as they were: JSONDecodeError"),
+    ("strew:7", "AttributeError"),
+    ('strew:{"version": 1}', "TypeError"),
+    ('strew:{"do": "dance"}', "dance came before init"),
+    ('strew:{"do": "init", "colour": "red"}', "init: the weights are as they were: TypeError")])
+def test_requests_that_are_no_good(caller, loaded, caplog, name, words):
+    """An exception would end the scheduler."""
     module = loaded[0]
-    with pytest.raises(strew.InvalidArgument, match="takes no tensors, but a.weight was sent"):
-        caller(module, strew.sglang.LOADER)([("a.weight", torch.zeros(2))], strew.sglang.LOADER)
+    caller(module, strew.sglang.LOADER)([(name, torch.zeros(2))], strew.sglang.LOADER)
+    assert words in caplog.text
+
+
+def test_a_shard_that_is_missing(broker, caller, loaded, caplog):
+    module, path, policy = loaded
+    index = {"weight_map": {name: "model-00001-of-00001.safetensors" for name in policy.values}}
+    folder = pathlib.Path(path)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    engine = Engine(module, caller, path)
+    trainer = strew.sglang.EngineTrainer(engine, policy, socket=broker.socket,
+                                         engine_socket=str(broker.socket))
+    assert "init: the weights are as they were" in caplog.text
+    assert module not in strew.sglang._receivers
+    trainer.close()
+
+
+@pytest.mark.parametrize("do", ["prepare", "update"])
+def test_a_scheduler_that_may_run_no_step_ends(broker, caller, loaded, monkeypatch, do):
+    """Whatever else was raised meanwhile: it is not said that the weights are as they were."""
+    module, path, policy = loaded
+    trainer = strew.sglang.EngineTrainer(Engine(module, caller, path), policy,
+                                         socket=broker.socket, engine_socket=str(broker.socket))
+    receiver = strew.sglang._receivers[module]
+    receiver._failed = strew.Dirty(117, "written in part")
+    monkeypatch.setattr(receiver, "_ask", lambda _: None)
+    said = {"do": do, **({"colour": "red"} if do == "update" else {})}
+    with pytest.raises(strew.Dirty, match="written in part"):
+        caller(module, strew.sglang.LOADER)([("strew:" + json.dumps(said), torch.zeros(0))],
+                                            strew.sglang.LOADER)
+    trainer.close()
+
+
+def twin_of(policy):
+    module = poisoned_twin(lambda: Fused(0, 1))
+    module.derived.data.zero_()
+    module.never.data.zero_()
+    module.load_weights(policy.values.items())
+    return module
+
+
+@pytest.fixture
+def two(broker, loaded, monkeypatch):
+    """A trainer with two engines, of which the second can be made to fail."""
+    world = types.SimpleNamespace(world_size=1, rank_in_group=0, cpu_group=None)
+    monkeypatch.setattr(strew.sglang, "_groups", lambda: (world, 0))
+    module, path, policy = loaded
+    engines = [Engine(module, stand_in, path), Engine(twin_of(policy), stand_in, path)]
+    trainer = strew.sglang.EngineTrainer(engines, policy, socket=broker.socket, timeout=3,
+                                         engine_socket=str(broker.socket))
+    trainer.send_weights()
+    policy.change(1)
+    running = {0: True, 1: True}
+    for index, one in enumerate(trainer._engines):
+        monkeypatch.setattr(one, "pause", lambda i=index: running.update({i: False}))
+        monkeypatch.setattr(one, "resume", lambda i=index: running.update({i: True}))
+    yield types.SimpleNamespace(trainer=trainer, engines=engines, policy=policy, running=running)
+    trainer.close()
+
+
+def spoil(engine, monkeypatch, when, failure):
+    """That call fails, once it is made."""
+    call = engine.call
+
+    def fails(*args, **_):
+        if when in ("prepare", "update") and args[:1] != (when,):
+            return call(*args, **_)
+        raise failure
+    monkeypatch.setattr(engine, "call" if when in ("prepare", "update") else when, fails)
+
+
+def works(two, seed):
+    two.policy.change(seed)
+    report = two.trainer.send_weights()
+    assert report.committed and len(report.groups) == 2 and not two.trainer.failures
+    for one in two.engines:
+        filled(one.module, two.policy)
+    assert two.running == {0: True, 1: True}
+
+
+@pytest.mark.parametrize("when", ["prepare", "pause", "update", "flush", "label", "resume"])
+def test_one_bad_engine(two, when):
+    """The other one is not held up, nobody stays paused for it, and the next update is like any."""
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(two.trainer._engines[1], patch, when, OSError("no route to host"))
+        report = two.trainer.send_weights()
+    assert {g.replica: g.outcome for g in report.groups}[0] == "committed"
+    filled(two.engines[0].module, two.policy)
+    assert "no route to host" in str(two.trainer.failures[1]) and 0 not in two.trainer.failures
+    # One with a cache of the old weights must not run.
+    assert two.running == {0: True, 1: when not in ("flush", "resume")}
+    works(two, 2)
+
+
+@pytest.mark.parametrize("when", ["prepare", "pause", "update", "flush", "label", "resume"])
+def test_ctrl_c(two, when):
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(two.trainer._engines[1], patch, when, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            two.trainer.send_weights()
+        if when == "flush":
+            assert two.running == {0: True, 1: False}
+        elif when != "resume":
+            assert two.running == {0: True, 1: True}
+    works(two, 2)
+
+
+def test_a_publish_that_is_refused(two):
+    with pytest.raises(strew.InvalidArgument, match="version 0"):
+        two.trainer.send_weights(0)
+    assert two.running == {0: True, 1: True}
+    works(two, 2)
+
+
+def test_all_engines_are_bad(two):
+    with pytest.MonkeyPatch.context() as patch:
+        for one in two.trainer._engines:
+            spoil(one, patch, "prepare", OSError("no route to host"))
+        with pytest.raises(OSError, match="no route"):
+            two.trainer.send_weights()
+    works(two, 2)
+
+
+def test_another_broker_between_two_updates(tmp_path, loaded, monkeypatch):
+    """Both faces find it out by themselves."""
+    world = types.SimpleNamespace(world_size=1, rank_in_group=0, cpu_group=None)
+    monkeypatch.setattr(strew.sglang, "_groups", lambda: (world, 0))
+    module, path, policy = loaded
+    broker = Broker(tmp_path)
+    trainer = strew.sglang.EngineTrainer(Engine(module, stand_in, path), policy,
+                                         socket=broker.socket, engine_socket=str(broker.socket))
+    for seed in range(2):
+        policy.change(seed)
+        assert trainer.send_weights().committed
+        filled(module, policy)
+        broker.stop()
+        broker = Broker(tmp_path)
+    trainer.close()
+    broker.stop()
+
+
+def test_a_worker_that_could_not_register_tries_again_alone(broker, loaded, monkeypatch, caplog):
+    """Where it belongs was found by all together the first time, and is not asked again."""
+    module, path, policy = loaded
+    other = twin_of(policy)
+    modules, meets, said = [module, other], threading.Barrier(2, timeout=5), [None, None]
+    mine = threading.local()
+
+    def gather(out, one, group):
+        said[mine.rank] = one
+        meets.wait()
+        out[:] = said
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(strew.sglang, "_groups", lambda: (types.SimpleNamespace(
+        world_size=2, rank_in_group=mine.rank, cpu_group=None), 0))
+    request = "strew:" + json.dumps({
+        "do": "init", "name": "policy", "replica": 0, "tensors": write_described(policy.values),
+        "checkpoint": path, "apply": "staged", "socket": str(broker.socket), "timeout": 5.0})
+
+    def init(rank):
+        mine.rank = rank
+        strew.sglang.load(modules[rank], [(request, None)])
+    other.o.data.mul_(2)  # it cannot be proved
+    in_threads([lambda r=r: init(r) for r in range(2)])
+    assert module in strew.sglang._receivers and other not in strew.sglang._receivers
+    other.o.data.div_(2)
+    in_threads([lambda r=r: init(r) for r in range(2)])
+    assert "BrokenBarrier" not in caplog.text
+    assert strew.sglang._receivers[other].state == "CURRENT"
+    for one in modules:
+        strew.sglang._receivers[one].close()
 
 
 def test_what_is_changed_after_loading_is_refused(broker, caller, loaded, caplog):

@@ -88,3 +88,20 @@ def test_another_sender(tmp_path):
             calls.append("closed")
     train(tmp_path, make(), PublishCallback(Sender), steps=2)
     assert calls == ["LlamaForCausalLM", 1, 2, "closed"]
+
+
+def test_zero_3_is_refused(broker):
+    """DeepSpeed's parameters between two steps: no memory of their own, and a mark."""
+    import strew.sglang
+    import strew.vllm
+    from strew.callback import PublishCallback
+    model = make()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, parameter.ds_shape = number, parameter.shape
+        parameter.data = torch.empty(0)
+    for connect in (None, lambda module: strew.sglang.EngineTrainer([], module),
+                    lambda module: strew.vllm.StrewTrainerEngine.connect(
+                        strew.vllm.StrewTrainerInitInfo(), client=[], source=module)):
+        callback = PublishCallback(connect, socket=broker.socket)
+        with pytest.raises(strew.NotShareable, match="embed_tokens.*ZeRO-3.*declare_parts"):
+            callback.on_train_begin(None, None, None, model=model)

@@ -409,6 +409,17 @@ def test_an_update_that_fails(setup, fresh, monkeypatch):
 
 
 @with_interface
+def test_a_publish_that_is_refused(setup, fresh):
+    """vLLM is in no update behind it."""
+    setup.send(2)
+    with pytest.raises(strew.InvalidArgument, match="version 0"):
+        setup.trainer.send_weights(0)
+    assert generate(setup.llm) == fresh
+    assert setup.send(1).committed and setup.send(2).committed
+    assert generate(setup.llm) == fresh
+
+
+@with_interface
 def test_two_workers_that_have_not_repacked(broker, tmp_path, models, monkeypatch):
     """TP 2, every parameter written raw into what vLLM computes with."""
     monkeypatch.setenv("STREW_SOCKET", str(broker.socket))

@@ -69,13 +69,15 @@ class Control:
 
     Pausing, resuming and resetting the prefix cache are not in vLLM's VLLMWeightSyncClient: they
     are asked of its HTTP server or Ray actors beside it, or of methods pause_generation(mode=),
-    resume_generation() and reset_prefix_cache() that a client may have.
+    resume_generation() and reset_prefix_cache() that a client may have. A server or actor has the
+    client's `timeout` (seconds) for an answer, or 300: TimeoutError, or Ray's of that name.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self._url = getattr(client, "base_url", None)
         self._handles = getattr(client, "handles", None)
+        self._timeout = getattr(client, "timeout", 300)
         if not (self._url or self._handles or hasattr(client, "reset_prefix_cache")):
             logger.warning("strew: client %s has no pause_generation(), resume_generation() and "
                            "reset_prefix_cache(): call vLLM's around send_weights() yourself",
@@ -114,13 +116,12 @@ class Control:
         if self._handles:
             import ray
             return list(ray.get([getattr(handle, method).remote(**options)
-                                 for handle in self._handles]))
+                                 for handle in self._handles], timeout=self._timeout))
         if self._url:
             query = "&".join(f"{name}={str(value).lower()}" for name, value in options.items())
             address = f"{self._url}/{path}" + (f"?{query}" if query else "")
             request = urllib.request.Request(address, method="POST")
-            with urllib.request.urlopen(request, timeout=getattr(self.client, "timeout", 300)
-                                        ) as answer:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                 said = answer.read()
             return [json.loads(said).get("success") if said else None]
         return []

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from .._errors import BrokerLost, Error, NotCommitted
+from .._control import Publisher, call_each
+from .._errors import Error
 from .._source import Source
-from .._trainer import Publishing, Report, Trainer
+from .._trainer import Report, Trainer
 from ._client import Control
 from ._interface import found, refuse
 
@@ -80,7 +80,8 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
         if self._source.publishes:
             self._trainer = Trainer(info.model, rank=info.rank, size=self._source.ranks,
                                     socket=info.socket)
-        self._declared = self._lost = False
+            self._publisher = Publisher(self._trainer, info.timeout)
+        self._declared = False
 
     @classmethod
     def trainer_init(cls, init_info: StrewTrainerInitInfo, *, client: Any,
@@ -108,7 +109,9 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
                 said = {"model": init_info.model, "tensors": engine._source.described,
                         "checkpoint": init_info.checkpoint, "apply": init_info.apply,
                         "socket": init_info.engine_socket}
-                engine._each(lambda at: at.client.init_weight_transfer_engine(said), every=True)
+                engine._each(lambda at: at.client.init_weight_transfer_engine(said))
+                for failure in engine.failures.values():
+                    raise failure
         except BaseException:
             engine.shutdown()
             raise
@@ -119,7 +122,8 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
 
         Engines that cannot take it are left with the version they had, running, and named in
         the report and in `failures`. Raises if none has it: NotCommitted, or what the engine said.
-        An engine of which it is not known that it may run is left paused.
+        An engine of which it is not known that it may run is left paused, until a later version.
+        Whatever is raised (Ctrl-C too), the other engines run, and the next call is like any.
         """
         version = self.version + 1 if version is None else version
         self._source.fill()
@@ -130,68 +134,85 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
                 self._trainer.seal()
                 self._declared = True
             if self.is_sender:
-                return self._send(self._trainer, version)
-            report = self._take(self._trainer, self._publish(self._trainer, version))
+                return self._send(version)
+            self._publisher.publish(version)
+            try:
+                report = self._publisher.report()
+            except BaseException as failure:
+                if self._publisher.drop(failure):
+                    self.version = version
+                raise
         self.version = version
         return report
 
-    def _publish(self, trainer: Trainer, version: int) -> Publishing:
-        if self._lost:
-            trainer.reconnect(self.info.timeout)
-            self._lost = False
-        try:
-            return trainer.publish_async(version, timeout=self.info.timeout)
-        except BrokerLost:
-            trainer.reconnect(self.info.timeout)
-            return trainer.publish_async(version, timeout=self.info.timeout)
-
-    def _take(self, trainer: Trainer, handle: Publishing) -> Report:
-        try:
-            report = handle.report(self.info.timeout + 30.0)
-        except BrokerLost:
-            self._lost = True
-            raise
-        if not any(group.outcome == "committed" for group in report.groups):
-            raise NotCommitted(report, report.text or "no engine is registered")
-        return report
-
-    def _send(self, trainer: Trainer, version: int) -> Report:
+    def _send(self, version: int) -> Report:
         self.failures = {}
-        # An engine whose broker is another one now must be with it before anything is published.
-        self._each(lambda at: at.client.start_weight_update())
-        self._raise_if_none_is_left()
-        started = self._left()
-        handle = self._publish(trainer, version)
-        self._each(lambda at: at.pause(self.info.pause))
-        update = {"version": version, "timeout": self.info.timeout}
-        self._each(lambda at: at.client.update_weights(update))
+        begun = self._left()  # the engines that are not as they were before, or may not be
+        kept: set[int] | None = None  # those that have not got the version
+        paused = updated = False
         try:
-            report = self._take(trainer, handle)
-        except Error as failure:
-            for index in started:
-                self._settle(index)
-            raise failure from next(iter(self.failures.values()), None)
-        self.version = version
-        for index in set(started) - set(self._left()):
-            self._settle(index)
-        self._each(lambda at: at.finish(version))
-        self._each(lambda at: at.reset_prefix_cache())
-        self._each(lambda at: at.resume())
+            # An engine whose broker is another one now must be with it before it is published.
+            self._each(lambda at: at.client.start_weight_update())
+            self._end(self.failures)  # some of their workers may have begun
+            begun = self._left()
+            self._raise_if_none_is_left()
+            self._publisher.publish(version)
+            paused = True
+            self._each(lambda at: at.pause(self.info.pause))
+            updated = True
+            update = {"version": version, "timeout": self.info.timeout}
+            self._each(lambda at: at.client.update_weights(update))
+            kept = set(self.failures)
+            report = self._publisher.report()
+            self.version = version
+            self._each(lambda at: at.finish(version))
+            self._end(set(self.failures) - kept)
+            self._each(lambda at: at.reset_prefix_cache())
+            self._each(lambda at: at.resume())
+            begun = [i for i in begun if i in kept]
+            self._settle(begun)
+        except BaseException as failure:
+            kept = set(self.failures) if kept is None else kept
+            self._settle(begun, resume=paused, reset=set(begun) - kept if updated else set())
+            # Ranks count alike: what this one alone has seen counts where there is no other.
+            seen = self._source.ranks == 1 and updated and bool(set(begun) - kept)
+            if self._publisher.drop(failure) or seen:
+                self.version = version
+            cause = next(iter(self.failures.values()), None)
+            raise failure from (None if cause is failure else cause)
         self._raise_if_none_is_left()
         return report
 
-    def _settle(self, index: int) -> None:
-        """An engine that has not got the version goes on with the old one, if it may: its workers
-        say so when an update is started and finished. Else it is left paused."""
-        client = self._controls[index].client
-        with contextlib.suppress(Exception):
-            client.finish_weight_update()  # of workers that have not failed
-        try:
-            client.start_weight_update()
-            client.finish_weight_update()
-            self._controls[index].resume()
-        except Exception as failure:  # pylint: disable=broad-except
-            logger.error("strew: engine %d is left paused: %s", index, failure)
+    def _settle(self, engines: Iterable[int], resume: bool = True,
+                reset: Collection[int] = ()) -> None:
+        """Engines that have not got the version, or of which it is not known, go on with what they
+        have, if they may: their workers say so when an update is started and finished. Else they
+        are left paused. reset: those that may have the version."""
+        def settle(index: int) -> None:
+            control = self._controls[index]
+            try:
+                _end(control)
+                try:
+                    control.client.start_weight_update()
+                    control.client.finish_weight_update()
+                except Exception:
+                    _end(control)
+                    raise
+                if index in reset:
+                    control.reset_prefix_cache()
+                if resume:
+                    control.resume()
+            except Exception as failure:  # pylint: disable=broad-except
+                logger.error("strew: engine %d is left paused: %s", index, failure)
+        call_each({i: i for i in engines}, settle, {})
+
+    def _end(self, engines: Iterable[int]) -> None:
+        """No worker of theirs is in an update from here on."""
+        def end(control: Control) -> None:
+            with contextlib.suppress(OSError):
+                _end(control)
+        call_each({i: self._controls[i] for i in engines
+                   if not _unreachable(self.failures[i])}, end, {})
 
     def _left(self) -> list[int]:
         return [i for i in range(len(self._controls)) if i not in self.failures]
@@ -200,21 +221,9 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
         if not self._left():
             raise next(iter(self.failures.values()))
 
-    def _each(self, call: Callable[[Control], Any], every: bool = False) -> None:
-        """Calls all engines at once. Those that fail are left out from then on; every: raises."""
-        left = self._left()
-        if len(left) > 1:
-            with concurrent.futures.ThreadPoolExecutor(len(left)) as pool:
-                ended = list(pool.map(lambda i: _outcome(call, self._controls[i]), left))
-        else:  # perhaps in this process, whose threads have devices of their own
-            ended = [_outcome(call, self._controls[i]) for i in left]
-        for index, failure in zip(left, ended):
-            if failure is None:
-                continue
-            if every or not isinstance(failure, Exception):
-                raise failure
-            logger.warning("strew: engine %d: %s", index, failure)
-            self.failures[index] = failure
+    def _each(self, call: Callable[[Control], Any]) -> None:
+        """Calls all engines at once. Those that fail are left out from then on."""
+        call_each({i: self._controls[i] for i in self._left()}, call, self.failures)
 
     def shutdown(self) -> None:
         """Waits for lent memory, then disconnects. Engines keep what they have."""
@@ -223,9 +232,22 @@ class StrewTrainerEngine(_EngineBase):  # type: ignore[misc]
             self._trainer = None
 
 
-def _outcome(call: Callable[[Control], Any], control: Control) -> BaseException | None:
+def _end(control: Control) -> None:
+    """Ends an update in all workers that are in one, as vLLM would refuse to start the next. Where
+    no step may run they do not finish it; but it ends when they fail in it, and there is no version
+    0. Raises OSError where nobody answers."""
     try:
-        call(control)
-    except BaseException as failure:  # pylint: disable=broad-except
-        return failure
-    return None
+        control.client.finish_weight_update()
+    except Exception as failure:  # pylint: disable=broad-except
+        if _unreachable(failure):
+            raise
+        with contextlib.suppress(Exception):
+            control.client.update_weights({"version": 0, "timeout": 0.0})
+
+
+def _unreachable(failure: BaseException) -> bool:
+    """Has nobody answered? An answer that something went wrong is an OSError too, of HTTP clients:
+    urllib's has a code, requests' a response."""
+    return (isinstance(failure, OSError) and not isinstance(failure, Error)
+            and getattr(failure, "code", None) is None
+            and getattr(failure, "response", None) is None)
