@@ -738,3 +738,58 @@ def test_calls_that_vllms_clients_have_not(monkeypatch, caplog):
     Control(types.SimpleNamespace(finish_weight_update=lambda weight_version=None:
                                   finished.append(weight_version))).finish(3)
     assert finished == ["old", "3"]
+
+
+def test_workers_of_an_engine_fail_together(monkeypatch):
+    """In the last one alone: what is behind a failure vLLM takes for the answer to a later call."""
+    import sys
+    import types
+
+    from strew.vllm._core import answer_together
+    mine, meets, said = threading.local(), threading.Barrier(2, timeout=20), [None, None]
+    world = types.SimpleNamespace(world_size=2, cpu_group=None)
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state",
+                        types.SimpleNamespace(get_world_group=lambda: world))
+    for name in ("vllm", "vllm.distributed"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+    def gather(out, one, group):
+        said[mine.rank] = one
+        meets.wait()
+        out[:] = said
+        meets.wait()
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+
+    class Worker:
+        core = types.SimpleNamespace(config=types.SimpleNamespace(
+            parallel_config=types.SimpleNamespace(world_size=2)))
+
+        def __init__(self, rank):
+            self.rank, self.failure = rank, None
+
+        def finish(self):
+            if self.failure is not None:
+                raise self.failure
+            return self.rank
+    answer_together(Worker, lambda worker: worker.core, ("finish", "what an older one has not"))
+    workers = [Worker(0), Worker(1)]
+
+    def both():
+        answers = [None, None]
+
+        def run(rank):
+            mine.rank = rank
+            try:
+                answers[rank] = workers[rank].finish()
+            except Exception as failure:
+                answers[rank] = failure
+        in_threads([lambda r=r: run(r) for r in range(2)])
+        return answers
+    assert both() == [0, 1]
+    workers[0].failure = strew.Dirty(117, "written in part")
+    first, last = both()
+    assert first is None and "worker 0: written in part" in str(last)
+    workers[1].failure = RuntimeError()
+    assert both() == [None, workers[1].failure]
+    world.world_size = 4  # data-parallel copies
+    assert both() == [workers[0].failure, workers[1].failure]

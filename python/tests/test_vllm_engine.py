@@ -420,7 +420,7 @@ def test_a_publish_that_is_refused(setup, fresh):
 
 
 @with_interface
-def test_two_workers_that_have_not_repacked(broker, tmp_path, models, monkeypatch):
+def test_two_workers_that_have_not_repacked(broker, tmp_path, models, monkeypatch, caplog):
     """TP 2, every parameter written raw into what vLLM computes with."""
     monkeypatch.setenv("STREW_SOCKET", str(broker.socket))
     options = {"tensor_parallel_size": 2, "worker_extension_cls": "vllm_probe.Raw"}
@@ -434,6 +434,24 @@ def test_two_workers_that_have_not_repacked(broker, tmp_path, models, monkeypatc
         assert hashes[0] != hashes[1]
         for status in llm.collective_rpc("probe_status"):
             assert status.startswith("raw") and "loader 0, refused 0, proved" in status
+        # One of which no step may run is left paused, and takes the next version all the same.
+        llm.collective_rpc("probe_dirty", args=(1,))
+        update = one.client.update_weights
+
+        def broken(update_info):
+            if update_info["version"]:
+                raise RuntimeError("it does not come")
+            update(update_info)
+        with monkeypatch.context() as patch:
+            patch.setattr(one.client, "update_weights", broken)
+            patch.setattr(one.trainer.info, "timeout", 2)
+            patch.setattr(one.trainer._publisher, "_timeout", 2)
+            with pytest.raises(strew.NotCommitted):
+                one.send(1)
+            assert "written in part" in caplog.text and "left paused" in caplog.text
+        llm.collective_rpc("probe_dirty", args=(None,))
+        assert one.send(1).committed and not one.trainer.failures
+        assert one.send(2).committed and generate(llm) == want
         one.trainer.shutdown()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -216,3 +217,48 @@ def follow_sleep(worker_class: type, core_of: Any) -> None:
 
     worker_class.sleep, worker_class.wake_up = sleeping, waking  # type: ignore[attr-defined]
     worker_class._strew_follows = True  # type: ignore[attr-defined]
+
+
+def answer_together(worker_class: type, core_of: Any, names: Iterable[str]) -> None:
+    """Makes these methods of a worker class fail in the last worker of an engine, if in any.
+
+    vLLM's executor of several processes stops reading answers at the first failure: those of the
+    workers behind it stay in their queues, and are taken for the answers to later calls. A worker
+    that may run no step would seem to have said that it may.
+    """
+    if "_strew_answers" in worker_class.__dict__:
+        return
+    for name in names:
+        if hasattr(worker_class, name):
+            setattr(worker_class, name, _together(getattr(worker_class, name), core_of))
+    worker_class._strew_answers = True  # type: ignore[attr-defined]
+
+
+def _together(method: Any, core_of: Any) -> Any:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        core = core_of(self)
+        size = core.config.parallel_config.world_size if core is not None else 1
+        if size == 1:
+            return method(self, *args, **kwargs)
+        from vllm.distributed.parallel_state import get_world_group
+        world, result, failure = get_world_group(), None, None
+        if world.world_size != size:  # data-parallel copies, which need not be called together
+            return method(self, *args, **kwargs)
+        try:
+            result = method(self, *args, **kwargs)
+        except Exception as reason:  # pylint: disable=broad-except
+            failure = reason
+        said: list[Any] = [None] * world.world_size
+        torch.distributed.all_gather_object(
+            said, failure and (str(failure) or type(failure).__name__), group=world.cpu_group)
+        if self.rank == size - 1:
+            if failure is not None:
+                raise failure
+            for rank, sentence in enumerate(said):
+                if sentence is not None:
+                    raise RuntimeError(f"strew: worker {rank}: {sentence}")
+        elif failure is not None:
+            logger.warning("strew: %s", failure)
+        return result
+    return call

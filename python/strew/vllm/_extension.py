@@ -17,13 +17,15 @@ class WorkerExtension:
 
     def strew_init(self, init_info: dict[str, Any]) -> str:
         """Registers the parameters with this node's broker; see _core.Init."""
-        from ._core import Core, Init, follow_sleep
+        from ._core import Core, Init, answer_together, follow_sleep
         worker: Any = self
         if _core_of(worker) is None:
             model = worker.model_runner
             model = model.get_model() if hasattr(model, "get_model") else model.model
             worker.strew_core = Core(worker.vllm_config, worker.device, model)
             follow_sleep(type(worker), _core_of)
+            answer_together(type(worker), _core_of, ("strew_start", "strew_update",
+                                                     "strew_finish"))
         worker.strew_core.init(Init(**init_info))
         return self.strew_state()
 

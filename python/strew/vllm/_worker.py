@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from ._core import Core, Init, follow_sleep
+from ._core import Core, Init, answer_together, follow_sleep
 from ._interface import found, refuse
 
 
@@ -57,6 +57,9 @@ class StrewEngine(WeightTransferEngine):  # type: ignore[misc]
             worker_class = resolve_obj_by_qualname(worker_class)
         if isinstance(worker_class, type):
             follow_sleep(worker_class, _core_of)
+            answer_together(worker_class, _core_of, (
+                "init_weight_transfer_engine", "start_weight_update", "update_weights",
+                "finish_weight_update"))
 
     def init_transfer_engine(self, init_info: StrewInitInfo) -> None:
         """Registers the parameters with this node's broker."""
