@@ -507,6 +507,10 @@ void rank_mapped(struct client *client);		  /* after mapping */
 void rank_gone(struct client *client);
 void model_set(struct server *server, struct model *model, struct publication *publication);
 void model_drop_publication(struct server *server, struct model *model);
+/* At a broker that joined: the lead has withdrawn that manifest; and all, as a lead that is joined
+ * says anew which stand. */
+void model_undeclared(struct server *server, const char *name);
+void models_undeclared(struct server *server);
 void models_free(struct server *server);
 
 /* What an update of that subset (0: everything) publishes; NULL: it is not known. */
@@ -561,6 +565,9 @@ int publication_bind(struct server *server, struct model *model, struct publicat
 	struct error *err);
 void model_try_seal(struct server *server, struct model *model);
 void lead_send_manifest(struct model *model, struct member *member);
+/* `own`: whose rank is gone, and so knows; NULL: nobody's. */
+void lead_send_undeclared(
+	struct server *server, const struct model *model, const struct member *own);
 
 /* members.c (lead): the trainer ranks of other brokers. Negative: drop the member. */
 int member_part(struct member *member, const struct msg_part *part, struct error *err);
