@@ -94,6 +94,10 @@ static void released(struct job *job)
 	free(client->session.holder);
 	client->session.worker = NULL;
 	client->session.holder = NULL;
+	/* What ended badly before it may still copy: then only our process's end is a promise. */
+	if (client->gone && !client->server->abandoned) {
+		page_store(&client->ours, WORD_QUIET, 1);
+	}
 	if (!client->gone) {
 		client->session.state = SESSION_OPEN;
 		client_ok(client, client->withdraw_serial, 0);
@@ -146,6 +150,9 @@ void client_drop(struct client *client, const char *why)
 	client->source = NULL;
 	conn_destroy(client->conn);
 	client->conn = NULL;
+	if (client->session.state < SESSION_SEALED && client->ours.words) {
+		page_store(&client->ours, WORD_QUIET, 1); /* none of its memory was mapped */
+	}
 	if (client->session.state == SESSION_LEAVING) {
 		/* Its release is under way. */
 	} else if (client->session.state >= SESSION_SEALED) {

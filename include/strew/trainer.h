@@ -191,7 +191,7 @@ STREW_API int strew_trainer_cancel_parts(struct strew_trainer *trainer, const ch
 /*
  * Waits until the update no longer reads this process's memory. -ETIMEDOUT does
  * not release: the memory is still lent. After -ECONNRESET it is released once
- * the broker's process has ended, which this call waits for too.
+ * the broker has let go of it or its process has ended, which this call waits for too.
  */
 STREW_API int strew_trainer_wait_released(struct strew_trainer *trainer, int timeout_ms);
 
