@@ -62,8 +62,10 @@ struct strew_group_report {
 
 struct strew_report {
 	uint64_t version;
-	enum strew_outcome outcome; /* COMMITTED: all groups; SAT_OUT: some; ABORTED: none */
-	const char *text;	    /* why, when not COMMITTED */
+	/* COMMITTED: all groups; SAT_OUT: some; ABORTED: none, and the version may be published
+	 * again; LOST: none has it in the end, but it was decided, so the version is spent. */
+	enum strew_outcome outcome;
+	const char *text; /* why, when not COMMITTED */
 	uint64_t tensors;
 	uint64_t unwanted;   /* tensors that no group of this update takes */
 	uint64_t bytes;	     /* of the tensors, counted once */

@@ -81,7 +81,8 @@ class GroupReport:
 class Report:
     """What became of an update. Bytes are counted once; times are seconds.
 
-    outcome: "committed" (all groups), "sat out" (some), "aborted" (none).
+    outcome: "committed" (all groups), "sat out" (some), "aborted" (none), "lost" (none, but it was
+        decided: its version is spent).
     """
 
     version: int
@@ -159,7 +160,7 @@ class Publishing:
         """Waits for the end of the update. Raises NotCommitted if no group has the version."""
         if self._report is None:
             self._report = self._trainer._take_report(timeout)
-        if self._report.outcome == "aborted":
+        if self._report.outcome in ("aborted", "lost"):
             raise NotCommitted(self._report, self._report.text)
         return self._report
 
