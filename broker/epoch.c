@@ -88,6 +88,7 @@ static void member_drop(struct member *member, const char *why)
 	} else {
 		log_debug("a connection to the control port ended: %s", why);
 	}
+	missed_lost(member);
 	/* First the ranks there: an update says whose memory it has lost. */
 	member_ranks_lost(member);
 	member_free(member);
@@ -127,6 +128,7 @@ static void end_ready(struct server *server)
 	struct epoch *epoch = &server->epoch;
 
 	epoch->state = EPOCH_READY;
+	missed_stand(server);
 	log_info("epoch %llu stands: %u brokers, %s", (unsigned long long)epoch->number,
 		epoch->ranks, epoch->carrier == CARRIER_NCCL ? "NCCL" : "TCP");
 	lead_ready(server);
@@ -551,6 +553,7 @@ static int member_message(struct member *member, const struct message *message, 
 	case MSG_ALIVE:
 		return 0;
 	case MSG_BYE:
+		member->left = true;
 		return error_set(err, -ECONNRESET, "it left");
 	default:
 		return error_set(err, -EPROTO, "message %s is not for the lead",

@@ -280,6 +280,14 @@ struct member {
 	uint64_t deadline; /* for join */
 	struct blob blob;  /* parts of what a trainer rank there declares */
 	struct member_recall *recalls; /* owned */
+	bool stood;		       /* in an epoch that stood */
+	bool left;		       /* in order: it has said so */
+};
+
+/* One that was lost without a word (missed.c). */
+struct missed {
+	struct msg_join join;
+	uint64_t until;
 };
 
 enum epoch_state {
@@ -350,6 +358,8 @@ struct server {
 	struct node node;
 	struct epoch epoch;
 	struct member *members;
+	struct missed missed[LIMIT_BROKERS]; /* lead */
+	size_t nmissed;
 	uint64_t warn_at; /* when a refused broker is worth a warning again */
 	uint32_t unsaid;  /* refused since the last one */
 	struct lead_link lead;
@@ -644,6 +654,12 @@ void join_stop(struct server *server);
 void join_send(struct server *server, struct message *message);
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of);
 void join_fill(struct server *server, struct msg_join *ret_join);
+
+/* missed.c: brokers whose groups scope=all cannot ask (lead) */
+void missed_lost(const struct member *member); /* before the member itself is */
+void missed_stand(struct server *server);      /* an epoch stands: who is in it is missed no more */
+/* One that is missed, or NULL. */
+const char *missed_name(struct server *server, uint64_t now);
 
 /* keys.c: the beginning of a connection between brokers. -EPERM: a key is there at one end only. */
 int member_keyed(const struct member *member, const struct message *message, struct error *err);

@@ -41,6 +41,7 @@
 	X(LIMIT_PULL_MS, "at least, for workers to copy out of their twins")                       \
 	X(LIMIT_ALIVE_MS, "between two words of a broker to another")                              \
 	X(LIMIT_SILENT_MS, "without one: the broker is given up")                                  \
+	X(LIMIT_MISSED_MS, "that scope=all waits for a broker that was lost")                      \
 	X(LIMIT_SUCCEED_MS, "to join in the place of a broker that may have ended")                \
 	X(LIMIT_EPOCH_MS, "to join, and to make a communicator")                                   \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \

@@ -41,8 +41,13 @@ struct strew_tensor {
 	const void *data; /* as of a parameter; what cannot be mapped is copied by publish */
 };
 
-#define STREW_PUBLISH_PARTIAL 1u   /* parameters that no tensor covers are not an error */
-#define STREW_PUBLISH_SCOPE_ALL 2u /* commit every group or none */
+#define STREW_PUBLISH_PARTIAL 1u /* parameters that no tensor covers are not an error */
+/*
+ * Commit every group or none: every group of every broker that is there. A broker that was lost
+ * aborts it until it is back, for 10 minutes at most; one that has left in order does not, nor one
+ * that was lost before the lead itself was started.
+ */
+#define STREW_PUBLISH_SCOPE_ALL 2u
 /*
  * Compare a hash of what goes over the wire at both ends: a difference aborts the update. It is
  * always done where a group with staged apply is served by wire; where all apply directly, what
