@@ -62,6 +62,16 @@
 #define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
 #define LIMIT_SUCCEED_MS 10000	/* joining: so long a broker that has died may be in the way */
 
+/* Of all sessions of a broker together. */
+#define LIMIT_ALL_PARTS_BYTES (1u << 30) /* layouts that are not sealed yet */
+#define LIMIT_ALL_CHUNKS 131072u
+
+#define LIMIT_READ_MS 5000	  /* for the copy of what an observer reads */
+#define LIMIT_ACCEPT_PAUSE_MS 100 /* without accepting, when descriptors are short */
+#define LIMIT_PORT_FREE_MS 10000  /* for the lead's port, which a dead broker may still have */
+#define LIMIT_GATHER_MS 50	  /* for more changes of membership, before an epoch is made */
+#define LIMIT_DRAIN_MS 1000	  /* behind an abort, for the kernels that it has told to end */
+
 #define LIMIT_SLOT_BYTES_MIN (64u << 10)
 #define LIMIT_SLOT_BYTES_MAX (4ull << 30)
 #define LIMIT_SLOTS_MIN 2u

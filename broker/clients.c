@@ -221,31 +221,14 @@ static void imported(struct job *job)
 	free(work);
 }
 
-/* -E2BIG when as many processes have registered as may. */
-static int check_room(const struct server *server, struct error *err)
-{
-	size_t n = 0;
-
-	for (const struct client *client = server->clients; client; client = client->next) {
-		n += client->session.state >= SESSION_SEALED;
-	}
-	return n > LIMIT_SESSIONS ? error_set(err, -E2BIG,
-					    "%u workers and trainers are registered here already",
-					    LIMIT_SESSIONS)
-				  : 0;
-}
-
 /* A registration or declaration is whole: takes its place, then has its memory mapped. */
 static void import(struct client *client)
 {
 	struct session *session = &client->session;
 	struct job_import *work;
 	struct error err;
-	int rc = check_room(client->server, &err);
+	int rc = session->worker ? team_place(client, &err) : rank_place(client, &err);
 
-	if (rc == 0) {
-		rc = session->worker ? team_place(client, &err) : rank_place(client, &err);
-	}
 	if (rc) {
 		client_error(client, session->seal_serial, rc, err.text);
 		session_reset(session);
@@ -469,10 +452,13 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 static bool client_message(struct client *client, struct message *message)
 {
 	enum session_verdict verdict = VERDICT_NONE;
-	struct error err;
+	struct error err, refusal;
 	int rc = session_receive(&client->session, message,
 		gpu_info(client->server->gpu)->kind_name, &verdict, &err);
 
+	if (rc == 0 && !room_check(client, &refusal)) {
+		session_refuse(&client->session, &refusal);
+	}
 	if (client->session.state == SESSION_FILLING && client->deadline == DEADLINE_NEVER) {
 		client->deadline = deadline_in_ms(LIMIT_REGISTER_MS);
 	} else if (client->session.state != SESSION_FILLING &&

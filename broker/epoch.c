@@ -23,8 +23,6 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#define GATHER_MS 50
-
 static void on_member(void *data, uint32_t events);
 
 struct member *member_by_rank(struct server *server, uint32_t rank)
@@ -120,7 +118,7 @@ void epoch_changed(struct server *server)
 		atomic_store(&epoch->job.cancel, 1);
 	}
 	epoch->state = EPOCH_GATHERING;
-	epoch->deadline = clock_ns() + GATHER_MS * 1000000ull;
+	epoch->deadline = clock_ns() + LIMIT_GATHER_MS * 1000000ull;
 }
 
 static void end_ready(struct server *server)

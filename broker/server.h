@@ -413,6 +413,9 @@ uint64_t clients_due(const struct server *server);
 void clients_drop_all(struct server *server);
 void clients_release_due(struct server *server); /* the node has become idle */
 
+/* room.c: false, and a sentence with -E2BIG, if what this one registers is too much. */
+bool room_check(const struct client *asking, struct error *err);
+
 /* groups.c */
 int team_place(struct client *client, struct error *err); /* before mapping: is the place free? */
 void team_join(struct client *client);			  /* after mapping */
