@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define ENDED_POLL_MS 10 /* where there is no pidfd */
+#define ENDED_POLL_MS 10 /* between looks at the page, and at the pid where there is no pidfd */
 
 bool agent_session_forked(const struct agent_session *session)
 {
@@ -324,19 +324,21 @@ void agent_session_finish(struct agent_session *session)
 	fd_close(&session->wake_fd);
 }
 
-static int process_ended(int pidfd, pid_t pid, uint64_t deadline, struct error *err)
+static int process_ended(
+	const struct page *page, int pidfd, pid_t pid, uint64_t deadline, struct error *err)
 {
 	struct pollfd end = {.fd = pidfd, .events = POLLIN};
 
 	for (;;) {
 		int left_ms = deadline_left_ms(deadline);
 
-		if (pidfd < 0 && pid > 0) {
-			if (kill(pid, 0) < 0 && errno == ESRCH) {
-				return 0;
-			}
-			left_ms = left_ms < 0 ? ENDED_POLL_MS : MIN(left_ms, ENDED_POLL_MS);
+		/* A broker that has ended this connection alone, or starts itself anew in the same
+		 * process, says it there when it has let go of this process's memory. */
+		if ((page->words && page_load(page, WORD_QUIET)) ||
+			(pidfd < 0 && pid > 0 && kill(pid, 0) < 0 && errno == ESRCH)) {
+			return 0;
 		}
+		left_ms = left_ms < 0 ? ENDED_POLL_MS : MIN(left_ms, ENDED_POLL_MS);
 		if (poll(&end, 1, left_ms) > 0) {
 			return 0;
 		}
@@ -350,7 +352,8 @@ static int process_ended(int pidfd, pid_t pid, uint64_t deadline, struct error *
 
 int agent_broker_ended(const struct agent_session *session, uint64_t deadline, struct error *err)
 {
-	return process_ended(session->pidfd, session->broker_pid, deadline, err);
+	return process_ended(
+		&session->broker_page, session->pidfd, session->broker_pid, deadline, err);
 }
 
 /* All that belongs to one connection. */
@@ -391,7 +394,8 @@ static int follow(
 
 	if (!same) {
 		/* It may live on behind its socket's end. */
-		int rc = process_ended(old->pidfd, old->broker_pid, deadline, err);
+		int rc = process_ended(
+			&old->broker_page, old->pidfd, old->broker_pid, deadline, err);
 
 		if (rc) {
 			return rc;

@@ -147,8 +147,9 @@ int agent_request_result(
 void agent_request_clear(struct agent_session *session, struct agent_request *request);
 
 /*
- * Waits for the end of the broker's process, behind which nothing of it touches memory. 0;
- * -ETIMEDOUT also where it cannot be observed.
+ * After the connection was lost: waits until the broker has said on its page that it touches this
+ * process's memory no more, or for the end of its process. 0; -ETIMEDOUT also where that cannot be
+ * observed.
  */
 int agent_broker_ended(const struct agent_session *session, uint64_t deadline, struct error *err);
 

@@ -282,19 +282,20 @@ int strew_agent_withdraw(struct strew_agent *agent)
 	return public_return(rc, &err);
 }
 
-void strew_agent_close(struct strew_agent *agent)
+int strew_agent_close(struct strew_agent *agent)
 {
-	struct error err;
+	struct error err = {0};
+	int rc = 0;
 
 	if (!agent) {
-		return;
+		return 0;
 	}
 	/*
 	 * In a forked child only what is memory and descriptors is given back: the set and the
 	 * page's registration are the parent's, and CUDA is not to be touched here, so they stay.
 	 */
 	if (agent_session_enter(&agent->session, &err) == 0) {
-		worker_withdraw(agent, deadline_in_ms(agent->session.timeout_ms), &err);
+		rc = worker_withdraw(agent, deadline_in_ms(agent->session.timeout_ms), &err);
 		agent_session_leave(&agent->session);
 		export_page_destroy(agent->words);
 		agent_session_finish(&agent->session);
@@ -303,4 +304,5 @@ void strew_agent_close(struct strew_agent *agent)
 		agent_session_finish(&agent->session);
 	}
 	agent_free(agent);
+	return public_return(rc, &err);
 }

@@ -44,6 +44,7 @@
 
 #define LIMIT_ALIVE_MS 3000	/* between two words of a broker to another */
 #define LIMIT_SILENT_MS 15000	/* without one: it is given up */
+#define LIMIT_MISSED_MS 600000	/* so long scope=all waits for a broker that was lost */
 #define LIMIT_HELLO_MS 5000	/* connect to hello */
 #define LIMIT_REGISTER_MS 60000 /* register to seal */
 #define LIMIT_CALL_MS 30000	/* default of the agents' calls */
@@ -60,6 +61,16 @@
 #define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */
 #define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
 #define LIMIT_SUCCEED_MS 10000	/* joining: so long a broker that has died may be in the way */
+
+/* Of all sessions of a broker together. */
+#define LIMIT_ALL_PARTS_BYTES (1u << 30) /* layouts that are not sealed yet */
+#define LIMIT_ALL_CHUNKS 131072u
+
+#define LIMIT_READ_MS 5000	  /* for the copy of what an observer reads */
+#define LIMIT_ACCEPT_PAUSE_MS 100 /* without accepting, when descriptors are short */
+#define LIMIT_PORT_FREE_MS 10000  /* for the lead's port, which a dead broker may still have */
+#define LIMIT_GATHER_MS 50	  /* for more changes of membership, before an epoch is made */
+#define LIMIT_DRAIN_MS 1000	  /* behind an abort, for the kernels that it has told to end */
 
 #define LIMIT_SLOT_BYTES_MIN (64u << 10)
 #define LIMIT_SLOT_BYTES_MAX (4ull << 30)

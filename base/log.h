@@ -1,7 +1,8 @@
 /*
  * The broker's and the programs' log: one event a line on stderr, with a
  * systemd priority when the journal listens ($JOURNAL_STREAM), else with time
- * and level. Preserves errno. libstrew itself never logs.
+ * and level. Preserves errno, and never blocks: where nobody reads, lines are dropped, and the next
+ * that gets out says how many. libstrew itself never logs.
  */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H

@@ -94,6 +94,10 @@ static void released(struct job *job)
 	free(client->session.holder);
 	client->session.worker = NULL;
 	client->session.holder = NULL;
+	/* What ended badly before it may still copy: then only our process's end is a promise. */
+	if (client->gone && !client->server->abandoned) {
+		page_store(&client->ours, WORD_QUIET, 1);
+	}
 	if (!client->gone) {
 		client->session.state = SESSION_OPEN;
 		client_ok(client, client->withdraw_serial, 0);
@@ -146,6 +150,9 @@ void client_drop(struct client *client, const char *why)
 	client->source = NULL;
 	conn_destroy(client->conn);
 	client->conn = NULL;
+	if (client->session.state < SESSION_SEALED && client->ours.words) {
+		page_store(&client->ours, WORD_QUIET, 1); /* none of its memory was mapped */
+	}
 	if (client->session.state == SESSION_LEAVING) {
 		/* Its release is under way. */
 	} else if (client->session.state >= SESSION_SEALED) {
@@ -214,31 +221,14 @@ static void imported(struct job *job)
 	free(work);
 }
 
-/* -E2BIG when as many processes have registered as may. */
-static int check_room(const struct server *server, struct error *err)
-{
-	size_t n = 0;
-
-	for (const struct client *client = server->clients; client; client = client->next) {
-		n += client->session.state >= SESSION_SEALED;
-	}
-	return n > LIMIT_SESSIONS ? error_set(err, -E2BIG,
-					    "%u workers and trainers are registered here already",
-					    LIMIT_SESSIONS)
-				  : 0;
-}
-
 /* A registration or declaration is whole: takes its place, then has its memory mapped. */
 static void import(struct client *client)
 {
 	struct session *session = &client->session;
 	struct job_import *work;
 	struct error err;
-	int rc = check_room(client->server, &err);
+	int rc = session->worker ? team_place(client, &err) : rank_place(client, &err);
 
-	if (rc == 0) {
-		rc = session->worker ? team_place(client, &err) : rank_place(client, &err);
-	}
 	if (rc) {
 		client_error(client, session->seal_serial, rc, err.text);
 		session_reset(session);
@@ -462,10 +452,13 @@ static void carry_out(struct client *client, struct message *message, enum sessi
 static bool client_message(struct client *client, struct message *message)
 {
 	enum session_verdict verdict = VERDICT_NONE;
-	struct error err;
+	struct error err, refusal;
 	int rc = session_receive(&client->session, message,
 		gpu_info(client->server->gpu)->kind_name, &verdict, &err);
 
+	if (rc == 0 && !room_check(client, &refusal)) {
+		session_refuse(&client->session, &refusal);
+	}
 	if (client->session.state == SESSION_FILLING && client->deadline == DEADLINE_NEVER) {
 		client->deadline = deadline_in_ms(LIMIT_REGISTER_MS);
 	} else if (client->session.state != SESSION_FILLING &&

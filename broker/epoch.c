@@ -23,8 +23,6 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#define GATHER_MS 50
-
 static void on_member(void *data, uint32_t events);
 
 struct member *member_by_rank(struct server *server, uint32_t rank)
@@ -88,6 +86,7 @@ static void member_drop(struct member *member, const char *why)
 	} else {
 		log_debug("a connection to the control port ended: %s", why);
 	}
+	missed_lost(member);
 	/* First the ranks there: an update says whose memory it has lost. */
 	member_ranks_lost(member);
 	member_free(member);
@@ -119,7 +118,7 @@ void epoch_changed(struct server *server)
 		atomic_store(&epoch->job.cancel, 1);
 	}
 	epoch->state = EPOCH_GATHERING;
-	epoch->deadline = clock_ns() + GATHER_MS * 1000000ull;
+	epoch->deadline = clock_ns() + LIMIT_GATHER_MS * 1000000ull;
 }
 
 static void end_ready(struct server *server)
@@ -127,6 +126,7 @@ static void end_ready(struct server *server)
 	struct epoch *epoch = &server->epoch;
 
 	epoch->state = EPOCH_READY;
+	missed_stand(server);
 	log_info("epoch %llu stands: %u brokers, %s", (unsigned long long)epoch->number,
 		epoch->ranks, epoch->carrier == CARRIER_NCCL ? "NCCL" : "TCP");
 	lead_ready(server);
@@ -551,6 +551,7 @@ static int member_message(struct member *member, const struct message *message, 
 	case MSG_ALIVE:
 		return 0;
 	case MSG_BYE:
+		member->left = true;
 		return error_set(err, -ECONNRESET, "it left");
 	default:
 		return error_set(err, -EPROTO, "message %s is not for the lead",

@@ -410,6 +410,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
 		log_info("joined the lead at %s", server->options.join);
 		server_ready(server);
+		models_undeclared(server);
 		recalls_tell(server);
 		ranks_joined(server);
 		return 0;
@@ -417,6 +418,9 @@ static int lead_message(struct server *server, struct message *message, struct e
 		return blob_append(&link->blob, &message->u.part, err);
 	case MSG_MANIFEST:
 		return take_manifest(server, &message->u.manifest, err);
+	case MSG_UNDECLARED:
+		model_undeclared(server, message->u.undeclared.model);
+		return 0;
 	case MSG_CHOSEN:
 		return subset_chosen(server, &message->u.chosen, err);
 	case MSG_EPOCH:

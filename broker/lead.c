@@ -48,6 +48,7 @@ static const char *outcome_word(enum strew_outcome outcome)
 {
 	return outcome == STREW_OUTCOME_COMMITTED ? "committed"
 	       : outcome == STREW_OUTCOME_SAT_OUT ? "committed in part"
+	       : outcome == STREW_OUTCOME_LOST	  ? "committed, and lost"
 						  : "aborted";
 }
 
@@ -285,6 +286,21 @@ static void lead_do(struct server *server, struct model *model, unsigned actions
 	}
 }
 
+static bool may_begin(struct server *server, struct model *model)
+{
+	const char *missed;
+
+	if (model->update.state != UPDATE_QUEUED ||
+		!model_publication(model, model->update.subset)) {
+		return false;
+	}
+	missed = missed_name(server, clock_ns());
+	if (missed) {
+		lead_do(server, model, update_missed(&model->update, missed, clock_ns()));
+	}
+	return model->update.state == UPDATE_QUEUED;
+}
+
 void lead_ready(struct server *server)
 {
 	uint32_t nodes = 1;
@@ -297,8 +313,7 @@ void lead_ready(struct server *server)
 		nodes += member->state == MEMBER_IN_EPOCH;
 	}
 	for (struct model *model = server->models; model; model = model->next) {
-		if (model->update.state == UPDATE_QUEUED &&
-			model_publication(model, model->update.subset)) {
+		if (may_begin(server, model)) {
 			if (!catchup_yield(server, model->name, !model->update.subset)) {
 				return; /* in the next round */
 			}

@@ -276,3 +276,19 @@ void lead_send_manifest(struct model *model, struct member *member)
 	member_send(member, &message);
 	lead_send_subsets(model, member);
 }
+
+void lead_send_undeclared(
+	struct server *server, const struct model *model, const struct member *own)
+{
+	struct message message;
+
+	for (struct member *member = server->members; member; member = member->next) {
+		if (member->state == MEMBER_CONNECTED || member == own) {
+			continue;
+		}
+		message_init(&message, MSG_UNDECLARED, 0);
+		string_copy(message.u.undeclared.model, sizeof(message.u.undeclared.model),
+			model->name);
+		member_send(member, &message);
+	}
+}

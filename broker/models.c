@@ -73,21 +73,45 @@ static void model_remove(struct server *server, struct model *model)
 	free(model);
 }
 
-/* Of the models that nobody publishes any more the one that was added first; NULL if all are in
- * use. */
+/* A broker that joined knows its own ranks only: what is published elsewhere is in use until the
+ * lead has said undeclared. */
+static bool is_used(const struct server *server, const struct model *model)
+{
+	const struct publication *moving = server->node.publication;
+
+	return model->ranks || model->publication || model == server->active ||
+	       model->leaving_serial || (moving && strcmp(moving->model, model->name) == 0);
+}
+
+/* Of the models that nobody publishes any more the one that was used longest ago; NULL if all are
+ * in use. */
 static struct model *oldest_unused(struct server *server)
 {
 	struct model *unused = NULL;
 
 	for (struct model *model = server->models; model; model = model->next) {
-		/* At a broker that joined only its own ranks are known; the lead sends what it
-		 * still needs. */
-		if (model->ranks == 0 && model != server->active && !model->leaving_serial &&
-			(!unused || model->last_use < unused->last_use)) {
+		if (!is_used(server, model) && (!unused || model->last_use < unused->last_use)) {
 			unused = model;
 		}
 	}
 	return unused;
+}
+
+void model_undeclared(struct server *server, const char *name)
+{
+	struct model *model = find(server, name);
+
+	if (model && model->publication) {
+		log_info("model %s is not published any more", name);
+		model_drop_publication(server, model);
+	}
+}
+
+void models_undeclared(struct server *server)
+{
+	for (struct model *model = server->models; model; model = model->next) {
+		model_drop_publication(server, model);
+	}
 }
 
 struct model *model_find(struct server *server, const char *name, bool add)
@@ -219,6 +243,8 @@ void seat_where(const struct seat *seat, char *buf, size_t size)
 
 void seat_leave(struct server *server, struct model *model, uint32_t rank, bool released)
 {
+	const struct member *own = model->seats[rank].member;
+	bool announced = model->publication != NULL;
 	char where[SEAT_WHERE_BYTES];
 
 	seat_where(&model->seats[rank], where, sizeof(where));
@@ -228,6 +254,9 @@ void seat_leave(struct server *server, struct model *model, uint32_t rank, bool 
 	model->seats[rank].ready = false;
 	lead_rank_lost(server, model, rank, released, where);
 	model_drop_publication(server, model);
+	if (announced) {
+		lead_send_undeclared(server, model, own);
+	}
 	seat_empty(model, rank);
 }
 

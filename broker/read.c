@@ -8,7 +8,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define READ_MS 5000
 #define SLEEP_NS 20000u
 
 /* One for which it is mapped already: no context is made for reading alone where there is one. */
@@ -35,7 +34,7 @@ static int find_address(const struct job_read *work, struct gpu_device **ret_dev
 /* False: it is not done, and nobody knows whether it ever will be. */
 static bool wait_copy(struct job *job, struct gpu_event *event)
 {
-	uint64_t deadline = deadline_in_ms(READ_MS);
+	uint64_t deadline = deadline_in_ms(LIMIT_READ_MS);
 
 	for (;;) {
 		struct timespec nap = {0, SLEEP_NS};
@@ -47,7 +46,7 @@ static bool wait_copy(struct job *job, struct gpu_event *event)
 		}
 		if (deadline_passed(deadline)) {
 			job->rc = error_set(&job->err, -ETIMEDOUT, "the GPU did not copy in %d s",
-				READ_MS / 1000);
+				LIMIT_READ_MS / 1000);
 			return false;
 		}
 		mover_look(job->mover);

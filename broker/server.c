@@ -271,8 +271,6 @@ int server_create(
 	return 0;
 }
 
-#define ACCEPT_PAUSE_MS 100
-
 static void listen_for(struct server *server, uint32_t events)
 {
 	loop_modify(server->listener_source, events);
@@ -288,7 +286,7 @@ void server_accept_ended(struct server *server, int rc)
 		return;
 	}
 	log_warn("new connections wait: %s", strerror(-rc));
-	server->accept_at = deadline_in_ms(ACCEPT_PAUSE_MS);
+	server->accept_at = deadline_in_ms(LIMIT_ACCEPT_PAUSE_MS);
 	listen_for(server, 0);
 }
 

@@ -280,6 +280,14 @@ struct member {
 	uint64_t deadline; /* for join */
 	struct blob blob;  /* parts of what a trainer rank there declares */
 	struct member_recall *recalls; /* owned */
+	bool stood;		       /* in an epoch that stood */
+	bool left;		       /* in order: it has said so */
+};
+
+/* One that was lost without a word (missed.c). */
+struct missed {
+	struct msg_join join;
+	uint64_t until;
 };
 
 enum epoch_state {
@@ -350,6 +358,8 @@ struct server {
 	struct node node;
 	struct epoch epoch;
 	struct member *members;
+	struct missed missed[LIMIT_BROKERS]; /* lead */
+	size_t nmissed;
 	uint64_t warn_at; /* when a refused broker is worth a warning again */
 	uint32_t unsaid;  /* refused since the last one */
 	struct lead_link lead;
@@ -402,6 +412,9 @@ void clients_tick(struct server *server, uint64_t now);
 uint64_t clients_due(const struct server *server);
 void clients_drop_all(struct server *server);
 void clients_release_due(struct server *server); /* the node has become idle */
+
+/* room.c: false, and a sentence with -E2BIG, if what this one registers is too much. */
+bool room_check(const struct client *asking, struct error *err);
 
 /* groups.c */
 int team_place(struct client *client, struct error *err); /* before mapping: is the place free? */
@@ -507,6 +520,10 @@ void rank_mapped(struct client *client);		  /* after mapping */
 void rank_gone(struct client *client);
 void model_set(struct server *server, struct model *model, struct publication *publication);
 void model_drop_publication(struct server *server, struct model *model);
+/* At a broker that joined: the lead has withdrawn that manifest; and all, as a lead that is joined
+ * says anew which stand. */
+void model_undeclared(struct server *server, const char *name);
+void models_undeclared(struct server *server);
 void models_free(struct server *server);
 
 /* What an update of that subset (0: everything) publishes; NULL: it is not known. */
@@ -561,6 +578,9 @@ int publication_bind(struct server *server, struct model *model, struct publicat
 	struct error *err);
 void model_try_seal(struct server *server, struct model *model);
 void lead_send_manifest(struct model *model, struct member *member);
+/* `own`: whose rank is gone, and so knows; NULL: nobody's. */
+void lead_send_undeclared(
+	struct server *server, const struct model *model, const struct member *own);
 
 /* members.c (lead): the trainer ranks of other brokers. Negative: drop the member. */
 int member_part(struct member *member, const struct msg_part *part, struct error *err);
@@ -637,6 +657,12 @@ void join_stop(struct server *server);
 void join_send(struct server *server, struct message *message);
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of);
 void join_fill(struct server *server, struct msg_join *ret_join);
+
+/* missed.c: brokers whose groups scope=all cannot ask (lead) */
+void missed_lost(const struct member *member); /* before the member itself is */
+void missed_stand(struct server *server);      /* an epoch stands: who is in it is missed no more */
+/* One that is missed, or NULL. */
+const char *missed_name(struct server *server, uint64_t now);
 
 /* keys.c: the beginning of a connection between brokers. -EPERM: a key is there at one end only. */
 int member_keyed(const struct member *member, const struct message *message, struct error *err);

@@ -421,6 +421,13 @@ void session_reset(struct session *session)
 	}
 }
 
+void session_refuse(struct session *session, const struct error *err)
+{
+	session_reset(session);
+	session->state = SESSION_FILLING;
+	session->failed = *err;
+}
+
 void session_finish(struct session *session)
 {
 	session_reset(session);

@@ -65,6 +65,10 @@ struct session {
 int session_receive(struct session *session, struct message *message, const char *backend,
 	enum session_verdict *ret_verdict, struct error *err);
 
+/* A registration that is being filled is refused: what has come of it is given back, what still
+ * comes is passed over, and the seal is answered with the error. */
+void session_refuse(struct session *session, const struct error *err);
+
 /* Back to OPEN. worker and holder must have been unmapped if they ever were mapped. */
 void session_reset(struct session *session);
 void session_finish(struct session *session);

@@ -208,6 +208,25 @@ static unsigned release(struct update *update)
 	return UPDATE_DO_RELEASE;
 }
 
+/* Of a commit that is not everywhere. One that is nowhere was decided all the same: nobody knows
+ * what the groups that were lost have of it, and its number is not given twice. */
+static void say_why(struct update *update)
+{
+	for (size_t i = 0; i < update->ngroups && !update->text[0]; i++) {
+		const struct group_outcome *group = &update->groups[i];
+
+		if (group->outcome != STREW_OUTCOME_COMMITTED) {
+			snprintf(update->text, sizeof(update->text),
+				"%sreplica %u part %u on node %u: %.130s",
+				update->outcome == STREW_OUTCOME_LOST
+					? "it was decided, and no group has it: the next one needs "
+					  "another version; "
+					: "",
+				group->replica, group->part, group->node, group->text);
+		}
+	}
+}
+
 /* Ends the update. Groups that nobody decided are as the update's outcome says. */
 static unsigned report(struct update *update, uint64_t now)
 {
@@ -225,15 +244,8 @@ static unsigned report(struct update *update, uint64_t now)
 		update->outcome = committed && committed == update->ngroups
 					  ? STREW_OUTCOME_COMMITTED
 				  : committed ? STREW_OUTCOME_SAT_OUT
-					      : STREW_OUTCOME_ABORTED;
-		for (size_t i = 0; i < update->ngroups && !update->text[0]; i++) {
-			if (update->groups[i].outcome != STREW_OUTCOME_COMMITTED) {
-				snprintf(update->text, sizeof(update->text),
-					"replica %u part %u on node %u: %.150s",
-					update->groups[i].replica, update->groups[i].part,
-					update->groups[i].node, update->groups[i].text);
-			}
-		}
+					      : STREW_OUTCOME_LOST;
+		say_why(update);
 	}
 	update->ended_ns = now;
 	update->state = UPDATE_IDLE;
@@ -273,6 +285,7 @@ static struct group_outcome *find_group(
 	return NULL;
 }
 
+/* A group that finds no place is named in the text: it could not be judged with its replica. */
 static void merge_answer(struct update *update, uint32_t node, const struct msg_groups *answer)
 {
 	for (size_t i = 0; i < answer->ngroups; i++) {
@@ -282,9 +295,15 @@ static void merge_answer(struct update *update, uint32_t node, const struct msg_
 		if (!group) {
 			/* Only accept adds groups; what registers later waits for the next begin.
 			 */
-			if (update->state != UPDATE_ACCEPTING ||
-				update->ngroups == LIMIT_REPORT_GROUPS) {
+			if (update->state != UPDATE_ACCEPTING) {
 				continue;
+			}
+			if (update->ngroups == LIMIT_REPORT_GROUPS) {
+				snprintf(update->text, sizeof(update->text),
+					"more than the %u groups that one update may have: "
+					"replica %u part %u on node %u is one too many",
+					LIMIT_REPORT_GROUPS, said->replica, said->part, node);
+				return;
 			}
 			group = &update->groups[update->ngroups++];
 		}
@@ -433,6 +452,10 @@ unsigned update_accept(
 	}
 	if (answer->code) {
 		snprintf(text, sizeof(text), "node %u: %.200s", node, answer->text);
+		return abort_update(update, now, text);
+	}
+	if (update->text[0]) { /* merge_answer()'s */
+		string_copy(text, sizeof(text), update->text);
 		return abort_update(update, now, text);
 	}
 	if (answer->ngroups && answer->unwanted < update->unwanted) {
@@ -602,6 +625,18 @@ unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, c
 	}
 	snprintf(text, sizeof(text), "trainer rank %u%.110s gave it up%s%.90s", rank, where,
 		why[0] ? ": " : "", why);
+	return abort_update(update, now, text);
+}
+
+unsigned update_missed(struct update *update, const char *name, uint64_t now)
+{
+	char text[LIMIT_TEXT_BYTES];
+
+	if (update->state != UPDATE_QUEUED || !(update->flags & STREW_PUBLISH_SCOPE_ALL)) {
+		return 0;
+	}
+	snprintf(text, sizeof(text),
+		"scope=all, and broker %.100s, which was lost, has not come back", name);
 	return abort_update(update, now, text);
 }
 

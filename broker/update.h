@@ -103,6 +103,10 @@ unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, c
 /* The stream of what the rank has put was seen done. */
 unsigned update_put_done(struct update *update, uint32_t rank);
 
+/* A broker that was lost is not back. With scope=all an update that is QUEUED ends; others do not
+ * ask for it. */
+unsigned update_missed(struct update *update, const char *name, uint64_t now);
+
 /* Begins with nnodes nodes (0 is the lead's own). Only in QUEUED. */
 unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
 

@@ -20,17 +20,31 @@
 	X(LIMIT_FRAME_FDS, "descriptors of a message")                                             \
 	X(LIMIT_MSGPACK_DEPTH, "maps and arrays in one another")                                   \
 	X(LIMIT_MSGPACK_VALUES, "values in a message")                                             \
+	X(LIMIT_TEXT_BYTES, "of a sentence, its end included")                                     \
 	X(LIMIT_NAME_BYTES, "of a tensor's or parameter's name")                                   \
 	X(LIMIT_MODEL_BYTES, "of a model's name")                                                  \
 	X(LIMIT_OUTBOX_BYTES, "queued for a process that does not read")                           \
 	X(LIMIT_BROKER_OUTBOX_BYTES, "queued for a broker that does not read")                     \
 	X(LIMIT_ALLOCATIONS, "of one process")                                                     \
 	X(LIMIT_CHUNKS, "of VMM memory of one process")                                            \
+	X(LIMIT_ALL_CHUNKS, "of all processes of a broker together")                               \
 	X(LIMIT_TENSORS, "of a layout or manifest")                                                \
 	X(LIMIT_PARAMETERS, "of a layout")                                                         \
 	X(LIMIT_PIECES, "of a layout")                                                             \
 	X(LIMIT_BOXES, "of a manifest")                                                            \
 	X(LIMIT_PARTS_BYTES, "of a layout or manifest on its way")                                 \
+	X(LIMIT_ALL_PARTS_BYTES, "of all layouts that are being registered at a broker")           \
+	X(LIMIT_REPORT_GROUPS, "groups of an update, and of a report")                             \
+	X(LIMIT_HASHES, "of buckets, in a message")                                                \
+	X(LIMIT_SLOT_TYPES, "runs of tensors with one dtype in slots")                             \
+	X(LIMIT_EVENTS, "updates that a broker remembers")                                         \
+	X(LIMIT_READ_BYTES, "of a worker's memory, read at once")                                  \
+	X(LIMIT_EXPLAINED, "rows of an answer to explain")                                         \
+	X(LIMIT_RINGS, "ways between GPUs without peer access")                                    \
+	X(LIMIT_SLOT_BYTES_MIN, "of a slot, at least")                                             \
+	X(LIMIT_SLOT_BYTES_MAX, "of a slot, at most")                                              \
+	X(LIMIT_SLOTS_MIN, "slots of a broker, at least")                                          \
+	X(LIMIT_SLOTS_MAX, "slots of a broker, at most")                                           \
 	X(LIMIT_COPIES, "of a compiled plan")                                                      \
 	X(LIMIT_SHARDS, "files of a checkpoint")                                                   \
 	X(LIMIT_HELLO_MS, "from connecting to hello")                                              \
@@ -39,8 +53,19 @@
 	X(LIMIT_UPDATE_MS, "an update, if it says nothing else")                                   \
 	X(LIMIT_UPDATE_MAX_MS, "an update, whatever it says")                                      \
 	X(LIMIT_PULL_MS, "at least, for workers to copy out of their twins")                       \
+	X(LIMIT_SETTLE_MS, "a commit that was learnt after its lead was lost")                     \
+	X(LIMIT_CATCH_MS, "the gate of a group that catches up, once a resume waits")              \
+	X(LIMIT_YIELD_MS, "its copies, once an update waits that would leave it DIRTY")            \
+	X(LIMIT_READ_MS, "a copy of what an observer reads")                                       \
+	X(LIMIT_ACCEPT_PAUSE_MS, "without accepting, when descriptors are short")                  \
+	X(LIMIT_RETRY_MIN_MS, "between two tries to join, at first")                               \
+	X(LIMIT_RETRY_MAX_MS, "between two tries to join, at most")                                \
+	X(LIMIT_PORT_FREE_MS, "for the lead's port to be free")                                    \
+	X(LIMIT_GATHER_MS, "for more changes of membership, before an epoch is made")              \
+	X(LIMIT_DRAIN_MS, "for kernels to end, behind the abort of a communicator")                \
 	X(LIMIT_ALIVE_MS, "between two words of a broker to another")                              \
 	X(LIMIT_SILENT_MS, "without one: the broker is given up")                                  \
+	X(LIMIT_MISSED_MS, "that scope=all waits for a broker that was lost")                      \
 	X(LIMIT_SUCCEED_MS, "to join in the place of a broker that may have ended")                \
 	X(LIMIT_EPOCH_MS, "to join, and to make a communicator")                                   \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \

@@ -108,11 +108,9 @@ static int bound_port(int fd, uint16_t *ret_port)
 
 /* The listener of a process that was killed lives until the kernel has ended its io_uring, which
  * took more than three seconds under load. */
-#define PORT_FREE_MS 10000
-
 static int bind_soon(int fd, const struct addrinfo *address)
 {
-	uint64_t deadline = deadline_in_ms(PORT_FREE_MS);
+	uint64_t deadline = deadline_in_ms(LIMIT_PORT_FREE_MS);
 
 	while (bind(fd, address->ai_addr, address->ai_addrlen) < 0) {
 		if (errno != EADDRINUSE || deadline_passed(deadline)) {

@@ -604,6 +604,9 @@ static const struct field declare_fields[] = {
 };
 TABLE(declare);
 
+static const struct field undeclared_fields[] = {STR("model", msg_undeclared, model)};
+TABLE(undeclared);
+
 static const struct field undeclare_fields[] = {
 	STR("model", msg_undeclare, model),
 	RANGE("rank", msg_undeclare, rank, 0, LIMIT_RANKS - 1),
@@ -710,6 +713,7 @@ static const struct known {
 	{MSG_ABORT, "abort", &decision},
 	{MSG_APPLIED, "applied", &groups},
 	{MSG_MOVED, "moved", &groups},
+	{MSG_UNDECLARED, "undeclared", &undeclared},
 	{MSG_BYE, "bye", &status},
 	{MSG_ALIVE, "alive", &status},
 	{MSG_NONCE, "nonce", &nonce},

@@ -74,6 +74,7 @@ enum message_type {
 	MSG_ABORT = 91,
 	MSG_APPLIED = 92,
 	MSG_MOVED = 93,	     /* m→lead: as MSG_PREPARED, of a part that is not the end */
+	MSG_UNDECLARED = 94, /* lead→m: the manifest of this model is none any more */
 	MSG_BYE = 95,	     /* either way: leaves in order */
 	MSG_ALIVE = 96,	     /* either way: nothing else was to be said for a while */
 	MSG_NONCE = 97,	     /* either way, with a key: first of all, and by the lead in answer */
@@ -579,6 +580,10 @@ struct msg_declare {
 	uint64_t bytes, hash;
 };
 
+struct msg_undeclared {
+	char model[LIMIT_MODEL_BYTES];
+};
+
 struct msg_undeclare {
 	char model[LIMIT_MODEL_BYTES];
 	uint32_t rank;
@@ -674,6 +679,7 @@ struct message {
 		struct msg_recall recall;
 		struct msg_settled settled;
 		struct msg_declare declare;
+		struct msg_undeclared undeclared;
 		struct msg_undeclare undeclare;
 		struct msg_rank_publish rank_publish;
 		struct msg_rank_put rank_put;

@@ -29,6 +29,9 @@ enum broker_word {
 	/* Serial of the last update of which live memory was, or may have been, written. It is
 	 * there before the first byte. 0: the broker does not say. */
 	WORD_WRITTEN = 3,
+	/* 1: the session is over, and nothing of this broker touches the process's memory any more,
+	 * nor ever will. Its process may live on: it serves others, or is started anew by exec. */
+	WORD_QUIET = 4,
 };
 
 #define WRITTEN_NONE UINT64_MAX

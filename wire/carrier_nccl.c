@@ -19,8 +19,6 @@
 #define SPIN_NS 300000u	      /* a broadcast is enqueued within this, and the next waits for it */
 #define NAP_MIN_NS 50000u
 #define NAP_MAX_NS 2000000u
-#define DRAIN_MS 1000 /* after an abort, for the kernels that it has told to end */
-
 /*
  * How many multiprocessors a broadcast may take. NCCL's own choice: nothing is posted while an
  * engine works unless its gate is live, and the rates in docs/results.md were measured with it.
@@ -115,7 +113,7 @@ static int warm_all(struct carrier *carrier, struct warmth *warmth, uint64_t dea
 /* Is nothing in flight on the stream of an aborted communicator? An error is an end too. */
 static bool drained(struct warmth *warmth)
 {
-	uint64_t deadline = deadline_in_ms(DRAIN_MS);
+	uint64_t deadline = deadline_in_ms(LIMIT_DRAIN_MS);
 	uint64_t nap_ns = NAP_MIN_NS;
 
 	if (!warmth->event || gpu_event_record(warmth->event, warmth->stream, NULL)) {

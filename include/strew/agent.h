@@ -192,8 +192,13 @@ STREW_API int strew_agent_wait_current(struct strew_agent *agent, int timeout_ms
 /* Takes the memory back: on return nothing writes to it. Waits for at most the timeout. */
 STREW_API int strew_agent_withdraw(struct strew_agent *agent);
 
-/* Withdraws if need be, disconnects and frees. NULL is fine. */
-STREW_API void strew_agent_close(struct strew_agent *agent);
+/*
+ * Withdraws if need be, disconnects and frees. NULL is fine. The agent is gone in any case; if this
+ * is not 0 the withdraw failed (-ETIMEDOUT: the broker hangs or is stopped), and the memory is not
+ * the caller's own: it may still be written, until the broker's process has ended or goes on and
+ * notices that this connection is over. Keep it, or withdraw until that returns 0 before closing.
+ */
+STREW_API int strew_agent_close(struct strew_agent *agent);
 
 #ifdef __cplusplus
 }

@@ -41,8 +41,13 @@ struct strew_tensor {
 	const void *data; /* as of a parameter; what cannot be mapped is copied by publish */
 };
 
-#define STREW_PUBLISH_PARTIAL 1u   /* parameters that no tensor covers are not an error */
-#define STREW_PUBLISH_SCOPE_ALL 2u /* commit every group or none */
+#define STREW_PUBLISH_PARTIAL 1u /* parameters that no tensor covers are not an error */
+/*
+ * Commit every group or none: every group of every broker that is there. A broker that was lost
+ * aborts it until it is back, for 10 minutes at most; one that has left in order does not, nor one
+ * that was lost before the lead itself was started.
+ */
+#define STREW_PUBLISH_SCOPE_ALL 2u
 /*
  * Compare a hash of what goes over the wire at both ends: a difference aborts the update. It is
  * always done where a group with staged apply is served by wire; where all apply directly, what
@@ -62,8 +67,10 @@ struct strew_group_report {
 
 struct strew_report {
 	uint64_t version;
-	enum strew_outcome outcome; /* COMMITTED: all groups; SAT_OUT: some; ABORTED: none */
-	const char *text;	    /* why, when not COMMITTED */
+	/* COMMITTED: all groups; SAT_OUT: some; ABORTED: none, and the version may be published
+	 * again; LOST: none has it in the end, but it was decided, so the version is spent. */
+	enum strew_outcome outcome;
+	const char *text; /* why, when not COMMITTED */
 	uint64_t tensors;
 	uint64_t unwanted;   /* tensors that no group of this update takes */
 	uint64_t bytes;	     /* of the tensors, counted once */
@@ -191,7 +198,7 @@ STREW_API int strew_trainer_cancel_parts(struct strew_trainer *trainer, const ch
 /*
  * Waits until the update no longer reads this process's memory. -ETIMEDOUT does
  * not release: the memory is still lent. After -ECONNRESET it is released once
- * the broker's process has ended, which this call waits for too.
+ * the broker has let go of it or its process has ended, which this call waits for too.
  */
 STREW_API int strew_trainer_wait_released(struct strew_trainer *trainer, int timeout_ms);
 

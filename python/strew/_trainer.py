@@ -90,7 +90,8 @@ class GroupReport:
 class Report:
     """What became of an update. Bytes are counted once; times are seconds.
 
-    outcome: "committed" (all groups), "sat out" (some), "aborted" (none).
+    outcome: "committed" (all groups), "sat out" (some), "aborted" (none), "lost" (none, but it was
+        decided: its version is spent).
     """
 
     version: int
@@ -185,7 +186,7 @@ class Publishing:
                 self._report = self._trainer._take_report(timeout)
             except Timeout as late:
                 raise Timeout(late.code, f"{self._late('no report')} in {timeout:g} s") from None
-        if self._report.outcome == "aborted":
+        if self._report.outcome in ("aborted", "lost"):
             raise NotCommitted(self._report, self._report.text)
         if self._names is not None:
             self._trainer._check_names(self._names, self._report)

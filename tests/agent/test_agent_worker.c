@@ -286,6 +286,33 @@ static void test_withdraw_needs_end(void **arg)
 	fake_stop(&fake);
 }
 
+/* Unless it says itself that it has let go, on its page, behind the end of the connection. */
+static void quiet_script(struct fake *fake)
+{
+	lost_script(fake);
+	usleep(50000);
+	page_store(&fake->ours, WORD_QUIET, 1);
+}
+
+static void test_withdraw_of_who_lives_on(void **arg)
+{
+	struct strew_agent_options options = {.timeout_ms = 5000};
+
+	(void)arg;
+	for (int thread = 0; thread < 2; thread++) {
+		struct fake fake = {.script = quiet_script};
+		struct strew_agent *agent;
+
+		options.serve_thread = thread;
+		fake_start(&fake);
+		agent = open_registered(&fake, &options);
+		expect_event(agent, STREW_EVENT_LOST, 1, STREW_GROUP_CURRENT);
+		assert_int_equal(strew_agent_withdraw(agent), 0);
+		strew_agent_close(agent);
+		fake_stop(&fake);
+	}
+}
+
 static void refuse_script(struct fake *fake)
 {
 	struct message message;
@@ -524,6 +551,7 @@ int main(void)
 		TEST(test_updates_thread),
 		TEST(test_lost),
 		TEST(test_withdraw_needs_end),
+		TEST(test_withdraw_of_who_lives_on),
 		TEST(test_refused),
 		TEST(test_late_registered),
 		TEST(test_check_fails),

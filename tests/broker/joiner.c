@@ -46,7 +46,7 @@ void joiner_hears(struct joiner *joiner, struct message *ret_message)
 		}
 		assert_int_equal(rc, 1);
 		if (ret_message->type != MSG_PART && ret_message->type != MSG_MANIFEST &&
-			ret_message->type != MSG_ALIVE) {
+			ret_message->type != MSG_UNDECLARED && ret_message->type != MSG_ALIVE) {
 			break;
 		}
 		message_finish(ret_message);

@@ -370,10 +370,11 @@ void act_say(struct act act, const struct world *before, char *buf, size_t size)
 		[ACT_CATCH_LATE] = "FAULT a resume has waited too long, early, on node",
 		[ACT_JOB_BREAKS] = "FAULT the mover fails on node",
 		[ACT_PLAN_UNFIT] = "FAULT no plan can be made on node"};
-	static const char *const letters[LETTER_KINDS] = {"", "join", "joined", "manifest", "epoch",
-		"epoch_ready", "begin", "go", "commit", "abort", "accept", "moved", "prepared",
-		"applied", "recall", "settled", "declare", "undeclare", "rank_publish", "rank_put",
-		"rank_done", "declared", "ok", "error", "report", "end of file"};
+	static const char *const letters[LETTER_KINDS] = {"", "join", "joined", "manifest",
+		"undeclared", "epoch", "epoch_ready", "begin", "go", "commit", "abort", "accept",
+		"moved", "prepared", "applied", "recall", "settled", "declare", "undeclare",
+		"rank_publish", "rank_put", "rank_done", "declared", "ok", "error", "report",
+		"end of file"};
 	static const char *const words[] = {"", "checked", "unfit", "pulled", "not pulled", "ready",
 		"resume", "withdraw", "end of file"};
 	static const char *const kinds[PUBLISH_KINDS] = {

@@ -209,6 +209,7 @@ static void node_hears(const struct w_letter *letter)
 	switch (letter->kind) {
 	case LETTER_JOINED:
 		server->lead.joined = true;
+		models_undeclared(server);
 		recalls_tell(server);
 		ranks_joined(server);
 		break;
@@ -217,6 +218,9 @@ static void node_hears(const struct w_letter *letter)
 		break;
 	case LETTER_MANIFEST:
 		hears_manifest(letter);
+		break;
+	case LETTER_UNDECLARED:
+		model_undeclared(server, "m");
 		break;
 	case LETTER_EPOCH:
 		hears_epoch(letter);

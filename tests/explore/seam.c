@@ -258,6 +258,16 @@ void lead_send_manifest(struct model *model, struct member *member)
 	}
 }
 
+void lead_send_undeclared(
+	struct server *server, const struct model *model, const struct member *own)
+{
+	(void)model;
+	if (server->members && server->members != own &&
+		server->members->state != MEMBER_CONNECTED) {
+		post(now->to_node, &(struct w_letter){.kind = LETTER_UNDECLARED});
+	}
+}
+
 /* As say_declared(). */
 static void say_declared(struct seat *seat)
 {

@@ -100,7 +100,10 @@ void rank_hears(unsigned r, const struct message *message)
 		if (rank->asked) {
 			say_violation("an update was reported, and a put of it was not answered");
 		}
-		if (message->u.report.outcome != STREW_OUTCOME_ABORTED) {
+		/* LOST is no word of a group that has it: the next lead may settle it as an abort.
+		 */
+		if (message->u.report.outcome == STREW_OUTCOME_COMMITTED ||
+			message->u.report.outcome == STREW_OUTCOME_SAT_OUT) {
 			now->reported = rank->publishing;
 		}
 		forget(rank);

@@ -314,11 +314,12 @@ static void say(struct input *input, struct end *end, enum message_type type)
 		recall_of_now(end, &message);
 	}
 	if (type == MSG_BEGIN || type == MSG_MANIFEST || type == MSG_CHOSEN ||
-		type >= MSG_DECLARE) {
-		char *model = type == MSG_BEGIN	     ? message.u.begin.model
-			      : type == MSG_CHOSEN   ? message.u.chosen.model
-			      : type == MSG_MANIFEST ? message.u.manifest.model
-						     : message.u.declare.model;
+		type == MSG_UNDECLARED || type >= MSG_DECLARE) {
+		char *model = type == MSG_BEGIN	       ? message.u.begin.model
+			      : type == MSG_CHOSEN     ? message.u.chosen.model
+			      : type == MSG_MANIFEST   ? message.u.manifest.model
+			      : type == MSG_UNDECLARED ? message.u.undeclared.model
+						       : message.u.declare.model;
 
 		string_copy(model, LIMIT_MODEL_BYTES, MODEL);
 	}
@@ -393,7 +394,7 @@ void op_say_lead(struct input *input)
 {
 	static const enum message_type types[] = {MSG_JOINED, MSG_EPOCH, MSG_PART, MSG_MANIFEST,
 		MSG_BEGIN, MSG_GO, MSG_COMMIT, MSG_ABORT, MSG_BYE, MSG_ERROR, MSG_OK, MSG_DECLARED,
-		MSG_REPORT, MSG_CHOSEN, MSG_SETTLED};
+		MSG_REPORT, MSG_CHOSEN, MSG_SETTLED, MSG_UNDECLARED};
 	struct end *end = choose(input, END_LEAD);
 	uint8_t which = input_byte(input);
 

@@ -200,6 +200,66 @@ static void test_scope_all(void **state)
 	assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
 }
 
+/* What scope=all cannot ask it does not leave out; who has not asked for it goes on. */
+static void test_a_broker_is_missed(void **state)
+{
+	(void)state;
+	for (uint32_t all = 0; all < 2; all++) {
+		update_init(&update, 1);
+		assert_int_equal(publish(0, 11, all ? STREW_PUBLISH_SCOPE_ALL : 0), 0);
+		assert_int_equal(update_missed(&update, "b:1", 2000), 0); /* it may come back */
+		assert_true(update_stream_done(&update, 0, 2000));
+		assert_int_equal(update_missed(&update, "b:1", 2000),
+			all ? UPDATE_DO_REPORT | UPDATE_DO_RELEASE : 0);
+		assert_int_equal(update.state, all ? UPDATE_IDLE : UPDATE_QUEUED);
+	}
+	assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
+	assert_non_null(strstr(update.text, "broker b:1, which was lost"));
+}
+
+/* A group that no list has room for could neither be judged nor asked: nobody goes on. */
+static void test_too_many_groups(void **state)
+{
+	static struct group_outcome groups[LIMIT_REPORT_GROUPS];
+	struct msg_groups message = {.groups = groups};
+	unsigned actions;
+
+	(void)state;
+	for (uint32_t over = 0; over < 2; over++) {
+		begin(9, 0);
+		message.update = update.serial;
+		message.ngroups = 64;
+		for (uint32_t node = 0; node < 8; node++) {
+			for (uint32_t i = 0; i < 64; i++) {
+				groups[i] = (struct group_outcome){.replica = i, .part = node};
+			}
+			assert_int_equal(update_accept(&update, node, &message, 4000), 0);
+		}
+		groups[0] = (struct group_outcome){
+			.replica = 5, .part = 8, .outcome = STREW_OUTCOME_SAT_OUT};
+		message.ngroups = over;
+		actions = update_accept(&update, 8, &message, 4000);
+		assert_int_equal(actions, over ? UPDATE_DO_ABORT : UPDATE_DO_GO);
+	}
+	assert_non_null(strstr(update.text, "more than the 512 groups"));
+	assert_non_null(strstr(update.text, "replica 5 part 8 on node 8"));
+}
+
+/* The commit was decided, so its version is spent, whoever is left: no word of an abort. */
+static void test_committed_by_nobody(void **state)
+{
+	const struct say lost = {0, 0, STREW_OUTCOME_LOST};
+
+	(void)state;
+	begin(1, 0);
+	accept(0, on);
+	assert_int_equal(prepared(0, on), UPDATE_DO_COMMIT | UPDATE_DO_RELEASE);
+	assert_int_equal(applied(0, lost), UPDATE_DO_REPORT);
+	assert_int_equal(update.outcome, STREW_OUTCOME_LOST);
+	assert_non_null(strstr(update.text, "another version"));
+	assert_non_null(strstr(update.text, "replica 0 part 0 on node 0: why"));
+}
+
 static void test_nobody(void **state)
 {
 	struct msg_groups none = {.update = 77};
@@ -341,6 +401,9 @@ int main(void)
 		cmocka_unit_test(test_old_serial_is_ignored),
 		cmocka_unit_test(test_replica_sits_out),
 		cmocka_unit_test(test_scope_all),
+		cmocka_unit_test(test_a_broker_is_missed),
+		cmocka_unit_test(test_too_many_groups),
+		cmocka_unit_test(test_committed_by_nobody),
 		cmocka_unit_test(test_nobody),
 		cmocka_unit_test(test_deadlines),
 		cmocka_unit_test(test_losses),

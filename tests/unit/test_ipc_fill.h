@@ -87,6 +87,7 @@ static const struct {
 	{MSG_ABORT, "abort", DECISION_FIELDS},
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_MOVED, "moved", GROUPS_FIELDS},
+	{MSG_UNDECLARED, "undeclared", "model"},
 	{MSG_BYE, "bye", ""},
 	{MSG_ALIVE, "alive", ""},
 	{MSG_NONCE, "nonce", "nonce"},
@@ -524,6 +525,9 @@ static void fill_rank(struct message *message)
 		declare->bytes = any64();
 		declare->hash = any64();
 		break;
+	case MSG_UNDECLARED:
+		STRING(message->u.undeclared.model);
+		break;
 	case MSG_UNDECLARE:
 		STRING(undeclare->model);
 		undeclare->rank = between(0, LIMIT_RANKS - 1);
@@ -776,6 +780,7 @@ static void fill_message(struct message *message, enum message_type type)
 		fill_update(message);
 		break;
 	case MSG_DECLARE:
+	case MSG_UNDECLARED:
 	case MSG_UNDECLARE:
 	case MSG_RANK_PUBLISH:
 	case MSG_RANK_PUT:
