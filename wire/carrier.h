@@ -24,7 +24,8 @@ struct carrier_options {
  * Makes the communicator and warms it (a first broadcast), waiting for at most the deadline.
  * `cancel` (may be NULL) is looked at while waiting: nonzero gives -ECANCELED. -ETIMEDOUT: a rank
  * did not come. -EINVAL: no such rank or kind. On failure nothing is left but what NCCL itself
- * leaks; if even its abort hangs the sentence says so, and what it uses is left to it.
+ * leaks. -ENOTRECOVERABLE: even its abort hangs; what it uses is left to it, and the process must
+ * end.
  */
 int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err);
