@@ -372,6 +372,10 @@ static int take_error(struct server *server, const struct msg_error *said, struc
 	struct lead_link *link = &server->lead;
 	int code = error_from_wire(said->code);
 
+	if (!link->joined && code == -EBUSY && !link->busy_said) {
+		link->busy_said = true;
+		log_warn("the lead at %s: %s", server->options.join, said->text);
+	}
 	if (!link->joined && !link->joined_once && code != -EBUSY && code != -ETIMEDOUT &&
 		!(code == -EEXIST && may_succeed(server, said->text))) {
 		/* A refusal will not change by asking again. */
@@ -405,6 +409,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 	switch (message->type) {
 	case MSG_JOINED:
 		link->joined = link->joined_once = true;
+		link->busy_said = false;
 		conn_set_most(link->conn, LIMIT_FRAME_BYTES);
 		link->deadline = UINT64_MAX;
 		link->retry_ms = LIMIT_RETRY_MIN_MS;

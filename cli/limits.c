@@ -43,6 +43,8 @@
 	X(LIMIT_SILENT_MS, "without one: the broker is given up")                                  \
 	X(LIMIT_SUCCEED_MS, "to join in the place of a broker that may have ended")                \
 	X(LIMIT_EPOCH_MS, "to join, and to make a communicator")                                   \
+	X(LIMIT_BLAME_MIN_MS, "before a broker that spoilt that may join again, at least")         \
+	X(LIMIT_BLAME_MAX_MS, "the same, at most")                                                 \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \
 	X(LIMIT_JOB_MS, "a job of the mover that has no deadline of its own")                      \
 	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")

@@ -18,6 +18,8 @@ struct carrier_options {
 	uint8_t unique_id[UNIQUE_ID_BYTES]; /* NCCL */
 	int *data_fds; /* TCP: ranks entries, a connected socket or -1: rank 0 has one to each other
 			  rank, the others one to rank 0; taken on success */
+	bool *ret_given; /* set once there is a communicator of which something may stay behind,
+			    whatever becomes of it; may be NULL */
 };
 
 /*

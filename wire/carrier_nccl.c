@@ -177,6 +177,10 @@ int carrier_nccl_create(struct carrier *carrier, const struct carrier_options *o
 	}
 	rc = NCCL(err, ncclCommInitRankConfig, &carrier->comm, (int)options->ranks, id,
 		(int)options->rank, &config);
+	/* NCCL keeps memory and a thread of one that is aborted before it is made, too. */
+	if (carrier->comm && options->ret_given) {
+		*options->ret_given = true;
+	}
 	if (rc == 0) {
 		rc = settle(carrier, "making the communicator", deadline, cancel, err);
 	}
