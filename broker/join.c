@@ -16,6 +16,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+_Static_assert(LIMIT_SUCCEED_MS >= LIMIT_SILENT_MS + LIMIT_RETRY_MAX_MS,
+	"a successor would be refused before the lead misses who was there");
+
 static void on_lead(void *data, uint32_t events);
 
 void join_fill(struct server *server, struct msg_join *ret_join)
@@ -339,19 +342,19 @@ static void say_join(struct server *server)
 	join_send(server, &message);
 }
 
-/* The key is not the lead's, or the traffic is altered. The first of it no other try will mend. */
+/* Who answers at the lead's address shows no key, or another one, or the traffic is altered. It may
+ * be a stranger who has the port while the lead is away, so it is tried again as an absent lead is.
+ */
 static void key_failed(struct server *server, const char *text)
 {
-	if (server->lead.joined) {
-		return; /* link_down() says it */
+	struct lead_link *link = &server->lead;
+
+	if (link->joined || link->key_said) {
+		return; /* link_down() says the former */
 	}
-	if (server->lead.joined_once) {
-		log_warn("cannot join the lead at %s again: %s", server->options.join, text);
-		return;
-	}
-	log_error("cannot join the lead at %s: %s", server->options.join, text);
-	server->exit_code = 1;
-	server->stop = true;
+	link->key_said = true;
+	log_warn("cannot join the lead at %s%s: %s; trying again", server->options.join,
+		link->joined_once ? " again" : "", text);
 }
 
 /* Somebody is in our place: perhaps who died there, and whose end the lead has not heard yet. */
@@ -409,7 +412,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 	switch (message->type) {
 	case MSG_JOINED:
 		link->joined = link->joined_once = true;
-		link->busy_said = false;
+		link->busy_said = link->key_said = false;
 		conn_set_most(link->conn, LIMIT_FRAME_BYTES);
 		link->deadline = UINT64_MAX;
 		link->retry_ms = LIMIT_RETRY_MIN_MS;

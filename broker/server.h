@@ -317,7 +317,8 @@ struct lead_link {
 	int connecting;		    /* fd, -1: none */
 	uint8_t nonce[NONCE_BYTES]; /* that was said to the lead */
 	bool joined, joined_once;
-	bool busy_said; /* the log has why it may not join yet */
+	bool busy_said; /* the log has why it may not join yet … */
+	bool key_said;	/* … and what is wrong with the key there */
 	uint64_t retry_at, deadline, give_up_at;
 	uint64_t succeed_until; /* 0: nobody was in our place */
 	uint32_t retry_ms;

@@ -149,6 +149,20 @@ def test_one_gpu_twice(stage):
     assert second.popen.poll() is None and stage.joined("lead", 2)
 
 
+def test_successor_of_a_silent_broker(stage):
+    """Who was there has vanished without a word: the lead misses it after 15 s, its successor waits for that."""
+    stand_in(stage)
+    port = scene.free_port()
+    broker(stage, "lead", "--listen", f"127.0.0.1:{port}")
+    first = broker(stage, "node", "--join", f"127.0.0.1:{port}")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    first.popen.send_signal(signal.SIGSTOP)
+    stage.start("second", "strewd", "--socket", stage.socket("second"), "--backend", "cuda", "--slot", "256K",
+                "--join", f"127.0.0.1:{port}", env={"NCCL_HOSTID": "node"}).says("joined the lead", 30)
+    wait_until("the second in its place", lambda: stage.joined("second", 1) and stage.joined("lead", 2))
+    first.stop(-9, signal.SIGKILL)
+
+
 def test_communicator_cannot_be_made(stage):
     """The first try fails at the joiner; it joins again, and the next one works."""
     stand_in(stage)
