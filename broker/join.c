@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/alive.h"
+#include "broker/place.h"
 #include "broker/server.h"
 #include "wire/handshake.h"
 #include <errno.h>
@@ -117,6 +118,7 @@ static void link_down(struct server *server, const char *why)
 	if (was_joined) {
 		log_warn("the lead at %s is gone: %s", server->options.join, why);
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
+		place_lost(link);
 		atomic_store(&server->epoch.job.cancel, 1);
 		ranks_link_down(server);
 		node_doubt(server);
@@ -540,10 +542,15 @@ static void try_connect(struct server *server)
 {
 	struct lead_link *link = &server->lead;
 	struct error err;
-	int rc = socket_connect_tcp(
-		server->options.join, server->options.key_file != NULL, &link->connecting, &err);
+	int rc;
 
 	link->retry_at = UINT64_MAX;
+	place_look(server);
+	if (!link->placed) {
+		link_down(server, link->place_why);
+		return;
+	}
+	rc = socket_connect_to(&link->place, server->options.join, &link->connecting, &err);
 	if (rc == 0) {
 		link->deadline = deadline_in_ms(LIMIT_HELLO_MS);
 		rc = loop_add(server->loop, link->connecting, EPOLLOUT, on_connected, server,
@@ -552,16 +559,12 @@ static void try_connect(struct server *server)
 			error_set(&err, rc, "%s", strerror(-rc));
 		}
 	}
-	if (rc && !link->joined_once && (rc == -EINVAL || rc == -EPERM)) {
-		/* The address itself is wrong: no other try will mend it. */
-		log_error("--join: %s", err.text);
-		server->exit_code = 1;
-		server->stop = true;
-	} else if (rc) {
+	if (rc) {
 		link_down(server, err.text);
 	}
 }
 
+/* Before the loop runs, so this may wait for the lead's name. */
 void join_start(struct server *server)
 {
 	struct lead_link *link = &server->lead;
@@ -570,6 +573,7 @@ void join_start(struct server *server)
 	link->retry_at = 0;
 	link->deadline = UINT64_MAX;
 	link->give_up_at = deadline_in_ms((int64_t)server->options.join_timeout_s * 1000);
+	place_first(server);
 }
 
 void join_tick(struct server *server, uint64_t now)
@@ -619,6 +623,7 @@ void join_stop(struct server *server)
 	loop_remove(link->source);
 	conn_destroy(link->conn);
 	fd_close(&link->connecting);
+	place_end(link);
 	forget_pending(link);
 	blob_finish(&link->blob);
 	memset(link, 0, sizeof(*link));

@@ -306,6 +306,7 @@ struct epoch {
 	bool job_running, own_ready, own_submitted;
 	struct job_epoch job;
 	uint64_t made_from; /* when the making began */
+	bool failing;	    /* somebody's part of it has failed */
 	struct trust trust;
 	unsigned suspects_most; /* that may be tried at once; 0: all */
 };
@@ -314,7 +315,13 @@ struct epoch {
 struct lead_link {
 	struct conn *conn; /* NULL: not connected */
 	struct loop_source *source;
-	int connecting;		    /* fd, -1: none */
+	int connecting;		   /* fd, -1: none */
+	struct socket_place place; /* where the lead's name led to last … */
+	bool placed;		   /* … if it ever did; else */
+	char place_why[LIMIT_TEXT_BYTES];
+	struct lookup *lookup; /* that goes on beside the loop; NULL: none */
+	struct loop_source *lookup_source;
+	uint64_t look_up_at;	    /* not before that again */
 	uint8_t nonce[NONCE_BYTES]; /* that was said to the lead */
 	bool joined, joined_once;
 	bool busy_said; /* the log has why it may not join yet … */

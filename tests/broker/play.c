@@ -134,11 +134,17 @@ static unsigned count_fds(pid_t pid)
 void broker_count_fds(struct broker *broker)
 {
 	struct message reply;
+	unsigned seen;
 
 	broker_status(broker, &reply);
 	message_finish(&reply);
-	sleep_ms(20);
+	/* The observer's own are closed in a moment, which is longer on a busy machine. */
 	broker->fds = count_fds(broker->pid);
+	do {
+		seen = broker->fds;
+		sleep_ms(20);
+		broker->fds = count_fds(broker->pid);
+	} while (broker->fds != seen);
 }
 
 static int exit_code(int status)
