@@ -20,11 +20,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-/* Longer than a joiner waits before its next try, so that who is dropped by mistake is back before
- * an epoch is made without it. */
-#define REGATHER_MS (10 * LIMIT_RETRY_MIN_MS)
-
-enum fault { NOT_CONNECTED, NEWCOMER, NOT_READY, FAULTS };
+enum fault { NOT_CONNECTED, NEWCOMER, NOT_READY };
 
 static bool is_at_fault(const struct member *member, enum fault fault)
 {

@@ -44,6 +44,7 @@ void epoch_changed(struct server *server)
 
 void epoch_fails_soon(struct server *server)
 {
+	server->epoch.failing = true;
 	server->epoch.deadline = MIN(server->epoch.deadline, deadline_in_ms(LAST_WORD_MS));
 }
 
@@ -80,17 +81,19 @@ void epoch_check_ready(struct server *server)
 	end_ready(server);
 }
 
+/* It is nobody else's: the mover was at something else for long, or NCCL has not even begun. */
+static bool is_own_fault(const struct job_epoch *work)
+{
+	return work->began_ns + waits.epoch_ms * 500000ull > work->deadline ||
+	       (work->carrier.kind == CARRIER_NCCL && !work->given);
+}
+
 /* Our own part has failed, or was given up. */
 static void own_failed(struct server *server, const struct job_epoch *work)
 {
-	struct epoch *epoch = &server->epoch;
-
-	if (work->began_ns + waits.epoch_ms * 500000ull > work->deadline) {
-		/* Nobody else's fault. */
-		log_warn("epoch %llu: the mover came to it too late",
-			(unsigned long long)epoch->number);
-		epoch_changed(server);
-	} else if (deadline_passed(epoch->deadline)) {
+	if (is_own_fault(work)) {
+		epoch_gather(server, REGATHER_MS);
+	} else if (deadline_passed(server->epoch.deadline)) {
 		blame_making(server);
 	} else {
 		epoch_fails_soon(server);
@@ -198,7 +201,7 @@ static void send_epoch(struct server *server)
 	struct message message;
 
 	epoch->state = EPOCH_MAKING;
-	epoch->own_ready = epoch->own_submitted = false;
+	epoch->own_ready = epoch->own_submitted = epoch->failing = false;
 	epoch->made_from = clock_ns();
 	epoch->deadline = deadline_in_ms(waits.epoch_ms);
 	for (struct member *member = server->members; member; member = member->next) {
@@ -343,6 +346,10 @@ void epoch_tick(struct server *server, uint64_t now)
 		epoch_changed(server);
 	} else if (epoch->state == EPOCH_MAKING && !epoch->job_running) {
 		blame_making(server);
+	} else if (epoch->state == EPOCH_MAKING && epoch->failing) {
+		/* Our own part would wait for its own deadline; its end is what comes next. */
+		epoch->failing = false;
+		atomic_store(&epoch->job.cancel, 1);
 	}
 }
 
@@ -352,7 +359,7 @@ uint64_t epoch_due(const struct server *server)
 	uint64_t due = UINT64_MAX;
 
 	if (may_start(server) || epoch->state == EPOCH_NAMING ||
-		(epoch->state == EPOCH_MAKING && !epoch->job_running)) {
+		(epoch->state == EPOCH_MAKING && (!epoch->job_running || epoch->failing))) {
 		due = epoch->deadline;
 	}
 	for (const struct member *member = server->members; member; member = member->next) {

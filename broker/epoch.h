@@ -7,6 +7,10 @@
 
 #include "broker/server.h"
 
+/* Longer than a joiner waits before its next try, so that who is dropped by mistake is back before
+ * an epoch is made without it. */
+#define REGATHER_MS (10 * LIMIT_RETRY_MIN_MS)
+
 /* epoch.c */
 void epoch_gather(struct server *server, uint32_t at_least_ms);
 void epoch_check_ready(struct server *server);

@@ -289,6 +289,34 @@ def test_init_hangs(stage):
     scene.untouched(workers, 3)
 
 
+def test_who_was_there_fails_too(stage):
+    """Another's absence makes the call fail of one that was in an epoch: it is not that one's fault, and the
+    lead does not wait for its own deadline to say so."""
+    lead, port = hasty(stage)
+    node = join(stage, port, "node")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    workers = group(stage, "lead") + group(stage, "node", "--replica", 1)
+    publisher = trainer(stage, "--versions", 2, broker="lead")
+    publish([publisher], workers, 1)
+    plan(folder(stage, "node"), "ncclCommInitRankConfig:1=fail:6")
+    other = join(stage, port, "other", faults="ncclCommInitRankConfig:1+=hang")
+    lead.says("did not make its communicator in time", 3)
+    publish([publisher], workers, 2)
+    publisher.end()
+    assert "is gone" not in node.log and lead.log.count("ncclCommInitRankConfig: remote process exited") == 1
+    other.end(1, 20)
+    scene.untouched(workers, 2)
+
+
+def test_lead_cannot_begin(stage):
+    """A lead whose own call fails blames nobody."""
+    lead, port = hasty(stage)
+    plan(folder(stage, "lead"), "ncclCommInitRankConfig:1=fail:3 ncclCommInitRankConfig:2=fail:3")
+    node = join(stage, port, "node")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2), 10)
+    assert "is gone" not in node.log + lead.log, lead.log
+
+
 def test_one_of_several_hangs(stage):
     """NCCL does not say which: both come back, one at a time, and the one that is well is taken."""
     lead, port = hasty(stage)
