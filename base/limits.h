@@ -60,7 +60,10 @@
 #define LIMIT_HUNG_MS 15000	/* for one that has, behind it; then the broker ends */
 #define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */
 #define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
-#define LIMIT_SUCCEED_MS 10000	/* joining: so long a broker that has died may be in the way */
+#define LIMIT_SUCCEED_MS 25000	/* joining: so long a broker that has died may be in the way */
+#define LIMIT_LOOKUP_MS 10000	/* joining in vain: then the lead's name is looked up again */
+#define LIMIT_BLAME_MIN_MS 1000 /* who spoilt a communicator is kept out at least … */
+#define LIMIT_BLAME_MAX_MS 600000 /* … and, as it is for longer each time, at most */
 
 /* Of all sessions of a broker together. */
 #define LIMIT_ALL_PARTS_BYTES (1u << 30) /* layouts that are not sealed yet */

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/alive.h"
+#include "broker/place.h"
 #include "broker/server.h"
 #include "wire/handshake.h"
 #include <errno.h>
@@ -15,6 +16,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
+
+_Static_assert(LIMIT_SUCCEED_MS >= LIMIT_SILENT_MS + LIMIT_RETRY_MAX_MS,
+	"a successor would be refused before the lead misses who was there");
 
 static void on_lead(void *data, uint32_t events);
 
@@ -114,6 +118,7 @@ static void link_down(struct server *server, const char *why)
 	if (was_joined) {
 		log_warn("the lead at %s is gone: %s", server->options.join, why);
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
+		place_lost(link);
 		atomic_store(&server->epoch.job.cancel, 1);
 		ranks_link_down(server);
 		node_doubt(server);
@@ -339,19 +344,19 @@ static void say_join(struct server *server)
 	join_send(server, &message);
 }
 
-/* The key is not the lead's, or the traffic is altered. The first of it no other try will mend. */
+/* Who answers at the lead's address shows no key, or another one, or the traffic is altered. It may
+ * be a stranger who has the port while the lead is away, so it is tried again as an absent lead is.
+ */
 static void key_failed(struct server *server, const char *text)
 {
-	if (server->lead.joined) {
-		return; /* link_down() says it */
+	struct lead_link *link = &server->lead;
+
+	if (link->joined || link->key_said) {
+		return; /* link_down() says the former */
 	}
-	if (server->lead.joined_once) {
-		log_warn("cannot join the lead at %s again: %s", server->options.join, text);
-		return;
-	}
-	log_error("cannot join the lead at %s: %s", server->options.join, text);
-	server->exit_code = 1;
-	server->stop = true;
+	link->key_said = true;
+	log_warn("cannot join the lead at %s%s: %s; trying again", server->options.join,
+		link->joined_once ? " again" : "", text);
 }
 
 /* Somebody is in our place: perhaps who died there, and whose end the lead has not heard yet. */
@@ -372,6 +377,10 @@ static int take_error(struct server *server, const struct msg_error *said, struc
 	struct lead_link *link = &server->lead;
 	int code = error_from_wire(said->code);
 
+	if (!link->joined && code == -EBUSY && !link->busy_said) {
+		link->busy_said = true;
+		log_warn("the lead at %s: %s", server->options.join, said->text);
+	}
 	if (!link->joined && !link->joined_once && code != -EBUSY && code != -ETIMEDOUT &&
 		!(code == -EEXIST && may_succeed(server, said->text))) {
 		/* A refusal will not change by asking again. */
@@ -405,6 +414,7 @@ static int lead_message(struct server *server, struct message *message, struct e
 	switch (message->type) {
 	case MSG_JOINED:
 		link->joined = link->joined_once = true;
+		link->busy_said = link->key_said = false;
 		conn_set_most(link->conn, LIMIT_FRAME_BYTES);
 		link->deadline = UINT64_MAX;
 		link->retry_ms = LIMIT_RETRY_MIN_MS;
@@ -536,10 +546,15 @@ static void try_connect(struct server *server)
 {
 	struct lead_link *link = &server->lead;
 	struct error err;
-	int rc = socket_connect_tcp(
-		server->options.join, server->options.key_file != NULL, &link->connecting, &err);
+	int rc;
 
 	link->retry_at = UINT64_MAX;
+	place_look(server);
+	if (!link->placed) {
+		link_down(server, link->place_why);
+		return;
+	}
+	rc = socket_connect_to(&link->place, server->options.join, &link->connecting, &err);
 	if (rc == 0) {
 		link->deadline = deadline_in_ms(LIMIT_HELLO_MS);
 		rc = loop_add(server->loop, link->connecting, EPOLLOUT, on_connected, server,
@@ -548,16 +563,12 @@ static void try_connect(struct server *server)
 			error_set(&err, rc, "%s", strerror(-rc));
 		}
 	}
-	if (rc && !link->joined_once && (rc == -EINVAL || rc == -EPERM)) {
-		/* The address itself is wrong: no other try will mend it. */
-		log_error("--join: %s", err.text);
-		server->exit_code = 1;
-		server->stop = true;
-	} else if (rc) {
+	if (rc) {
 		link_down(server, err.text);
 	}
 }
 
+/* Before the loop runs, so this may wait for the lead's name. */
 void join_start(struct server *server)
 {
 	struct lead_link *link = &server->lead;
@@ -566,6 +577,7 @@ void join_start(struct server *server)
 	link->retry_at = 0;
 	link->deadline = UINT64_MAX;
 	link->give_up_at = deadline_in_ms((int64_t)server->options.join_timeout_s * 1000);
+	place_first(server);
 }
 
 void join_tick(struct server *server, uint64_t now)
@@ -615,6 +627,7 @@ void join_stop(struct server *server)
 	loop_remove(link->source);
 	conn_destroy(link->conn);
 	fd_close(&link->connecting);
+	place_end(link);
 	forget_pending(link);
 	blob_finish(&link->blob);
 	memset(link, 0, sizeof(*link));

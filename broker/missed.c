@@ -54,7 +54,6 @@ void missed_stand(struct server *server)
 {
 	for (struct member *member = server->members; member; member = member->next) {
 		if (member->state == MEMBER_IN_EPOCH && !member->stood) {
-			member->stood = true;
 			came_back(server, &member->join);
 		}
 	}

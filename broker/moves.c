@@ -269,8 +269,8 @@ void job_epoch_run(struct job *job)
 {
 	struct job_epoch *work = (struct job_epoch *)job;
 	struct moves *moves = work->moves;
-	uint64_t start = clock_ns();
 
+	work->began_ns = clock_ns();
 	if (moves->carrier) {
 		job->rc = carrier_destroy(moves->carrier, true);
 		moves->carrier = NULL;
@@ -289,7 +289,8 @@ void job_epoch_run(struct job *job)
 		return;
 	}
 	work->carrier.device = moves->wire.device;
+	work->carrier.ret_given = &work->given;
 	job->rc = carrier_create(
 		&work->carrier, work->deadline, &work->cancel, &moves->carrier, &job->err);
-	work->elapsed_ns = clock_ns() - start;
+	work->elapsed_ns = clock_ns() - work->began_ns;
 }

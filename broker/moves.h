@@ -156,7 +156,8 @@ struct job_epoch {
 	struct carrier_options carrier; /* device is filled in by the job */
 	uint64_t deadline;
 	atomic_int cancel;
-	uint64_t elapsed_ns;
+	uint64_t began_ns, elapsed_ns;
+	bool given; /* there was a communicator, whatever became of it */
 	void *data;
 };
 void job_epoch_run(struct job *job);

@@ -13,6 +13,7 @@
 #include "broker/moves.h"
 #include "broker/recovery.h"
 #include "broker/session.h"
+#include "broker/trust.h"
 #include "broker/update.h"
 #include "ipc/socket.h"
 #include "strew/trainer.h"
@@ -276,11 +277,12 @@ struct member {
 	struct msg_join join;
 	uint32_t rank;	   /* in the epoch */
 	bool ready;	   /* the epoch's communicator is made */
+	bool stood;	   /* it was in one that stood */
+	bool judged;	   /* it has left in order, or what it did is on the list */
 	int data_fd;	   /* TCP carrier: its data connection for the epoch being made */
 	uint64_t deadline; /* for join */
 	struct blob blob;  /* parts of what a trainer rank there declares */
 	struct member_recall *recalls; /* owned */
-	bool stood;		       /* in an epoch that stood */
 	bool left;		       /* in order: it has said so */
 };
 
@@ -310,15 +312,27 @@ struct epoch {
 	uint8_t unique_id[UNIQUE_ID_BYTES];
 	bool job_running, own_ready, own_submitted;
 	struct job_epoch job;
+	uint64_t made_from; /* when the making began */
+	bool failing;	    /* somebody's part of it has failed */
+	struct trust trust;
+	unsigned suspects_most; /* that may be tried at once; 0: all */
 };
 
 /* The joiner's connection to its lead. */
 struct lead_link {
 	struct conn *conn; /* NULL: not connected */
 	struct loop_source *source;
-	int connecting;		    /* fd, -1: none */
+	int connecting;		   /* fd, -1: none */
+	struct socket_place place; /* where the lead's name led to last … */
+	bool placed;		   /* … if it ever did; else */
+	char place_why[LIMIT_TEXT_BYTES];
+	struct lookup *lookup; /* that goes on beside the loop; NULL: none */
+	struct loop_source *lookup_source;
+	uint64_t look_up_at;	    /* not before that again */
 	uint8_t nonce[NONCE_BYTES]; /* that was said to the lead */
 	bool joined, joined_once;
+	bool busy_said; /* the log has why it may not join yet … */
+	bool key_said;	/* … and what is wrong with the key there */
 	uint64_t retry_at, deadline, give_up_at;
 	uint64_t succeed_until; /* 0: nobody was in our place */
 	uint32_t retry_ms;
@@ -373,7 +387,7 @@ struct server {
 	bool hash_used;	      /* … and hashed */
 	struct model *active; /* lead: its update is between begin and report */
 	uint64_t updates, aborted;
-	uint32_t epochs; /* communicators that were made, or tried */
+	uint32_t epochs; /* communicators that were made */
 	bool ready, draining, stop, again, abandoned;
 	int exit_code;
 };
@@ -634,7 +648,7 @@ bool lead_busy(const struct server *server); /* an update is between begin and r
 void lead_tick(struct server *server, uint64_t now);
 uint64_t lead_due(const struct server *server);
 
-/* epoch.c (lead) and join.c (joiner) */
+/* epoch.c and door.c (lead), and join.c (joiner) */
 void members_accept(void *data, uint32_t events);
 void member_send(struct member *member, struct message *message);
 void member_refuse(struct member *member, uint64_t serial, const struct error *err);
@@ -660,7 +674,8 @@ void join_fill(struct server *server, struct msg_join *ret_join);
 
 /* missed.c: brokers whose groups scope=all cannot ask (lead) */
 void missed_lost(const struct member *member); /* before the member itself is */
-void missed_stand(struct server *server);      /* an epoch stands: who is in it is missed no more */
+/* An epoch stands: who is new in it is missed no more. Before blame_none(), which makes it old. */
+void missed_stand(struct server *server);
 /* One that is missed, or NULL. */
 const char *missed_name(struct server *server, uint64_t now);
 

@@ -60,6 +60,7 @@
 	X(LIMIT_ACCEPT_PAUSE_MS, "without accepting, when descriptors are short")                  \
 	X(LIMIT_RETRY_MIN_MS, "between two tries to join, at first")                               \
 	X(LIMIT_RETRY_MAX_MS, "between two tries to join, at most")                                \
+	X(LIMIT_LOOKUP_MS, "joining in vain, then the name is looked up again")                    \
 	X(LIMIT_PORT_FREE_MS, "for the lead's port to be free")                                    \
 	X(LIMIT_GATHER_MS, "for more changes of membership, before an epoch is made")              \
 	X(LIMIT_DRAIN_MS, "for kernels to end, behind the abort of a communicator")                \
@@ -68,6 +69,8 @@
 	X(LIMIT_MISSED_MS, "that scope=all waits for a broker that was lost")                      \
 	X(LIMIT_SUCCEED_MS, "to join in the place of a broker that may have ended")                \
 	X(LIMIT_EPOCH_MS, "to join, and to make a communicator")                                   \
+	X(LIMIT_BLAME_MIN_MS, "before a broker that spoilt that may join again, at least")         \
+	X(LIMIT_BLAME_MAX_MS, "the same, at most")                                                 \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \
 	X(LIMIT_JOB_MS, "a job of the mover that has no deadline of its own")                      \
 	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")

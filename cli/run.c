@@ -2,7 +2,8 @@
  * strew run: the launcher. It starts the broker in a process group of its own
  * (so that Ctrl-C on a terminal reaches the command alone), waits until the
  * broker serves, runs the command with STREW_SOCKET set, and ends with it. A broker that dies
- * before the command is started again, some times; its workers register again by themselves.
+ * before the command is started again, some times; its workers register again by themselves. One
+ * that only cannot reach its lead is started again without end.
  *
  * All signals come in through one signalfd, children's ends included, so there
  * is a single place that waits: wait_event(). The broker outlives the command
@@ -28,6 +29,7 @@
 #define RESTARTS 5	/* of a broker that never lives for long */
 #define LONG_MS 60000	/* so long, and what it died of before is forgotten */
 #define DELAY_MS 500	/* more before each restart after the first */
+#define AWAY_MS 1000	/* before one of a broker whose lead is away */
 #define BROKER "strewd"
 
 static const char help[] =
@@ -36,7 +38,8 @@ static const char help[] =
 	"Starts this node's broker, waits until it serves, and runs the command with\n"
 	"$STREW_SOCKET set. Passes SIGTERM, SIGINT and SIGHUP on to the command, ends with its\n"
 	"exit code (128+n if signal n ended it), and then stops the broker. A broker that ends\n"
-	"before the command is started again; after five short lives it is left.\n"
+	"before the command is started again; after five short lives it is left, but one whose\n"
+	"lead is away (its code 4) is started as often as it takes.\n"
 	"\n"
 	"  --socket PATH  the broker's socket (default: a private one, removed at the end)\n"
 	"  --help         this text; strewd --help has the options that are passed on\n"
@@ -264,6 +267,12 @@ static int start_command(struct launch *launch)
 static void broker_ended(struct launch *launch)
 {
 	launch->restart_at = DEADLINE_NEVER;
+	if (WIFEXITED(launch->broker_status) &&
+		WEXITSTATUS(launch->broker_status) == EXIT_UNREACHABLE) {
+		/* Nothing is wrong with it: it goes on trying for as long as the command runs. */
+		launch->restart_at = deadline_in_ms(AWAY_MS);
+		return;
+	}
 	if (clock_ns() - launch->started_at > LONG_MS * 1000000ull) {
 		launch->restarts = 0;
 	}

@@ -149,33 +149,58 @@ int socket_listen_tcp(
 	return 0;
 }
 
-int socket_connect_tcp(const char *address, bool keyed, int *ret_fd, struct error *err)
+int socket_look_up(
+	const char *address, bool keyed, struct socket_place *ret_place, struct error *err)
 {
 	const struct addrinfo *chosen;
+	char host[128], port[16];
 	struct addrinfo *found;
-	int one = 1, fd, rc;
+	uint8_t number[16];
+	int rc = resolve(address, keyed, &found, err);
 
-	rc = resolve(address, keyed, &found, err);
 	if (rc) {
 		return rc;
 	}
 	chosen = choose(found);
-	fd = socket(chosen->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	memset(ret_place, 0, sizeof(*ret_place));
+	memcpy(&ret_place->bytes, chosen->ai_addr, chosen->ai_addrlen);
+	ret_place->len = chosen->ai_addrlen;
+	ret_place->numeric =
+		split(address, host, port, NULL) == 0 &&
+		(inet_pton(AF_INET, host, number) == 1 || inet_pton(AF_INET6, host, number) == 1);
+	freeaddrinfo(found);
+	return 0;
+}
+
+int socket_connect_to(
+	const struct socket_place *place, const char *address, int *ret_fd, struct error *err)
+{
+	int one = 1, rc = 0;
+	int fd = socket(place->bytes.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
 	if (fd < 0) {
 		rc = -errno;
 	} else {
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-		if (connect(fd, chosen->ai_addr, chosen->ai_addrlen) < 0 && errno != EINPROGRESS) {
+		if (connect(fd, (const struct sockaddr *)&place->bytes, place->len) < 0 &&
+			errno != EINPROGRESS) {
 			rc = -errno;
 		}
 	}
-	freeaddrinfo(found);
 	if (rc) {
 		fd_close(&fd);
 		return error_set(err, rc, "cannot connect to %.100s: %s", address, strerror(-rc));
 	}
 	*ret_fd = fd;
 	return 0;
+}
+
+int socket_connect_tcp(const char *address, bool keyed, int *ret_fd, struct error *err)
+{
+	struct socket_place place;
+	int rc = socket_look_up(address, keyed, &place, err);
+
+	return rc ? rc : socket_connect_to(&place, address, ret_fd, err);
 }
 
 int socket_connected(int fd, const char *address, struct error *err)

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 /* --socket, else $STREW_SOCKET, else $XDG_RUNTIME_DIR/strew/broker.sock, else
@@ -37,7 +38,21 @@ int socket_peer(int fd, struct peer *ret_peer);
  */
 int socket_listen_tcp(
 	const char *address, bool keyed, int *ret_fd, uint16_t *ret_port, struct error *err);
-/* Starts connecting: the fd polls writable when it is decided; then socket_connected(). */
+
+/* Where an address leads. */
+struct socket_place {
+	struct sockaddr_storage bytes;
+	socklen_t len;
+	bool numeric; /* no name was looked up: it will be the same again */
+};
+/* May take as long as name servers like to: not for an event loop. */
+int socket_look_up(
+	const char *address, bool keyed, struct socket_place *ret_place, struct error *err);
+/* Starts connecting: the fd polls writable when it is decided; then socket_connected(). `address`
+ * is for the sentence. */
+int socket_connect_to(
+	const struct socket_place *place, const char *address, int *ret_fd, struct error *err);
+/* Both. */
 int socket_connect_tcp(const char *address, bool keyed, int *ret_fd, struct error *err);
 int socket_connected(int fd, const char *address, struct error *err);
 

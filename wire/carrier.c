@@ -57,6 +57,9 @@ int carrier_create(const struct carrier_options *options, uint64_t deadline,
 		free(carrier);
 		return rc;
 	}
+	if (options->ret_given && carrier->kind != CARRIER_NONE) {
+		*options->ret_given = true;
+	}
 	*ret_carrier = carrier;
 	return 0;
 }

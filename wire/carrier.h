@@ -18,13 +18,16 @@ struct carrier_options {
 	uint8_t unique_id[UNIQUE_ID_BYTES]; /* NCCL */
 	int *data_fds; /* TCP: ranks entries, a connected socket or -1: rank 0 has one to each other
 			  rank, the others one to rank 0; taken on success */
+	bool *ret_given; /* set once there is a communicator of which something may stay behind,
+			    whatever becomes of it; may be NULL */
 };
 
 /*
  * Makes the communicator and warms it (a first broadcast), waiting for at most the deadline.
  * `cancel` (may be NULL) is looked at while waiting: nonzero gives -ECANCELED. -ETIMEDOUT: a rank
  * did not come. -EINVAL: no such rank or kind. On failure nothing is left but what NCCL itself
- * leaks; if even its abort hangs the sentence says so, and what it uses is left to it.
+ * leaks. -ENOTRECOVERABLE: even its abort hangs; what it uses is left to it, and the process must
+ * end.
  */
 int carrier_create(const struct carrier_options *options, uint64_t deadline,
 	const atomic_int *cancel, struct carrier **ret_carrier, struct error *err);

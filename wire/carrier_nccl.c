@@ -128,6 +128,16 @@ static bool drained(struct warmth *warmth)
 	return true;
 }
 
+/* A kernel may spin on the engines' GPU for ever: only the process's end stops it. */
+static int cannot_abort(struct error *err, const char *what)
+{
+	error_prefix(err, "%s", what);
+	if (err) {
+		err->code = -ENOTRECOVERABLE;
+	}
+	return -ENOTRECOVERABLE;
+}
+
 /* The first collective of a communicator is slow; each root makes connections of its own. */
 static int warm(
 	struct carrier *carrier, uint64_t deadline, const atomic_int *cancel, struct error *err)
@@ -137,8 +147,7 @@ static int warm(
 
 	/* To free memory waits for the whole GPU: for ever, if a broadcast still spins on it. */
 	if (rc && (carrier_nccl_destroy(carrier, true) || !drained(&warmth))) {
-		error_prefix(err, "a broadcast that cannot be aborted, after this");
-		return rc;
+		return cannot_abort(err, "a broadcast that cannot be aborted, after this");
 	}
 	gpu_event_destroy(warmth.event);
 	gpu_stream_destroy(warmth.stream);
@@ -166,12 +175,17 @@ int carrier_nccl_create(struct carrier *carrier, const struct carrier_options *o
 	}
 	rc = NCCL(err, ncclCommInitRankConfig, &carrier->comm, (int)options->ranks, id,
 		(int)options->rank, &config);
+	/* NCCL keeps memory and a thread of one that is aborted before it is made, too. */
+	if (carrier->comm && options->ret_given) {
+		*options->ret_given = true;
+	}
 	if (rc == 0) {
 		rc = settle(carrier, "making the communicator", deadline, cancel, err);
 	}
 	if (rc) {
 		if (carrier_nccl_destroy(carrier, true)) {
-			error_prefix(err, "a communicator that cannot be aborted, after this");
+			return cannot_abort(
+				err, "a communicator that cannot be aborted, after this");
 		}
 		return rc;
 	}

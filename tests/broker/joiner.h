@@ -27,6 +27,8 @@ void joiner_expect(struct joiner *joiner, enum message_type type, struct message
 void joiner_epoch(struct joiner *joiner); /* takes the next one */
 void joiner_data(
 	struct raw *data, const char *address, const struct msg_epoch *epoch, uint8_t token_xor);
+/* What the carrier says first: epoch, sequence 0, length 0. */
+void joiner_warms(const struct joiner *joiner, struct raw *data);
 void joiner_ready(struct joiner *joiner, uint64_t epoch);
 /* All of it, up to where the lead's epoch can stand. */
 void joiner_stands(struct joiner *joiner, struct raw *data, const char *address);

@@ -168,11 +168,17 @@ unsigned broker_memfds_mapped(const struct broker *broker)
 void broker_count_fds(struct broker *broker)
 {
 	struct message reply;
+	unsigned seen;
 
 	broker_status(broker, &reply);
 	message_finish(&reply);
-	sleep_ms(20);
+	/* The observer's own are closed in a moment, which is longer on a busy machine. */
 	broker->fds = count_fds(broker->pid);
+	do {
+		seen = broker->fds;
+		sleep_ms(20);
+		broker->fds = count_fds(broker->pid);
+	} while (broker->fds != seen);
 }
 
 static int exit_code(int status)

@@ -187,12 +187,13 @@ static void test_ready_without_data(void **state)
 /* It joins, is given an epoch, and is gone: what was published meanwhile commits. */
 static void test_gone_before_the_epoch_stands(void **state)
 {
-	struct msg_join join = joiner_join();
 	struct strew_report report;
 	struct joiner joiner;
 
 	(void)state;
 	for (unsigned i = 0; i < 3; i++) {
+		struct msg_join join = joiner_join();
+
 		joiner_joins(&joiner, address, &join);
 		joiner_epoch(&joiner);
 		assert_int_equal(joiner.epoch.rank, 1);

@@ -116,24 +116,27 @@ static void test_the_right_key(void **state)
 /* Who has another key or none is told so, and the lead names where it came from. */
 static void test_keys_that_differ(void **state)
 {
+	/* Who has a key takes nobody's word for it that the lead is there. */
 	static const struct {
 		const char *lead, *joiner, *lead_says, *joiner_says;
+		int code;
 	} cases[] = {
-		{right, wrong, "it has another key", "it has another key"},
-		{right, NULL, "has a key and the broker shows none", "this lead has a key"},
-		{NULL, right, "has no key and the broker has one", "it shows no key"},
+		{right, wrong, "it has another key", "it has another key", 4},
+		{right, NULL, "has a key and the broker shows none", "this lead has a key", 1},
+		{NULL, right, "has no key and the broker has one", "it shows no key", 4},
 	};
 
 	(void)state;
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		char out[RUN_TEXT_BYTES], err[RUN_TEXT_BYTES], address[32], socket[96];
 		const char *args[] = {"--backend", "host", "--socket", socket, "--join", address,
-			cases[i].joiner ? "--key-file" : NULL, cases[i].joiner, NULL};
+			"--join-timeout", "1", cases[i].joiner ? "--key-file" : NULL,
+			cases[i].joiner, NULL};
 		struct broker lead;
 
 		lead_start(&lead, address, cases[i].lead);
 		snprintf(socket, sizeof(socket), "%s/socket", dir);
-		assert_int_equal(strewd_run(args, out, err), 1);
+		assert_int_equal(strewd_run(args, out, err), cases[i].code);
 		assert_non_null(strstr(err, cases[i].joiner_says));
 		assert_non_null(strstr(err, address));
 		assert_non_null(strstr(err, "--key-file"));
@@ -357,42 +360,64 @@ static void test_a_long_first_frame(void **state)
 	broker_finish(&lead);
 }
 
-/* A lead that knows nothing and sends back what it hears. */
-static void test_a_lead_that_turns_all_round(void **state)
+/* A stranger at the lead's address who knows nothing and sends back what he hears. Nobody is taken
+ * in, and nobody gives up for it: the lead comes back, and is joined. */
+static void test_a_stranger_who_turns_all_round(void **state)
 {
 	struct pollfd pollfd = {.events = POLLIN};
-	struct broker joiner = {0};
+	struct broker lead = {0}, joiner = {0};
 	char address[32];
 	uint16_t port;
 	struct error err;
-	int ready, fd = -1;
+	int ready;
 
 	(void)state;
-	assert_int_equal(socket_listen_tcp("127.0.0.1:0", false, &pollfd.fd, &port, &err), 0);
-	snprintf(address, sizeof(address), "127.0.0.1:%u", port);
+	free_address(address);
+	assert_int_equal(socket_listen_tcp(address, false, &pollfd.fd, &port, &err), 0);
 	broker_launch(
 		&joiner, (const char *[]){"--join", address, "--key-file", right, NULL}, &ready);
-	assert_int_equal(poll(&pollfd, 1, PATIENCE_MS), 1);
-	assert_int_equal(socket_accept(pollfd.fd, &fd), 0);
-	for (;;) {
-		struct pollfd in = {.fd = fd, .events = POLLIN};
+	for (unsigned i = 0; i < 2; i++) {
+		struct pollfd in = {.fd = -1, .events = POLLIN};
 		uint8_t bytes[1024];
 		ssize_t n;
 
-		assert_int_equal(poll(&in, 1, PATIENCE_MS), 1);
-		n = recv(fd, bytes, sizeof(bytes), 0);
-		if (n <= 0) {
-			break;
-		}
-		send(fd, bytes, (size_t)n, MSG_NOSIGNAL);
+		assert_int_equal(poll(&pollfd, 1, PATIENCE_MS), 1);
+		assert_int_equal(socket_accept(pollfd.fd, &in.fd), 0);
+		do {
+			assert_int_equal(poll(&in, 1, PATIENCE_MS), 1);
+			n = recv(in.fd, bytes, sizeof(bytes), 0);
+			send(in.fd, bytes, n > 0 ? (size_t)n : 0, MSG_NOSIGNAL);
+		} while (n > 0);
+		close(in.fd);
 	}
-	assert_int_equal(broker_wait(&joiner, PATIENCE_MS), 1);
-	assert_true(broker_said(&joiner, "it has another key"));
+	wait_said(&joiner, "it has another key");
 	assert_false(broker_said(&joiner, "joined the lead"));
-	close(fd);
 	close(pollfd.fd);
+	broker_start(&lead, (const char *[]){"--listen", address, "--key-file", right, NULL});
+	commits(&lead, &joiner, 1);
 	close(ready);
 	broker_finish(&joiner);
+	broker_finish(&lead);
+}
+
+/* The same where he speaks strew, without the key. */
+static void test_a_stranger_without_the_key(void **state)
+{
+	struct broker stranger, lead = {0}, joiner = {0};
+	char address[32];
+	int ready;
+
+	(void)state;
+	lead_start(&stranger, address, NULL);
+	broker_launch(
+		&joiner, (const char *[]){"--join", address, "--key-file", right, NULL}, &ready);
+	wait_said(&joiner, "it shows no key");
+	broker_finish(&stranger);
+	broker_start(&lead, (const char *[]){"--listen", address, "--key-file", right, NULL});
+	commits(&lead, &joiner, 1);
+	close(ready);
+	broker_finish(&joiner);
+	broker_finish(&lead);
 }
 
 /* What stands between two brokers, and is told to do something to the next bytes of one way. */
@@ -538,7 +563,8 @@ int main(void)
 		cmocka_unit_test(test_data_connections),
 		cmocka_unit_test(test_connections_that_do_not_join),
 		cmocka_unit_test(test_a_long_first_frame),
-		cmocka_unit_test(test_a_lead_that_turns_all_round),
+		cmocka_unit_test(test_a_stranger_who_turns_all_round),
+		cmocka_unit_test(test_a_stranger_without_the_key),
 		cmocka_unit_test(test_bytes_that_are_altered),
 	};
 

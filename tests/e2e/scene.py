@@ -91,6 +91,7 @@ class Scene:
         self.bin = pathlib.Path(programs).resolve()
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="strew-e2e-"))
         self.processes = []
+        self.strewd = "strewd"  # "strewd_hasty": a broker with less patience (tests/broker/hasty.h)
         self.env = {key: value for key, value in os.environ.items() if key != "STREW_SOCKET"}
 
     def sanitized(self):
@@ -120,7 +121,7 @@ class Scene:
     def broker(self, name="broker", *args, env=None, backend="host", slot="256K", through=()):
         """Starts a broker, through another program if one is given, and waits until it is ready."""
         read, write = os.pipe()
-        program, *first = (*through, self.bin / "strewd")
+        program, *first = (*through, self.bin / self.strewd)
         process = self.start(name, program, *first, "--socket", self.socket(name), "--backend", backend,
                              "--slot", slot, "--ready-fd", write, *args, env=env,
                              pass_fds=(write,))

@@ -119,6 +119,23 @@ def test_run_starts_a_dead_broker_again(stage):
     assert launcher.log.count("the broker serves again") == 5, launcher.log
 
 
+def test_run_waits_for_a_lead_that_is_away(stage):
+    """More often than a broker may die: nobody needs to be there when the lead is back."""
+    port = scene.free_port()
+    lead = stage.broker("lead", "--listen", f"127.0.0.1:{port}")
+    launcher = stage.start("run", "strew", "run", "--backend", "host", "--slot", "256K", "--socket",
+                           stage.socket(), "--join", f"127.0.0.1:{port}", "--join-timeout", "0", "--",
+                           "sleep", "600")
+    scene.wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    lead.stop()
+    os.kill(stage.status()["pid"], signal.SIGKILL)
+    scene.wait_until("seven lives", lambda: launcher.log.count("the broker ended with code 4") >= 7)
+    stage.broker("next", "--listen", f"127.0.0.1:{port}")
+    launcher.says("the broker serves again")
+    scene.wait_until("two brokers in one epoch", lambda: stage.joined("next", 2))
+    launcher.stop(128 + signal.SIGTERM)
+
+
 def test_run_workers_outlive_brokers(stage):
     """Its broker killed between and in updates, a worker's memory is never taken for another's."""
     launcher = stage.start("run", "strew", "run", "--backend", "host", "--slot", "256K", "--socket",

@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import sys
+import time
 
 import scene
 from scene import publish, wait_until
@@ -69,6 +70,60 @@ def test_no_descriptors_left(stage):
         client.close()
     resource.prlimit(broker.popen.pid, resource.RLIMIT_NOFILE, (1024, 4096))
     stage.status()
+
+
+def test_a_name_server_that_does_not_answer(stage):
+    """The lead is looked for at its last address, and its name beside the loop, which serves meanwhile."""
+    names, port = stage.dir / "names", scene.free_port()
+
+    def says(text):
+        new = stage.dir / "names.new"
+        new.write_text(text)
+        new.rename(names)
+
+    says("127.0.0.1")
+    lead = stage.broker("lead", "--listen", f"127.0.0.1:{port}")
+    stage.strewd = "strewd_hasty"
+    node = stage.broker("node", "--join", f"lead.test:{port}", env={"HASTY_NAMES": str(names)})
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    assert node.log.count("is asked for") == 1
+    # Where it was: no name server is needed.
+    says("hang")
+    lead.stop()
+    lead = stage.broker("again", "--listen", f"127.0.0.1:{port}")
+    wait_until("two brokers in one epoch", lambda: stage.joined("again", 2))
+    # It is gone for longer, and nobody says where it is.
+    lead.stop()
+    wait_until("the name server's call", lambda: node.log.count("is asked for") == 2)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        begun = time.monotonic()
+        stage.status("node")
+        assert time.monotonic() - begun < 1
+        time.sleep(0.1)
+    # Elsewhere.
+    stage.broker("moved", "--listen", f"127.0.0.2:{port}")
+    says("127.0.0.2")
+    wait_until("two brokers in one epoch", lambda: stage.joined("moved", 2))
+    # And it ends while a call goes on.
+    says("hang")
+    stage.processes[-1].stop()
+    wait_until("the name server's call", lambda: node.log.count("is asked for") == 3)
+    node.stop()
+
+
+def test_a_name_that_is_not_known_yet(stage):
+    """At the start as well: it waits for the name, and then for the lead, until its timeout."""
+    names, port = stage.dir / "names", scene.free_port()
+    names.write_text("")
+    join = ("strewd_hasty", "--socket", stage.socket("node"), "--backend", "host", "--slot", "256K", "--join",
+            f"lead.test:{port}")
+    log = stage.start("early", *join, "--join-timeout", "1", env={"HASTY_NAMES": str(names)}).end(4)
+    assert f"lead.test:{port}: Name or service not known" in log, log
+    stage.start("node", *join, env={"HASTY_NAMES": str(names)}).says("is asked for")
+    stage.broker("lead", "--listen", f"127.0.0.1:{port}")
+    names.write_text("127.0.0.1")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import signal
 import struct
+import time
 
 import scene
 from scene import publish, wait_until
@@ -143,12 +144,26 @@ def test_one_gpu_twice(stage):
         return stage.start(name, "strewd", "--socket", stage.socket(name), "--backend", "cuda",
                            "--slot", "256K", "--join", f"127.0.0.1:{port}",
                            env={"NCCL_HOSTID": "node"})
-    second = another("second").says("on one GPU of one host").says("trying for 10 s")
+    second = another("second").says("on one GPU of one host").says("trying for 25 s")
     first.stop(-9, signal.SIGKILL)
     wait_until("the second in its place", lambda: stage.joined("second", 1))
     log = another("third").end(1)
     assert "refuses: brokers" in log and "NCCL_HOSTID" in log, log
     assert second.popen.poll() is None and stage.joined("lead", 2)
+
+
+def test_successor_of_a_silent_broker(stage):
+    """Who was there has vanished without a word: the lead misses it after 15 s, its successor waits for that."""
+    stand_in(stage)
+    port = scene.free_port()
+    broker(stage, "lead", "--listen", f"127.0.0.1:{port}")
+    first = broker(stage, "node", "--join", f"127.0.0.1:{port}")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    first.popen.send_signal(signal.SIGSTOP)
+    stage.start("second", "strewd", "--socket", stage.socket("second"), "--backend", "cuda", "--slot", "256K",
+                "--join", f"127.0.0.1:{port}", env={"NCCL_HOSTID": "node"}).says("joined the lead", 30)
+    wait_until("the second in its place", lambda: stage.joined("second", 1) and stage.joined("lead", 2))
+    first.stop(-9, signal.SIGKILL)
 
 
 def test_communicator_cannot_be_made(stage):
@@ -226,6 +241,104 @@ def test_abort_hangs(stage):
     publish([publisher], workers, 3)
     publisher.end()
     scene.untouched(workers, 3)
+
+
+def hasty(stage):
+    """One lead, and the port that others join at; communicators have 3 s, calls that hang 7 s more."""
+    stand_in(stage)
+    stage.strewd = "strewd_hasty"
+    port = scene.free_port()
+    return broker(stage, "lead", "--listen", f"127.0.0.1:{port}"), port
+
+
+def join(stage, port, name, *, faults=""):
+    """A broker whose end is no failure of the test."""
+    plan(folder(stage, name), faults)
+    return stage.start(name, "strewd_hasty", "--socket", stage.socket(name), "--backend", "cuda",
+                       "--slot", "256K", "--join", f"127.0.0.1:{port}",
+                       env={"NCCL_HOSTID": name, "STANDIN_DIR": str(folder(stage, name))})
+
+
+def test_name_hangs(stage):
+    """A lead whose call for a unique id does not return ends, and does not stop all updates."""
+    lead, port = hasty(stage)
+    plan(folder(stage, "lead"), "ncclGetUniqueId:1=hang")
+    join(stage, port, "node")
+    assert "a call of the mover has not returned" in lead.end(1, 20)
+
+
+def test_init_hangs(stage):
+    """The joiner that hangs ends by itself; the one that was there is never dropped, and the update that
+    waited meanwhile is taken by all groups."""
+    lead, port = hasty(stage)
+    node = join(stage, port, "node")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    workers = group(stage, "lead") + group(stage, "node", "--replica", 1)
+    publisher = trainer(stage, "--versions", 3, broker="lead")
+    publish([publisher], workers, 1)
+    other = join(stage, port, "other", faults="ncclCommInitRankConfig:1+=hang")
+    lead.says("broker").says("joined")
+    wait_until("the joiner", lambda: len(stage.status("lead")["brokers"]) == 3)
+    begun = time.monotonic()
+    publish([publisher], workers, 2)
+    assert time.monotonic() - begun < 3 + 1 + 3
+    assert "a call of the mover has not returned" in other.end(1, 20)
+    # Its successor is no better.
+    stage.start("again", "strewd_hasty", "--socket", stage.socket("again"), "--backend", "cuda",
+                "--slot", "256K", "--join", f"127.0.0.1:{port}", "--join-timeout", "1",
+                env={"NCCL_HOSTID": "other", "STANDIN_DIR": str(folder(stage, "other"))}).end(4)
+    publish([publisher], workers, 3)
+    publisher.end()
+    assert "is gone" not in node.log and stage.joined("lead", 2)
+    scene.untouched(workers, 3)
+
+
+def test_who_was_there_fails_too(stage):
+    """Another's absence makes the call fail of one that was in an epoch: it is not that one's fault, and the
+    lead does not wait for its own deadline to say so."""
+    lead, port = hasty(stage)
+    node = join(stage, port, "node")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    workers = group(stage, "lead") + group(stage, "node", "--replica", 1)
+    publisher = trainer(stage, "--versions", 2, broker="lead")
+    publish([publisher], workers, 1)
+    plan(folder(stage, "node"), "ncclCommInitRankConfig:1=fail:6")
+    other = join(stage, port, "other", faults="ncclCommInitRankConfig:1+=hang")
+    lead.says("did not make its communicator in time", 3)
+    publish([publisher], workers, 2)
+    publisher.end()
+    assert "is gone" not in node.log and lead.log.count("ncclCommInitRankConfig: remote process exited") == 1
+    other.end(1, 20)
+    scene.untouched(workers, 2)
+
+
+def test_lead_cannot_begin(stage):
+    """A lead whose own call fails blames nobody."""
+    lead, port = hasty(stage)
+    plan(folder(stage, "lead"), "ncclCommInitRankConfig:1=fail:3 ncclCommInitRankConfig:2=fail:3")
+    node = join(stage, port, "node")
+    wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2), 10)
+    assert "is gone" not in node.log + lead.log, lead.log
+
+
+def test_one_of_several_hangs(stage):
+    """NCCL does not say which: both come back, one at a time, and the one that is well is taken."""
+    lead, port = hasty(stage)
+    bad = join(stage, port, "bad", faults="ncclCommInitRankConfig:1+=hang")
+    good = join(stage, port, "good").says("ready at")
+    lead.says("did not make its communicator in time")
+    wait_until("the one that is well", lambda: stage.joined("lead", 2) and stage.joined("good", 1), 25)
+    bad.end(1, 20)
+    assert good.log.count("is gone") == 1
+
+
+def test_abort_hangs_in_the_making(stage):
+    """What NCCL cannot take back only the process's end does."""
+    lead, port = hasty(stage)
+    plan(folder(stage, "lead"), "ncclCommAbort:1=hang")
+    node = join(stage, port, "node", faults="ncclCommInitRankConfig:1=hang")
+    assert "a communicator that cannot be aborted" in lead.end(1, 20)
+    node.end(1, 20)
 
 
 if __name__ == "__main__":
