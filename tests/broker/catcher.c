@@ -3,8 +3,6 @@
 #include <errno.h>
 #include <string.h>
 
-#define WHILE_MS 300
-
 struct place group_place(
 	const struct broker *broker, const char *model, uint32_t replica, uint32_t part)
 {

@@ -5,6 +5,8 @@
 
 #include "broker/peers.h"
 
+#define WHILE_MS 300 /* in which what should come would have come */
+
 struct place {
 	uint32_t state;
 	uint64_t version;
