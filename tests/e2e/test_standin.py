@@ -304,7 +304,7 @@ def test_bounce_on_two_nodes(stage):
                       prefix="d-")
     workers += spread(stage, [1, 0], "--replica", 2, broker="lead", prefix="l-")
     publisher = stage.trainer("--device", 1, "--seed", 7, "--versions", 3, "--hash", broker="lead")
-    for version in (1, 2, 3):
+    for version in (1, 2):
         publish([publisher], workers, version)
     for row in explain(stage, "lm_head.weight", broker="lead"):
         if row["kind"] == "held":  # to the slots' GPU, by which the other node is served
@@ -312,6 +312,7 @@ def test_bounce_on_two_nodes(stage):
     for row in explain(stage, "lm_head.weight", broker="node"):
         if row["kind"] == "piece":
             assert row["bounce"] == (UUIDS[0] if row["device"] == UUIDS[1] else ""), row
+    publish([publisher], workers, 3)
     publisher.end()
     assert bounced(lead.log) == {(1, 0)} and bounced(node.log) == {(0, 1)}, lead.log + node.log
     says_bounced(stage, [(1, 0)], "lead")
