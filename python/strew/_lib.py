@@ -406,10 +406,12 @@ class Handle:
             self.lock.release()
         if closing is not None and not closing.wait(_left_until(end)):
             raise make_error(errno.ETIMEDOUT, f"close: not over in {timeout:g} s; it goes on")
+        if closing is not None:
+            _kept.pop(closing, None)
 
     def _begin_closing(self, address: int, running: _Call | None, over: threading.Event,
                        keep: Any) -> None:
-        def run(_: Any) -> None:
+        def run() -> None:
             try:
                 if running is not None:
                     running.done.wait()
@@ -417,7 +419,12 @@ class Handle:
             finally:
                 over.set()
 
-        threading.Thread(target=run, args=(keep,), name="strew-close", daemon=True).start()
+        # Not by the thread: what it lets go of may be tensors, and to be ended in the middle of
+        # their destructors, with the interpreter, would end the process.
+        for closed in [one for one in _kept if one.is_set()]:
+            _kept.pop(closed, None)
+        _kept[over] = keep
+        threading.Thread(target=run, name="strew-close", daemon=True).start()
 
     def close_at_exit(self) -> None:
         """The same while the interpreter ends: there are no threads, and modules may be gone."""
@@ -434,6 +441,7 @@ class Handle:
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_kept: dict[threading.Event, Any] = {}  # by what is closing, until that is over
 
 
 def _after_fork() -> None:
