@@ -5,7 +5,7 @@
 const char *scene_device(const struct scene *scene, uint32_t rank)
 {
 	const char *at = scene->worker_devices;
-	char one[64];
+	static char names[SCENE_TP_MAX][64]; /* all scenes of a run have the same */
 
 	if (!at) {
 		return scene->device;
@@ -13,8 +13,8 @@ const char *scene_device(const struct scene *scene, uint32_t rank)
 	for (uint32_t i = 0; i < rank && strchr(at, ','); i++) {
 		at = strchr(at, ',') + 1;
 	}
-	snprintf(one, sizeof(one), "%.*s", (int)strcspn(at, ","), at);
-	return strdup(one); /* lives as long as the bench */
+	snprintf(names[rank], sizeof(names[rank]), "%.*s", (int)strcspn(at, ","), at);
+	return names[rank];
 }
 
 void scene_start(struct scene *scene)
