@@ -149,7 +149,7 @@ static uint64_t copy_end(const struct copy *copy)
 static bool is_direct(
 	const struct stretch *stretch, const struct copy *v, size_t n, const bool *direct)
 {
-	if (!n || v[0].dst != stretch->offset ||
+	if (v[0].dst != stretch->offset ||
 		copy_end(&v[n - 1]) != stretch->offset + stretch->len_bytes) {
 		return false;
 	}
@@ -191,7 +191,8 @@ static int64_t sort_out(const struct stretches *stretches, size_t bucket,
 
 			written = MAX(written, past);
 		}
-		if (clear && (alone || stretch->len_bytes >= stretches->least_bytes) &&
+		if (clear && at > first &&
+			(alone || stretch->len_bytes >= stretches->least_bytes) &&
 			is_direct(stretch, gather->v + first, at - first, direct)) {
 			stretch->space = gather->v[first].src_space;
 			stretch->src = gather->v[first].src;
