@@ -2,7 +2,6 @@
 #include "base/util.h"
 #include "broker/waits.h"
 #include <string.h>
-#include <sys/param.h>
 
 #define COSTS_KEPT_OUT 4 /* so many times what it has cost the others */
 #define MS_NS 1000000ull

@@ -218,3 +218,17 @@ void joiner_refused(struct joiner *joiner, uint64_t serial, int code, const char
 	}
 	message_finish(&message);
 }
+
+void lead_starts_anew(const struct broker *lead, const char *address)
+{
+	for (unsigned i = 0; !broker_said(lead, "starts anew"); i++) {
+		struct joiner joiner;
+		struct raw data;
+
+		assert_in_range(i, 0, LIMIT_EPOCHS);
+		joiner_stands(&joiner, &data, address);
+		raw_close(&data);
+		raw_close(&joiner.raw);
+		sleep_ms(1);
+	}
+}

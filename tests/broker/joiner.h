@@ -43,4 +43,7 @@ void joiner_declare(struct joiner *joiner, uint64_t serial, uint32_t rank, uint3
 /* An error with that serial and code whose sentence holds the word. */
 void joiner_refused(struct joiner *joiner, uint64_t serial, int code, const char *word);
 
+/* Joiners come and go until the lead has made as many communicators as one broker may. */
+void lead_starts_anew(const struct broker *lead, const char *address);
+
 #endif

@@ -43,20 +43,6 @@ static void start_worker(struct worker *worker, uint32_t replica, int serve_thre
 	assert_int_equal(worker_start(worker, &lead, options, whole, 1), 0);
 }
 
-static void starts_anew(void)
-{
-	for (unsigned i = 0; !broker_said(&lead, "starts anew"); i++) {
-		struct joiner joiner;
-		struct raw data;
-
-		assert_in_range(i, 0, LIMIT_EPOCHS);
-		joiner_stands(&joiner, &data, address);
-		raw_close(&data);
-		raw_close(&joiner.raw);
-		sleep_ms(1);
-	}
-}
-
 static void start_ranks(struct trainer trainers[2])
 {
 	struct starting starts[2];
@@ -93,7 +79,7 @@ static void test_memory_is_ones_own(void **state)
 	trainer_write(&trainers[0], 1);
 	assert_int_equal(strew_trainer_publish(trainers[0].trainer, 1, NULL, 0, 600000), 0);
 	broker_wait_ranks(&lead, 2, "waiting for ranks");
-	starts_anew();
+	lead_starts_anew(&lead, address);
 	for (uint32_t i = 0; i < 3; i++) {
 		worker_event(&workers[i], STREW_EVENT_LOST, STREW_OUTCOME_NONE);
 	}

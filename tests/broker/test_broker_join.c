@@ -392,16 +392,7 @@ static void test_many_epochs(void **state)
 	int rc;
 
 	(void)state;
-	for (unsigned i = 0; !broker_said(&lead, "starts anew"); i++) {
-		struct joiner joiner;
-		struct raw data;
-
-		assert_in_range(i, 0, LIMIT_EPOCHS);
-		joiner_stands(&joiner, &data, address);
-		raw_close(&data);
-		raw_close(&joiner.raw);
-		sleep_ms(1);
-	}
+	lead_starts_anew(&lead, address);
 	/* First what it has to say of the updates before. */
 	do {
 		rc = strew_agent_wait(worker.agent, PATIENCE_MS, &event);

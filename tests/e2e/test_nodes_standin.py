@@ -132,6 +132,12 @@ def test_versions_differ(stage):
     assert "calls.ncclGetUniqueId" not in counts(stage, "lead")
 
 
+def in_its_place(stage, name, port):
+    """A broker that comes where the one called node is; it may have to wait."""
+    return stage.start(name, "strewd", "--socket", stage.socket(name), "--backend", "cuda",
+                       "--slot", "256K", "--join", f"127.0.0.1:{port}", env={"NCCL_HOSTID": "node"})
+
+
 def test_one_gpu_twice(stage):
     """Who comes in a place that is taken waits, as its owner may have ended; then it is refused."""
     stand_in(stage)
@@ -140,14 +146,10 @@ def test_one_gpu_twice(stage):
     first = broker(stage, "node", "--join", f"127.0.0.1:{port}")
     wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
 
-    def another(name):
-        return stage.start(name, "strewd", "--socket", stage.socket(name), "--backend", "cuda",
-                           "--slot", "256K", "--join", f"127.0.0.1:{port}",
-                           env={"NCCL_HOSTID": "node"})
-    second = another("second").says("on one GPU of one host").says("trying for 25 s")
+    second = in_its_place(stage, "second", port).says("on one GPU of one host").says("trying for 25 s")
     first.stop(-9, signal.SIGKILL)
     wait_until("the second in its place", lambda: stage.joined("second", 1))
-    log = another("third").end(1)
+    log = in_its_place(stage, "third", port).end(1)
     assert "refuses: brokers" in log and "NCCL_HOSTID" in log, log
     assert second.popen.poll() is None and stage.joined("lead", 2)
 
@@ -160,8 +162,7 @@ def test_successor_of_a_silent_broker(stage):
     first = broker(stage, "node", "--join", f"127.0.0.1:{port}")
     wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
     first.popen.send_signal(signal.SIGSTOP)
-    stage.start("second", "strewd", "--socket", stage.socket("second"), "--backend", "cuda", "--slot", "256K",
-                "--join", f"127.0.0.1:{port}", env={"NCCL_HOSTID": "node"}).says("joined the lead", 30)
+    in_its_place(stage, "second", port).says("joined the lead", 30)
     wait_until("the second in its place", lambda: stage.joined("second", 1) and stage.joined("lead", 2))
     first.stop(-9, signal.SIGKILL)
 
