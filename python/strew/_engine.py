@@ -143,6 +143,19 @@ def _open_gate() -> Dirty:
                  "back: no step may run")
 
 
+def accepts_partial(layout: Layout) -> bool:
+    """Whether updates may leave elements as they are: padding that no tensor has.
+
+    InvalidArgument, by name, for whole parameters that no tensor fills: they would keep what they
+    were loaded with.
+    """
+    if layout.unfilled:
+        few = ", ".join(layout.unfilled[:4]) + (", ..." if len(layout.unfilled) > 4 else "")
+        raise InvalidArgument(errno.EINVAL, f"no tensor of the trainer fills {few} "
+                              f"({len(layout.unfilled)} parameters of this engine)")
+    return any(one.uncovered for one in layout.parameters.values())
+
+
 class Receiver:
     """A worker of an engine that takes an update when it is told to, between two steps.
 

@@ -83,14 +83,14 @@ def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpo
           apply: str, socket: str | None, timeout: float) -> None:
     """Registers the parameters; a second time looks whether they are."""
     from ._agent import Agent
-    from ._engine import Receiver, read_described
+    from ._engine import Receiver, accepts_partial, read_described
     place = _find_place(model, socket)
     if model in _receivers:
         _receivers[model].prepare()
         _receivers[model].finish()
         return
     layout = _layout(model, read_described(tensors), checkpoint)
-    partial = any(one.uncovered for one in layout.parameters.values())
+    partial = accepts_partial(layout)
     receiver = Receiver(layout, lambda: Agent(
         name, replica=replica, part=place.part, rank=place.rank, size=place.size, apply=apply,
         partial=partial, socket=socket, timeout=timeout), _synchronize, timeout)

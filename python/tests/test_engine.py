@@ -14,7 +14,15 @@ from torch import nn
 
 import strew
 from loaders import in_threads, random_values, same_bits
-from strew._engine import MadeUp, Receiver, Values, find_place, read_described, write_described
+from strew._engine import (
+    MadeUp,
+    Receiver,
+    Values,
+    accepts_partial,
+    find_place,
+    read_described,
+    write_described,
+)
 from strew._layout import LayoutParameter, Piece
 from strew._source import Source
 
@@ -68,6 +76,16 @@ def update(trainer, version, *receivers, timeout=20.0):
     for one in receivers:
         one.finish()
     return handle.report(timeout + 10)
+
+
+def test_a_parameter_that_no_tensor_fills():
+    module = Worker()
+    named = dict(list(SHAPES.items())[1:])
+    missing = next(iter(SHAPES))
+    layout = strew.record_layout(module, module.load_weights, named)
+    with pytest.raises(strew.InvalidArgument, match=f"no tensor of the trainer fills .*{missing}"):
+        accepts_partial(layout)
+    assert not accepts_partial(strew.record_layout(module, module.load_weights, SHAPES))
 
 
 def test_updates(broker):

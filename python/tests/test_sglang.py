@@ -42,6 +42,14 @@ for _name in ("scaled", "extra"):  # computed after loading; put nowhere
     del DESCRIBED[_name]
 
 
+class Filled(Fused):
+    """Without the parameters that none of these tensors fills: an engine's must all be."""
+
+    def __init__(self, rank, size):
+        super().__init__(rank, size)
+        del self.derived, self.never
+
+
 def stand_in(model, load_format):
     """What calls the hook in SGLang 0.4.10 to 0.5.23, word for word but for its other cases."""
     def update_weights_from_tensor(named_tensors, load_format=None):
@@ -142,9 +150,7 @@ def loaded(tmp_path):
     """An engine's module with a checkpoint in it, that checkpoint, and the trainer's model."""
     pytest.importorskip("safetensors")
     values = random_values(DESCRIBED, 0)
-    module = poisoned_twin(lambda: Fused(0, 1))
-    module.derived.data.zero_()
-    module.never.data.zero_()
+    module = poisoned_twin(lambda: Filled(0, 1))
     module.load_weights(values.items())
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -152,7 +158,7 @@ def loaded(tmp_path):
 
 
 def expected(values):
-    want = Fused(0, 1)
+    want = Filled(0, 1)
     want.load_weights(values.items())
     return want
 
@@ -267,9 +273,7 @@ def test_a_scheduler_that_may_run_no_step_ends(broker, caller, loaded, monkeypat
 
 
 def twin_of(policy):
-    module = poisoned_twin(lambda: Fused(0, 1))
-    module.derived.data.zero_()
-    module.never.data.zero_()
+    module = poisoned_twin(lambda: Filled(0, 1))
     module.load_weights(policy.values.items())
     return module
 

@@ -19,6 +19,7 @@ from .._engine import (
     Place,
     Receiver,
     Values,
+    accepts_partial,
     find_checkpoint,
     find_place,
     read_described,
@@ -83,10 +84,10 @@ class Core:
             self.receiver.prepare()
             return
         place, layout = self._place, self._layout(said)
-        partial = any(one.uncovered for one in layout.parameters.values())
         if layout.refused:
             raise InvalidArgument(errno.ENOTSUP, "strew cannot fill all of this engine's "
                                   f"parameters: {_few(layout.refused)}")
+        partial = accepts_partial(layout)
         receiver = Receiver(
             layout, lambda: Agent(said.model, replica=place.replica, part=place.part,
                                   rank=place.rank, size=place.size, apply=said.apply,
