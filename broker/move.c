@@ -438,7 +438,7 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 		}
 	}
 	/* The trainer gets its memory back as soon as the last read of it is done. */
-	if (rc == 0 && work->wire && run->base->gathers) {
+	if (rc == 0 && work->wire && run->base->gather.n) {
 		rc = wait_lane(run, &run->moves->gather, err);
 		stamp(run, &work->stages.gather_ns);
 	}
