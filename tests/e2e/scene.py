@@ -9,6 +9,7 @@ A test fails by an exception, by a process of its own that ended badly or had to
 what a sanitizer wrote into a log.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -68,7 +69,10 @@ class Process:
             assert self.popen.poll() is None or text in self.log, \
                 f"{self.name} ended with {self.popen.returncode} before it said {text!r}"
             return False
-        wait_until(f"{text!r} of {self.name}", look, seconds)
+        try:
+            wait_until(f"{text!r} of {self.name}", look, seconds)
+        except AssertionError as failure:
+            raise AssertionError(f"{failure}; its threads are in {self.threads()}") from None
         return self
 
     def line(self, text="\n"):
@@ -77,9 +81,22 @@ class Process:
 
     def end(self, code=0, seconds=DEADLINE_S):
         """Waits for its end, which must be with that code."""
-        got = self.popen.wait(seconds)
+        try:
+            got = self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} has not ended after {seconds} s; its threads are in "
+                                 f"{self.threads()}; {self.log}") from None
         assert got == code, f"{self.name} ended with {got} instead of {code}"
         return self.log
+
+    def threads(self):
+        """Name, and where in the kernel, of each of its threads."""
+        found = []
+        for task in pathlib.Path(f"/proc/{self.popen.pid}/task").glob("*"):
+            with contextlib.suppress(OSError):
+                found.append(" ".join((task / name).read_text().strip() or "?"
+                                      for name in ("comm", "wchan", "syscall")))
+        return "; ".join(found)
 
     def stop(self, code=0, number=signal.SIGTERM):
         self.popen.send_signal(number)

@@ -162,8 +162,8 @@ def killed(stage, brokers, words):
     def heal(first, second):
         second.end(-signal.SIGKILL)
         again = two_ranks(stage, (None, brokers[1]), first=3, name="-again")[1]
-        scene.wait_until("the model declared again",
-                         lambda: stage.status("lead")["trainers"][0]["tensors"] > 0)
+        scene.wait_until("the parts named again",
+                         lambda: stage.status("lead")["trainers"][0]["subsets"] == PARTS)
         return [first, again]
     aborted_between(stage, brokers, lambda second: second.popen.kill(), words, heal)
 
@@ -189,8 +189,8 @@ def test_rank_gives_up(stage):
 
     def heal(first, second):
         again = two_ranks(stage, (None, "node"), first=3, name="-again")[1]
-        scene.wait_until("the model declared again",
-                         lambda: stage.status("lead")["trainers"][0]["tensors"] > 0)
+        scene.wait_until("the parts named again",
+                         lambda: stage.status("lead")["trainers"][0]["subsets"] == PARTS)
         return [first, again]
 
     aborted_between(stage, ("lead", "node"), end,
