@@ -63,28 +63,11 @@ static int uring_add(struct loop_source *source)
 	return 0;
 }
 
-static int uring_modify(struct loop_source *source)
+/* The source is called for it no more. */
+static void forget(struct uring_loop *loop, struct arm *arm)
 {
-	struct uring_loop *loop = (struct uring_loop *)source->loop;
 	struct io_uring_sqe *sqe;
 
-	/* Else its callback runs now, or its completion waits: it is armed anew after that. */
-	if (source->arm->in_ring) {
-		sqe = next_sqe(loop);
-		io_uring_prep_poll_update(
-			sqe, (uintptr_t)source->arm, 0, source->events, IORING_POLL_UPDATE_EVENTS);
-		io_uring_sqe_set_data64(sqe, NOBODY);
-	}
-	return 0;
-}
-
-static void uring_remove(struct loop_source *source)
-{
-	struct uring_loop *loop = (struct uring_loop *)source->loop;
-	struct arm *arm = source->arm;
-	struct io_uring_sqe *sqe;
-
-	source->arm = NULL;
 	arm->source = NULL;
 	if (!arm->in_ring) {
 		free(arm);
@@ -99,8 +82,41 @@ static void uring_remove(struct loop_source *source)
 	sqe = next_sqe(loop);
 	io_uring_prep_poll_remove(sqe, (uintptr_t)arm);
 	io_uring_sqe_set_data64(sqe, NOBODY);
-	/* At once: until then the request keeps the file open that the caller now closes. */
-	io_uring_submit(&loop->ring);
+}
+
+/* By another arm: there is a call that changes a request's events, but not every kernel since 6.0
+ * completes one that is ready at once by that. */
+static int uring_modify(struct loop_source *source)
+{
+	struct uring_loop *loop = (struct uring_loop *)source->loop;
+	struct arm *before = source->arm;
+
+	/* Else its callback runs now, or its completion waits: it is armed anew after that. */
+	if (before->in_ring) {
+		int rc = uring_add(source);
+
+		if (rc) {
+			source->arm = before;
+			return rc;
+		}
+		forget(loop, before);
+	}
+	return 0;
+}
+
+static void uring_remove(struct loop_source *source)
+{
+	struct uring_loop *loop = (struct uring_loop *)source->loop;
+	struct arm *arm = source->arm;
+	bool in_ring = arm->in_ring;
+
+	source->arm = NULL;
+	forget(loop, arm);
+	if (in_ring) {
+		/* At once: until then the request keeps the file open that the caller now closes.
+		 */
+		io_uring_submit(&loop->ring);
+	}
 }
 
 static void free_orphan(struct arm *arm)
@@ -210,8 +226,8 @@ static const struct loop_ops uring_ops = {
 	.round = uring_round,
 };
 
-/* Waiting with a timeout in the one call, completions that are never lost, updates of a poll. */
-#define NEEDED (IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_RSRC_TAGS)
+/* Waiting with a timeout in the one call, completions that are never lost. */
+#define NEEDED (IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP)
 
 int loop_uring_create(struct loop **ret_loop)
 {
@@ -231,7 +247,7 @@ int loop_uring_create(struct loop **ret_loop)
 	if ((params.features & NEEDED) != NEEDED) {
 		io_uring_queue_exit(&loop->ring);
 		free(loop);
-		return -EOPNOTSUPP; /* a kernel before 5.13 */
+		return -EOPNOTSUPP; /* a kernel before 5.11 */
 	}
 	*ret_loop = &loop->head;
 	return 0;

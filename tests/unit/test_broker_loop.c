@@ -172,6 +172,36 @@ static void test_modify(void **state)
 	close(fds[1]);
 }
 
+/* What is ready when it is asked for again is reported, however often it was not asked for. */
+static void test_modify_to_what_is_ready(void **state)
+{
+	struct loop *loop = loop_of(state);
+	struct seen seen = {.loop = loop, .fd = -1};
+	int fds[2];
+
+	pair(fds);
+	assert_int_equal(loop_add(loop, fds[0], 0, note, &seen, &seen.source), 0);
+	assert_int_equal(write(fds[1], "a", 1), 1);
+	for (unsigned i = 1; i <= 20; i++) {
+		round_now(loop);
+		assert_int_equal(seen.calls, i - 1);
+		assert_int_equal(loop_modify(seen.source, EPOLLIN), 0);
+		if (i % 2) { /* twice before the kernel hears of it */
+			assert_int_equal(loop_modify(seen.source, 0), 0);
+			assert_int_equal(loop_modify(seen.source, EPOLLIN), 0);
+		}
+		rounds_until(loop, &seen, i);
+		assert_int_equal(seen.events, EPOLLIN);
+		assert_int_equal(loop_modify(seen.source, 0), 0);
+		/* Its request may have completed by now: that is one call more at most. */
+		round_now(loop);
+		seen.calls = i;
+	}
+	loop_remove(seen.source);
+	close(fds[0]);
+	close(fds[1]);
+}
+
 /* A callback may remove its own source, and one that is ready in the same round. */
 static void test_remove_in_callback(void **state)
 {
@@ -385,9 +415,10 @@ static void test_names(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {BOTH(test_levels), BOTH(test_modify),
-		BOTH(test_remove_in_callback), BOTH(test_close_after_remove), BOTH(test_hang_up),
-		BOTH(test_deadline), BOTH(test_many), BOTH(test_signals),
-		BOTH(test_add_in_callback), cmocka_unit_test(test_names)};
+		BOTH(test_modify_to_what_is_ready), BOTH(test_remove_in_callback),
+		BOTH(test_close_after_remove), BOTH(test_hang_up), BOTH(test_deadline),
+		BOTH(test_many), BOTH(test_signals), BOTH(test_add_in_callback),
+		cmocka_unit_test(test_names)};
 
 	return TEST_RUN(tests);
 }
