@@ -460,7 +460,8 @@ static int lead_message(struct server *server, struct message *message, struct e
 	case MSG_ALIVE:
 		return 0;
 	case MSG_BYE:
-		return error_set(err, -ECONNRESET, "it stopped in order");
+		return error_set(err, -ECONNRESET,
+			message->u.bye.again ? "it starts itself anew" : "it stopped in order");
 	case MSG_ERROR:
 		return take_error(server, &message->u.error, err);
 	default:
@@ -622,6 +623,7 @@ void join_stop(struct server *server)
 
 	if (link->conn) {
 		message_init(&message, MSG_BYE, 0);
+		message.u.bye.again = server_starts_again(server);
 		join_send(server, &message);
 	}
 	loop_remove(link->source);

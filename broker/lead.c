@@ -288,6 +288,7 @@ static void lead_do(struct server *server, struct model *model, unsigned actions
 
 static bool may_begin(struct server *server, struct model *model)
 {
+	bool all = model->update.flags & STREW_PUBLISH_SCOPE_ALL;
 	const char *missed;
 
 	if (model->update.state != UPDATE_QUEUED ||
@@ -298,7 +299,7 @@ static bool may_begin(struct server *server, struct model *model)
 	if (missed) {
 		lead_do(server, model, update_missed(&model->update, missed, clock_ns()));
 	}
-	return model->update.state == UPDATE_QUEUED;
+	return model->update.state == UPDATE_QUEUED && !(all && missed_come_back(server));
 }
 
 void lead_ready(struct server *server)
@@ -504,12 +505,13 @@ void lead_tick(struct server *server, uint64_t now)
 	for (struct model *model = server->models; model; model = model->next) {
 		lead_do(server, model, update_tick(&model->update, now));
 	}
+	missed_tick(server, now);
 	lead_ready(server);
 }
 
 uint64_t lead_due(const struct server *server)
 {
-	uint64_t due = UINT64_MAX;
+	uint64_t due = missed_due(server);
 
 	for (const struct model *model = server->models; model; model = model->next) {
 		due = MIN(due, update_due(&model->update));
