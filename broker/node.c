@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "broker/node_internal.h"
+#include "broker/roots.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -307,24 +308,6 @@ static void collect_teams(struct server *server, const char *model)
 	}
 }
 
-/* Where the roots are in this epoch; what is here must be here. */
-static bool take_roots(
-	struct server *server, const struct publication *publication, const struct msg_begin *begin)
-{
-	if (begin->nroots != publication->nroots) {
-		return false;
-	}
-	for (size_t i = 0; i < begin->nroots; i++) {
-		if (begin->roots[i] >= server->epoch.ranks ||
-			(begin->roots[i] == server->epoch.rank) !=
-				(publication->brokers[i] == server->broker_id)) {
-			return false;
-		}
-		server->node.roots[i] = begin->roots[i];
-	}
-	return true;
-}
-
 /* Copies of a group that catches up are about to end: node_tick() begins then. */
 static void keep_begin(struct node *node, const struct msg_begin *begin)
 {
@@ -377,7 +360,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 		node_answer(server, MSG_ACCEPT, -ENOENT, text);
 		return;
 	}
-	if (!take_roots(server, publication, begin)) {
+	if (!roots_take(server, publication, begin)) {
 		node->nteams = node->nabsent = 0;
 		node_answer(server, MSG_ACCEPT, -EINVAL,
 			"begin names other brokers for the trainer ranks than the manifest");

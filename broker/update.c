@@ -628,6 +628,11 @@ unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, c
 	return abort_update(update, now, text);
 }
 
+unsigned update_give_up(struct update *update, const char *why, uint64_t now)
+{
+	return update->state == UPDATE_QUEUED ? abort_update(update, now, why) : 0;
+}
+
 unsigned update_missed(struct update *update, const char *name, uint64_t now)
 {
 	char text[LIMIT_TEXT_BYTES];

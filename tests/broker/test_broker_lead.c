@@ -281,7 +281,8 @@ static void test_a_refusal_is_no_timeout(void **state)
 	raw_close(&kept);
 }
 
-/* NCCL keeps something of each communicator: behind many it starts anew, and says so. */
+/* NCCL keeps something of each communicator: behind many it starts anew, and says so.
+ * The last case, as it ends the broker. */
 static void test_it_starts_anew(void **state)
 {
 	struct raw link, data;
@@ -317,11 +318,14 @@ static void test_it_starts_anew(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		CASE(test_epochs_that_overtake), CASE(test_a_lead_that_counts_from_one),
-		CASE(test_epochs_that_make_no_sense), CASE(test_decisions_about_nothing),
-		CASE(test_a_lead_that_goes_away), CASE(test_manifests_that_lie),
+		CASE(test_epochs_that_overtake),
+		CASE(test_a_lead_that_counts_from_one),
+		CASE(test_epochs_that_make_no_sense),
+		CASE(test_decisions_about_nothing),
+		CASE(test_a_lead_that_goes_away),
+		CASE(test_manifests_that_lie),
 		CASE(test_a_refusal_is_no_timeout),
-		cmocka_unit_test(test_it_starts_anew), /* the last one: it ends the broker */
+		cmocka_unit_test(test_it_starts_anew),
 	};
 
 	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);
