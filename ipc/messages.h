@@ -368,7 +368,7 @@ struct msg_event {
 	uint64_t last;	 /* number of the newest one */
 	uint64_t unix_ms;
 	char model[LIMIT_MODEL_BYTES];
-	char ended_in[24]; /* the stage in which it failed, "": it did not */
+	char ended_in[24]; /* the stage in which it failed or was lost, "": it was not */
 	struct msg_report report;
 };
 
