@@ -5,12 +5,12 @@
  */
 #include "agent/session.h"
 #include "base/clock.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
@@ -321,20 +321,15 @@ static void *serve(void *data)
 
 int agent_session_start(struct agent_session *session, struct error *err)
 {
-	sigset_t all, before;
 	int rc;
 
 	session->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (session->wake_fd < 0) {
 		return error_set(err, -errno, "no descriptor is left for a thread");
 	}
-	/* The new thread inherits the mask: signals stay the business of the host's threads. */
-	sigfillset(&all);
 	pthread_mutex_lock(&session->lock);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
 	session->threaded = session->running = true;
-	rc = pthread_create(&session->thread, NULL, serve, session);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	rc = thread_start(serve, session, &session->thread);
 	if (rc) {
 		session->threaded = session->running = false;
 		fd_close(&session->wake_fd);
@@ -343,6 +338,6 @@ int agent_session_start(struct agent_session *session, struct error *err)
 		fd_close(&session->poll_fd);
 	}
 	pthread_mutex_unlock(&session->lock);
-	return rc ? error_set(err, -rc, "a thread could not be started: %s", strerrordesc_np(rc))
+	return rc ? error_set(err, rc, "a thread could not be started: %s", strerrordesc_np(-rc))
 		  : 0;
 }

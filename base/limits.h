@@ -45,6 +45,7 @@
 #define LIMIT_ALIVE_MS 3000	/* between two words of a broker to another */
 #define LIMIT_SILENT_MS 15000	/* without one: it is given up */
 #define LIMIT_MISSED_MS 600000	/* so long scope=all waits for a broker that was lost */
+#define LIMIT_AGAIN_MS 15000	/* it is about to come back so long, if it starts itself anew */
 #define LIMIT_HELLO_MS 5000	/* connect to hello */
 #define LIMIT_REGISTER_MS 60000 /* register to seal */
 #define LIMIT_CALL_MS 30000	/* default of the agents' calls */

@@ -243,9 +243,11 @@ static int member_message(struct member *member, const struct message *message, 
 	case MSG_ALIVE:
 		return 0;
 	case MSG_BYE:
-		member->left = true;
+		member->again = message->u.bye.again;
+		member->left = !member->again;
 		member->judged = true;
-		return error_set(err, -ECONNRESET, "it left");
+		return error_set(
+			err, -ECONNRESET, member->again ? "it starts itself anew" : "it left");
 	default:
 		return error_set(err, -EPROTO, "message %s is not for the lead",
 			message_name(message->type));
@@ -361,6 +363,7 @@ void members_drop_all(struct server *server)
 
 	while (server->members) {
 		message_init(&message, MSG_BYE, 0);
+		message.u.bye.again = server_starts_again(server);
 		member_send(server->members, &message);
 		member_ranks_lost(server->members);
 		member_free(server->members);

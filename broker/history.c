@@ -42,7 +42,23 @@ void history_lead(struct server *server, const char *model, const struct msg_rep
 			    : report->wait_ns	? "accepting"
 						: "waiting";
 
-	keep(server, model, report->outcome == STREW_OUTCOME_ABORTED ? stage : "", report);
+	keep(server, model,
+		report->outcome == STREW_OUTCOME_ABORTED || report->outcome == STREW_OUTCOME_LOST
+			? stage
+			: "",
+		report);
+}
+
+/* Were there groups here that carried the commit out, none of which has it? As an update at its
+ * lead is lost; groups that sat out lose nothing. */
+static bool is_lost(const struct node *node)
+{
+	for (size_t i = 0; i < node->nteams; i++) {
+		if (node->teams[i]->outcome == STREW_OUTCOME_COMMITTED) {
+			return false;
+		}
+	}
+	return node->stage == NODE_COMMITTING && node->ngoing > 0;
 }
 
 void history_node(struct server *server, enum strew_outcome outcome, const char *text)
@@ -56,6 +72,9 @@ void history_node(struct server *server, enum strew_outcome outcome, const char 
 	/* A lead has its own, of all nodes. */
 	if (server_is_lead(server) || !node->publication) {
 		return;
+	}
+	if (outcome == STREW_OUTCOME_COMMITTED && is_lost(node)) {
+		outcome = STREW_OUTCOME_LOST;
 	}
 	memset(&report, 0, sizeof(report));
 	report.version = node->version;

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "broker/roots.h"
 #include "broker/server.h"
 #include "strew/trainer.h"
 #include <errno.h>
@@ -108,32 +109,15 @@ static void send_members(struct server *server, struct message *message)
 	}
 }
 
-/* The number in the epoch of each trainer rank's broker. */
-static void find_roots(struct server *server, const struct publication *publication,
-	uint32_t ret_roots[LIMIT_RANKS])
-{
-	for (size_t i = 0; i < publication->nroots; i++) {
-		ret_roots[i] = 0;
-		for (struct member *member = server->members; member; member = member->next) {
-			if (member->state == MEMBER_IN_EPOCH &&
-				member->join.broker_id == publication->brokers[i]) {
-				ret_roots[i] = member->rank;
-			}
-		}
-	}
-}
-
-static void do_begin(struct server *server, struct model *model)
+static void do_begin(struct server *server, struct model *model, uint32_t *roots)
 {
 	struct update *update = &model->update;
 	const struct publication *publication = model_publication(model, update->subset);
 	uint64_t now = clock_ns();
-	uint32_t roots[LIMIT_RANKS];
 	struct message message;
 	struct msg_begin begin;
 
 	memset(&begin, 0, sizeof(begin));
-	find_roots(server, publication, roots);
 	begin.roots = roots;
 	begin.nroots = publication->nroots;
 	begin.epoch = server->epoch.number;
@@ -272,9 +256,6 @@ static void lead_do(struct server *server, struct model *model, unsigned actions
 	if (actions & UPDATE_DO_REPORT) {
 		do_report(server, model);
 	}
-	if (actions & UPDATE_DO_BEGIN) {
-		do_begin(server, model);
-	}
 	if (actions & UPDATE_DO_GO) {
 		send_decision(server, model, MSG_GO);
 	}
@@ -286,24 +267,36 @@ static void lead_do(struct server *server, struct model *model, unsigned actions
 	}
 }
 
-static bool may_begin(struct server *server, struct model *model)
+/* One that cannot begin at all ends. */
+static bool may_begin(struct server *server, struct model *model, uint32_t ret_roots[LIMIT_RANKS])
 {
+	struct update *update = &model->update;
+	const struct publication *publication = model_publication(model, update->subset);
+	bool all = update->flags & STREW_PUBLISH_SCOPE_ALL;
 	const char *missed;
+	struct error err;
 
-	if (model->update.state != UPDATE_QUEUED ||
-		!model_publication(model, model->update.subset)) {
+	if (update->state != UPDATE_QUEUED || !publication) {
 		return false;
 	}
 	missed = missed_name(server, clock_ns());
-	if (missed) {
-		lead_do(server, model, update_missed(&model->update, missed, clock_ns()));
+	if (missed && all) {
+		lead_do(server, model, update_missed(update, missed, clock_ns()));
+		return false;
 	}
-	return model->update.state == UPDATE_QUEUED;
+	if (all && missed_come_back(server)) {
+		return false;
+	}
+	if (roots_find(server, publication, ret_roots, &err)) {
+		lead_do(server, model, update_give_up(update, err.text, clock_ns()));
+		return false;
+	}
+	return true;
 }
 
 void lead_ready(struct server *server)
 {
-	uint32_t nodes = 1;
+	uint32_t roots[LIMIT_RANKS], nodes = 1;
 
 	if (lead_busy(server) || server->node.stage != NODE_IDLE || server->draining ||
 		(server->epoch.state != EPOCH_NONE && server->epoch.state != EPOCH_READY)) {
@@ -313,15 +306,14 @@ void lead_ready(struct server *server)
 		nodes += member->state == MEMBER_IN_EPOCH;
 	}
 	for (struct model *model = server->models; model; model = model->next) {
-		if (may_begin(server, model)) {
+		if (may_begin(server, model, roots)) {
 			if (!catchup_yield(server, model->name, !model->update.subset)) {
 				return; /* in the next round */
 			}
 			server->active = model;
 			server->node.wire_bytes = 0;
-			lead_do(server, model,
-				update_begin(
-					&model->update, ++server->next_serial, nodes, clock_ns()));
+			update_begin(&model->update, ++server->next_serial, nodes, clock_ns());
+			do_begin(server, model, roots);
 			return;
 		}
 	}
@@ -504,12 +496,13 @@ void lead_tick(struct server *server, uint64_t now)
 	for (struct model *model = server->models; model; model = model->next) {
 		lead_do(server, model, update_tick(&model->update, now));
 	}
+	missed_tick(server, now);
 	lead_ready(server);
 }
 
 uint64_t lead_due(const struct server *server)
 {
-	uint64_t due = UINT64_MAX;
+	uint64_t due = missed_due(server);
 
 	for (const struct model *model = server->models; model; model = model->next) {
 		due = MIN(due, update_due(&model->update));

@@ -1,8 +1,7 @@
 #include "broker/lookup.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +46,6 @@ int lookup_create(const char *address, bool keyed, struct lookup **ret_lookup)
 {
 	size_t len = strlen(address) + 1;
 	struct lookup *lookup = calloc(1, sizeof(*lookup) + len);
-	sigset_t all, old;
 	pthread_t thread;
 	int rc;
 
@@ -63,11 +61,7 @@ int lookup_create(const char *address, bool keyed, struct lookup **ret_lookup)
 		free(lookup);
 		return rc;
 	}
-	/* Signals are the event loop's. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&thread, NULL, lookup_main, lookup);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	rc = thread_start(lookup_main, lookup, &thread);
 	if (rc) {
 		close(lookup->fd);
 		free(lookup);

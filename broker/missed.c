@@ -3,6 +3,9 @@
  * come back. An update with scope=all asks every group of every node, and so does not begin
  * without them. Who leaves in order is not missed, and nobody for longer than LIMIT_MISSED_MS:
  * a host that was given up must not end such updates for ever.
+ *
+ * One that starts itself anew has said that it comes back, and takes a moment: such an update waits
+ * for it, and ends only if it is not back by LIMIT_AGAIN_MS, when it is like any that was lost.
  */
 #include "base/clock.h"
 #include "base/log.h"
@@ -25,8 +28,9 @@ void missed_lost(const struct member *member)
 	if (server->nmissed == LIMIT_BROKERS) {
 		forget(server, 0);
 	}
-	server->missed[server->nmissed++] =
-		(struct missed){.join = member->join, .until = deadline_in_ms(LIMIT_MISSED_MS)};
+	server->missed[server->nmissed++] = (struct missed){.join = member->join,
+		.until = deadline_in_ms(LIMIT_MISSED_MS),
+		.back_by = member->again ? deadline_in_ms(LIMIT_AGAIN_MS) : UINT64_MAX};
 }
 
 /* The same one, or the next in its place: one GPU of one host has one broker. */
@@ -62,12 +66,43 @@ void missed_stand(struct server *server)
 const char *missed_name(struct server *server, uint64_t now)
 {
 	for (size_t i = 0; i < server->nmissed;) {
-		if (now < server->missed[i].until) {
+		if (server->missed[i].back_by != UINT64_MAX) {
+			i++;
+		} else if (now < server->missed[i].until) {
 			return server->missed[i].join.name;
+		} else {
+			log_warn("broker %s was lost %u s ago: scope=all does without it now",
+				server->missed[i].join.name, LIMIT_MISSED_MS / 1000);
+			forget(server, i);
 		}
-		log_warn("broker %s was lost %u s ago: scope=all does without it now",
-			server->missed[i].join.name, LIMIT_MISSED_MS / 1000);
-		forget(server, i);
 	}
 	return NULL;
+}
+
+bool missed_come_back(const struct server *server)
+{
+	return missed_due(server) != UINT64_MAX;
+}
+
+void missed_tick(struct server *server, uint64_t now)
+{
+	for (size_t i = 0; i < server->nmissed; i++) {
+		struct missed *missed = &server->missed[i];
+
+		if (now >= missed->back_by) {
+			missed->back_by = UINT64_MAX;
+			log_warn("broker %s started itself anew %u s ago and has not come back",
+				missed->join.name, LIMIT_AGAIN_MS / 1000);
+		}
+	}
+}
+
+uint64_t missed_due(const struct server *server)
+{
+	uint64_t due = UINT64_MAX;
+
+	for (size_t i = 0; i < server->nmissed; i++) {
+		due = MIN(due, server->missed[i].back_by);
+	}
+	return due;
 }

@@ -4,12 +4,11 @@
  */
 #include "broker/mover.h"
 #include "base/clock.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "broker/pace.h"
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -164,7 +163,6 @@ int mover_create(void (*broken)(void *data, const char *text), void *data, struc
 {
 	struct mover *mover = calloc(1, sizeof(*mover));
 	pthread_condattr_t attr;
-	sigset_t all, old;
 	int rc;
 
 	if (!mover) {
@@ -186,11 +184,7 @@ int mover_create(void (*broken)(void *data, const char *text), void *data, struc
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&mover->wake, &attr);
 	pthread_condattr_destroy(&attr);
-	/* Signals are the event loop's. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = -pthread_create(&mover->thread, NULL, mover_main, mover);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	rc = thread_start(mover_main, mover, &mover->thread);
 	if (rc) {
 		fd_close(&mover->eventfd);
 		free(mover);

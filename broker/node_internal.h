@@ -1,4 +1,4 @@
-/* What node.c and node_jobs.c share. */
+/* What node.c, node_teams.c and node_jobs.c share. */
 #ifndef BROKER_NODE_INTERNAL_H
 #define BROKER_NODE_INTERNAL_H
 
@@ -6,6 +6,10 @@
 
 /* Tells the lead of every group; code and text if the whole broker cannot go on. */
 void node_answer(struct server *server, enum message_type type, int code, const char *text);
+
+/* Those of the model that stand take part; of the others the lead hears why they do not. */
+void node_collect_teams(struct server *server, const char *model);
+void node_forget_crews(struct node *node);
 
 /* The groups in that phase become those of the next job. */
 void node_gather(struct node *node, enum group_phase phase);

@@ -283,13 +283,15 @@ struct member {
 	uint64_t deadline; /* for join */
 	struct blob blob;  /* parts of what a trainer rank there declares */
 	struct member_recall *recalls; /* owned */
-	bool left;		       /* in order: it has said so */
+	bool left;		       /* in order: it has said so … */
+	bool again;		       /* … or that it starts itself anew */
 };
 
-/* One that was lost without a word (missed.c). */
+/* One that was lost without a word, or starts itself anew (missed.c). */
 struct missed {
 	struct msg_join join;
 	uint64_t until;
+	uint64_t back_by; /* it has said that it comes back; UINT64_MAX: it has not, or is late */
 };
 
 enum epoch_state {
@@ -676,8 +678,11 @@ void join_fill(struct server *server, struct msg_join *ret_join);
 void missed_lost(const struct member *member); /* before the member itself is */
 /* An epoch stands: who is new in it is missed no more. Before blame_none(), which makes it old. */
 void missed_stand(struct server *server);
-/* One that is missed, or NULL. */
+/* One that is missed and not about to come back, or NULL. */
 const char *missed_name(struct server *server, uint64_t now);
+bool missed_come_back(const struct server *server); /* does one start itself anew? */
+void missed_tick(struct server *server, uint64_t now);
+uint64_t missed_due(const struct server *server);
 
 /* keys.c: the beginning of a connection between brokers. -EPERM: a key is there at one end only. */
 int member_keyed(const struct member *member, const struct message *message, struct error *err);

@@ -18,154 +18,15 @@
  * taken back: a node that is lost then is named in the report.
  * Every state but IDLE has a deadline. ABORTING has one too: a node that does not
  * answer it is taken for lost; but for our own the end waits while it reads the trainer's memory.
+ *
+ * What ranks say is in update_publish.c, who goes on in update_judge.c.
  */
-#include "broker/update.h"
 #include "base/clock.h"
 #include "base/util.h"
+#include "broker/update_internal.h"
 #include "strew/trainer.h"
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-void update_init(struct update *update, uint32_t nranks)
-{
-	memset(update, 0, sizeof(*update));
-	update->nranks = nranks;
-}
-
-static void reset(struct update *update)
-{
-	uint32_t nranks = update->nranks;
-
-	update_init(update, nranks);
-}
-
-static uint64_t put_bit(uint32_t subset)
-{
-	return subset ? UINT64_C(1) << (subset - 1) : 0;
-}
-
-int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
-	uint64_t committed, uint64_t now, struct error *err)
-{
-	uint32_t timeout_ms = publish->timeout_ms ? publish->timeout_ms : LIMIT_UPDATE_MS;
-
-	if (publish->version == UINT64_MAX) {
-		return error_set(err, -ERANGE,
-			"version %llu is not a version that can be published",
-			(unsigned long long)publish->version);
-	}
-	if ((publish->flags & PUBLISH_PARTS) && !publish->subset) {
-		return error_set(err, -EINVAL, "an update in parts begins with a subset");
-	}
-	if (update->state == UPDATE_IDLE) {
-		if (publish->version <= committed) {
-			return error_set(err, -ESTALE,
-				"version %llu is not above the committed version %llu",
-				(unsigned long long)publish->version,
-				(unsigned long long)committed);
-		}
-		if (publish->subset && !(publish->flags & PUBLISH_PARTS) &&
-			publish->base != committed) {
-			return error_set(err, -ESTALE,
-				"subset %u on version %llu, but version %llu was committed last",
-				publish->subset, (unsigned long long)publish->base,
-				(unsigned long long)committed);
-		}
-		reset(update);
-		update->state = UPDATE_RANKS;
-		update->version = publish->version;
-		update->flags = publish->flags;
-		update->parts = publish->flags & PUBLISH_PARTS;
-		update->part = update->parts ? publish->subset : 0;
-		update->put = update->parts ? put_bit(publish->subset) : 0;
-		update->subset = update->parts ? 0 : publish->subset;
-		update->base = update->parts ? 0 : publish->base;
-		update->published_ns = now;
-		update->deadline_ns = now + (uint64_t)timeout_ms * 1000000u;
-	} else if (update->state != UPDATE_RANKS || update->published[rank]) {
-		return error_set(err, -EBUSY, "version %llu is still being published",
-			(unsigned long long)update->version);
-	} else if (publish->version != update->version) {
-		return error_set(err, -EINVAL,
-			"rank %u publishes version %llu, the other ranks version %llu", rank,
-			(unsigned long long)publish->version, (unsigned long long)update->version);
-	} else if (publish->subset != (update->parts ? update->part : update->subset) ||
-		   (publish->base != update->base && !update->parts)) {
-		return error_set(err, -EINVAL,
-			"rank %u publishes subset %u on version %llu, the other ranks subset %u on "
-			"version %llu (0: everything)",
-			rank, publish->subset, (unsigned long long)publish->base,
-			update->parts ? update->part : update->subset,
-			(unsigned long long)update->base);
-	} else if (publish->flags != update->flags) {
-		return error_set(err, -EINVAL,
-			"rank %u publishes with flags 0x%x, the other ranks with 0x%x", rank,
-			publish->flags, update->flags);
-	}
-	update->published[rank] = true;
-	return 0;
-}
-
-static bool all_done(const struct update *update)
-{
-	for (uint32_t i = 0; i < update->nranks; i++) {
-		if (!update->done[i]) {
-			return false;
-		}
-	}
-	return true;
-}
-
-static bool in_parts(const struct update *update, uint64_t version)
-{
-	return update->state >= UPDATE_RANKS && update->state <= UPDATE_PUTTING && update->parts &&
-	       version == update->version;
-}
-
-int update_put(
-	struct update *update, uint32_t rank, uint64_t version, uint32_t subset, struct error *err)
-{
-	if (!in_parts(update, version)) {
-		return error_set(err, -ESTALE, "put: version %llu is not being published in parts",
-			(unsigned long long)version);
-	}
-	if (update->state < UPDATE_MOVING || !update->part) {
-		return error_set(err, -EBUSY, "put: %s",
-			update->part ? "the part before has not begun to move"
-				     : "all ranks have said that all is there");
-	}
-	if (update->published[rank]) {
-		return error_set(
-			err, -EBUSY, "put: rank %u has put subset %u already", rank, update->next);
-	}
-	if (update->next_said && subset != update->next) {
-		return error_set(err, -EINVAL,
-			"put: rank %u puts subset %u, the other ranks subset %u (0: all is there)",
-			rank, subset, update->next);
-	}
-	if (update->put & put_bit(subset)) {
-		return error_set(err, -EINVAL, "put: subset %u has been put already", subset);
-	}
-	update->next_said = true;
-	update->next = subset;
-	update->published[rank] = true;
-	return 0;
-}
-
-bool update_stream_done(struct update *update, uint32_t rank, uint64_t now)
-{
-	(void)now;
-	if (update->state != UPDATE_RANKS || !update->published[rank]) {
-		return false;
-	}
-	update->done[rank] = true;
-	if (!all_done(update)) {
-		return false;
-	}
-	update->state = UPDATE_QUEUED;
-	return true;
-}
 
 static void expect_answers(struct update *update)
 {
@@ -272,110 +133,6 @@ static unsigned abort_update(struct update *update, uint64_t now, const char *te
 	return UPDATE_DO_ABORT;
 }
 
-static struct group_outcome *find_group(
-	struct update *update, uint32_t node, uint32_t replica, uint32_t part)
-{
-	for (size_t i = 0; i < update->ngroups; i++) {
-		struct group_outcome *group = &update->groups[i];
-
-		if (group->node == node && group->replica == replica && group->part == part) {
-			return group;
-		}
-	}
-	return NULL;
-}
-
-/* A group that finds no place is named in the text: it could not be judged with its replica. */
-static void merge_answer(struct update *update, uint32_t node, const struct msg_groups *answer)
-{
-	for (size_t i = 0; i < answer->ngroups; i++) {
-		const struct group_outcome *said = &answer->groups[i];
-		struct group_outcome *group = find_group(update, node, said->replica, said->part);
-
-		if (!group) {
-			/* Only accept adds groups; what registers later waits for the next begin.
-			 */
-			if (update->state != UPDATE_ACCEPTING) {
-				continue;
-			}
-			if (update->ngroups == LIMIT_REPORT_GROUPS) {
-				snprintf(update->text, sizeof(update->text),
-					"more than the %u groups that one update may have: "
-					"replica %u part %u on node %u is one too many",
-					LIMIT_REPORT_GROUPS, said->replica, said->part, node);
-				return;
-			}
-			group = &update->groups[update->ngroups++];
-		}
-		*group = *said;
-		group->node = node;
-	}
-}
-
-/* The replicas all of whose groups are still undecided go on. */
-static void choose_replicas(struct update *update)
-{
-	update->nreplicas = 0;
-	for (size_t i = 0; i < update->ngroups; i++) {
-		uint32_t replica = update->groups[i].replica;
-		bool known = false, whole = true;
-
-		for (size_t k = 0; k < update->nreplicas; k++) {
-			known = known || update->replicas[k] == replica;
-		}
-		for (size_t k = 0; k < update->ngroups; k++) {
-			whole = whole && (update->groups[k].replica != replica ||
-						 update->groups[k].outcome == STREW_OUTCOME_NONE);
-		}
-		if (!known && whole) {
-			update->replicas[update->nreplicas++] = replica;
-		}
-	}
-	/* Siblings of a refusing group sit out with it, and say because of whom. */
-	for (size_t i = 0; i < update->ngroups; i++) {
-		struct group_outcome *group = &update->groups[i];
-		bool on = false;
-
-		for (size_t k = 0; k < update->nreplicas; k++) {
-			on = on || update->replicas[k] == group->replica;
-		}
-		if (!on && group->outcome == STREW_OUTCOME_NONE) {
-			group->outcome = STREW_OUTCOME_SAT_OUT;
-			snprintf(group->text, sizeof(group->text),
-				"another group of replica %u cannot take part", group->replica);
-		}
-	}
-}
-
-/* After accept and after prepared: who goes on? NULL, or the sentence to abort with. */
-static const char *judge(struct update *update, char text[LIMIT_TEXT_BYTES])
-{
-	size_t undecided = 0;
-
-	choose_replicas(update);
-	for (size_t i = 0; i < update->ngroups; i++) {
-		const struct group_outcome *group = &update->groups[i];
-
-		undecided += group->outcome == STREW_OUTCOME_NONE;
-		if ((update->flags & STREW_PUBLISH_SCOPE_ALL) &&
-			group->outcome != STREW_OUTCOME_NONE) {
-			snprintf(text, LIMIT_TEXT_BYTES,
-				"scope=all, and replica %u part %u on node %u: %.120s",
-				group->replica, group->part, group->node, group->text);
-			return text;
-		}
-	}
-	if (update->ngroups == 0) {
-		return "no worker of this model is registered";
-	}
-	if (undecided == 0) {
-		snprintf(text, LIMIT_TEXT_BYTES, "no replica can take part; replica %u: %.150s",
-			update->groups[0].replica, update->groups[0].text);
-		return text;
-	}
-	return NULL;
-}
-
 /* Takes a node's answer; 0 if it is not due. */
 static bool take_answer(struct update *update, enum update_state due, uint32_t node,
 	const struct msg_groups *answer)
@@ -388,7 +145,7 @@ static bool take_answer(struct update *update, enum update_state due, uint32_t n
 		return false;
 	}
 	update->answered[node] = true;
-	merge_answer(update, node, answer);
+	update_merge_answer(update, node, answer);
 	return true;
 }
 
@@ -422,11 +179,11 @@ static unsigned go(struct update *update)
 /* Every node has moved the last part, and every rank has put the next. */
 static unsigned try_next(struct update *update)
 {
-	if (update->state != UPDATE_PUTTING || !update->next_said || !all_done(update)) {
+	if (update->state != UPDATE_PUTTING || !update->next_said || !update_all_done(update)) {
 		return 0;
 	}
 	update->part = update->next;
-	update->put |= put_bit(update->part);
+	update->put |= update_put_bit(update->part);
 	update->released = !update->part;
 	return go(update);
 }
@@ -454,7 +211,7 @@ unsigned update_accept(
 		snprintf(text, sizeof(text), "node %u: %.200s", node, answer->text);
 		return abort_update(update, now, text);
 	}
-	if (update->text[0]) { /* merge_answer()'s */
+	if (update->text[0]) { /* update_merge_answer()'s */
 		string_copy(text, sizeof(text), update->text);
 		return abort_update(update, now, text);
 	}
@@ -466,7 +223,7 @@ unsigned update_accept(
 	if (!all_answered(update)) {
 		return 0;
 	}
-	why = judge(update, text);
+	why = update_judge(update, text);
 	if (why) {
 		return abort_update(update, now, why);
 	}
@@ -503,7 +260,7 @@ static bool take_move(struct update *update, uint32_t node, const struct msg_gro
 	if (!all_answered(update)) {
 		return false;
 	}
-	why = judge(update, text);
+	why = update_judge(update, text);
 	if (why) {
 		*ret_actions = abort_update(update, now, why);
 	}
@@ -602,19 +359,6 @@ unsigned update_rank_lost(
 	return abort_update(update, now, text);
 }
 
-int update_check_cancel(const struct update *update, uint64_t version, struct error *err)
-{
-	if (!in_parts(update, version)) {
-		return error_set(err, -ESTALE,
-			"cancel: version %llu is not being published in parts",
-			(unsigned long long)version);
-	}
-	if (update->state == UPDATE_MOVING && !update->part) {
-		return error_set(err, -ESTALE, "cancel: all ranks have said that all is there");
-	}
-	return 0;
-}
-
 unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, const char *where,
 	const char *why, uint64_t now)
 {
@@ -626,6 +370,11 @@ unsigned update_cancel(struct update *update, uint32_t rank, uint64_t version, c
 	snprintf(text, sizeof(text), "trainer rank %u%.110s gave it up%s%.90s", rank, where,
 		why[0] ? ": " : "", why);
 	return abort_update(update, now, text);
+}
+
+unsigned update_give_up(struct update *update, const char *why, uint64_t now)
+{
+	return update->state == UPDATE_QUEUED ? abort_update(update, now, why) : 0;
 }
 
 unsigned update_missed(struct update *update, const char *name, uint64_t now)

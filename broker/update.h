@@ -107,6 +107,9 @@ unsigned update_put_done(struct update *update, uint32_t rank);
  * ask for it. */
 unsigned update_missed(struct update *update, const char *name, uint64_t now);
 
+/* One that is QUEUED can never begin. */
+unsigned update_give_up(struct update *update, const char *why, uint64_t now);
+
 /* Begins with nnodes nodes (0 is the lead's own). Only in QUEUED. */
 unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
 

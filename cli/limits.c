@@ -67,6 +67,7 @@
 	X(LIMIT_ALIVE_MS, "between two words of a broker to another")                              \
 	X(LIMIT_SILENT_MS, "without one: the broker is given up")                                  \
 	X(LIMIT_MISSED_MS, "that scope=all waits for a broker that was lost")                      \
+	X(LIMIT_AGAIN_MS, "that it waits for one that starts itself anew")                         \
 	X(LIMIT_SUCCEED_MS, "to join in the place of a broker that may have ended")                \
 	X(LIMIT_EPOCH_MS, "to join, and to make a communicator")                                   \
 	X(LIMIT_BLAME_MIN_MS, "before a broker that spoilt that may join again, at least")         \

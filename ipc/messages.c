@@ -607,6 +607,9 @@ TABLE(declare);
 static const struct field undeclared_fields[] = {STR("model", msg_undeclared, model)};
 TABLE(undeclared);
 
+static const struct field bye_fields[] = {RANGE("again", msg_bye, again, 0, 1)};
+TABLE(bye);
+
 static const struct field undeclare_fields[] = {
 	STR("model", msg_undeclare, model),
 	RANGE("rank", msg_undeclare, rank, 0, LIMIT_RANKS - 1),
@@ -714,7 +717,7 @@ static const struct known {
 	{MSG_APPLIED, "applied", &groups},
 	{MSG_MOVED, "moved", &groups},
 	{MSG_UNDECLARED, "undeclared", &undeclared},
-	{MSG_BYE, "bye", &status},
+	{MSG_BYE, "bye", &bye},
 	{MSG_ALIVE, "alive", &status},
 	{MSG_NONCE, "nonce", &nonce},
 	{MSG_DATA, "data", &data},

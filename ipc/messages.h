@@ -75,7 +75,7 @@ enum message_type {
 	MSG_APPLIED = 92,
 	MSG_MOVED = 93,	     /* m→lead: as MSG_PREPARED, of a part that is not the end */
 	MSG_UNDECLARED = 94, /* lead→m: the manifest of this model is none any more */
-	MSG_BYE = 95,	     /* either way: leaves in order */
+	MSG_BYE = 95,	     /* either way: leaves in order, or starts itself anew */
 	MSG_ALIVE = 96,	     /* either way: nothing else was to be said for a while */
 	MSG_NONCE = 97,	     /* either way, with a key: first of all, and by the lead in answer */
 	MSG_SETTLED = 98,    /* lead→m: how an update ended that m recalls without its end */
@@ -368,7 +368,7 @@ struct msg_event {
 	uint64_t last;	 /* number of the newest one */
 	uint64_t unix_ms;
 	char model[LIMIT_MODEL_BYTES];
-	char ended_in[24]; /* the stage in which it failed, "": it did not */
+	char ended_in[24]; /* the stage in which it failed or was lost, "": it was not */
 	struct msg_report report;
 };
 
@@ -580,6 +580,10 @@ struct msg_declare {
 	uint64_t bytes, hash;
 };
 
+struct msg_bye {
+	uint32_t again; /* 1: it starts itself anew, and comes back at once */
+};
+
 struct msg_undeclared {
 	char model[LIMIT_MODEL_BYTES];
 };
@@ -680,6 +684,7 @@ struct message {
 		struct msg_settled settled;
 		struct msg_declare declare;
 		struct msg_undeclared undeclared;
+		struct msg_bye bye;
 		struct msg_undeclare undeclare;
 		struct msg_rank_publish rank_publish;
 		struct msg_rank_put rank_put;

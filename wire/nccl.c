@@ -20,8 +20,11 @@ int nccl_outcome(struct error *err, const char *call, unsigned result)
 		return 0;
 	}
 	last = nccl_table.ncclGetLastError(NULL);
-	return error_set(err, -EIO, "%s: %s%s%.120s", call, nccl_table.ncclGetErrorString(result),
-		last && *last ? ": " : "", last ? last : "");
+	/* Who only hears that another one has gone is not at fault (broker/blame.c). What else
+	 * there is (a system call, an argument, NCCL itself) has failed here. */
+	return error_set(err, result == NCCL_REMOTE_ERROR ? -ECONNRESET : -EIO, "%s: %s%s%.120s",
+		call, nccl_table.ncclGetErrorString(result), last && *last ? ": " : "",
+		last ? last : "");
 }
 
 static int resolve(void *library, struct nccl_table *ret_table, struct error *err)

@@ -28,6 +28,7 @@
 
 _Static_assert(sizeof(nccl_id) == sizeof(ncclUniqueId), "ncclUniqueId has another size");
 SAME_VALUE(NCCL_SUCCESS, ncclSuccess);
+SAME_VALUE(NCCL_REMOTE_ERROR, ncclRemoteError);
 SAME_VALUE(NCCL_IN_PROGRESS, ncclInProgress);
 SAME_VALUE(NCCL_UINT8, ncclUint8);
 SAME_VALUE(NCCL_UNDEFINED, NCCL_CONFIG_UNDEF_INT);

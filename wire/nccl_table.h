@@ -12,7 +12,7 @@
 struct nccl_comm;
 struct nccl_stream;
 
-enum nccl_result { NCCL_SUCCESS = 0, NCCL_IN_PROGRESS = 7 };
+enum nccl_result { NCCL_SUCCESS = 0, NCCL_REMOTE_ERROR = 6, NCCL_IN_PROGRESS = 7 };
 enum nccl_type { NCCL_UINT8 = 1 };
 
 typedef struct nccl_id {
@@ -75,8 +75,9 @@ struct nccl_table {
 extern struct nccl_table nccl_table;
 
 /*
- * Makes the call and returns 0, or -EIO with the call, the error's name and NCCL's own text. A call
- * that goes on by itself (NCCL_IN_PROGRESS) is no error.
+ * Makes the call and returns 0, or an error with the call, the error's name and NCCL's own text:
+ * -ECONNRESET if another rank or the network failed, -EIO if it was this one. A call that goes on
+ * by itself (NCCL_IN_PROGRESS) is no error.
  */
 #define NCCL(err, call, ...) nccl_outcome((err), #call, nccl_table.call(__VA_ARGS__))
 int nccl_outcome(struct error *err, const char *call, unsigned result);

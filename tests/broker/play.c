@@ -244,7 +244,9 @@ bool broker_said(const struct broker *broker, const char *text)
 	return found;
 }
 
-void broker_status(const struct broker *broker, struct message *ret_reply)
+/* An observer's question, and its answer. */
+static void broker_ask(
+	const struct broker *broker, struct message *question, struct message *ret_reply)
 {
 	uint64_t deadline = deadline_in_ms(SERVED_MS);
 	struct message message;
@@ -256,21 +258,46 @@ void broker_status(const struct broker *broker, struct message *ret_reply)
 	message.u.hello.protocol = PROTOCOL_VERSION;
 	message.u.hello.role = ROLE_OBSERVER;
 	raw_send(&raw, &message);
-	message_init(&message, MSG_STATUS, 2);
-	raw_send(&raw, &message);
+	raw_send(&raw, question);
 	for (unsigned i = 0; i < 2; i++) {
 		int rc = conn_receive_wait(raw.conn, deadline, ret_reply, &err);
 
 		if (rc != 1) {
-			print_error("status: %s\n", err.text);
+			print_error("%s: %s\n", message_name(question->type), err.text);
 		}
 		assert_int_equal(rc, 1);
 		if (i == 0) {
 			message_finish(ret_reply);
 		}
 	}
-	assert_int_equal(ret_reply->type, MSG_STATUS_REPLY);
 	raw_close(&raw);
+}
+
+void broker_status(const struct broker *broker, struct message *ret_reply)
+{
+	struct message message;
+
+	message_init(&message, MSG_STATUS, 2);
+	broker_ask(broker, &message, ret_reply);
+	assert_int_equal(ret_reply->type, MSG_STATUS_REPLY);
+}
+
+void broker_last_event(const struct broker *broker, struct message *ret_event)
+{
+	uint64_t last = 1;
+	struct message message;
+
+	for (unsigned i = 0; i < 2; i++) {
+		message_init(&message, MSG_EVENTS, 2);
+		message.u.events.after = last - 1;
+		broker_ask(broker, &message, ret_event);
+		assert_int_equal(ret_event->type, MSG_EVENT);
+		last = ret_event->u.event.last;
+		assert_true(last > 0);
+		if (i == 0) {
+			message_finish(ret_event);
+		}
+	}
 }
 
 void broker_check(const struct broker *broker)

@@ -41,6 +41,8 @@ unsigned broker_memfds_mapped(
 void broker_check(const struct broker *broker);
 /* By an observer; to be finished by message_finish(). */
 void broker_status(const struct broker *broker, struct message *ret_reply);
+/* How the last update there has ended, the same way. */
+void broker_last_event(const struct broker *broker, struct message *ret_event);
 /* The state of the only group of the model, 0 if there is none. */
 uint32_t broker_group_state(const struct broker *broker, const char *model);
 void broker_wait_state(const struct broker *broker, const char *model, uint32_t state);

@@ -281,6 +281,38 @@ static void test_a_refusal_is_no_timeout(void **state)
 	raw_close(&kept);
 }
 
+/* NCCL keeps something of each communicator: behind many it starts anew, and says so.
+ * The last case, as it ends the broker. */
+static void test_it_starts_anew(void **state)
+{
+	struct raw link, data;
+	struct message message;
+	uint64_t number = 1000;
+
+	(void)state;
+	leader_join(&link);
+	while (!broker_said(&broker, "starts anew")) {
+		assert_in_range(number, 1000, 1000 + LIMIT_EPOCHS);
+		leader_makes_epoch(&link, &data, ++number);
+		raw_close(&data);
+	}
+	raw_expect(&link, MSG_BYE, &message);
+	assert_int_equal(message.u.bye.again, 1);
+	message_finish(&message);
+	raw_expect_end(&link);
+	raw_close(&link);
+	/* Its successor is another one, and leaves in order. */
+	number = leader_joiner;
+	leader_join(&link);
+	assert_true(leader_joiner != number);
+	assert_int_equal(kill(broker.pid, SIGTERM), 0);
+	raw_expect(&link, MSG_BYE, &message);
+	assert_int_equal(message.u.bye.again, 0);
+	message_finish(&message);
+	raw_close(&link);
+	assert_int_equal(broker_wait(&broker, PATIENCE_MS), 0);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, check)
 
 int main(void)
@@ -293,6 +325,7 @@ int main(void)
 		CASE(test_a_lead_that_goes_away),
 		CASE(test_manifests_that_lie),
 		CASE(test_a_refusal_is_no_timeout),
+		cmocka_unit_test(test_it_starts_anew),
 	};
 
 	return test_finish(cmocka_run_group_tests(tests, start, finish), test_fds_at_start);

@@ -4,6 +4,7 @@
  */
 #include "base/util.h"
 #include "broker/nodes.h"
+#include "gpu/gpu.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -299,6 +300,55 @@ static void test_the_lead_is_started_again(void **state)
 	ranks_stop(&scene);
 }
 
+static bool has_ended_in(const struct broker *broker, const char *stage)
+{
+	struct message message;
+	bool as_said;
+
+	broker_last_event(broker, &message);
+	as_said = message.u.event.report.outcome == STREW_OUTCOME_LOST &&
+		  strcmp(message.u.event.ended_in, stage) == 0;
+	if (!as_said) {
+		print_error("outcome %u, ended in \"%s\": %s\n", message.u.event.report.outcome,
+			message.u.event.ended_in, message.u.event.report.text);
+	}
+	message_finish(&message);
+	return as_said;
+}
+
+/* The only worker is gone when all is decided: nobody has the commit, and both brokers say where
+ * it was lost. */
+static void test_a_commit_that_nobody_has(void **state)
+{
+	const struct rows rows[] = {{"w", STREW_F32, 16, 32, 0, 16}};
+	struct strew_report report;
+	struct trainer trainer;
+	struct message message;
+	struct draft draft;
+	struct raw raw;
+
+	(void)state;
+	draft_worker(&draft, "gone", rows, 1);
+	draft.allocation.kind = HANDLE_PULL;
+	raw_open(&raw, &nodes[1], ROLE_WORKER);
+	draft_register(&raw, &draft);
+	assert_int_equal(trainer_start(&trainer, &nodes[0],
+				 (struct strew_trainer_options){.model = "gone"}, rows, 1),
+		0);
+	trainer_write(&trainer, 1);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 1, NULL, 0, PATIENCE_MS), 0);
+	raw_answer_check(&raw, 0, "");
+	raw_expect(&raw, MSG_APPLY, &message);
+	message_finish(&message);
+	raw_close(&raw);
+	trainer_reports(&trainer, STREW_OUTCOME_LOST, "no group has it", &report);
+	strew_report_finish(&report);
+	assert_true(has_ended_in(&nodes[0], "committing"));
+	assert_true(has_ended_in(&nodes[1], "committing"));
+	trainer_stop(&trainer);
+	draft_finish(&draft);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, nodes_check)
 
 int main(void)
@@ -309,6 +359,7 @@ int main(void)
 		CASE(test_a_broker_that_dies),
 		CASE(test_joining_in_the_middle),
 		CASE(test_the_lead_is_started_again),
+		CASE(test_a_commit_that_nobody_has),
 	};
 
 	return test_finish(

@@ -167,21 +167,6 @@ static void test_memory_that_cannot_be_written(void **state)
 	trainer_stop(&trainer);
 }
 
-static void expect_apply(struct raw *raw, uint64_t *ret_update)
-{
-	struct message message;
-
-	raw_expect(raw, MSG_CHECK, &message);
-	message.type = MSG_CHECKED;
-	memset(message.u.checked.text, 0, sizeof(message.u.checked.text));
-	message.u.checked.code = WIRE_OK;
-	raw_send(raw, &message);
-	message_finish(&message);
-	raw_expect(raw, MSG_APPLY, &message);
-	*ret_update = message.u.apply.update;
-	message_finish(&message);
-}
-
 /* A played worker is asked to copy: it is gone, says nothing until the deadline, or says it late.
  */
 static void test_workers_that_do_not_copy(void **state)
@@ -212,7 +197,9 @@ static void test_workers_that_do_not_copy(void **state)
 		trainer_write(&trainer, 1);
 		assert_int_equal(
 			strew_trainer_publish(trainer.trainer, 1, NULL, 0, silent ? 500 : 9000), 0);
-		expect_apply(&raw, &update);
+		update = raw_answer_check(&raw, 0, "");
+		raw_expect(&raw, MSG_APPLY, &message);
+		message_finish(&message);
 		if (!silent) {
 			raw_close(&raw);
 		}

@@ -333,6 +333,17 @@ def test_one_of_several_hangs(stage):
     assert good.log.count("is gone") == 1
 
 
+def test_newcomer_hears_of_anothers_end(stage):
+    """What NCCL says of another rank is not held against the newcomer that hears it."""
+    lead, port = hasty(stage)
+    bad = join(stage, port, "bad", faults="ncclCommInitRankConfig:1+=hang")
+    join(stage, port, "good", faults="ncclCommInitRankConfig:1=fail:6")
+    lead.says("ncclCommInitRankConfig: remote process exited")
+    wait_until("the one that is well", lambda: stage.joined("lead", 2) and stage.joined("good", 1), 25)
+    assert "it could not make its communicator" not in lead.log, lead.log
+    bad.end(1, 20)
+
+
 def test_abort_hangs_in_the_making(stage):
     """What NCCL cannot take back only the process's end does."""
     lead, port = hasty(stage)

@@ -1,8 +1,9 @@
 /*
  * explore: drives the broker's real state machines (group.c, update.c, session.c, and node.c,
- * node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c, members.c, recall.c, settle.c,
- * catchup.c around them) through every order of messages, losses, crashes and stops. Without
- * arguments: every topology but the widest two, one fault, one update of everything, nobody pulls.
+ * node_teams.c, node_jobs.c, roots.c, groups.c, lead.c, parts.c, models.c, ranks.c, members.c,
+ * recall.c, settle.c, catchup.c around them) through every order of messages, losses, crashes and
+ * stops. Without arguments: every topology but the widest two, one fault, one update of everything,
+ * nobody pulls.
  */
 #include "base/util.h"
 #include "tests/explore/explore.h"

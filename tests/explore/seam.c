@@ -1,9 +1,9 @@
 /*
- * What the machines' own files (node.c, node_jobs.c, groups.c, lead.c, parts.c, models.c, ranks.c,
- * members.c, recall.c, settle.c, catchup.c) call of the rest of the broker, played: messages become
- * letters and what workers know, jobs are queued for the mover, who is acted in acts.c. A new call
- * out of those files needs its stand-in here, or the linker finds two of everything in the file
- * that has the real one.
+ * What the machines' own files (node.c, node_teams.c, node_jobs.c, roots.c, groups.c, lead.c,
+ * parts.c, models.c, ranks.c, members.c, recall.c, settle.c, catchup.c) call of the rest of the
+ * broker, played: messages become letters and what workers know, jobs are queued for the mover, who
+ * is acted in acts.c. A new call out of those files needs its stand-in here, or the linker finds
+ * two of everything in the file that has the real one.
  */
 #include "base/log.h"
 #include "strew/trainer.h"

@@ -217,6 +217,24 @@ static void test_a_broker_is_missed(void **state)
 	assert_non_null(strstr(update.text, "broker b:1, which was lost"));
 }
 
+/* What cannot begin ends, with why; what has begun is not in its way any more. */
+static void test_cannot_begin(void **state)
+{
+	(void)state;
+	update_init(&update, 1);
+	assert_int_equal(update_give_up(&update, "no root", 1000), 0);
+	assert_int_equal(publish(0, 11, 0), 0);
+	assert_int_equal(update_give_up(&update, "no root", 1000), 0);
+	assert_true(update_stream_done(&update, 0, 2000));
+	assert_int_equal(
+		update_give_up(&update, "no root", 2000), UPDATE_DO_REPORT | UPDATE_DO_RELEASE);
+	assert_int_equal(update.state, UPDATE_IDLE);
+	assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
+	assert_string_equal(update.text, "no root");
+	begin(1, 0);
+	assert_int_equal(update_give_up(&update, "no root", 4000), 0);
+}
+
 /* A group that no list has room for could neither be judged nor asked: nobody goes on. */
 static void test_too_many_groups(void **state)
 {
@@ -402,6 +420,7 @@ int main(void)
 		cmocka_unit_test(test_replica_sits_out),
 		cmocka_unit_test(test_scope_all),
 		cmocka_unit_test(test_a_broker_is_missed),
+		cmocka_unit_test(test_cannot_begin),
 		cmocka_unit_test(test_too_many_groups),
 		cmocka_unit_test(test_committed_by_nobody),
 		cmocka_unit_test(test_nobody),

@@ -88,7 +88,7 @@ static const struct {
 	{MSG_APPLIED, "applied", GROUPS_FIELDS},
 	{MSG_MOVED, "moved", GROUPS_FIELDS},
 	{MSG_UNDECLARED, "undeclared", "model"},
-	{MSG_BYE, "bye", ""},
+	{MSG_BYE, "bye", "again"},
 	{MSG_ALIVE, "alive", ""},
 	{MSG_NONCE, "nonce", "nonce"},
 	{MSG_DATA, "data", "epoch rank token"},
@@ -681,9 +681,11 @@ static void fill_message(struct message *message, enum message_type type)
 	case MSG_RESUME:
 	case MSG_STATUS:
 	case MSG_PROGRESS:
-	case MSG_BYE:
 	case MSG_ALIVE:
 		break; /* an empty map */
+	case MSG_BYE:
+		message->u.bye.again = between(0, 1);
+		break;
 	case MSG_OK:
 	case MSG_READY:
 	case MSG_RELEASED:

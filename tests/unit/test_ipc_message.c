@@ -358,10 +358,10 @@ static void test_values_ill_formed(void **state)
 	/* a key that is no string; not a map; behind its end; nothing */
 	assert_int_equal(decode_only(MSG_OK, (const uint8_t *)"\x81\x01\x01", 3, &err), -EPROTO);
 	assert_int_equal(decode_only(MSG_OK, (const uint8_t *)"\x90", 1, &err), -EPROTO);
-	assert_int_equal(decode_only(MSG_BYE, (const uint8_t *)"\x80", 1, &err), 0);
-	assert_int_equal(decode_only(MSG_BYE, (const uint8_t *)"\x80\x80", 2, &err), -EPROTO);
+	assert_int_equal(decode_only(MSG_ALIVE, (const uint8_t *)"\x80", 1, &err), 0);
+	assert_int_equal(decode_only(MSG_ALIVE, (const uint8_t *)"\x80\x80", 2, &err), -EPROTO);
 	assert_non_null(strstr(err.text, "1 bytes behind its end"));
-	assert_int_equal(decode_only(MSG_BYE, (const uint8_t *)"", 0, &err), -EPROTO);
+	assert_int_equal(decode_only(MSG_ALIVE, (const uint8_t *)"", 0, &err), -EPROTO);
 }
 
 static void test_longest_strings(void **state)

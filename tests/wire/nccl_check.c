@@ -155,7 +155,7 @@ static void check_lost(struct rank *rank, struct carrier *carrier, const char *n
 	for (n = 0; rc == 0 && n < 1000; n++) {
 		rc = rank_broadcast(rank, carrier, CHECK_LOOP_BYTES, 0, 3000, err);
 	}
-	check((rc == -EIO || rc == -ETIMEDOUT) && seconds_since(start) < 6,
+	check((rc == -EIO || rc == -ECONNRESET || rc == -ETIMEDOUT) && seconds_since(start) < 6,
 		"%s: %d after %.3f s and %d broadcasts: %s", name, rc, seconds_since(start),
 		MAX(n - 1, 0), err->text);
 }

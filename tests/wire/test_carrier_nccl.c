@@ -210,10 +210,10 @@ static void lose_peer(int signal_number, int code, bool abort, uint64_t least_ms
 	start = clock_ns();
 	assert_int_equal(broadcast(&rank, carrier, buf, 8 * BYTES, 1, 400, &err), code);
 	assert_true(elapsed_ms(start) < 400 + SLACK_MS);
-	if (code == -EIO) {
+	if (code == -ECONNRESET) {
 		assert_string_equal(err.text, "a broadcast: remote process exited: socket 3: "
 					      "connection closed by peer");
-		assert_int_equal(carrier_poll(carrier, &err), -EIO);
+		assert_int_equal(carrier_poll(carrier, &err), -ECONNRESET);
 	}
 	assert_int_equal(broadcast(&rank, carrier, buf, 1, 0, 400, &err), -EIO);
 	assert_non_null(strstr(err.text, "broke at an earlier bucket"));
@@ -229,8 +229,8 @@ static void lose_peer(int signal_number, int code, bool abort, uint64_t least_ms
 static void test_killed_peer(void **state)
 {
 	(void)state;
-	lose_peer(SIGKILL, -EIO, true, 0, SLACK_MS);
-	lose_peer(SIGKILL, -EIO, false, 0, SLACK_MS);
+	lose_peer(SIGKILL, -ECONNRESET, true, 0, SLACK_MS);
+	lose_peer(SIGKILL, -ECONNRESET, false, 0, SLACK_MS);
 }
 
 static void test_stopped_peer(void **state)
