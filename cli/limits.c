@@ -7,6 +7,7 @@
 
 #define LIMITS(X)                                                                                  \
 	X(LIMIT_CONNECTIONS, "of one broker, all kinds")                                           \
+	X(LIMIT_LOOKERS, "connections beyond those, which may only look")                          \
 	X(LIMIT_SESSIONS, "registered workers and trainers of one broker")                         \
 	X(LIMIT_GROUPS, "of workers on a node")                                                    \
 	X(LIMIT_MEMBERS, "workers of a group on a node")                                           \
