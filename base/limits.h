@@ -59,6 +59,7 @@
 #define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */
 #define LIMIT_JOB_MS 600000	/* for a job of the mover that has no deadline of its own */
 #define LIMIT_HUNG_MS 15000	/* for one that has, behind it; then the broker ends */
+#define LIMIT_STOP_MS 10000	/* for the broker's end in order; strew run kills it after 15000 */
 #define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */
 #define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
 #define LIMIT_SUCCEED_MS 25000	/* joining: so long a broker that has died may be in the way */

@@ -74,7 +74,8 @@
 	X(LIMIT_BLAME_MAX_MS, "the same, at most")                                                 \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \
 	X(LIMIT_JOB_MS, "a job of the mover that has no deadline of its own")                      \
-	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")
+	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")              \
+	X(LIMIT_STOP_MS, "a broker's end in order: then it ends without")
 
 static const struct {
 	const char *name;
