@@ -16,6 +16,7 @@
 #define LIMIT_OUTBOX_BYTES (8u << 20)	      /* queued for a peer that does not read */
 #define LIMIT_BROKER_OUTBOX_BYTES (80u << 20) /* the same for another broker: a manifest fits */
 #define LIMIT_CONNECTIONS 1024u		      /* of one broker, all kinds */
+#define LIMIT_LOOKERS 16u		      /* connections beyond those, which may only look */
 #define LIMIT_SESSIONS 256u		      /* registered workers and trainers */
 #define LIMIT_MEMBERS 64u		      /* workers of a group on a node */
 #define LIMIT_GROUPS 64u		      /* groups on a node */
@@ -59,6 +60,7 @@
 #define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */
 #define LIMIT_JOB_MS 600000	/* for a job of the mover that has no deadline of its own */
 #define LIMIT_HUNG_MS 15000	/* for one that has, behind it; then the broker ends */
+#define LIMIT_STOP_MS 10000	/* for the broker's end in order; strew run kills it after 15000 */
 #define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */
 #define LIMIT_RETRY_MAX_MS 5000 /* joining: largest delay */
 #define LIMIT_SUCCEED_MS 25000	/* joining: so long a broker that has died may be in the way */

@@ -64,6 +64,7 @@ static void client_free(struct client *client)
 	}
 	*link = client->next;
 	client->server->nclients--;
+	client->server->nlookers -= client->looker;
 	page_finish(&client->theirs);
 	page_finish(&client->ours);
 	session_finish(&client->session);
@@ -253,8 +254,12 @@ static int welcome(struct client *client, struct message *hello, struct error *e
 {
 	struct server *server = client->server;
 	struct message message;
-	int rc;
+	int rc = room_welcomes(client, err);
 
+	if (rc) {
+		log_warn("refused process %d: %s", (int)client->peer.pid, err->text);
+		return rc;
+	}
 	if (hello->nfds) {
 		rc = page_map(hello->fds[0], &client->theirs, err);
 		if (rc) {
@@ -520,7 +525,7 @@ static void on_client(void *data, uint32_t events)
 	client_put(client);
 }
 
-static int client_create(struct server *server, int fd)
+static int client_create(struct server *server, int fd, bool looker)
 {
 	struct client *client = calloc(1, sizeof(*client));
 	int rc;
@@ -531,6 +536,7 @@ static int client_create(struct server *server, int fd)
 	}
 	client->server = server;
 	client->id = ++server->next_id;
+	client->looker = looker;
 	client->theirs.fd = client->ours.fd = -1;
 	client->deadline = deadline_in_ms(LIMIT_HELLO_MS);
 	rc = socket_peer(fd, &client->peer);
@@ -560,22 +566,24 @@ static int client_create(struct server *server, int fd)
 	client->next = server->clients;
 	server->clients = client;
 	server->nclients++;
+	server->nlookers += looker;
 	return 0;
 }
 
 void clients_accept(void *data, uint32_t events)
 {
 	struct server *server = data;
+	bool looker;
 	int fd, rc;
 
 	(void)events;
 	while ((rc = socket_accept(server->listener, &fd)) == 0) {
-		if (server->nclients >= LIMIT_CONNECTIONS) {
-			log_warn("refused a connection: %u are open", LIMIT_CONNECTIONS);
+		if (!room_for_client(server, &looker)) {
+			log_warn("refused a connection: %zu are open", server->nclients);
 			close(fd);
 			continue;
 		}
-		client_create(server, fd);
+		client_create(server, fd, looker);
 	}
 	server_accept_ended(server, rc);
 }

@@ -67,6 +67,7 @@ void member_drop(struct member *member, const char *why)
 	struct server *server = member->server;
 	bool counted = member->state != MEMBER_CONNECTED;
 	bool in_epoch = member->state == MEMBER_IN_EPOCH;
+	bool may_be_well = member->stood && !member->left;
 	uint32_t rank = member->rank;
 	char name[ADDRESS_BYTES];
 
@@ -84,7 +85,9 @@ void member_drop(struct member *member, const char *why)
 		lead_member_lost(server, rank, name);
 	}
 	if (counted) {
-		epoch_changed(server);
+		/* What was lost may be its connection alone: then its groups are not to miss the
+		 * update that waits. */
+		epoch_gather(server, may_be_well ? REGATHER_MS : LIMIT_GATHER_MS);
 	}
 }
 

@@ -7,8 +7,8 @@
 
 #include "broker/server.h"
 
-/* Longer than a joiner waits before its next try, so that who is dropped by mistake is back before
- * an epoch is made without it. */
+/* Longer than a joiner waits before its next try, so that who is dropped by mistake, or has lost
+ * its connection alone, is back before an epoch is made without it. */
 #define REGATHER_MS (10 * LIMIT_RETRY_MIN_MS)
 
 /* epoch.c */

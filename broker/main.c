@@ -1,7 +1,9 @@
 /* strewd: options and exit codes. */
 #include "base/log.h"
 #include "base/util.h"
+#include "broker/ending.h"
 #include "broker/server.h"
+#include "broker/waits.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -241,6 +243,7 @@ int main(int argc, char **argv)
 		_exit(rc); /* only the end of the process makes memory quiet now */
 	}
 	again = server_starts_again(server);
+	ending_within(waits.stop_ms);
 	server_destroy(server);
 	return again ? start_again(argv, options.ready_fd) : rc;
 }

@@ -424,6 +424,9 @@ void server_destroy(struct server *server)
 		models_free(server);
 		mover_destroy(server->mover);
 	}
+	if (server->abandoned) {
+		_exit(server->exit_code); /* its last job has not ended on the GPU */
+	}
 	free(server->node.move.hashes); /* of a move that nobody was told of */
 	lead_hashes_forget(server);
 	teams_free(server);

@@ -122,6 +122,7 @@ struct client {
 	struct told told;
 	bool release_due; /* gone; its memory is unmapped when the node is idle */
 	bool reading;	  /* a job reads a worker's memory for it */
+	bool looker;	  /* it came when no connection was left but to look: see room.c */
 	bool gone;	  /* the connection is closed; freed when its last job is done */
 	unsigned jobs;
 };
@@ -367,7 +368,7 @@ struct server {
 	struct loop_source *listener_source, *tcp_source, *mover_source, *signal_source;
 	int signal_fd;
 	struct client *clients;
-	size_t nclients;
+	size_t nclients, nlookers; /* all, and those of them beyond LIMIT_CONNECTIONS */
 	uint64_t next_id;
 	struct team *teams;
 	struct model *models;
@@ -429,8 +430,14 @@ uint64_t clients_due(const struct server *server);
 void clients_drop_all(struct server *server);
 void clients_release_due(struct server *server); /* the node has become idle */
 
-/* room.c: false, and a sentence with -E2BIG, if what this one registers is too much. */
+/* room.c */
+/* False, and a sentence with -E2BIG, if what this one registers is too much. */
 bool room_check(const struct client *asking, struct error *err);
+/* May one more connect? `*ret_looker`: but it may only look. Another that looks may be dropped for
+ * it. */
+bool room_for_client(struct server *server, bool *ret_looker);
+/* To one that says hello: 0, or -E2BIG if it wants more than to look where that is all. */
+int room_welcomes(const struct client *client, struct error *err);
 
 /* groups.c */
 int team_place(struct client *client, struct error *err); /* before mapping: is the place free? */

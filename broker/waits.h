@@ -14,6 +14,7 @@ struct waits {
 	uint32_t blame_min_ms; /* LIMIT_BLAME_MIN_MS */
 	uint32_t blame_max_ms; /* LIMIT_BLAME_MAX_MS */
 	uint32_t lookup_ms;    /* LIMIT_LOOKUP_MS */
+	uint32_t stop_ms;      /* LIMIT_STOP_MS */
 };
 
 extern const struct waits waits;

@@ -7,6 +7,7 @@
 
 #define LIMITS(X)                                                                                  \
 	X(LIMIT_CONNECTIONS, "of one broker, all kinds")                                           \
+	X(LIMIT_LOOKERS, "connections beyond those, which may only look")                          \
 	X(LIMIT_SESSIONS, "registered workers and trainers of one broker")                         \
 	X(LIMIT_GROUPS, "of workers on a node")                                                    \
 	X(LIMIT_MEMBERS, "workers of a group on a node")                                           \
@@ -74,7 +75,8 @@
 	X(LIMIT_BLAME_MAX_MS, "the same, at most")                                                 \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \
 	X(LIMIT_JOB_MS, "a job of the mover that has no deadline of its own")                      \
-	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")
+	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")              \
+	X(LIMIT_STOP_MS, "a broker's end in order: then it ends without")
 
 static const struct {
 	const char *name;

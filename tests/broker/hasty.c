@@ -23,7 +23,8 @@ const struct waits waits = {.epoch_ms = HASTY_EPOCH_MS,
 	.hung_ms = 7000,
 	.blame_min_ms = HASTY_BLAME_MIN_MS,
 	.blame_max_ms = HASTY_BLAME_MAX_MS,
-	.lookup_ms = 1000};
+	.lookup_ms = 1000,
+	.stop_ms = 6000};
 
 int __wrap_getaddrinfo(const char *host, const char *port, const struct addrinfo *hints,
 	struct addrinfo **ret_found)

@@ -90,7 +90,7 @@ class Wire:
         self.close(*ends)
 
 
-def stand(stage, apply="staged", gate="held"):
+def stand(stage, apply="staged", gate="held", versions=2):
     """A lead that is started again when it dies, a broker that joins it by a wire, a replica at each."""
     port = scene.free_port()
     wire = Wire(port)
@@ -103,7 +103,7 @@ def stand(stage, apply="staged", gate="held"):
     options = ("--reconnect", 60, "--check", 5, "--apply", apply, "--gate", gate)
     ours, = stage.workers(1, *options, "--replica", 0, broker="lead", prefix="lead-")
     theirs, = stage.workers(1, *options, "--replica", 1, broker="node", prefix="node-")
-    trainer = stage.trainer("--seed", 5, "--versions", 2, broker="lead", name="trainer")
+    trainer = stage.trainer("--seed", 5, "--versions", versions, broker="lead", name="trainer")
     scene.publish([trainer], [ours, theirs], 1)
     return wire, trainer, ours, theirs
 
@@ -226,6 +226,21 @@ def test_cut_off_from_a_lead_that_lives(stage):
     is_at(stage, "node", "CURRENT", 2)
     trainer.popen.wait(scene.DEADLINE_S)
     heal(stage, ours, theirs, 3)
+
+
+def test_cut_off_and_published_at_once(stage):
+    """A broker whose connection an update has lost is well, and back in a moment: the update that was
+    published at once takes its groups along."""
+    wire, trainer, ours, theirs = stand(stage, versions=3)
+    wire.swallow = ("to lead", PREPARED)
+    trainer.line("\n\n")
+    assert wire.swallowed.wait(scene.DEADLINE_S)
+    wire.cut()
+    trainer.says("version 2 aborted").says("version 3 committed")
+    ours.says("version 3 ok")
+    theirs.says("version 3 ok", 5)
+    trainer.end(1)
+    scene.untouched([ours, theirs], 3)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,61 @@ def test_call_hangs(stage):
     broken(stage, "cuLaunchKernel:2=hang", "the driver hangs")
 
 
+def hung(stage, plan):
+    """A worker of whose registration a call of the broker's does not return."""
+    def calls():
+        return counts(stage, plan.parent, "calls.").get("calls.cuMemAlloc", 0)
+
+    before = calls()
+    plan.write_text("cuMemAlloc:1=hang")
+    worker = stage.start("hung", "tp_worker", "--config", scene.CONFIGS / "tiny-llama.json", "--model",
+                         "m", "--rank", 0, "--size", 1, "--replica", 1, "--device", 0, "--socket",
+                         stage.socket())
+    wait_until("the call", lambda: calls() > before)
+    return worker
+
+
+def test_stopped_while_a_call_hangs(stage):
+    """A broker that is told to stop does not wait for ever for a call that does not return."""
+    driver(stage)
+    stage.strewd = "strewd_hasty"
+    broker = stage.broker(backend="cuda", env={"STANDIN_DIR": str(stage.dir)})
+    worker = hung(stage, stage.dir / "faults")
+    assert "not stopped after 6.0 s" in broker.stop(1)
+    worker.end(1)
+
+
+def test_run_stopped_while_a_call_hangs(stage):
+    """strew run hears of that end before it would kill the broker."""
+    driver(stage)
+    plan = run_broker(stage)
+    worker = hung(stage, plan)
+    launcher = stage.processes[0]
+    log = launcher.stop(128 + 15)
+    assert "not stopped after 10.0 s" in log and "is killed" not in log, log
+    worker.end(1)
+
+
+def test_stopped_twice_while_a_kernel_never_ends(stage):
+    """Nor does it close in order what a GPU may still use: it ends, and that is a failure."""
+    driver(stage)
+    stage.strewd = "strewd_hasty"
+    broker = stage.broker(backend="cuda", env={"STANDIN_DIR": str(stage.dir)})
+    workers = group(stage, "--reconnect", 60)
+    publisher = trainer(stage, "--versions", 2)
+    publish([publisher], workers, 1)
+    (stage.dir / "faults").write_text("cuLaunchKernel:2=stall")
+    publisher.line()
+    wait_until("the move", lambda: stage.status()["trainers"][0]["stage"] == "moving")
+    broker.popen.terminate()
+    stage.status()  # it has heard the first one
+    log = broker.stop(1)
+    assert "not stopped after 6.0 s" in log or "its copies cannot be waited for" in log, log
+    publisher.end(1)
+    for worker in workers:
+        worker.popen.kill()
+
+
 def test_late_call(stage):
     """Slow is not broken."""
     driver(stage)
@@ -444,13 +499,13 @@ def test_bounce_long(stage):
     scene.untouched(workers, 1)
 
 
-def counts(stage, folder):
-    """What the broker has open at the driver."""
+def counts(stage, folder, kind="open."):
+    """What the broker has open at the driver, or has called of it."""
     raw = (folder / f"{stage.status()['pid']}.cuda").read_bytes()
     cells = {}
     for at in range(0, len(raw), 64):
         name = raw[at:at + 56].split(b"\0")[0].decode()
-        if name.startswith("open."):
+        if name.startswith(kind):
             cells[name], = struct.unpack("<Q", raw[at + 56:at + 64])
     return cells
 
