@@ -183,7 +183,9 @@ def judge(broker, options):
             f"{broker.name} has made over {LIMIT_EPOCHS} communicators in one life"
         begun = life[-1]["communicators"]
         for what, most in GROWTH.items():
-            grown = life[-1][what] - settled(life)[0][what]
+            # Of the last ones the least: a sample may come before the broker has closed the
+            # connection of the strew status that came before it.
+            grown = min(sample[what] for sample in life[-3:]) - settled(life)[0][what]
             assert options.device or grown <= most or options.sanitized, \
                 f"{broker.name}: {what} have grown by {grown:.1f}"
         # As small again as it was: what NCCL had kept is gone.
