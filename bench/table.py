@@ -164,13 +164,13 @@ def first_over_second(text: str, most: float | None) -> Figure:
                   None if most is None else ("<=", most))
 
 
-def memory(text: str, most_mib: float) -> Figure:
+def memory(text: str, most_mib: float | None) -> Figure:
     """Device memory of a broker on the trainer's GPU."""
     name, taken = ("device memory of a broker besides slots and shadows",
                    "device memory taken by brokers, slots and shadows")
     return Figure(text, lambda runs: runs[0][name]["number"],
                   lambda runs: f"{runs[0][taken]['number']:.0f} MiB taken there in all, slots and "
-                  "shadows included", ("<=", most_mib), " MiB")
+                  "shadows included", None if most_mib is None else ("<=", most_mib), " MiB")
 
 
 def rate(runs: list[dict], load: str, phase: str) -> float:
@@ -274,7 +274,7 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
     return [
         Row("wire-llama", [["update", *WIRE2, *LLAMA, "--samples", "15"]],
             [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95),
-             memory("device memory of a broker with a communicator, besides slots", 1024)]),
+             memory("device memory of a broker with a communicator, besides slots", None)]),
         Row("wire-qwen", [["update", *WIRE2, *QWEN, "--layers", "24"]],
             [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.95)]),
         Row("hash", [["update", *WIRE2, *LLAMA, *hash_] for hash_ in (["--hash"], [])],
