@@ -53,6 +53,9 @@ class Described(NamedTuple):
     keep: Any
 
 
+_new_tuple = tuple.__new__
+
+
 def dtype_number(dtype: Any) -> int:
     """enum strew_dtype of a torch or NumPy dtype, or of a name such as "bfloat16"."""
     known = _torch_dtypes.get(dtype)
@@ -123,8 +126,9 @@ def _of_torch(name: str, tensor: Any) -> Described:
         kind = _kind(name, tensor, torch)
     if tensor.is_neg():
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a view that negates its memory")
-    return Described(tensor.data_ptr(), kind[0], tensor.shape, tensor.stride(), kind[1],
-                     tensor.untyped_storage())
+    # Not by Described(), whose __new__ is Python's.
+    return _new_tuple(Described, (tensor.data_ptr(), kind[0], tensor.shape, tensor.stride(),
+                                  kind[1], tensor.untyped_storage()))
 
 
 def _elements(name: str, strides: Any, size: int) -> tuple[int, ...]:
@@ -244,7 +248,7 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
     Raises NotShareable where strew could not read (or, if writable, write) exactly its elements:
     an overlapping view, a negative stride, an unknown dtype, a device out of reach.
     """
-    if is_torch(value):
+    if type(value) in _plain or is_torch(value):
         described = _of_torch(name, value)
         if value.is_contiguous() and len(described.shape) <= MAX_DIMS:
             return described
@@ -455,7 +459,6 @@ class Watch:
         step = -(-len(self._shared) // _LOOKED_AT) or 1
         start = self._turn % step
         self._turn += 1
-        holders = self._holders
         holders, asked = self._holders, self._shared[start::step]
         alone = [(name, tensor) for tensor, count, (name, place)
                  in zip(asked, map(sys.getrefcount, asked), self._shared_as[start::step])
