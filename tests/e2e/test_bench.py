@@ -20,7 +20,7 @@ TINY = {"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 96,
 
 def bench(stage, *argv):
     """Runs it with --json; every figure's numbers are checked against its own samples."""
-    result = stage.run("strew-bench", *argv, "--json", seconds=120)
+    result = stage.run("strew-bench", *argv, "--json", seconds=stage.within(120))
     assert result.returncode == 0, result
     said = json.loads(result.stdout)
     figures = {}
