@@ -120,6 +120,11 @@ static int read_all(struct item_reader *reader, const uint32_t *rank, struct man
 			rc = error_set(reader->err, -EPROTO, "rank %u declares a box of rank %u",
 				*rank, box.rank);
 		}
+		if (rc == 0 && box.adjacent && (i == 0 || box.rank != manifest->boxes[i - 1].rank)) {
+			rc = error_set(reader->err, -EPROTO,
+				"box %llu is said to lie behind one of its rank, and there is none",
+				(unsigned long long)i);
+		}
 		if (rc == 0) {
 			rc = manifest_add_box(manifest, &box, reader->err);
 		}

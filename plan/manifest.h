@@ -12,7 +12,7 @@ struct held_box {
 	uint32_t tensor; /* index into manifest.tensors */
 	uint32_t rank;
 	struct box box; /* in the tensor's shape */
-	bool adjacent;	/* lies behind the box before it in memory, as it will in a slot */
+	bool adjacent;	/* lies behind the box before it, its rank's, as it will in a slot */
 };
 
 struct manifest {

@@ -374,6 +374,43 @@ static void test_shares(void **state)
 	free(sources);
 }
 
+/* The first box lies behind none, and one of another rank not behind this one's. */
+static void test_adjacent_to_nothing(void **state)
+{
+	const struct tensor tensor = {"w", STREW_F32, 2, {6, 2}};
+	struct manifest manifest, back;
+	struct blob blob;
+	struct error err;
+
+	(void)state;
+	manifest_init(&manifest);
+	for (uint32_t i = 0; i < 3; i++) {
+		struct held_box box = {
+			.rank = i / 2, .box = {{i * 2ull, 0}, {2, 2}}, .adjacent = i == 1};
+
+		assert_int_equal(manifest_add_tensor(&manifest, &tensor, &box.tensor, &err), 0);
+		assert_int_equal(manifest_add_box(&manifest, &box, &err), 0);
+	}
+	for (size_t wrong = 0; wrong < 4; wrong++) {
+		bool is_wrong = wrong == 0 || wrong == 2;
+
+		if (is_wrong) {
+			manifest.boxes[wrong].adjacent = true;
+		}
+		assert_int_equal(blob_from_manifest(&manifest, NULL, &blob, &err), 0);
+		assert_int_equal(blob_to_manifest(&blob, &back, &err), is_wrong ? -EPROTO : 0);
+		if (is_wrong) {
+			manifest.boxes[wrong].adjacent = false;
+			assert_non_null(strstr(err.text, "and there is none"));
+		} else {
+			assert_manifests(&manifest, &back);
+			manifest_finish(&back);
+		}
+		blob_finish(&blob);
+	}
+	manifest_finish(&manifest);
+}
+
 static void test_truncated_and_flipped(void **state)
 {
 	struct layout layout, back;
@@ -742,6 +779,7 @@ int main(void)
 		cmocka_unit_test(test_manifests),
 		cmocka_unit_test(test_declarations),
 		cmocka_unit_test(test_shares),
+		cmocka_unit_test(test_adjacent_to_nothing),
 		cmocka_unit_test(test_truncated_and_flipped),
 		cmocka_unit_test(test_lying_counts),
 		cmocka_unit_test(test_items_that_do_not_fit),
