@@ -120,7 +120,8 @@ static int read_all(struct item_reader *reader, const uint32_t *rank, struct man
 			rc = error_set(reader->err, -EPROTO, "rank %u declares a box of rank %u",
 				*rank, box.rank);
 		}
-		if (rc == 0 && box.adjacent && (i == 0 || box.rank != manifest->boxes[i - 1].rank)) {
+		if (rc == 0 && box.adjacent &&
+			(i == 0 || box.rank != manifest->boxes[i - 1].rank)) {
 			rc = error_set(reader->err, -EPROTO,
 				"box %llu is said to lie behind one of its rank, and there is none",
 				(unsigned long long)i);
