@@ -140,8 +140,7 @@ int agent_session_send_wait(struct agent_session *session, struct message *messa
 
 static int wait_for_thread(struct agent_session *session, uint64_t deadline)
 {
-	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
-		.tv_nsec = (long)(deadline % 1000000000u)};
+	struct timespec until = clock_timespec(deadline);
 
 	if (deadline == DEADLINE_NEVER) {
 		return -pthread_cond_wait(&session->changed, &session->lock);
@@ -167,12 +166,9 @@ static int sleep_ms(const struct agent_session *session, uint64_t deadline)
 
 static int wait_for_socket(struct agent_session *session, uint64_t deadline)
 {
-	struct pollfd socket = {.fd = conn_fd(session->conn), .events = POLLIN};
+	struct pollfd socket = {.fd = conn_fd(session->conn), .events = conn_events(session->conn)};
 	int n;
 
-	if (conn_wants_write(session->conn)) {
-		socket.events |= POLLOUT;
-	}
 	n = poll(&socket, 1, sleep_ms(session, deadline));
 	if (n == 0) {
 		return deadline_passed(deadline) ? -ETIMEDOUT : 0;
@@ -294,10 +290,7 @@ static void *serve(void *data)
 
 	pthread_mutex_lock(&session->lock);
 	while (!session->stopping && !session->lost.code) {
-		fds[0].events = POLLIN;
-		if (conn_wants_write(session->conn)) {
-			fds[0].events |= POLLOUT;
-		}
+		fds[0].events = conn_events(session->conn);
 		pthread_mutex_unlock(&session->lock);
 		if (poll(fds, 2, -1) < 0) {
 			fds[0].revents = fds[1].revents = 0;

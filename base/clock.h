@@ -3,6 +3,7 @@
 #define BASE_CLOCK_H
 
 #include <stdint.h>
+#include <time.h>
 
 uint64_t clock_ns(void);
 
@@ -15,5 +16,12 @@ int deadline_left_ms(uint64_t deadline);
 int deadline_passed(uint64_t deadline);
 
 #define DEADLINE_NEVER UINT64_MAX
+
+/* As calls want it that wait until a point of CLOCK_MONOTONIC. */
+static inline struct timespec clock_timespec(uint64_t at_ns)
+{
+	return (struct timespec){
+		.tv_sec = (time_t)(at_ns / 1000000000u), .tv_nsec = (long)(at_ns % 1000000000u)};
+}
 
 #endif

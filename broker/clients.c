@@ -33,7 +33,7 @@ void client_send(struct client *client, struct message *message)
 		log_debug("client %llu: %s", (unsigned long long)client->id, err.text);
 		return;
 	}
-	loop_modify(client->source, EPOLLIN | (conn_wants_write(client->conn) ? EPOLLOUT : 0));
+	loop_modify(client->source, (uint32_t)conn_events(client->conn));
 }
 
 void client_error(struct client *client, uint64_t serial, int code, const char *text)
@@ -495,8 +495,7 @@ static void on_client(void *data, uint32_t events)
 	client->jobs++; /* so that a drop inside does not free it under our feet */
 	if (events & EPOLLOUT) {
 		conn_flush(client->conn);
-		loop_modify(
-			client->source, EPOLLIN | (conn_wants_write(client->conn) ? EPOLLOUT : 0));
+		loop_modify(client->source, (uint32_t)conn_events(client->conn));
 	}
 	/* A budget, so that one busy peer does not starve the others. */
 	while (budget-- > 0) {

@@ -33,7 +33,7 @@ void member_send(struct member *member, struct message *message)
 		log_debug("broker %s: %s", member->join.name, err.text);
 		return;
 	}
-	loop_modify(member->source, EPOLLIN | (conn_wants_write(member->conn) ? EPOLLOUT : 0));
+	loop_modify(member->source, (uint32_t)conn_events(member->conn));
 }
 
 void member_refuse(struct member *member, uint64_t serial, const struct error *err)
@@ -266,8 +266,7 @@ static void on_member(void *data, uint32_t events)
 
 	if (events & EPOLLOUT) {
 		conn_flush(member->conn);
-		loop_modify(
-			member->source, EPOLLIN | (conn_wants_write(member->conn) ? EPOLLOUT : 0));
+		loop_modify(member->source, (uint32_t)conn_events(member->conn));
 	}
 	do {
 		bool joining = member->state == MEMBER_CONNECTED;

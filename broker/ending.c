@@ -3,16 +3,13 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 static uint32_t limit_ms;
 
 static void *ending_main(void *data)
 {
-	uint64_t at = clock_ns() + limit_ms * 1000000ull;
-	struct timespec until = {
-		.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+	struct timespec until = clock_timespec(deadline_in_ms(limit_ms));
 
 	(void)data;
 	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL)) {

@@ -47,7 +47,7 @@ void join_send(struct server *server, struct message *message)
 		log_debug("lead: %s", err.text);
 		return;
 	}
-	loop_modify(link->source, EPOLLIN | (conn_wants_write(link->conn) ? EPOLLOUT : 0));
+	loop_modify(link->source, (uint32_t)conn_events(link->conn));
 }
 
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of)
@@ -301,7 +301,7 @@ static void on_lead(void *data, uint32_t events)
 
 	if (events & EPOLLOUT) {
 		conn_flush(link->conn);
-		loop_modify(link->source, EPOLLIN | (conn_wants_write(link->conn) ? EPOLLOUT : 0));
+		loop_modify(link->source, (uint32_t)conn_events(link->conn));
 	}
 	do {
 		rc = conn_receive(link->conn, &message, &err);

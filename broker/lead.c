@@ -312,8 +312,10 @@ void lead_ready(struct server *server)
 			}
 			server->active = model;
 			server->node.wire_bytes = 0;
-			update_begin(&model->update, ++server->next_serial, nodes, clock_ns());
-			do_begin(server, model, roots);
+			if (update_begin(&model->update, ++server->next_serial, nodes, clock_ns()) &
+				UPDATE_DO_BEGIN) {
+				do_begin(server, model, roots);
+			}
 			return;
 		}
 	}

@@ -108,11 +108,8 @@ static void run_one(struct mover *mover)
 
 static void sleep_locked(struct mover *mover, uint64_t sleep_ns)
 {
-	struct timespec until;
-	uint64_t at = clock_ns() + sleep_ns;
+	struct timespec until = clock_timespec(clock_ns() + sleep_ns);
 
-	until.tv_sec = (time_t)(at / 1000000000u);
-	until.tv_nsec = (long)(at % 1000000000u);
 	pthread_cond_timedwait(&mover->wake, &mover->lock, &until);
 }
 

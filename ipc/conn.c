@@ -138,6 +138,11 @@ bool conn_wants_write(const struct conn *conn)
 	return conn->first != NULL && !conn->failed;
 }
 
+short conn_events(const struct conn *conn)
+{
+	return conn_wants_write(conn) ? POLLIN | POLLOUT : POLLIN;
+}
+
 /* Room for LIMIT_FRAME_FDS descriptors, aligned as the kernel wants it. */
 union control {
 	struct cmsghdr align;

@@ -55,6 +55,8 @@ int conn_send(struct conn *conn, struct message *message, struct error *err);
  */
 int conn_flush(struct conn *conn);
 bool conn_wants_write(const struct conn *conn);
+/* What to wait for, as poll(2) and epoll(7) alike have it: input, and room where output waits. */
+short conn_events(const struct conn *conn);
 
 /* When a message was last given to conn_send(), and a byte (with a guard: a frame that it has
  * checked) last received; at first, when the connection was made. */

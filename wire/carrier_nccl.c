@@ -281,16 +281,9 @@ static void *end_main(void *data)
 	return NULL;
 }
 
-static struct timespec ending_deadline(void)
-{
-	uint64_t at = clock_ns() + LIMIT_ABORT_MS * 1000000ull;
-
-	return (struct timespec){(time_t)(at / 1000000000u), (long)(at % 1000000000u)};
-}
-
 int carrier_nccl_destroy(struct carrier *carrier, bool abort)
 {
-	struct timespec until = ending_deadline();
+	struct timespec until = clock_timespec(deadline_in_ms(LIMIT_ABORT_MS));
 	struct ending *ending;
 	pthread_condattr_t attr;
 	pthread_t thread;
