@@ -103,6 +103,11 @@ class Process:
         return self.end(code)
 
 
+def as_user(uid, gid):
+    """The command before a program's that starts it as that user, in that group alone."""
+    return [shutil.which("setpriv"), f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
+
+
 class Scene:
     def __init__(self, programs):
         self.bin = pathlib.Path(programs).resolve()
@@ -119,6 +124,16 @@ class Scene:
     def within(self, seconds):
         """A limit of time, with slack where sanitizers take some."""
         return 3 * seconds if self.sanitized() else seconds
+
+    def other_user(self, folder, uid=65534):
+        """Makes the folder another user's, and one that he reaches; returns the command that starts a
+        program as him. Only root can."""
+        if os.geteuid() or not shutil.which("setpriv"):
+            raise Skip("only root can be another user, by setpriv")
+        (self.dir / folder).mkdir(mode=0o700)
+        os.chmod(self.dir, 0o711)
+        os.chown(self.dir / folder, uid, uid)
+        return as_user(uid, uid)
 
     def start(self, name, program, *args, **options):
         process = Process(self, name, [self.bin / program, *args], **options)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 
 import scene
@@ -276,25 +275,17 @@ def test_keys(stage):
 def test_another_user(stage):
     """Who is neither the broker's user nor root cannot reach its socket, and is hung up on where he can, even
     in the socket's group: one user has a broker. Root and the user himself are served."""
-    setpriv = shutil.which("setpriv")
-    if os.geteuid() or not setpriv:
-        raise scene.Skip("only root can be two other users, by setpriv")
     theirs, stranger = 65534, 65533
-    place = stage.dir / "theirs"
-    place.mkdir(mode=0o700)
-    os.chmod(stage.dir, 0o711)
-    os.chown(place, theirs, theirs)
-    user = [setpriv, f"--reuid={theirs}", f"--regid={theirs}", "--clear-groups"]
-    broker = stage.broker("theirs/broker", through=user)
+    broker = stage.broker("theirs/broker", through=stage.other_user("theirs", theirs))
     path = stage.socket("theirs/broker")
 
     def ask(uid, gid, program="strew", *arguments):
-        return stage.run(setpriv, f"--reuid={uid}", f"--regid={gid}", "--clear-groups",
-                         stage.bin / program, *(arguments or ["status"]), "--socket", path)
+        return stage.run(*scene.as_user(uid, gid), stage.bin / program, *(arguments or ["status"]),
+                         "--socket", path)
     refused(stage, ask(stranger, stranger), 4, "Permission denied")
     refused(stage, ask(stranger, theirs), 4, "Permission denied")
     assert "refused process" not in broker.log, broker.log  # they did not get that far
-    os.chmod(place, 0o711)
+    os.chmod(stage.dir / "theirs", 0o711)
     os.chmod(path, 0o666)
     options = ["--config", CONFIGS / f"{CONFIG}.json", "--model", "m"]
     for number, (gid, program, arguments, code) in enumerate((
@@ -310,17 +301,10 @@ def test_another_user(stage):
 
 def test_any_user_joins_without_a_key(stage):
     """Not guaranteed: a lead without a key takes whoever comes from its own host; with one it does not."""
-    setpriv = shutil.which("setpriv")
-    if os.geteuid() or not setpriv:
-        raise scene.Skip("only root can be another user, by setpriv")
-    place = stage.dir / "theirs"
-    place.mkdir(mode=0o700)
-    os.chmod(stage.dir, 0o711)
-    os.chown(place, 65534, 65534)
+    user = stage.other_user("theirs")
     key = stage.dir / "key"
     key.write_bytes(os.urandom(32))
     key.chmod(0o600)
-    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
     port = scene.free_port()
     stage.broker("lead", "--listen", f"127.0.0.1:{port}")
     stage.broker("theirs/broker", "--join", f"127.0.0.1:{port}", through=user)

@@ -88,6 +88,16 @@ def aborted(trainer, between, version):
         assert word in trainer.log, trainer.log
 
 
+def arrives_flipped(trainer, between, worker):
+    """Version 2, the trainer's last, is committed, with the flipped bit."""
+    between.flip()
+    trainer.line()
+    trainer.says("version 2 committed")
+    scene.wait_until("a look at version 2", lambda: len(checked(worker)) == 2)
+    assert between.flipped and checked(worker) == [0, 1], worker.log
+    trainer.end()
+
+
 def test_staged(stage):
     """No worker of any node replaces its weights; the next version is committed."""
     between = two_nodes(stage)
@@ -114,12 +124,7 @@ def test_direct(stage):
         worker, = stage.workers(1, "--check", 5, "--apply", "direct", broker="node")
         trainer = stage.trainer("--seed", 5, "--versions", 2, broker="lead")
         publish([trainer], [worker], 1)
-        between.flip()
-        trainer.line()
-        trainer.says("version 2 committed")
-        scene.wait_until("a look at version 2", lambda: len(checked(worker)) == 2)
-        assert between.flipped and checked(worker) == [0, 1], worker.log
-        trainer.end()
+        arrives_flipped(trainer, between, worker)
         trainer = stage.trainer("--seed", 5, "--first", 3, "--versions", 9, "--hash",
                                 broker="lead", name="second")
         publish([trainer], [worker], 3)
@@ -147,12 +152,7 @@ def test_key_hides_nothing(stage):
         trainer = stage.trainer("--seed", 5, "--versions", 2, broker="lead")
         publish([trainer], [worker], 1)
         assert b"embed_tokens.weight" in between.heard
-        between.flip()
-        trainer.line()
-        trainer.says("version 2 committed")
-        scene.wait_until("a look at version 2", lambda: len(checked(worker)) == 2)
-        assert between.flipped and checked(worker) == [0, 1], worker.log
-        trainer.end()
+        arrives_flipped(trainer, between, worker)
         assert stage.joined("lead", 2)
     finally:
         between.close()
