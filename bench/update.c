@@ -411,6 +411,13 @@ static void parse(struct update *update, int argc, char **argv)
 			argv[0], SCENE_TP_MAX, argv[0]);
 		exit(EXIT_USAGE);
 	}
+	/* Whether two brokers have a GPU each is told by two names that differ. */
+	if (update->node_device && !update->options.device) {
+		update->options.device = "0";
+	}
+	if (update->node_device && strcmp(update->node_device, update->options.device) == 0) {
+		update->node_device = NULL;
+	}
 }
 
 int cmd_update(int argc, char **argv)

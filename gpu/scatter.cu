@@ -164,6 +164,7 @@ extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
 		const struct scatter_tile *__restrict__ tiles, uint64_t slot)
 {
 	bulk_begin();
+	bulk_ahead(descriptors, tiles, blockIdx.x, gridDim.x);
 	run_tile(descriptors, tiles[blockIdx.x], slot);
 	bulk_end();
 }
@@ -176,6 +177,7 @@ extern "C" __global__ void __launch_bounds__(SCATTER_THREADS, RESIDENT)
 {
 	bulk_begin();
 	for (uint32_t i = blockIdx.x; i < ntiles; i += gridDim.x) {
+		bulk_ahead(descriptors, tiles, i, ntiles);
 		run_tile(descriptors, tiles[i], slot);
 	}
 	bulk_end();
