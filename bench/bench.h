@@ -46,6 +46,9 @@ struct bench_option {
 void bench_parse(int argc, char **argv, const char *help, struct bench_options *options,
 	const struct bench_option *own);
 
+/* Do two names, as of --device, stand for one GPU? NULL: the first. */
+bool bench_same_gpu(const char *a, const char *b);
+
 /* A word of an option that takes one of two (c: NULL) or three. */
 bool bench_one_of(const char *text, const char *a, const char *b, const char *c);
 

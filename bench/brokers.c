@@ -102,8 +102,7 @@ static void start(struct brokers *brokers, const struct brokers_options *options
 	argv[n] = NULL;
 	/* On one GPU the two pass for two nodes; with a GPU each, NCCL takes the link between them.
 	 */
-	if (where && !(options->lead_device && options->node_device &&
-			     strcmp(options->lead_device, options->node_device) != 0)) {
+	if (where && bench_same_gpu(options->lead_device, options->node_device)) {
 		env[0] = lead ? "NCCL_HOSTID=strew-bench-lead" : "NCCL_HOSTID=strew-bench-node";
 	}
 	child_exec(lead ? &brokers->lead : &brokers->node, name, (char *const *)(uintptr_t)argv,

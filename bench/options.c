@@ -186,6 +186,11 @@ static void driver_version(struct report *report, const char *cuda)
 	report_text(report, "driver", "%s%s%s", text, text[0] ? ", " : "", cuda);
 }
 
+bool bench_same_gpu(const char *a, const char *b)
+{
+	return strcmp(a ? a : "0", b ? b : "0") == 0;
+}
+
 bool bench_one_of(const char *text, const char *a, const char *b, const char *c)
 {
 	return strcmp(text, a) == 0 || strcmp(text, b) == 0 || (c && strcmp(text, c) == 0);

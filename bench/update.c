@@ -65,6 +65,12 @@ static bool is_wire(const struct update *update)
 	return strcmp(update->path, "wire") == 0;
 }
 
+/* Of the joining broker: the trainer's where no other one is named. */
+static const char *node_device(const struct update *update)
+{
+	return update->node_device ? update->node_device : update->options.device;
+}
+
 /* Two ranks of plain NCCL, where the wire is one. */
 static void start_nccl(struct update *update)
 {
@@ -73,9 +79,8 @@ static void start_nccl(struct update *update)
 
 		*part = (struct part){.kind = update->kind,
 			.rank = i,
-			.one_gpu = !update->node_device,
-			.device = i && update->node_device ? update->node_device
-							   : update->options.device};
+			.one_gpu = bench_same_gpu(node_device(update), update->options.device),
+			.device = i ? node_device(update) : update->options.device};
 		child_start(&update->nccl[i], "plain NCCL", part_nccl, part);
 	}
 }
@@ -183,13 +188,6 @@ static void measure(struct update *update, bool last)
 	}
 }
 
-static bool on_trainers_gpu(const struct update *update, const char *device)
-{
-	const char *own = update->options.device ? update->options.device : "0";
-
-	return !device || strcmp(device, own) == 0;
-}
-
 /* What brokers took of the trainer's GPU, and how much of it each has for itself: context, module,
  * communicator, plans. Slots are there where there is a wire, and a context where slots or shadows
  * are. */
@@ -198,7 +196,8 @@ static void report_memory(struct update *update, uint64_t taken_bytes)
 	uint64_t slots = (update->slot_bytes ? update->slot_bytes : DEFAULT_SLOT_BYTES) *
 			 (update->slots ? update->slots : DEFAULT_SLOTS);
 	bool staged = strcmp(update->apply, "staged") == 0;
-	bool joiner = is_wire(update) && on_trainers_gpu(update, update->node_device);
+	bool joiner =
+		is_wire(update) && bench_same_gpu(node_device(update), update->options.device);
 	uint64_t buffers = is_wire(update) ? slots * (joiner ? 2 : 1) : 0;
 	unsigned brokers = 1;
 
@@ -220,7 +219,7 @@ static void set_up(struct update *update)
 	struct brokers_options options = {.kind = update->kind,
 		.two = is_wire(update),
 		.lead_device = update->options.device,
-		.node_device = update->node_device ? update->node_device : update->options.device,
+		.node_device = node_device(update),
 		.slot_bytes = update->slot_bytes,
 		.slots = update->slots,
 		.pinned_shadows = strcmp(update->shadow, "host") == 0};
@@ -335,7 +334,7 @@ static void add_to_link(struct update *update, uint32_t rank, uint64_t bytes)
 	static uint64_t by_device[SCENE_TP_MAX];
 	static const char *devices[SCENE_TP_MAX];
 	const char *device = scene_device(&update->scene, rank);
-	const char *own = update->options.device ? update->options.device : "0";
+	bool away = !bench_same_gpu(device, update->options.device);
 	uint32_t k = 0;
 
 	if (!update->scene.worker_devices) {
@@ -346,9 +345,9 @@ static void add_to_link(struct update *update, uint32_t rank, uint64_t bytes)
 	}
 	devices[k] = device;
 	by_device[k] += bytes;
-	if (strcmp(update->path, "host") == 0 || strcmp(device, own) != 0) {
+	if (strcmp(update->path, "host") == 0 || away) {
 		update->link_bytes = MAX(update->link_bytes, by_device[k]);
-		update->scene.peer = strcmp(device, own) != 0 ? device : update->scene.peer;
+		update->scene.peer = away ? device : update->scene.peer;
 	}
 }
 
@@ -362,7 +361,7 @@ static void describe(struct update *update)
 		bench_shapes(&update->scene.model, rank, &shapes);
 		update->largest_worker = MAX(update->largest_worker, shapes.worker_bytes);
 		add_to_link(update, rank, shapes.worker_bytes);
-		if (on_trainers_gpu(update, scene_device(&update->scene, rank))) {
+		if (bench_same_gpu(scene_device(&update->scene, rank), update->options.device)) {
 			update->home_workers += shapes.worker_bytes;
 		}
 		shapes_finish(&shapes);
@@ -410,13 +409,6 @@ static void parse(struct update *update, int argc, char **argv)
 			"see %s --help\n",
 			argv[0], SCENE_TP_MAX, argv[0]);
 		exit(EXIT_USAGE);
-	}
-	/* Whether two brokers have a GPU each is told by two names that differ. */
-	if (update->node_device && !update->options.device) {
-		update->options.device = "0";
-	}
-	if (update->node_device && strcmp(update->node_device, update->options.device) == 0) {
-		update->node_device = NULL;
 	}
 }
 
