@@ -83,6 +83,19 @@ void strew_host_free(void *ptr)
 	host_memory_free(ptr);
 }
 
+size_t strew_first_moved(int32_t (*where_is)(void *thing, void **ret_address), void *const *things,
+	void *const *before, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		void *now;
+
+		if (where_is(things[i], &now) || now != before[i]) {
+			return i;
+		}
+	}
+	return count;
+}
+
 const char *strew_version(void)
 {
 	return STREW_VERSION;

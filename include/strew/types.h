@@ -100,6 +100,15 @@ STREW_API const char *strew_error(void);
 STREW_API int strew_host_alloc(size_t len_bytes, void **ret_ptr);
 STREW_API void strew_host_free(void *ptr);
 
+/*
+ * Of things that lie somewhere: the index of the first that where_is() puts
+ * elsewhere than before[i], or of which it returns anything but 0; count if
+ * there is none. For bindings that look at thousands of another library's
+ * tensors before each update.
+ */
+STREW_API size_t strew_first_moved(int32_t (*where_is)(void *thing, void **ret_address),
+	void *const *things, void *const *before, size_t count);
+
 /* Library version, e.g. "0.1.0". */
 STREW_API const char *strew_version(void);
 

@@ -16,8 +16,9 @@ from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
 from ._lib import MAX_DIMS, Closing, Handle, lib, peek, to_ms
-from ._tensors import OneGpu, Watch, describe, dtype_number
+from ._tensors import OneGpu, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
+from ._watch import Watch
 
 _GATES = {"live": 1, "held": 2}
 _APPLIES = {"direct": 1, "staged": 2}
@@ -377,3 +378,4 @@ class Agent(Closing):
         own, and the memory is borrowed until that is over; a second close() waits for it.
         """
         super().close(timeout)
+        self._watch.release()

@@ -146,9 +146,13 @@ def _load() -> ctypes.CDLL:
 
 
 lib = _load()
-# What only reads a page keeps the GIL: to give it back and take it again would cost more.
-peek = ctypes.PyDLL(lib._name, handle=lib._handle).strew_agent_peek
+# What only reads a page keeps the GIL: to give it back and take it again would cost more. And what
+# asks Python's objects needs it.
+_kept_gil = ctypes.PyDLL(lib._name, handle=lib._handle)
+peek, first_moved = _kept_gil.strew_agent_peek, _kept_gil.strew_first_moved
 peek.restype, peek.argtypes = c_int, [c_void_p, c_void_p, c_void_p]
+first_moved.restype, first_moved.argtypes = ctypes.c_size_t, [c_void_p, c_void_p, c_void_p,
+                                                              ctypes.c_size_t]
 VERSION: str = lib.strew_version().decode()
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import operator
 import sys
 from typing import Any, NamedTuple
 
-from ._errors import Error, InvalidArgument, NotShareable
+from ._errors import InvalidArgument, NotShareable
 from ._lib import MAX_DIMS
 
 # enum strew_dtype
@@ -36,7 +35,7 @@ _DLPACK_HOST = (1, 3)
 
 _torch_dtypes: dict[Any, int] = {}
 _kinds: dict[Any, tuple[int, int]] = {}
-_plain: set[type] = set()  # tensor types whose memory is what it seems
+plain_types: set[type] = set()  # tensor types whose memory is what it seems
 
 
 class Described(NamedTuple):
@@ -78,13 +77,13 @@ def _torch() -> Any:
         for name, number in DTYPES.items():
             if hasattr(torch, name):
                 _torch_dtypes[getattr(torch, name)] = number
-        _plain.update((torch.Tensor, torch.nn.Parameter))
+        plain_types.update((torch.Tensor, torch.nn.Parameter))
     return torch
 
 
 def is_torch(value: Any) -> bool:
     """True for a torch tensor of any kind."""
-    if type(value) in _plain:
+    if type(value) in plain_types:
         return True
     torch = _torch()
     return torch is not None and isinstance(value, torch.Tensor)
@@ -98,7 +97,7 @@ def _check_torch(name: str, tensor: Any, torch: Any) -> None:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a {kind.__name__} has no memory that "
                            "strew can describe")
     if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
-        _plain.add(kind)
+        plain_types.add(kind)
 
 
 def _kind(name: str, tensor: Any, torch: Any) -> tuple[int, int]:
@@ -120,7 +119,7 @@ def _kind(name: str, tensor: Any, torch: Any) -> tuple[int, int]:
 
 def _of_torch(name: str, tensor: Any) -> Described:
     kind = _kinds.get((tensor.dtype, tensor.device, tensor.layout))
-    if kind is None or type(tensor) not in _plain:
+    if kind is None or type(tensor) not in plain_types:
         torch = _torch()
         _check_torch(name, tensor, torch)
         kind = _kind(name, tensor, torch)
@@ -167,7 +166,7 @@ _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _driver: Any = None  # libcuda; False where there is none
 
 
-def _cuda() -> Any:
+def cuda_driver() -> Any:
     global _driver  # pylint: disable=global-statement
     if _driver is None:
         try:
@@ -179,7 +178,7 @@ def _cuda() -> Any:
 
 def _gpu_of(name: str, data: int) -> int:
     """The GPU that memory lies on: __cuda_array_interface__ does not say it, the driver does."""
-    driver, ordinal = _cuda(), ctypes.c_int()
+    driver, ordinal = cuda_driver(), ctypes.c_int()
     if not data or not driver:
         return 0
     code = driver.cuPointerGetAttribute(ctypes.byref(ordinal), _DEVICE_ORDINAL,
@@ -190,7 +189,7 @@ def _gpu_of(name: str, data: int) -> int:
     return ordinal.value
 
 
-def _stream_of(name: str, said: dict[str, Any]) -> int | None:
+def stream_of(name: str, said: dict[str, Any]) -> int | None:
     """Of a __cuda_array_interface__: what its memory is to be used behind; None: nothing."""
     stream = said.get("stream")
     if stream is not None and (not isinstance(stream, int) or stream < 1):
@@ -248,14 +247,14 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
     Raises NotShareable where strew could not read (or, if writable, write) exactly its elements:
     an overlapping view, a negative stride, an unknown dtype, a device out of reach.
     """
-    if type(value) in _plain or is_torch(value):
+    if type(value) in plain_types or is_torch(value):
         described = _of_torch(name, value)
         if value.is_contiguous() and len(described.shape) <= MAX_DIMS:
             return described
     elif hasattr(value, "__cuda_array_interface__"):
         said = value.__cuda_array_interface__
         described = _of_interface(name, value, said, 0)
-        _stream_of(name, said)
+        stream_of(name, said)
         gpu = _gpu_of(name, described.data)
         if gpu:
             described = described._replace(cuda=gpu)
@@ -319,7 +318,7 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
     (Partial) is refused.
     """
     global _dtensor  # pylint: disable=global-statement
-    if type(value) in _plain:
+    if type(value) in plain_types:
         return None
     if _dtensor is None:
         _dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
@@ -337,148 +336,3 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: its shard is {tuple(local.shape)}, but "
                            f"{tuple(shape)} was computed for {data.placements}")
     return local, tuple(start), tuple(data.shape)
-
-
-MANY = 1 << 30
-_LOOKED_AT = 128  # so many tensors are asked for their holders each time, in turn
-_local_of = operator.attrgetter("_local_tensor")
-
-
-class _Holder:
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-
-def _references_of(held: Any) -> int:
-    return sys.getrefcount(held)
-
-
-# What sys.getrefcount() says, as it is asked below, of what is in three lists of ours and nowhere
-# else, and of what one other object has as an attribute. It depends on the interpreter.
-_asked = [object()]
-_REFERENCES = [count for _, count in zip(_asked, map(sys.getrefcount, _asked))][0] + 2
-_holder = _Holder(object())
-_REFERENCES_OF_HELD = _references_of(_holder.held)
-
-
-class Watch:
-    """Tensors that must stay where they were, and a look whether they do.
-
-    synchronize() waits for the streams that objects of other libraries are made on.
-
-    Of each its address is asked for, of a DTensor that of its shard. A detached tensor (of a
-    state_dict()) does not follow when its module is given other memory: it is found by its
-    storage, which nobody else holds then. That is asked of those alone whose storage
-    somebody else held when they were added, or that a module owned; _LOOKED_AT of them at a time.
-    """
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._torch: list[Any] = []
-        self._addresses: list[int] = []
-        self._shard_names: list[str] = []
-        self._shards: list[Any] = []  # DTensors
-        self._shard_addresses: list[int] = []
-        self._others: list[tuple[str, Any, int]] = []
-        self._shared: list[Any] = []  # of both kinds of torch's, and their names and storages,
-        self._shared_as: list[tuple[str, int]] = []  # which the caller keeps
-        self._cuda_others: list[tuple[str, Any]] = []
-        self._turn = 0
-        self._holders: Any = None  # tells how many hold a storage
-
-    def add(self, name: str, value: Any, said: Described, owned: bool = False) -> None:
-        """value: what `said` describes, or the DTensor of which it is the shard.
-
-        owned: a module that the caller keeps has it, and has it no more only if it was replaced.
-        """
-        if type(value) in _plain:
-            self._names.append(name)
-            self._torch.append(value)
-            self._addresses.append(said.data)
-        elif not is_torch(value):
-            self._others.append((name, value, said.data))
-            if hasattr(value, "__cuda_array_interface__"):
-                self._cuda_others.append((name, value))
-            return
-        elif hasattr(value, "_local_tensor"):
-            self._shard_names.append(name)
-            self._shards.append(value)
-            self._shard_addresses.append(said.data)
-        else:
-            self._names.append(name)
-            self._torch.append(value)
-            self._addresses.append(said.data)
-        holders = self._holders
-        if holders is None:
-            holders = self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count",
-                                              lambda _: MANY)
-        # One tensor and the storage's own Python object make two.
-        place = said.keep._cdata
-        if owned or holders(place) > 2:
-            self._shared.append(value)
-            self._shared_as.append((name, place))
-
-    def moved(self) -> tuple[str, str, int] | None:
-        """(name, why, how many) of what does not lie where it did; None if all does."""
-        torch = sys.modules.get("torch")
-        if torch is not None and (self._torch or self._shards):
-            where = torch.Tensor.data_ptr
-            now = list(map(where, self._torch))
-            names = [] if now == self._addresses else \
-                [n for n, a, b in zip(self._names, now, self._addresses) if a != b]
-            if self._shards:
-                now = list(map(where, map(_local_of, self._shards)))
-                names += [n for n, a, b in zip(self._shard_names, now, self._shard_addresses)
-                          if a != b]
-            if names:
-                return names[0], "has moved since it was declared", len(names)
-            names = self._abandoned()
-            if names:
-                return names[0], ("lies in memory that nobody else holds any more, where others "
-                                  "did when it was declared"), len(names)
-        for name, value, before in self._others:
-            if address(value) != before:
-                return name, "has moved since it was declared", 1
-        return None
-
-    def synchronize(self) -> None:
-        """Waits for what their makers have queued: the stream in their __cuda_array_interface__."""
-        streams: dict[int, str] = {}
-        for name, value in self._cuda_others:
-            stream = _stream_of(name, value.__cuda_array_interface__)
-            if stream is not None:
-                streams.setdefault(stream, name)
-        for stream, name in streams.items():
-            code = _cuda().cuStreamSynchronize(ctypes.c_void_p(stream)) if _cuda() else 0
-            if code:
-                raise Error(errno.EIO, f"tensor {name}: its stream {stream:#x} could not be waited "
-                            f"for (CUDA error {code})")
-
-    def _abandoned(self) -> list[str]:
-        """Names of the tensors, among those whose turn it is, that are ours alone."""
-        step = -(-len(self._shared) // _LOOKED_AT) or 1
-        start = self._turn % step
-        self._turn += 1
-        holders, asked = self._holders, self._shared[start::step]
-        alone = [(name, tensor) for tensor, count, (name, place)
-                 in zip(asked, map(sys.getrefcount, asked), self._shared_as[start::step])
-                 if count <= _REFERENCES and holders(place) <= 2]
-        return [name for name, tensor in alone if self._is_ours(tensor)]
-
-    def _is_ours(self, tensor: Any) -> bool:
-        """Of one that no other Python code holds, and whose storage no other tensor has."""
-        if tensor._use_count() > 1:
-            return False
-        local = tensor
-        if type(tensor) not in _plain and hasattr(tensor, "_local_tensor"):
-            local = tensor._local_tensor
-        storage = local.untyped_storage()
-        # What torch has not allocated, or shares with another process, others may write to.
-        if not storage.resizable() or (not local.is_cuda and storage.is_shared()):
-            return False
-        if local is tensor:
-            return True
-        del local
-        # A shard may be kept without its DTensor.
-        return _references_of(tensor._local_tensor) <= _REFERENCES_OF_HELD and \
-            tensor._local_tensor._use_count() <= 1

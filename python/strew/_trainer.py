@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from . import _lib
 from ._errors import Error, InvalidArgument, Moved, NotCommitted, Timeout
 from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
-from ._tensors import Described, OneGpu, Watch, describe, local_box
+from ._tensors import Described, OneGpu, describe, local_box
+from ._watch import Watch
 
 if TYPE_CHECKING:
     from ._parts import Parts
@@ -244,7 +245,8 @@ class Trainer(Closing):
                 state_dict() is of detached tensors, which go on lying over the old memory: of
                 these, and of parameters that were replaced by others, Moved is raised only once
                 nobody but this trainer holds that memory, and not if somebody keeps the
-                state_dict, or memory that torch did not allocate.
+                state_dict, or memory that torch did not allocate. torch.utils.swap_tensors() of
+                what is declared is refused by torch from the first publish to close().
             rename: a function or mapping from name to name (None: leave the tensor out); what a
                 mapping lacks keeps its name. Wrapper prefixes are stripped before.
 
@@ -552,4 +554,5 @@ class Trainer(Closing):
         its own, and memory is lent until that is over; a second close() waits for it.
         """
         super().close(timeout)
+        self._watch.release()
 

@@ -1,7 +1,10 @@
 """Tensors that were given other memory after they were declared: publish() says so, by name."""
 
+import concurrent.futures
+import gc
 import multiprocessing
 import os
+import sys
 
 import pytest
 
@@ -12,7 +15,9 @@ from torch import nn  # noqa: E402
 
 import strew  # noqa: E402
 from loaders import free_port  # noqa: E402
-from strew._tensors import Watch, describe  # noqa: E402
+from strew import _addresses  # noqa: E402
+from strew._tensors import describe  # noqa: E402
+from strew._watch import Watch  # noqa: E402
 
 
 def make():
@@ -32,12 +37,22 @@ def other_parameter(module):
     module[1].weight = nn.Parameter(module[1].weight.detach().clone())
 
 
+@pytest.fixture(params=["handles", "data_ptr"])
+def asked(request, monkeypatch):
+    """How torch is asked where its tensors lie."""
+    if request.param == "data_ptr":
+        monkeypatch.setattr(_addresses, "_find_shim", lambda: None)
+    else:
+        assert _addresses._find_shim() is not None
+
+
 WAYS = [away_and_back, other_data, other_parameter]
 
 
 @pytest.mark.parametrize("what, way", [
     *((what, way) for what in ("module", "state_dict") for way in WAYS),
     ("parameters", away_and_back), ("parameters", other_data)])
+@pytest.mark.usefixtures("asked")
 def test_a_module(broker, what, way):
     module = make()
     with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
@@ -51,6 +66,7 @@ def test_a_module(broker, what, way):
 
 
 @pytest.mark.parametrize("what", ["module", "state_dict", "temporary", "view", "numpy"])
+@pytest.mark.usefixtures("asked")
 def test_what_has_not_moved(what):
     """Nothing is said where memory is as it was, whoever holds it now."""
     watch, module = Watch(), make()
@@ -66,12 +82,13 @@ def test_what_has_not_moved(what):
     kept = list(module.state_dict().values())  # others over the same memory
     del module
     assert watch.moved() is None
-    kept[1:] = watch._torch[1:]  # the same objects
+    kept[1:] = watch._plain.tensors[1:]  # the same objects
     assert watch.moved() is None
     kept.pop()
     assert watch.moved()[0] == "1.weight" and not arrays
 
 
+@pytest.mark.usefixtures("asked")
 def test_many_are_looked_at_in_turn():
     module, watch = nn.ParameterList(torch.zeros(1) for _ in range(300)), Watch()
     for name, value in module.state_dict().items():
@@ -79,6 +96,49 @@ def test_many_are_looked_at_in_turn():
     del value
     module[123].data = torch.ones(1)
     assert [watch.moved() for _ in range(3)].count(None) == 2
+
+
+class Freed(torch.Tensor):
+    """Says when it is no more."""
+
+    def __del__(self):
+        gone.append(1)
+
+
+gone = []
+
+
+def test_handles_are_let_go():
+    """A tensor lives as long as the watch, and is whole again once that has released it."""
+    watch, tensors = Watch(), [torch.zeros(4).as_subclass(Freed) for _ in range(3)]
+    for i, tensor in enumerate(tensors):
+        watch.add(str(i), tensor, describe(str(i), tensor))
+        before = sys.getrefcount(tensor)
+    assert watch.moved() is None and tensor._use_count() == 2
+    watch.add("more", more := torch.zeros(2), describe("more", more))
+    assert watch.moved() is None and more._use_count() == 2
+    watch.release()
+    assert tensor._use_count() == 1 and sys.getrefcount(tensor) == before
+    torch.utils.swap_tensors(more, torch.ones(2))
+    assert watch.moved()[0] == "more"
+    gone.clear()
+    del tensors, tensor
+    gc.collect()
+    assert not gone
+    del watch
+    gc.collect()
+    assert len(gone) == 3
+
+
+def test_looks_and_a_release_at_once():
+    watch, tensors = Watch(), [torch.zeros(1) for _ in range(500)]
+    for i, tensor in enumerate(tensors):
+        watch.add(str(i), tensor, describe(str(i), tensor))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(watch.release if i % 5 == 4 else watch.moved) for i in range(400)]
+        assert not any(look.result() for look in looks)
+    tensors[77].data = torch.ones(1)
+    assert watch.moved() == ("77", "has moved since it was declared", 1)
 
 
 @pytest.mark.parametrize("gate", ["held", "live"])

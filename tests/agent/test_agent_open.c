@@ -247,6 +247,33 @@ static void test_names(void **arg)
 	strew_host_free(NULL);
 }
 
+/* thing is a pointer to its address, and NULL is a thing that cannot be asked. */
+static int32_t where_is(void *thing, void **ret_address)
+{
+	if (!thing) {
+		return -1;
+	}
+	*ret_address = *(void **)thing;
+	return 0;
+}
+
+static void test_first_moved(void **arg)
+{
+	char memory[3];
+	void *lies[] = {&memory[0], &memory[1], &memory[2]};
+	void *before[] = {&memory[0], &memory[1], &memory[2]};
+	void *things[] = {&lies[0], &lies[1], &lies[2]};
+
+	(void)arg;
+	assert_int_equal(strew_first_moved(where_is, things, before, 0), 0);
+	assert_int_equal(strew_first_moved(where_is, things, before, 3), 3);
+	lies[2] = &memory[0];
+	assert_int_equal(strew_first_moved(where_is, things, before, 3), 2);
+	assert_int_equal(strew_first_moved(where_is, things, before, 2), 2);
+	things[0] = NULL;
+	assert_int_equal(strew_first_moved(where_is, things, before, 3), 0);
+}
+
 static void *other_thread(void *data)
 {
 	*(size_t *)data = strlen(strew_error());
@@ -275,6 +302,7 @@ int main(void)
 		cmocka_unit_test(test_namespaces),
 		cmocka_unit_test(test_declare),
 		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_first_moved),
 		cmocka_unit_test(test_error_of_thread),
 	};
 
