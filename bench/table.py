@@ -5,8 +5,8 @@
 
 Runs strew-bench for each row, one after another, with programs that were built before; keeps each
 run's JSON and log in the out folder, and writes table.md there. On one H100 all rows of one GPU
-take about ten minutes. Ends with 1 if a run failed or a byte was wrong; a figure that misses what
-is wanted is marked, and is no failure: it is what was measured.
+take about twelve minutes. Ends with 1 if a run failed or a byte was wrong; a figure that misses
+what is wanted is marked, and is no failure: it is what was measured.
 """
 
 import argparse
@@ -225,10 +225,10 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
             [ratio("update", "one broker, Qwen3-30B-A3B, 16 layers: raw copy ÷ update", None),
              ratio(update, "… one kernel over all its pieces ÷ update", 0.93)]),
         Row("wire-llama",
-            [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "15"]],
+            [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "31"]],
             [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95),
              memory("device memory of a broker with a communicator, besides slots", 1024)]),
-        Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "15"]],
+        Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "31"]],
             [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
         Row("hash", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5", *hash_]
                      for hash_ in (["--hash"], [])],

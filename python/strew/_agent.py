@@ -117,7 +117,7 @@ class Agent(Closing):
                                           *said.stride, *pad), ctypes.byref(number))
         self._keep.append((said.keep, encoded))
         if watch is not None:
-            watch.add(name, tensor, said)
+            watch.add(name, tensor, said.data, said.keep)
         return number.value
 
     def piece(self, parameter: int, piece: Piece) -> None:

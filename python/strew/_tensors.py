@@ -34,7 +34,7 @@ _DLPACK_CUDA = (2, 13)
 _DLPACK_HOST = (1, 3)
 
 _torch_dtypes: dict[Any, int] = {}
-_kinds: dict[Any, tuple[int, int]] = {}
+kinds: dict[Any, tuple[int, int]] = {}  # (dtype, GPU or -1) by (dtype, device, layout), once seen
 plain_types: set[type] = set()  # tensor types whose memory is what it seems
 
 
@@ -113,12 +113,12 @@ def _kind(name: str, tensor: Any, torch: Any) -> tuple[int, int]:
     if dtype is None:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: dtype {tensor.dtype} is not supported")
     kind = (dtype, (device.index or 0) if device.type == "cuda" else -1)
-    _kinds[(tensor.dtype, device, tensor.layout)] = kind
+    kinds[(tensor.dtype, device, tensor.layout)] = kind
     return kind
 
 
 def _of_torch(name: str, tensor: Any) -> Described:
-    kind = _kinds.get((tensor.dtype, tensor.device, tensor.layout))
+    kind = kinds.get((tensor.dtype, tensor.device, tensor.layout))
     if kind is None or type(tensor) not in plain_types:
         torch = _torch()
         _check_torch(name, tensor, torch)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._addresses import Addresses
 from ._errors import Error
-from ._tensors import Described, address, cuda_driver, is_torch, plain_types, stream_of
+from ._tensors import address, cuda_driver, is_torch, plain_types, stream_of
 
 MANY = 1 << 30
 _LOOKED_AT = 128  # so many tensors are asked for their holders each time, in turn
@@ -60,17 +60,17 @@ class Watch:
         self._turn = 0
         self._holders: Any = None  # tells how many hold a storage
 
-    def add(self, name: str, value: Any, said: Described, owned: bool = False) -> None:
-        """value: what `said` describes, or the DTensor of which it is the shard.
+    def add(self, name: str, value: Any, data: int, keep: Any, owned: bool = False) -> None:
+        """value: a tensor, or the DTensor of which the shard is meant; data, keep: see Described.
 
         owned: a module that the caller keeps has it, and has it no more only if it was replaced.
         """
         plain = True
         if type(value) in plain_types:
             self._names.append(name)
-            self._plain.add(value, said.data)
+            self._plain.add(value, data)
         elif not is_torch(value):
-            self._others.append((name, value, said.data))
+            self._others.append((name, value, data))
             if hasattr(value, "__cuda_array_interface__"):
                 self._cuda_others.append((name, value))
             return
@@ -78,16 +78,16 @@ class Watch:
             plain = False
             self._shard_names.append(name)
             self._shards.append(value)
-            self._shard_addresses.append(said.data)
+            self._shard_addresses.append(data)
         else:
             self._names.append(name)
-            self._plain.add(value, said.data)
+            self._plain.add(value, data)
         holders = self._holders
         if holders is None:
             holders = self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count",
                                               lambda _: MANY)
         # One tensor and the storage's own Python object make two.
-        place = said.keep._cdata
+        place = keep._cdata
         if owned or holders(place) > 2:
             self._shared.append(value)
             self._shared_names.append(name)

@@ -20,6 +20,11 @@ from strew._tensors import describe  # noqa: E402
 from strew._watch import Watch  # noqa: E402
 
 
+def add(watch, name, value, owned=False):
+    said = describe(name, value)
+    watch.add(name, value, said.data, said.keep, owned)
+
+
 def make():
     return nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 5, bias=False))
 
@@ -74,7 +79,7 @@ def test_what_has_not_moved(what):
                "view": dict(enumerate(module[0].weight.data))}.get(what, {"a": torch.zeros(4)})
     arrays = [t.numpy() for t in tensors.values()] if what == "numpy" else []
     for name, value in tensors.items():
-        watch.add(name, value, describe(name, value), what == "module")
+        add(watch, name, value, what == "module")
     del tensors, value
     assert watch.moved() is None
     if what != "state_dict":
@@ -92,7 +97,7 @@ def test_what_has_not_moved(what):
 def test_many_are_looked_at_in_turn():
     module, watch = nn.ParameterList(torch.zeros(1) for _ in range(300)), Watch()
     for name, value in module.state_dict().items():
-        watch.add(name, value, describe(name, value))
+        add(watch, name, value)
     del value
     module[123].data = torch.ones(1)
     assert [watch.moved() for _ in range(3)].count(None) == 2
@@ -112,10 +117,10 @@ def test_handles_are_let_go():
     """A tensor lives as long as the watch, and is whole again once that has released it."""
     watch, tensors = Watch(), [torch.zeros(4).as_subclass(Freed) for _ in range(3)]
     for i, tensor in enumerate(tensors):
-        watch.add(str(i), tensor, describe(str(i), tensor))
+        add(watch, str(i), tensor)
         before = sys.getrefcount(tensor)
     assert watch.moved() is None and tensor._use_count() == 2
-    watch.add("more", more := torch.zeros(2), describe("more", more))
+    add(watch, "more", more := torch.zeros(2))
     assert watch.moved() is None and more._use_count() == 2
     watch.release()
     assert tensor._use_count() == 1 and sys.getrefcount(tensor) == before
@@ -133,7 +138,7 @@ def test_handles_are_let_go():
 def test_looks_and_a_release_at_once():
     watch, tensors = Watch(), [torch.zeros(1) for _ in range(500)]
     for i, tensor in enumerate(tensors):
-        watch.add(str(i), tensor, describe(str(i), tensor))
+        add(watch, str(i), tensor)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         looks = [pool.submit(watch.release if i % 5 == 4 else watch.moved) for i in range(400)]
         assert not any(look.result() for look in looks)
