@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define READY_S 90
+#define STATUS_S 30
 
 void brokers_prepare(struct brokers *ret_brokers, bool two)
 {
@@ -122,6 +123,67 @@ void brokers_start(struct brokers *brokers, const struct brokers_options *option
 	if (options->two) {
 		start(brokers, options, false, where);
 	}
+}
+
+static void read_output(const char *path, char *text, size_t text_bytes)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, text_bytes - 1);
+
+	if (n < 0) {
+		bench_fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
+	}
+	text[n] = '\0';
+	close(fd);
+}
+
+double brokers_ask(const struct brokers *brokers, char **argv, unsigned timeout_s, char *ret_text,
+	size_t text_bytes)
+{
+	char program[512], log[128];
+	struct child child;
+	uint64_t start;
+	double seconds;
+	int fd, code;
+
+	bench_program(program, sizeof(program), "strew");
+	argv[0] = program;
+	snprintf(log, sizeof(log), "%s/strew.log", brokers->folder);
+	fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0) {
+		bench_fail(EXIT_RUNTIME, "%s: %s", log, strerror(errno));
+	}
+	start = clock_ns();
+	child_exec(&child, "strew", argv, NULL, fd);
+	code = child_wait(&child, timeout_s);
+	seconds = (double)(clock_ns() - start) * 1e-9;
+	close(fd);
+	read_output(log, ret_text, text_bytes);
+	unlink(log);
+	if (code) {
+		bench_fail(EXIT_RUNTIME, "strew %s ended with %d: %s", argv[1], code, ret_text);
+	}
+	return seconds;
+}
+
+uint64_t brokers_plans(const struct brokers *brokers)
+{
+	char text[8192];
+	char *argv[] = {
+		"strew", "status", "--socket", (char *)(uintptr_t)brokers->lead_socket, NULL};
+	unsigned long long plans;
+	char *at;
+
+	brokers_ask(brokers, argv, STATUS_S, text, sizeof(text));
+	at = strstr(text, " plans made");
+	while (at && at > text && at[-1] >= '0' && at[-1] <= '9') {
+		at--;
+	}
+	if (!at || sscanf(at, "%llu plans made", &plans) != 1) {
+		bench_fail(EXIT_RUNTIME, "strew status does not say how many plans were made: %s",
+			text);
+	}
+	return plans;
 }
 
 void brokers_stop(struct brokers *brokers)

@@ -23,4 +23,12 @@ void brokers_prepare(struct brokers *ret_brokers, bool two); /* names alone */
 void brokers_start(struct brokers *brokers, const struct brokers_options *options);
 void brokers_stop(struct brokers *brokers); /* fine to repeat */
 
+/* Runs strew, argv[0] replaced by where it is; its output, and the seconds that it took. Ends the
+ * program if it fails. */
+double brokers_ask(const struct brokers *brokers, char **argv, unsigned timeout_s, char *ret_text,
+	size_t text_bytes);
+
+/* How many plans the lead has made so far. */
+uint64_t brokers_plans(const struct brokers *brokers);
+
 #endif

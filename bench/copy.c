@@ -2,6 +2,7 @@
  */
 #include "bench/copy.h"
 #include "bench/plot.h"
+#include "bench/scene.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,8 @@ static const char help[] =
 	"on the source's GPU and on the "
 	"target's.\n"
 	"Each figure stands beside one plain copy of as many bytes within the third process.\n"
-	"Every byte of one copy of each kind is compared, into memory that was poisoned before.\n"
+	"Every byte of one copy of each kind and length is compared, into memory that was\n"
+	"poisoned before, and what lies around it.\n"
 	"\n"
 	"  --peer GPU         copies to and from this one too (default: none)\n"
 	"  --least SIZE       the shortest (default 4K); each next is four times as long\n"
@@ -26,6 +28,7 @@ static const char help[] =
 
 #define PATHS_MAX 4
 #define ANSWER_S 120
+#define AROUND_BYTES (1u << 20) /* looked at behind a copy */
 
 /* From where to where. */
 struct path {
@@ -40,7 +43,7 @@ struct copy_bench {
 	uint64_t least_bytes, most_bytes, row_bytes;
 	enum gpu_kind kind;
 	struct report *report;
-	uint64_t compared, wrong;
+	struct compared compared;
 	struct plot_panel panels[2 * PATHS_MAX];
 	bool batch_is_missing; /* said once */
 	size_t npanels;
@@ -122,15 +125,16 @@ static void compare(struct copy_bench *bench, struct play *play, struct copy_run
 {
 	struct copy_check check = {.seed = bench->options.seed,
 		.len_bytes = once.len_bytes,
-		.row_bytes = is_rows(once.method) ? bench->row_bytes : 0};
-	uint64_t wrong;
+		.row_bytes = is_rows(once.method) ? bench->row_bytes : 0,
+		.span_bytes = 2 * once.len_bytes + AROUND_BYTES};
+	struct compared compared;
 
 	once.once = true;
-	ask(&play->children[1], COPY_WIPE, NULL, 0, NULL, 0);
+	ask(&play->children[1], COPY_WIPE, &check.span_bytes, sizeof(check.span_bytes), NULL, 0);
 	run(play, COPY_RUN, &once);
-	ask(&play->children[1], COPY_CHECK, &check, sizeof(check), &wrong, sizeof(wrong));
-	bench->compared += 2 * bench->most_bytes;
-	bench->wrong += wrong;
+	ask(&play->children[1], COPY_CHECK, &check, sizeof(check), &compared, sizeof(compared));
+	bench->compared.bytes += compared.bytes;
+	bench->compared.wrong += compared.wrong;
 }
 
 /* All methods of one length, in turn; the first round is for warmth. */
@@ -167,6 +171,10 @@ static void measure(struct copy_bench *bench, struct play *play, struct plot_pan
 		line->len_bytes[line->n] = len_bytes;
 		line->rate[line->n++] = (double)bytes / samples_median(&samples[i]);
 		samples_finish(&samples[i]);
+		compare(bench, play,
+			(struct copy_run){.method = methods[i],
+				.by_target = by_target,
+				.len_bytes = len_bytes});
 	}
 	samples_finish(&raw);
 }
@@ -218,13 +226,6 @@ static void measure_issuer(
 	}
 	for (uint64_t bytes = bench->least_bytes; bytes; bytes = next_length(bench, bytes)) {
 		measure(bench, play, panel, methods, by_target, bytes);
-	}
-	for (size_t i = 0; i < panel->nlines; i++) {
-		const struct copy_run once = {.method = methods[i],
-			.by_target = by_target,
-			.len_bytes = bench->most_bytes};
-
-		compare(bench, play, once);
 	}
 }
 
@@ -299,17 +300,12 @@ int cmd_copy(int argc, char **argv)
 	report_text(bench.report, "rows", "%s at a pitch of twice that",
 		format_bytes(length, sizeof(length), bench.row_bytes));
 	measure_all(&bench);
-	report_number(bench.report, "bytes compared", "bytes", (double)bench.compared);
-	report_number(bench.report, "bytes wrong", "bytes", (double)bench.wrong);
+	compared_report(&bench.compared, bench.report);
 	report_print(bench.report, stdout);
 	report_destroy(bench.report);
 	if (bench.plot) {
 		plot_write(bench.plot, "strew-bench copy: payload rate by length", bench.panels,
 			bench.npanels);
 	}
-	if (bench.wrong) {
-		fprintf(stderr, "strew-bench: %llu of %llu bytes are wrong\n",
-			(unsigned long long)bench.wrong, (unsigned long long)bench.compared);
-	}
-	return bench.wrong ? EXIT_RUNTIME : EXIT_OK;
+	return compared_verdict(&bench.compared);
 }

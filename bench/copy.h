@@ -6,6 +6,7 @@
 #define BENCH_COPY_H
 
 #include "bench/bench.h"
+#include "bench/parts.h"
 
 enum copy_method {
 	COPY_ENGINE,	  /* one call of a copy engine */
@@ -39,8 +40,8 @@ struct copy_mover {
 enum copy_question {
 	COPY_EXPORT = 1, /* owner → struct copy_handle and descriptors */
 	COPY_FILL,	 /* owner: values of a seed (u64) */
-	COPY_WIPE,	 /* owner: poison */
-	COPY_CHECK,	 /* owner: struct copy_check → bytes that are wrong (u64) */
+	COPY_WIPE,	 /* owner: poison, so many bytes of it (u64) */
+	COPY_CHECK,	 /* owner: struct copy_check → struct compared */
 	COPY_TAKE, /* mover: struct copy_handle and descriptors; the source's, then the target's */
 	COPY_RUN,  /* mover: struct copy_run → seconds */
 	COPY_RAW,  /* mover: the same for a plain copy between memory of its own → seconds */
@@ -64,6 +65,7 @@ struct copy_run {
 
 struct copy_check {
 	uint64_t seed, len_bytes, row_bytes; /* row_bytes 0: contiguous */
+	uint64_t span_bytes;		     /* is looked at, from the start */
 };
 
 /* Functions for child_start(). */

@@ -126,11 +126,11 @@ static void fill(struct owner *owner, uint64_t seed)
 	}
 }
 
-static void wipe(struct owner *owner)
+static void wipe(struct owner *owner, uint64_t span_bytes)
 {
 	memset(owner->block, COPY_POISON, BLOCK_BYTES);
-	for (uint64_t at = 0; at < owner->bytes; at += BLOCK_BYTES) {
-		to_memory(owner, at, MIN(owner->bytes - at, BLOCK_BYTES));
+	for (uint64_t at = 0; at < span_bytes; at += BLOCK_BYTES) {
+		to_memory(owner, at, MIN(span_bytes - at, BLOCK_BYTES));
 	}
 }
 
@@ -155,31 +155,33 @@ static void make_expected(
 	}
 }
 
-/* All of it, so that what must not be written is looked at as well. */
-static uint64_t count_wrong(struct owner *owner, const struct copy_check *check)
+/* Beyond what is copied, so that what must not be written is looked at as well. */
+static struct compared compare(struct owner *owner, const struct copy_check *check)
 {
 	unsigned char *expected = bench_need(malloc(BLOCK_BYTES));
-	uint64_t wrong = 0;
+	struct compared compared = {0};
 
-	for (uint64_t at = 0; at < owner->bytes; at += BLOCK_BYTES) {
-		size_t n = MIN(owner->bytes - at, BLOCK_BYTES);
+	for (uint64_t at = 0; at < check->span_bytes; at += BLOCK_BYTES) {
+		size_t n = MIN(check->span_bytes - at, BLOCK_BYTES);
 
 		make_expected(check, at, n, expected);
 		from_memory(owner, at, n);
+		compared.bytes += n;
 		if (memcmp(owner->block, expected, n) == 0) {
 			continue;
 		}
 		for (size_t i = 0; i < n; i++) {
-			wrong += owner->block[i] != expected[i];
+			compared.wrong += owner->block[i] != expected[i];
 		}
 	}
 	free(expected);
-	return wrong;
+	return compared;
 }
 
 static void answer(void *data, struct letter *letter)
 {
 	struct owner *owner = data;
+	struct compared compared;
 	struct copy_check check;
 	uint64_t number;
 
@@ -193,11 +195,12 @@ static void answer(void *data, struct letter *letter)
 		fill(owner, number);
 		break;
 	case COPY_WIPE:
-		wipe(owner);
+		wipe(owner, MIN(number, owner->bytes));
 		break;
 	case COPY_CHECK:
-		number = count_wrong(owner, &check);
-		letter_put(letter, &number, sizeof(number));
+		check.span_bytes = MIN(check.span_bytes, owner->bytes);
+		compared = compare(owner, &check);
+		letter_put(letter, &compared, sizeof(compared));
 		break;
 	default:
 		letter->rc = -EINVAL;

@@ -43,14 +43,12 @@ struct idle {
 	struct compared compared;
 };
 
-static void note(
-	struct idle *idle, enum load_kind kind, enum state state, const struct letter *answer)
+static void note(struct idle *idle, enum load_kind kind, enum state state,
+	const struct letter *answer, struct load_result *ret_result)
 {
-	struct load_result result;
-
-	memcpy(&result, answer->bytes, sizeof(result));
-	samples_add(&idle->rate[kind][state], result.steps_per_s);
-	samples_add(&idle->p99[kind][state], result.p99_s);
+	memcpy(ret_result, answer->bytes, sizeof(*ret_result));
+	samples_add(&idle->rate[kind][state], ret_result->steps_per_s);
+	samples_add(&idle->p99[kind][state], ret_result->p99_s);
 }
 
 static void ask_load(struct idle *idle, enum load_kind kind, struct letter *letter)
@@ -65,39 +63,58 @@ static void ask_load(struct idle *idle, enum load_kind kind, struct letter *lett
 
 static void measure(struct idle *idle, enum state state)
 {
+	struct load_result result;
 	struct letter letter;
 
 	for (int kind = 0; kind < LOAD_KINDS; kind++) {
 		ask_load(idle, (enum load_kind)kind, &letter);
 		child_receive(&idle->load, &letter, SCENE_ANSWER_S);
-		note(idle, (enum load_kind)kind, state, &letter);
+		note(idle, (enum load_kind)kind, state, &letter, &result);
 	}
 }
 
-/* The trainer publishes for as long as the load runs. Only that can have written what is compared
- * after it: neither an update before it, nor a shadow that one has left. */
+static void ask_trainer(struct scene *scene, uint32_t what, const void *question, size_t len_bytes)
+{
+	struct letter letter;
+
+	memset(&letter, 0, offsetof(struct letter, bytes));
+	letter.what = what;
+	letter.len_bytes = (uint32_t)len_bytes;
+	memcpy(letter.bytes, question, len_bytes);
+	child_send(&scene->trainer, &letter);
+}
+
+/* The trainer publishes until the load has answered; what counts is what it did while the load was
+ * measured. Only that can have written what is compared after it: neither an update before it, nor
+ * a shadow that one has left. */
 static void measure_updates(struct idle *idle, struct scene *scene, enum state state)
 {
+	struct load_result result;
 	struct letter letter;
 
 	for (int kind = 0; kind < LOAD_KINDS; kind++) {
 		struct repeated repeated = {
-			.seconds = idle->seconds * 1.2, .first = scene->version + 1};
+			.most_s = SCENE_ANSWER_S / 2, .first = scene->version + 1};
+		struct beside beside = {0};
 
 		scene_renew(scene, ++idle->seed);
 		ask_load(idle, (enum load_kind)kind, &letter);
-		memset(&letter, 0, offsetof(struct letter, bytes));
-		letter.what = PART_REPEAT;
-		letter.len_bytes = sizeof(repeated);
-		memcpy(letter.bytes, &repeated, sizeof(repeated));
-		child_send(&scene->trainer, &letter);
+		ask_trainer(scene, PART_REPEAT, &repeated, sizeof(repeated));
 		child_receive(&idle->load, &letter, SCENE_ANSWER_S);
-		note(idle, (enum load_kind)kind, state, &letter);
+		note(idle, (enum load_kind)kind, state, &letter, &result);
+		beside.start_ns = result.start_ns;
+		beside.end_ns = result.end_ns;
+		ask_trainer(scene, PART_BESIDE, &beside, sizeof(beside));
 		child_receive(&scene->trainer, &letter, SCENE_ANSWER_S);
 		memcpy(&repeated, letter.bytes, sizeof(repeated));
 		scene->version += repeated.updates;
+		child_receive(&scene->trainer, &letter, SCENE_ANSWER_S);
+		memcpy(&beside, letter.bytes, sizeof(beside));
+		if (beside.seconds <= 0) {
+			bench_fail(EXIT_RUNTIME, "no update was under way beside the load");
+		}
 		samples_add(&idle->update_rate[kind][state],
-			(double)repeated.updates * (double)idle->bytes / repeated.seconds);
+			beside.updates * (double)idle->bytes / beside.seconds);
 		scene_compare(scene, idle->seed, &idle->compared);
 	}
 }
@@ -114,7 +131,7 @@ static void attach(struct idle *idle, enum state state)
 	brokers_prepare(&brokers, two);
 	*scene = (struct scene){.kind = idle->kind,
 		.device = idle->trainer_device ? idle->trainer_device : idle->options.device,
-		.worker_devices = idle->options.device,
+		.worker_devices = idle->options.device ? idle->options.device : "0",
 		.model = {.cut = 64, .bytes = idle->bytes, .tp = 2},
 		.gate = STREW_GATE_LIVE,
 		.apply = state == STAGED ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT,

@@ -182,6 +182,8 @@ static void run(struct load *load, const struct load_run *run, struct load_resul
 		end = clock_ns();
 	}
 	ret_result->steps_per_s = (double)load->steps.n / ((double)(end - start) * 1e-9);
+	ret_result->start_ns = start;
+	ret_result->end_ns = end;
 	ret_result->p50_s = samples_median(&load->steps);
 	ret_result->p99_s = samples_at(&load->steps, 0.99);
 }

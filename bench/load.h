@@ -22,7 +22,8 @@ struct load_run {
 
 struct load_result {
 	double steps_per_s, p50_s,
-		p99_s; /* single steps: from one event on the stream to the next */
+		p99_s;		   /* single steps: from one event on the stream to the next */
+	uint64_t start_ns, end_ns; /* of what was measured; monotonic */
 };
 
 /* For child_start(); answers a struct load_run by a struct load_result. */

@@ -188,7 +188,15 @@ static void driver_version(struct report *report, const char *cuda)
 
 bool bench_same_gpu(const char *a, const char *b)
 {
-	return strcmp(a ? a : "0", b ? b : "0") == 0;
+	a = a ? a : "0";
+	b = b ? b : "0";
+	if ((*a == 'G') != (*b == 'G')) {
+		bench_fail(EXIT_USAGE,
+			"GPUs %s and %s: whether they are one cannot be told; name all by their "
+			"numbers or all by their UUIDs",
+			a, b);
+	}
+	return strcmp(a, b) == 0;
 }
 
 bool bench_one_of(const char *text, const char *a, const char *b, const char *c)

@@ -41,10 +41,14 @@ enum part_question {
 	PART_JOIN = 1, /* register, or declare and seal → joined */
 	PART_FILL,     /* trainer: fresh values of a seed */
 	PART_PUBLISH,  /* trainer: a version → published */
-	PART_REPEAT,   /* trainer: one version after another; struct repeated, and so its answer */
-	PART_RAW_COPY, /* trainer: plain copies of as many bytes within the GPU or to it → seconds
-			*/
-	PART_RAW_PEER, /* trainer: the same to part.peer → seconds */
+	PART_REPEAT,   /* trainer: one version after another until it is asked something else;
+			  struct repeated, and so its answer */
+	PART_BESIDE,   /* trainer: what of the last PART_REPEAT was in a span; struct beside, and so
+			  its answer */
+	PART_RAW_COPY, /* trainer: plain copies of as many bytes within the GPU, or to it from host
+			  memory where the trainer's is → seconds */
+	PART_RAW_WITHIN, /* trainer: within the GPU, wherever its memory is → seconds */
+	PART_RAW_PEER,	 /* trainer: the same to part.peer → seconds */
 	PART_RAW_PIECES, /* trainer: the pieces of all workers by one kernel → seconds, < 0: no
 			    room, or memory that this process has not registered */
 	PART_POISON,	 /* worker: all its parameters */
@@ -67,9 +71,15 @@ struct published {
 };
 
 struct repeated {
-	double seconds;	  /* in: for so long, out: that it took */
+	double most_s;	  /* in: for so long at most */
 	uint64_t first;	  /* in: version */
 	uint64_t updates; /* out */
+};
+
+struct beside {
+	uint64_t start_ns, end_ns; /* in: a span; monotonic */
+	double updates;		   /* out: in it, with the parts of those that reach beyond it */
+	double seconds;		   /* out: of it in which there were updates */
 };
 
 struct compared {
@@ -93,8 +103,9 @@ struct raw;
 struct raw *raw_create(struct memory *memory, const struct shapes *shapes,
 	unsigned char *const *data, const struct part *part);
 void raw_destroy(struct raw *raw);
-/* Moves len_bytes by plain copies; seconds by events on the stream. From `src_host`: pinned memory
- * to the GPU, else within the GPU. */
+/* Moves len_bytes by plain copies; seconds by events on the stream. Within the GPU, and raw_copy()
+ * to it from pinned memory where the part's memory is the host's. */
+double raw_within(struct raw *raw, uint64_t len_bytes);
 double raw_copy(struct raw *raw, uint64_t len_bytes);
 /* From this GPU to the part's peer. */
 double raw_peer(struct raw *raw, uint64_t len_bytes);

@@ -1,12 +1,8 @@
 /* strew-bench push: a checkpoint on disk, by strew push as people call it, beside plain reads. */
-#include "base/clock.h"
 #include "bench/disk.h"
 #include "bench/scene.h"
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char help[] =
 	"Usage: strew-bench push --model CONFIG.json --directory DIR [options]\n"
@@ -14,9 +10,10 @@ static const char help[] =
 	"Makes a sharded checkpoint of random data in DIR, and removes it at the end. Each round\n"
 	"takes it out of the page cache, reads it plainly with O_DIRECT, takes it out again and "
 	"runs\n"
-	"strew push DIR, from its start to its end, into tensor-parallel workers. Their memory is\n"
-	"poisoned before every push, and compared after the last. The push stands beside the\n"
-	"faster of the plain reads, by one thread and by eight; its two parts stand alone.\n"
+	"strew push DIR, from its start to its end, into tensor-parallel workers, in changing\n"
+	"order. Their memory is poisoned before every push, and compared after the last. The push\n"
+	"stands beside the faster of the plain reads, by one thread and by eight; its two parts\n"
+	"stand alone.\n"
 	"\n"
 	"  --model CONFIG     a config.json as published (see bench/models/)\n"
 	"  --layers N         the first N layers (default: all)\n"
@@ -68,63 +65,38 @@ static double said(const char *output, const char *begin)
 	return seconds;
 }
 
-static void read_output(const char *path, char *text, size_t text_bytes)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, text_bytes - 1);
-
-	if (n < 0) {
-		bench_fail(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
-	}
-	text[n] = '\0';
-	close(fd);
-}
-
 /* From the start of the program to its end. */
 static double run_push(double *ret_reading_s, double *ret_update_s)
 {
-	char program[512], version[32], log[128], text[4096];
-	char *argv[] = {program, "push", push.disk.directory, "--model", BENCH_MODEL, "--version",
+	char version[32], text[4096];
+	char *argv[] = {"strew", "push", push.disk.directory, "--model", BENCH_MODEL, "--version",
 		version, "--socket", push.brokers.lead_socket, "--timeout", "600", NULL};
-	struct child child;
-	uint64_t start;
 	double seconds;
-	int fd, code;
 
-	bench_program(program, sizeof(program), "strew");
 	snprintf(version, sizeof(version), "%llu", (unsigned long long)++push.scene.version);
-	snprintf(log, sizeof(log), "%s/push.log", push.brokers.folder);
-	fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0) {
-		bench_fail(EXIT_RUNTIME, "%s: %s", log, strerror(errno));
-	}
-	start = clock_ns();
-	child_exec(&child, "strew push", argv, NULL, fd);
-	code = child_wait(&child, PUSH_S);
-	seconds = (double)(clock_ns() - start) * 1e-9;
-	close(fd);
-	read_output(log, text, sizeof(text));
-	unlink(log);
-	if (code) {
-		bench_fail(EXIT_RUNTIME, "strew push ended with %d: %s", code, text);
-	}
+	seconds = brokers_ask(&push.brokers, argv, PUSH_S, text, sizeof(text));
 	*ret_reading_s = said(text, "read ");
 	*ret_update_s = said(text, "version ");
 	return seconds;
 }
 
-static void measure(bool warm)
+/* In another order each time: what lies below the file system may keep what was read last. */
+static void measure(uint64_t round)
 {
-	double one, several, whole, reading, update;
+	double one = 0, several = 0, whole = 0, reading = 0, update = 0;
 
-	disk_drop(&push.disk);
-	one = disk_read(&push.disk, 1);
-	disk_drop(&push.disk);
-	several = disk_read(&push.disk, DISK_THREADS);
-	disk_drop(&push.disk);
-	scene_ask_workers(&push.scene, PART_POISON, 0, NULL, NULL);
-	whole = run_push(&reading, &update);
-	if (!warm) {
+	for (uint64_t i = round; i < round + 3; i++) {
+		disk_drop(&push.disk);
+		if (i % 3 == 0) {
+			one = disk_read(&push.disk, 1);
+		} else if (i % 3 == 1) {
+			several = disk_read(&push.disk, DISK_THREADS);
+		} else {
+			scene_ask_workers(&push.scene, PART_POISON, 0, NULL, NULL);
+			whole = run_push(&reading, &update);
+		}
+	}
+	if (round) {
 		samples_add(&push.one, one);
 		samples_add(&push.several, several);
 		samples_add(&push.push, whole);
@@ -200,7 +172,7 @@ int cmd_push(int argc, char **argv)
 	push.scene.apply = STREW_APPLY_DIRECT;
 	set_up();
 	for (uint64_t i = 0; i <= push.options.samples; i++) {
-		measure(i == 0);
+		measure(i);
 	}
 	scene_compare(&push.scene, push.options.seed, &compared);
 	print(&compared);

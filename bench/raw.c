@@ -18,8 +18,8 @@ struct raw {
 	struct cuda_event *start, *end;
 	/* plain copies */
 	uint64_t chunk_bytes;
-	void *src, *dst;
-	struct gpu *gpu; /* for the peer */
+	void *src, *dst, *pinned; /* pinned: the host's, where the part's memory is */
+	struct gpu *gpu;	  /* for the peer */
 	void *peer_src, *peer_dst;
 	/* pieces */
 	struct gpu_memory *scratch;
@@ -75,12 +75,11 @@ static void prepare(struct raw *raw, uint64_t len_bytes)
 		return;
 	}
 	raw->dst = device_memory(raw->chunk_bytes);
+	raw->src = device_memory(raw->chunk_bytes);
 	if (raw->part->on_host) {
-		must(CUDA(&err, cuMemHostAlloc, &raw->src, raw->chunk_bytes, 0), "pinned memory",
+		must(CUDA(&err, cuMemHostAlloc, &raw->pinned, raw->chunk_bytes, 0), "pinned memory",
 			&err);
-		memset(raw->src, 1, raw->chunk_bytes);
-	} else {
-		raw->src = device_memory(raw->chunk_bytes);
+		memset(raw->pinned, 1, raw->chunk_bytes);
 	}
 }
 
@@ -112,21 +111,31 @@ static double seconds_since(struct raw *raw, double start)
 	return (double)ms * 1e-3;
 }
 
-double raw_copy(struct raw *raw, uint64_t len_bytes)
+static double copy(struct raw *raw, const void *src, uint64_t len_bytes)
 {
 	struct error err = {0};
-	double start;
+	double start = begin(raw);
 
-	prepare(raw, len_bytes);
-	start = begin(raw);
 	for (uint64_t done = 0; done < len_bytes; done += raw->chunk_bytes) {
 		uint64_t n = MIN(len_bytes - done, raw->chunk_bytes);
 
-		must(gpu_copy(memory_device(raw->memory), (uintptr_t)raw->dst, (uintptr_t)raw->src,
-			     n, raw->stream, &err),
+		must(gpu_copy(memory_device(raw->memory), (uintptr_t)raw->dst, (uintptr_t)src, n,
+			     raw->stream, &err),
 			"a raw copy", &err);
 	}
 	return seconds_since(raw, start);
+}
+
+double raw_within(struct raw *raw, uint64_t len_bytes)
+{
+	prepare(raw, len_bytes);
+	return copy(raw, raw->src, len_bytes);
+}
+
+double raw_copy(struct raw *raw, uint64_t len_bytes)
+{
+	prepare(raw, len_bytes);
+	return copy(raw, raw->pinned ? raw->pinned : raw->src, len_bytes);
 }
 
 /* Memory of another GPU, within reach of this one. */
@@ -263,12 +272,11 @@ void raw_destroy(struct raw *raw)
 		free(raw->src);
 		free(raw->dst);
 	} else {
-		if (raw->src && raw->part->on_host) {
-			CUDA(NULL, cuMemFreeHost, raw->src);
-		} else if (raw->src) {
-			CUDA(NULL, cuMemFree, (uintptr_t)raw->src);
+		if (raw->pinned) {
+			CUDA(NULL, cuMemFreeHost, raw->pinned);
 		}
-		if (raw->dst) {
+		if (raw->src) {
+			CUDA(NULL, cuMemFree, (uintptr_t)raw->src);
 			CUDA(NULL, cuMemFree, (uintptr_t)raw->dst);
 		}
 		CUDA(NULL, cuEventDestroy, raw->start);

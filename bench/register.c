@@ -11,7 +11,8 @@ static const char help[] =
 	"or more. Register: from describing the first parameter to the broker's answer, the "
 	"slowest\n"
 	"worker. Plan: the first update less the median of the five after it, in which nothing is\n"
-	"planned. Each sample has new processes; the broker runs on, its context is made before.\n"
+	"planned, as the broker's count of plans has to show. Each sample has new processes; the "
+	"broker runs on, its context is made before.\n"
 	"No figure stands beside a raw one. Every byte is compared after the first update, and\n"
 	"after the five, before which the workers' memory is poisoned.\n"
 	"\n"
@@ -42,6 +43,7 @@ static void sample(struct bench *bench, uint64_t pieces, uint64_t tp, struct fig
 	struct joined workers, trainer;
 	struct samples later = {0};
 	struct published published;
+	uint64_t plans;
 	double plan;
 
 	*scene = (struct scene){.kind = bench->kind,
@@ -59,9 +61,15 @@ static void sample(struct bench *bench, uint64_t pieces, uint64_t tp, struct fig
 	samples_add(&figures->first, published.host_s);
 	plan = published.host_s;
 	scene_renew(scene, bench->options.seed + 1);
+	plans = brokers_plans(&bench->brokers);
 	for (int i = 0; i < LATER; i++) {
 		scene_publish(scene, &published);
 		samples_add(&later, published.host_s);
+	}
+	plans = brokers_plans(&bench->brokers) - plans;
+	if (plans) {
+		bench_fail(EXIT_RUNTIME, "%llu plans were made in updates after the first",
+			(unsigned long long)plans);
 	}
 	scene_compare(scene, bench->options.seed + 1, &bench->compared);
 	plan -= samples_median(&later);

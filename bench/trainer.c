@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "bench/parts.h"
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +15,9 @@ struct trainer {
 	struct strew_trainer *trainer;
 	struct raw *raw;
 	struct gpu_stream *stream; /* that it computes on */
+	int fd;			   /* of questions */
+	uint64_t repeat_ns;	   /* when the last PART_REPEAT began, */
+	struct samples ends;	   /* and when its updates ended, in ns */
 };
 
 static void must(int rc, const char *what)
@@ -82,15 +86,38 @@ static void publish(struct trainer *trainer, uint64_t version, struct published 
 
 static void repeat(struct trainer *trainer, struct repeated *repeated)
 {
-	uint64_t start = clock_ns(), end = start + (uint64_t)(repeated->seconds * 1e9);
+	struct pollfd next = {.fd = trainer->fd, .events = POLLIN};
 	struct published published;
+	uint64_t now;
 
+	samples_finish(&trainer->ends);
+	trainer->repeat_ns = clock_ns();
 	repeated->updates = 0;
 	do {
 		publish(trainer, repeated->first + repeated->updates, &published);
 		repeated->updates++;
-	} while (clock_ns() < end);
-	repeated->seconds = (double)(clock_ns() - start) * 1e-9;
+		now = clock_ns();
+		samples_add(&trainer->ends, (double)now);
+	} while (poll(&next, 1, 0) == 0 &&
+		 (double)(now - trainer->repeat_ns) * 1e-9 < repeated->most_s);
+}
+
+static void look_beside(const struct trainer *trainer, struct beside *beside)
+{
+	double before = (double)trainer->repeat_ns, start = (double)beside->start_ns;
+	double end = (double)beside->end_ns;
+
+	beside->updates = beside->seconds = 0;
+	for (size_t i = 0; i < trainer->ends.n; i++) {
+		double after = trainer->ends.v[i];
+		double shared = MIN(after, end) - MAX(before, start);
+
+		if (shared > 0) {
+			beside->updates += shared / (after - before);
+			beside->seconds += shared * 1e-9;
+		}
+		before = after;
+	}
 }
 
 static void answer(void *data, struct letter *letter)
@@ -99,6 +126,7 @@ static void answer(void *data, struct letter *letter)
 	struct published published = {0};
 	struct joined joined = {0};
 	struct repeated repeated;
+	struct beside beside;
 	uint64_t number;
 	double seconds;
 
@@ -119,6 +147,15 @@ static void answer(void *data, struct letter *letter)
 		memcpy(&repeated, letter->bytes, sizeof(repeated));
 		repeat(trainer, &repeated);
 		letter_put(letter, &repeated, sizeof(repeated));
+		break;
+	case PART_BESIDE:
+		memcpy(&beside, letter->bytes, sizeof(beside));
+		look_beside(trainer, &beside);
+		letter_put(letter, &beside, sizeof(beside));
+		break;
+	case PART_RAW_WITHIN:
+		seconds = raw_within(trainer->raw, number);
+		letter_put(letter, &seconds, sizeof(seconds));
 		break;
 	case PART_RAW_COPY:
 		seconds = raw_copy(trainer->raw, number);
@@ -143,7 +180,7 @@ static void answer(void *data, struct letter *letter)
 
 int part_trainer(int fd, void *arg)
 {
-	struct trainer trainer = {.part = arg};
+	struct trainer trainer = {.part = arg, .fd = fd};
 	struct error err = {0};
 	size_t n;
 
@@ -165,6 +202,7 @@ int part_trainer(int fd, void *arg)
 	trainer.raw = raw_create(trainer.memory, &trainer.shapes, trainer.data, trainer.part);
 	letter_serve(fd, answer, &trainer);
 	strew_trainer_close(trainer.trainer);
+	samples_finish(&trainer.ends);
 	raw_destroy(trainer.raw);
 	gpu_stream_destroy(trainer.stream);
 	memory_destroy(trainer.memory);

@@ -1,5 +1,5 @@
 /* strew-bench update: whole updates through the real programs, beside the raw ways. */
-#include "base/clock.h"
+#include "base/limits.h"
 #include "bench/scene.h"
 #include <stdlib.h>
 #include <string.h>
@@ -143,6 +143,12 @@ static bool by_peer_link(const struct update *update)
 	return update->scene.peer && strcmp(update->path, "node") == 0;
 }
 
+/* What a kernel moves within the GPU has nothing to do with bytes that cross a wire or a link. */
+static bool has_pieces(const struct update *update)
+{
+	return !is_wire(update) && !by_peer_link(update);
+}
+
 static double measure_raw(struct update *update)
 {
 	uint64_t bytes = update->link_bytes ? update->link_bytes : update->shapes.bytes;
@@ -158,13 +164,13 @@ static void measure(struct update *update, bool last)
 	double seconds;
 
 	samples_add(&update->raw, measure_raw(update));
-	seconds = is_wire(update) ? -1
-				  : scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
+	seconds = has_pieces(update) ? scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0)
+				     : -1;
 	if (seconds > 0) {
 		samples_add(&update->pieces, seconds);
 	}
 	samples_add(&update->pause_raw,
-		scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->largest_worker));
+		scene_ask_seconds(&update->scene.trainer, PART_RAW_WITHIN, update->largest_worker));
 	for (int i = 0; i < 3 && update->nccl[0].pid; i++) {
 		samples_add(&update->nccl_times[i],
 			broadcast(update, update->shapes.bytes, nccl_pieces[i]));
@@ -233,8 +239,8 @@ static void set_up(struct update *update)
 	start_nccl(update);
 	scene_renew(&update->scene, update->options.seed);
 	measure_raw(update);
-	scene_ask_seconds(&update->scene.trainer, PART_RAW_COPY, update->largest_worker);
-	if (!is_wire(update)) {
+	scene_ask_seconds(&update->scene.trainer, PART_RAW_WITHIN, update->largest_worker);
+	if (has_pieces(update)) {
 		scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	}
 	init_nccl(update);
@@ -296,7 +302,6 @@ static void print(struct update *update)
 		}
 	}
 	report_times(report, "update", bytes, &update->update, raw_name, raw);
-	/* Bytes that cross a wire have nothing to do with what a kernel moves within the GPU. */
 	if (update->pieces.n) {
 		report_times(report, "update, beside one kernel over all pieces", bytes,
 			&update->update, "kernel", &update->pieces);
@@ -317,7 +322,26 @@ static void print(struct update *update)
 		report_times(report, "pause of the held gate, slowest worker",
 			update->largest_worker, &update->pause, "plain copy", &update->pause_raw);
 	}
+	if (is_wire(update)) {
+		report_number(report, "bytes over the wire", "bytes", (double)update->wire_bytes);
+	}
 	compared_report(&update->compared, report);
+}
+
+/* Raw NCCL moves the model's bytes, so that an update has to, too: no casts are declared here.
+ * In a slot each tensor begins where SLOT_ALIGN says. */
+static int verdict(const struct update *update)
+{
+	uint64_t most = update->shapes.bytes + update->shapes.ntensors * SLOT_ALIGN;
+
+	if (is_wire(update) &&
+		(update->wire_bytes < update->shapes.bytes || update->wire_bytes > most)) {
+		fprintf(stderr, "strew-bench: %llu bytes went over the wire, %llu have to\n",
+			(unsigned long long)update->wire_bytes,
+			(unsigned long long)update->shapes.bytes);
+		return EXIT_RUNTIME;
+	}
+	return compared_verdict(&update->compared);
 }
 
 static void stop(struct update *update)
@@ -376,8 +400,17 @@ static void describe(struct update *update)
 			(unsigned long long)update->shapes.layers,
 			(unsigned long long)update->shapes.all_layers);
 	}
-	report_text(update->report, "way", "%s, %s apply, %s gate", update->path, update->apply,
-		update->gate);
+	report_text(update->report, "way", "%s, %s apply, %s gate%s%s", update->path, update->apply,
+		update->gate, update->scene.hash ? ", hashes" : "",
+		strcmp(update->shadow, "host") == 0 ? ", shadows in host memory" : "");
+	if (update->scene.worker_devices || update->node_device) {
+		report_text(update->report, "GPUs", "trainer %s, workers %s, joining broker %s",
+			update->options.device ? update->options.device : "0",
+			update->scene.worker_devices ? update->scene.worker_devices : "beside it",
+			!is_wire(update)      ? "none"
+			: node_device(update) ? node_device(update)
+					      : "0");
+	}
 }
 
 static void parse(struct update *update, int argc, char **argv)
@@ -410,6 +443,7 @@ static void parse(struct update *update, int argc, char **argv)
 			argv[0], SCENE_TP_MAX, argv[0]);
 		exit(EXIT_USAGE);
 	}
+	bench_same_gpu(update->options.device, node_device(update)); /* can it be told? */
 }
 
 int cmd_update(int argc, char **argv)
@@ -419,6 +453,7 @@ int cmd_update(int argc, char **argv)
 		.gate = "live",
 		.shadow = "gpu",
 		.scene.model = {.tp = 2, .bytes = 1ull << 30}};
+	int code;
 
 	parse(&update, argc, argv);
 	update.report = report_create("update", update.options.json);
@@ -439,6 +474,7 @@ int cmd_update(int argc, char **argv)
 	stop(&update);
 	report_print(update.report, stdout);
 	report_destroy(update.report);
+	code = verdict(&update);
 	shapes_finish(&update.shapes);
-	return compared_verdict(&update.compared);
+	return code;
 }

@@ -197,7 +197,8 @@ class Comparison:
             if strew and not strew.absent and not strew.failed:
                 self.say("strew-bench update")
                 try:
-                    strew_bench.run(self.options, strew)
+                    where = place.place(self.options.gpus, self.options.tp)
+                    strew_bench.run(self.options, where, strew)
                 except strew_bench.StrewError as error:
                     self.fail("strew", str(error))
             rounds = self.options.samples * (block + 1) // runs - (

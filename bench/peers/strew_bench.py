@@ -17,10 +17,23 @@ class StrewError(Exception):
     pass
 
 
-def command(options):
+def devices(place, path):
+    """Options that put strew's processes where the mechanisms have theirs: trainer and lead on GPU
+    0, workers on their own, the joining broker beside the first receiver."""
+    if place.gpus == 1:
+        return []
+    workers = [p.gpu for p in place.of("worker")]
+    argv = ["--device", 0, "--worker-devices", ",".join(map(str, workers))]
+    if path == "wire":
+        argv += ["--node-device", place.of("receiver")[0].gpu]
+    return argv
+
+
+def command(options, place):
     argv = [f"{options.bin}/strew-bench", "update", "--model", options.model, "--tp", options.tp,
             "--path", options.path, "--apply", "direct", "--samples", max(5, options.samples),
             "--json"]
+    argv += devices(place, options.path)
     if options.layers:
         argv += ["--layers", options.layers]
     return [str(arg) for arg in argv + shlex.split(options.strew_options)]
@@ -45,9 +58,9 @@ def parse(printed):
     return seconds, raw, size, note
 
 
-def run(options, row):
+def run(options, place, row):
     """One run; adds its samples to the row. Raises StrewError."""
-    argv = command(options)
+    argv = command(options, place)
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False,
                               timeout=options.strew_deadline, stdin=subprocess.DEVNULL)

@@ -243,13 +243,18 @@ def test_strews_program(scene):
         print({json.dumps({'figures': [{'name': 'wire'}, figure]})!r})
         """)
     row = table.Row("strew")
-    strew_bench.run(options(), row)
-    strew_bench.run(options(), row)
+    strew_bench.run(options(), place.place(1, 2), row)
+    strew_bench.run(options(), place.place(1, 2), row)
     assert row.seconds == [1, 2, 1, 2] and row.own_raw == [0.5, 0.5] and row.bytes == 77
     assert "strew-bench update --model m.json" in row.note and "raw NCCL" in row.note
     argv = json.loads((scene.dir / "argv").read_text())
     assert argv == ["update", "--model", "m.json", "--tp", "2", "--path", "wire", "--apply",
                     "direct", "--samples", "5", "--json", "--layers", "3", "--seed", "7"]
+    # On the GPUs that the mechanisms have.
+    for gpus, path, more in ((2, "wire", "--device 0 --worker-devices 0,1 --node-device 1"),
+                             (3, "node", "--device 0 --worker-devices 1,2")):
+        argv = strew_bench.command(options(path=path), place.place(gpus, 2))
+        assert more in " ".join(argv) and ("--node-device" in argv) == (path == "wire"), argv
     for text, has in (("print('{')", "not understood"),
                       ("print('{\"figures\": [{\"name\": \"copy\"}]}')", "among: copy"),
                       ("print('{\"figures\": [{\"name\": \"update\", \"time\": "
@@ -257,9 +262,11 @@ def test_strews_program(scene):
                       ("import sys; print('one', file=sys.stderr); sys.exit('wrong bytes')",
                        "exit code 1: wrong bytes")):
         scene.program("strew-bench", text)
-        raises(strew_bench.StrewError, strew_bench.run, options(), row, has=has)
+        raises(strew_bench.StrewError, strew_bench.run, options(), place.place(1, 2), row,
+               has=has)
     scene.program("strew-bench", "import time; time.sleep(60)")
-    raises(strew_bench.StrewError, strew_bench.run, options(strew_deadline=0.5), row, has="timed")
+    raises(strew_bench.StrewError, strew_bench.run, options(strew_deadline=0.5),
+           place.place(1, 2), row, has="timed")
     assert row.seconds == [1, 2, 1, 2]
 
 
@@ -331,7 +338,7 @@ class FakeWorld:
 def run_fake(scene, *args, missing="", **script):
     FakeWorld.script, FakeWorld.log = script, []
 
-    def strew(_options, row):
+    def strew(_options, _place, row):
         FakeWorld.log.append("strew")
         if "strew" in script:
             raise strew_bench.StrewError("strew broke")

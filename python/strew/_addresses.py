@@ -20,7 +20,7 @@ _Array = Any  # of ctypes.c_void_p
 
 
 class _Shim:
-    """Handles of tensors, and what is asked of them. AttributeError if this torch has none."""
+    """Handles of tensors, and what is asked of them; raises something if this torch has none."""
 
     def __init__(self, torch: Any) -> None:
         # A symbol is looked up in what the extension module depends on, too. The GIL is kept: no
@@ -34,7 +34,7 @@ class _Shim:
         self._pointer.restype = ctypes.c_void_p
         self._pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
         # By how much a handle raises sys.getrefcount() and _use_count(): it depends on the torch.
-        one = torch.empty(0)
+        one = torch.empty(0, device="cpu")
         before = sys.getrefcount(one), one._use_count()
         handles = self.hold([one])
         self.references = sys.getrefcount(one) - before[0]
@@ -63,8 +63,8 @@ def _find_shim() -> _Shim | None:
     if torch is not None and not _looked:
         try:
             _shim = _Shim(torch)
-        except (AttributeError, OSError):
-            _shim = None
+        except Exception:  # pylint: disable=broad-except
+            _shim = None  # the calls to make handles are not public: whatever they have become
         _looked = True
     return _shim
 

@@ -82,7 +82,8 @@ def test_copy(stage):
     _, figures = bench(stage, "copy", "--backend", "host", "--least", "4K", "--most", "200K",
                        "--samples", 5, "--row", 1000, "--plot", plot)
     assert figures["bytes wrong"]["number"] == 0
-    assert figures["bytes compared"]["number"] >= 4 * 200_000
+    # After each of four ways and lengths, all the memory there is: twice the longest.
+    assert figures["bytes compared"]["number"] == 4 * 4 * 2 * 200 * 1024
     copies = [figure for name, figure in figures.items() if name.startswith("within the host")]
     assert len(copies) == 4 * 4 and all(figure["ratio"] > 0 for figure in copies)
     assert "within the host, engine, 200.0 KiB" in figures  # the longest that was wanted
@@ -117,22 +118,49 @@ def test_update_on_gpus(stage):
         assert update["ratio"] > 0 and figures["bytes wrong"]["number"] == 0, options
         assert figures["bytes compared"]["number"] >= update["bytes"], options
         assert ("NCCL, 1 GiB" in figures) == ("wire" in options), options
-        # Over a wire nothing stands beside a kernel; nor does memory that is not the trainer's.
-        assert ("kernel over all pieces" in figures) == ("node" in options), options
+        # Over a wire or a link nothing stands beside a kernel; nor does memory that is not the
+        # trainer's.
+        alone = "node" in options and "--worker-devices" not in options
+        assert ("kernel over all pieces" in figures) == alone, options
+        over = figures.get("bytes over the wire", {"number": 0})["number"]
+        assert (over >= update["bytes"]) == ("wire" in options), options
+
+
+def test_pause_from_the_host(stage):
+    """The pause stands beside a copy within the GPU, also where the trainer is on the host."""
+    on_gpus(stage, 1)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    (folder / "faults").write_text("cuMemcpyHtoDAsync:1+=slow:30 cuMemcpyAsync:1+=slow:30")
+    stage.env["STANDIN_DIR"] = str(folder)
+    _, figures = bench(stage, "update", "--backend", "cuda", "--path", "host", "--apply", "staged",
+                       "--gate", "held", "--cut", 3, "--bytes", "1M", "--samples", 5)
+    assert figures["update"]["raw_name"] == "pinned copy"
+    pause = figures["pause of the held gate, slowest worker"]
+    assert pause["raw_name"] == "plain copy"
+    assert pause["raw"]["median"] < 0.03 <= figures["update"]["raw"]["median"], figures
 
 
 def test_wrong_bytes(stage):
-    """What a wire has spoilt is counted, and the bench ends with 1."""
+    """What a wire has spoilt, or was never copied, is counted, and the bench ends with 1."""
     on_gpus(stage, 2)
     folder = stage.dir / "plan"
     folder.mkdir()
-    (folder / "faults").write_text("ncclBroadcast:1+=flip")
     stage.env["STANDIN_DIR"] = str(folder)
-    result = stage.run("strew-bench", "update", "--path", "wire", "--cut", 3, "--bytes", "1M",
-                       "--samples", 5, "--json", seconds=120)
-    assert result.returncode == 1 and "bytes are wrong" in result.stderr, result
-    figures = {figure["name"]: figure for figure in json.loads(result.stdout)["figures"]}
-    assert 0 < figures["bytes wrong"]["number"] < 100, figures["bytes wrong"]
+    update = ("update", "--cut", 3, "--bytes", "1M")
+    for fault, argv, least, most in (
+            ("ncclBroadcast:1+=flip", (*update, "--path", "wire"), 1, 100),
+            ("cuLaunchKernel:1+=lost", update, 900_000, 1 << 20),
+            ("cuLaunchKernel:1+=lost", ("register", "--pieces", 50, "--tp", 1), 20_000, 1 << 20),
+            ("cuLaunchKernel:1+=lost", ("copy", "--least", "4K", "--most", "64K"), 60_000, 1 << 20),
+            ("cuMemcpyAsync:1+=lost", ("copy", "--least", "4K", "--most", "64K"), 60_000,
+             1 << 20)):
+        (folder / "faults").write_text(fault)
+        result = stage.run("strew-bench", *argv, "--backend", "cuda", "--samples", 5, "--json",
+                           seconds=120)
+        assert result.returncode == 1 and "bytes are wrong" in result.stderr, (fault, argv, result)
+        figures = {figure["name"]: figure for figure in json.loads(result.stdout)["figures"]}
+        assert least <= figures["bytes wrong"]["number"] <= most, (fault, argv, figures)
 
 
 def test_update_by_engines_and_kernel(stage):
@@ -248,6 +276,8 @@ def test_usage(stage):
     for argv, names in ((("update",), "--model or --cut"), (("update", "--cut", "0"), "--cut 0"),
                         (("update", "--cut", "1", "--path", "x"), "--path"),
                         (("idle", "--path", "disk"), "--path disk"),
+                        (("update", "--cut", "1", "--device", "GPU-1", "--path", "wire",
+                          "--node-device", "1"), "whether they are one"),
                         (("update", "--cut", "1", "--samples", "4"), "--samples 4"),
                         (("register", "--pieces", "2000000"), "1000000 pieces"),
                         (("shapes",), "--model"), (("push",), "--directory"),

@@ -114,6 +114,7 @@ static void parse_what(const char *word, const char *what, struct fault *ret_fau
 		{"stall", FAULT_STALL, false},
 		{"async", FAULT_ASYNC, true},
 		{"slow", FAULT_SLOW, true},
+		{"lost", FAULT_LOST, false},
 		{"flip", FAULT_FLIP, false},
 	};
 	size_t len = strcspn(what, ":");

@@ -24,6 +24,7 @@
  *   stall        it returns, and what it has enqueued never ends, until the plan is another one
  *   async:CODE   it returns; what it has enqueued fails, as if by "sticky" (of NCCL: its
  *                communicator fails)
+ *   lost         it returns; the copy or kernel that it has enqueued does nothing
  *   slow:MS      it returns; what it has enqueued begins so much later than its turn comes
  *   flip         ncclBroadcast: every other rank receives a bit that was not sent
  *
@@ -75,6 +76,7 @@ enum fault_kind {
 	FAULT_STALL,
 	FAULT_ASYNC,
 	FAULT_SLOW,
+	FAULT_LOST,
 	FAULT_FLIP,
 };
 

@@ -135,6 +135,9 @@ static void run(struct cuda_ctx *ctx, const struct work *work)
 		standin_nap(work->fault.argument * 1000);
 	} else if (work->fault.kind == FAULT_ASYNC) {
 		result = work->fault.argument;
+	} else if (work->fault.kind == FAULT_LOST &&
+		   (work->kind == WORK_COPY || work->kind == WORK_KERNEL)) {
+		return;
 	}
 	/* Nothing runs in a context that is broken. */
 	if (result == CUDA_OK && !atomic_load(&ctx->broken)) {
