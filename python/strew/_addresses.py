@@ -3,20 +3,25 @@
 torch.Tensor.data_ptr() is 45 ns a tensor and more, nearly all of it the call from Python. torch has
 the same question in its stable C calls (torch/csrc/inductor/aoti_torch/c/shim.h), which take
 handles: a tenth of that, by one call of libstrew for all of them. Where a torch lacks the calls,
-data_ptr() is asked.
+and for a few tensors, data_ptr() is asked.
+
+A handle owns its tensor as C++ does, which the garbage collector cannot look through. So they are
+let go when a full collection begins and nobody has looked since the one before: what is in a cycle
+with its own trainer goes with the second collection at the latest.
 """
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import gc
+import itertools
 import sys
 import threading
 import weakref
 from typing import Any
 
 from ._lib import first_moved
-
-_Array = Any  # of ctypes.c_void_p
 
 
 class _Shim:
@@ -30,28 +35,44 @@ class _Shim:
         self._delete = calls.aoti_torch_delete_tensor_object
         self._delete.argtypes = [ctypes.c_void_p]
         self._make = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
-        self._pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        self._pointer = ctypes.PyDLL(None).PyCapsule_GetPointer
         self._pointer.restype = ctypes.c_void_p
         self._pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
         # By how much a handle raises sys.getrefcount() and _use_count(): it depends on the torch.
         one = torch.empty(0, device="cpu")
+        capsules: list[Any] = []
         before = sys.getrefcount(one), one._use_count()
-        handles = self.hold([one])
+        self.hold([one], capsules)
         self.references = sys.getrefcount(one) - before[0]
         self.uses = one._use_count() - before[1]
-        self.let_go([handles])
+        self.let_go(capsules)
+        if (one._use_count(), self.uses) != (before[1], 1):
+            raise RuntimeError("a handle is not what it was")
 
-    def hold(self, tensors: list[Any]) -> _Array:
-        """Handles of them: until they are let go they own the tensors, as C++ does."""
-        return (ctypes.c_void_p * len(tensors))(
-            *[self._pointer(capsule, None) for capsule in self._make(tensors)])
+    # What follows is done by C alone, without a step of Python's between making (or taking from the
+    # list) and noting (or deleting): Ctrl-C can lose no handle, and delete none twice.
 
-    def let_go(self, batches: list[_Array]) -> None:
+    def hold(self, tensors: list[Any], capsules: list[Any]) -> None:
+        """Appends their handles. Until they are let go they own the tensors."""
+        capsules.extend(itertools.chain.from_iterable(map(self._make, (tensors,))))
+
+    def let_go(self, capsules: list[Any]) -> None:
         """Deletes what hold() has made, and empties the list."""
-        while batches:
-            for handle in batches.pop():
-                self._delete(handle)
+        while capsules:
+            taken = iter(capsules.pop, None)
+            pointers = map(self._pointer, taken, itertools.repeat(None))
+            try:
+                collections.deque(map(self._delete, pointers), maxlen=0)
+            except IndexError:  # the list is empty
+                pass
 
+    def pointers(self, capsules: list[Any]) -> Any:
+        """An array of them, for C."""
+        return (ctypes.c_void_p * len(capsules))(
+            *map(self._pointer, capsules, itertools.repeat(None)))
+
+
+FEW = 512  # less than so many tensors are asked by data_ptr(): handles are not worth it
 
 _shim: _Shim | None = None
 _looked = False
@@ -72,8 +93,8 @@ def _find_shim() -> _Shim | None:
 class Addresses:
     """Torch tensors, and where each lay when it was added.
 
-    From the first look on a tensor has an owner more: torch.utils.swap_tensors(), which wants
-    to be the only one, refuses it until release().
+    Where they are not few, each has an owner more from the first look on: swap_tensors(), of
+    torch.utils, wants to be the only one, and refuses it until release().
     """
 
     def __init__(self) -> None:
@@ -81,53 +102,84 @@ class Addresses:
         self._were: list[int] = []
         self._lock = threading.Lock()
         self._shim: _Shim | None = None
-        self._held = 0  # of the tensors, so many have handles
-        self._handles: list[_Array] = []
-        self._before: list[_Array] = []  # where those lay
+        self._capsules: list[Any] = []  # of the first so many tensors
+        self._arrays: tuple[Any, Any] | None = None  # their handles and where they lay, for C
+        self._used = False  # since the last full collection
+        self.releases = 0  # so many times handles were let go
 
     def add(self, tensor: Any, address: int) -> None:
         """Notes where it lies."""
         self.tensors.append(tensor)
         self._were.append(address)
 
-    def extra(self) -> tuple[int, int]:
-        """What handles add to a tensor's sys.getrefcount() and _use_count(), after moved()."""
-        return (self._shim.references, self._shim.uses) if self._shim is not None else (0, 0)
+    def moved(self) -> tuple[list[int], tuple[int, int] | None]:
+        """The indexes of those that lie elsewhere now, and what handles add to each tensor.
 
-    def moved(self) -> list[int]:
-        """The indexes of those that lie elsewhere now."""
-        if not self.tensors or self._all_as_before():
+        That is to its sys.getrefcount() and its _use_count(); None if it cannot be told, as another
+        thread (or, after fork() or in a signal's handler, nobody) is about to change it.
+        """
+        if len(self.tensors) < FEW:
+            return self._ask_each(), (0, 0)
+        if not self._lock.acquire(blocking=False):
+            return self._ask_each(), None
+        try:
+            shim = self._shim = self._shim or _find_shim()
+            if shim is None:
+                return self._ask_each(), (0, 0)
+            added = shim.references, shim.uses
+            return ([] if self._all_as_before(shim) else self._ask_each()), added
+        finally:
+            self._lock.release()
+
+    def release(self) -> None:
+        """Lets go of the handles, unless another thread looks; a later look makes them anew."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._arrays = None
+                self.releases += 1
+                if self._shim is not None:
+                    self._shim.let_go(self._capsules)
+            finally:
+                self._lock.release()
+
+    def release_if_unused(self) -> None:
+        """release(), if there was no look since the last time that this was asked."""
+        if not self._used:
+            self.release()
+        self._used = False
+
+    def _ask_each(self) -> list[int]:
+        if not self.tensors:
             return []
         now = map(sys.modules["torch"].Tensor.data_ptr, self.tensors)
         return [i for i, (a, b) in enumerate(zip(now, self._were)) if a != b]
 
-    def release(self) -> None:
-        """Lets go of the handles, unless another thread is looking; a later look makes them anew.
+    def _all_as_before(self, shim: _Shim) -> bool:
+        self._used = True
+        if not self._capsules:
+            _keep_in_view(self, shim)
+        n = len(self._were)
+        if len(self._capsules) < n:
+            shim.hold(self.tensors[len(self._capsules):n], self._capsules)
+        if self._arrays is None or len(self._arrays[1]) < n:
+            self._arrays = shim.pointers(self._capsules), (ctypes.c_void_p * n)(*self._were[:n])
+        handles, before = self._arrays
+        return first_moved(shim.address_of, handles, before, n) == n
 
-        It does not wait: after fork() nobody may be there to give the lock back.
-        """
-        if self._lock.acquire(blocking=False):
-            try:
-                self._held = 0
-                self._before.clear()
-                if self._shim is not None:
-                    self._shim.let_go(self._handles)
-            finally:
-                self._lock.release()
 
-    def _all_as_before(self) -> bool:
-        """False also where torch cannot be asked so."""
-        with self._lock:
-            shim = self._shim
-            if shim is None:
-                shim = self._shim = _find_shim()
-                if shim is None:
-                    return False
-                weakref.finalize(self, shim.let_go, self._handles).atexit = False
-            new = self.tensors[self._held:]
-            if new:
-                self._handles.append(shim.hold(new))
-                self._before.append((ctypes.c_void_p * len(new))(*self._were[self._held:]))
-                self._held += len(new)
-            return all(first_moved(shim.address_of, handles, before, len(before)) == len(before)
-                       for handles, before in zip(self._handles, self._before))
+_with_handles: weakref.WeakSet[Addresses] = weakref.WeakSet()
+
+
+def _before_collection(phase: str, info: dict[str, int]) -> None:
+    if phase == "start" and info["generation"] == 2:
+        for one in list(_with_handles):
+            one.release_if_unused()
+
+
+def _keep_in_view(addresses: Addresses, shim: _Shim) -> None:
+    """Its handles are let go with it, and when they are not used."""
+    if addresses not in _with_handles:
+        _with_handles.add(addresses)
+        weakref.finalize(addresses, shim.let_go, addresses._capsules).atexit = False
+    if _before_collection not in gc.callbacks:
+        gc.callbacks.append(_before_collection)

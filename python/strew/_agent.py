@@ -298,6 +298,7 @@ class Agent(Closing):
                 name, why = next(iter(moved.items()))
                 raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); close "
                             "this agent and register with a new one")
+        self._handle.check_open()
         found = self._watch.moved()
         if found:
             name, why, count = found
@@ -370,6 +371,7 @@ class Agent(Closing):
         borrowed until it has returned.
         """
         self._handle.long(lib.strew_agent_withdraw, once="withdraw", timeout=timeout)
+        self._watch.release()
 
     def close(self, timeout: float | None = None) -> None:
         """Withdraws if need be and disconnects. A second time is fine.
@@ -377,5 +379,7 @@ class Agent(Closing):
         timeout: seconds, None: the agent's. After Timeout and Ctrl-C it goes on in a thread of its
         own, and the memory is borrowed until that is over; a second close() waits for it.
         """
-        super().close(timeout)
-        self._watch.release()
+        try:
+            super().close(timeout)
+        finally:
+            self._watch.release()

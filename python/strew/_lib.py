@@ -283,9 +283,14 @@ class Handle:
         """The address, for a call that does not wait; the lock is held by the caller."""
         if self._running is not None:
             self._settle(0.0)
+        self.check_open()
+        assert self.address is not None
+        return self.address
+
+    def check_open(self) -> None:
+        """Raises if it is closed."""
         if self.address is None:
             raise make_error(errno.EINVAL, "it is closed already")
-        return self.address
 
     def call(self, function: Callable[..., int], *arguments: Any) -> int:
         """One call that does not wait."""

@@ -248,7 +248,12 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
     an overlapping view, a negative stride, an unknown dtype, a device out of reach.
     """
     if type(value) in plain_types or is_torch(value):
-        described = _of_torch(name, value)
+        try:
+            described = _of_torch(name, value)
+        except RuntimeError as reason:  # torch's, of a tensor that is not what it seems
+            first = str(reason).split("\n", maxsplit=1)[0]
+            raise NotShareable(errno.ENOTSUP, f"tensor {name}: torch does not say where and what "
+                               f"it is: {first}") from reason
         if value.is_contiguous() and len(described.shape) <= MAX_DIMS:
             return described
     elif hasattr(value, "__cuda_array_interface__"):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _lib
-from ._errors import Error, InvalidArgument, Moved, NotCommitted, Timeout
+from ._errors import Error, InvalidArgument, Moved, NotCommitted, NotShareable, Timeout
 from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
 from ._tensors import Described, OneGpu, describe, kinds, local_box, plain_types
 from ._watch import Watch
@@ -240,15 +240,16 @@ class Trainer(Closing):
         Args:
             tensors: a module, or names and tensors (a mapping, or pairs): torch tensors, NumPy
                 arrays, whatever speaks DLPack or an array interface; any strides that do not
-                overlap. Of a DTensor (FSDP2, tensor parallel) its local shard is declared as the
-                box that it is. Nothing is gathered or copied.
+                overlap or run backwards. Of a DTensor (FSDP2, tensor parallel) its local shard is
+                declared as the box that it is. Nothing is gathered or copied.
                 Give the module itself where there is one: publish() then finds parameters that
                 were given other memory (`.to()` away and back, `.data =`), and raises Moved.
                 state_dict() is of detached tensors, which go on lying over the old memory: of
                 these, and of parameters that were replaced by others, Moved is raised only once
                 nobody but this trainer holds that memory, and not if somebody keeps the
-                state_dict, or memory that torch did not allocate. torch.utils.swap_tensors() of
-                what is declared is refused by torch from the first publish to close().
+                state_dict, or memory that torch did not allocate; 128 of them are looked at
+                before each update, in turn. torch refuses
+                torch.utils.swap_tensors() of many that are declared until close().
             rename: a function or mapping from name to name (None: leave the tensor out); what a
                 mapping lacks keeps its name. Wrapper prefixes are stripped before.
 
@@ -258,11 +259,13 @@ class Trainer(Closing):
         """
         self._check_apart()
         module = tensors if hasattr(tensors, "state_dict") else None
+        made: set[str] = set()  # anew by each state_dict(), and what lies in one is never changed
         if module is not None:
             # The parameters themselves: a `.data` that is replaced later is seen then. The module
             # is kept, so that one that nobody else holds is one that was replaced.
             self._keep.append(module)
             tensors = module.state_dict(keep_vars=True)
+            made = {name for name in tensors if name.endswith("_extra_state")}
         owned = module is not None
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
@@ -275,6 +278,9 @@ class Trainer(Closing):
                     name = rename(name)  # type: ignore[arg-type]
                 if name is None:
                     continue
+                if given in made:
+                    raise NotShareable(errno.ENOTSUP, f"tensor {name}: what get_extra_state() "
+                                       "returns is made anew each time; leave it out by rename=")
                 if type(value) in plain_types and self._declare_dense(name, value, owned):
                     continue
                 local = local_box(name, value)
@@ -335,14 +341,15 @@ class Trainer(Closing):
     def _declare_dense(self, name: str, tensor: Any, owned: bool) -> bool:
         """What _declare() does for a whole tensor that lies without gaps, in three quarters of the
         time; the caller has the handle's lock. False if this one is not such a tensor."""
-        kind = kinds.get((tensor.dtype, tensor.device, tensor.layout))
-        if kind is None or name in self._declared or not tensor.is_contiguous() or tensor.is_neg():
+        try:
+            kind = kinds.get((tensor.dtype, tensor.device, tensor.layout))
+            shape, ndim = tensor.shape, tensor.dim()
+            if kind is None or name in self._declared or not tensor.is_contiguous() or \
+                    tensor.is_neg() or ndim > MAX_DIMS or 0 in shape:
+                return False
+            data = tensor.data_ptr()
+        except RuntimeError:  # torch's, of what is not what it seems: describe() says so
             return False
-        shape = tensor.shape
-        ndim = len(shape)
-        if ndim > MAX_DIMS or 0 in shape:
-            return False
-        data = tensor.data_ptr()
         _DENSE[ndim](self._record, 8, kind[0], ndim, *shape, data)
         self._add(name, tensor, kind[1], data, tensor.untyped_storage(), owned)
         return True
@@ -403,10 +410,12 @@ class Trainer(Closing):
         waits for the same answer.
         """
         if not self._sealed:
+            self._check_addresses()
             self._handle.long(lib.strew_trainer_seal, once="seal", timeout=timeout)
             self._sealed = True
 
     def _check_addresses(self) -> None:
+        self._handle.check_open()
         found = self._watch.moved()
         if found:
             name, why, count = found
@@ -477,8 +486,10 @@ class Trainer(Closing):
         names = None if only is None else frozenset(only)
         if names in self._misspelt:
             raise InvalidArgument(errno.ENOENT, self._misspelt[names])
-        self._check_addresses()
-        self.seal()
+        if self._sealed:
+            self._check_addresses()
+        else:
+            self.seal()
         flags = _flags(version, partial, scope_all, hash)
         deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
         self._watch.synchronize()
@@ -577,6 +588,8 @@ class Trainer(Closing):
         timeout: seconds, None: the trainer's. After Timeout and Ctrl-C it goes on in a thread of
         its own, and memory is lent until that is over; a second close() waits for it.
         """
-        super().close(timeout)
-        self._watch.release()
+        try:
+            super().close(timeout)
+        finally:
+            self._watch.release()
 

@@ -57,6 +57,8 @@ class Watch:
         self._shared_places: list[int] = []  # their storages, which the caller keeps
         self._shared_plain: list[bool] = []  # those in _plain
         self._cuda_others: list[tuple[str, Any]] = []
+        self._at: dict[int, int] = {}  # by its storage: the first tensor there, ~n: the nth shard
+        self._tied: dict[int, set[int]] = {}  # … and the id() of all, where there are several
         self._turn = 0
         self._holders: Any = None  # tells how many hold a storage
 
@@ -65,45 +67,63 @@ class Watch:
 
         owned: a module that the caller keeps has it, and has it no more only if it was replaced.
         """
-        plain = True
-        if type(value) in plain_types:
+        plain = type(value) in plain_types
+        if not plain:
+            if not is_torch(value):
+                self._others.append((name, value, data))
+                if hasattr(value, "__cuda_array_interface__"):
+                    self._cuda_others.append((name, value))
+                return
+            plain = not hasattr(value, "_local_tensor")
+        place = keep._cdata
+        index = len(self._names) if plain else ~len(self._shards)
+        first = self._at.setdefault(place, index)
+        if first != index and self._is_known(value, place, first):
+            return  # the same tensor by another name
+        if plain:
             self._names.append(name)
             self._plain.add(value, data)
-        elif not is_torch(value):
-            self._others.append((name, value, data))
-            if hasattr(value, "__cuda_array_interface__"):
-                self._cuda_others.append((name, value))
-            return
-        elif hasattr(value, "_local_tensor"):
-            plain = False
+        else:
             self._shard_names.append(name)
             self._shards.append(value)
             self._shard_addresses.append(data)
-        else:
-            self._names.append(name)
-            self._plain.add(value, data)
         holders = self._holders
         if holders is None:
             holders = self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count",
                                               lambda _: MANY)
-        # One tensor and the storage's own Python object make two.
-        place = keep._cdata
-        if owned or holders(place) > 2:
+        if owned or holders(place) > self._own_holders(place):
             self._shared.append(value)
             self._shared_names.append(name)
             self._shared_places.append(place)
             self._shared_plain.append(plain)
 
+    def _is_known(self, value: Any, place: int, first: int) -> bool:
+        """Is it one of those of that storage? If not, it is noted as one more."""
+        there = self._tied.get(place)
+        if there is None:
+            known = self._plain.tensors[first] if first >= 0 else self._shards[~first]
+            there = self._tied[place] = {id(known)}
+        if id(value) in there:
+            return True
+        there.add(id(value))
+        return False
+
+    def _own_holders(self, place: int) -> int:
+        """How many hold that storage because of us: our tensors, and its own Python object."""
+        return 1 + (len(self._tied[place]) if place in self._tied else 1)
+
     def moved(self) -> tuple[str, str, int] | None:
         """(name, why, how many) of what does not lie where it did; None if all does."""
-        names = [self._names[i] for i in self._plain.moved()]
+        releases = self._plain.releases
+        moved, added = self._plain.moved()
+        names = [self._names[i] for i in moved]
         if self._shards:
             now = map(sys.modules["torch"].Tensor.data_ptr, map(_local_of, self._shards))
             names += [n for n, a, b in zip(self._shard_names, now, self._shard_addresses) if a != b]
         if names:
             return names[0], "has moved since it was declared", len(names)
-        names = self._abandoned()
-        if names:
+        names = [] if added is None else self._abandoned(*added)
+        if names and self._plain.releases == releases:
             return names[0], ("lies in memory that nobody else holds any more, where others "
                               "did when it was declared"), len(names)
         for name, value, before in self._others:
@@ -129,17 +149,20 @@ class Watch:
                 raise Error(errno.EIO, f"tensor {name}: its stream {stream:#x} could not be waited "
                             f"for (CUDA error {code})")
 
-    def _abandoned(self) -> list[str]:
-        """Names of the tensors, among those whose turn it is, that are ours alone."""
+    def _abandoned(self, references: int, uses: int) -> list[str]:
+        """Names of the tensors, among those whose turn it is, that are ours alone.
+
+        references, uses: what our own handles add to a tensor in _plain.
+        """
         step = -(-len(self._shared) // _LOOKED_AT) or 1
         turn = slice(self._turn % step, None, step)
         self._turn += 1
         holders, asked = self._holders, self._shared[turn]
-        references, uses = self._plain.extra()
+        own = self._own_holders
         alone = [(name, tensor, plain) for tensor, count, name, place, plain
                  in zip(asked, map(sys.getrefcount, asked), self._shared_names[turn],
                         self._shared_places[turn], self._shared_plain[turn])
-                 if count <= _REFERENCES + references * plain and holders(place) <= 2]
+                 if count <= _REFERENCES + references * plain and holders(place) <= own(place)]
         return [name for name, tensor, plain in alone if self._is_ours(tensor, uses * plain)]
 
     def _is_ours(self, tensor: Any, uses: int) -> bool:

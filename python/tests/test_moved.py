@@ -4,7 +4,10 @@ import concurrent.futures
 import gc
 import multiprocessing
 import os
+import random
+import signal
 import sys
+import weakref
 
 import pytest
 
@@ -45,9 +48,8 @@ def other_parameter(module):
 @pytest.fixture(params=["handles", "data_ptr"])
 def asked(request, monkeypatch):
     """How torch is asked where its tensors lie."""
-    if request.param == "data_ptr":
-        monkeypatch.setattr(_addresses, "_find_shim", lambda: None)
-    else:
+    if request.param == "handles":
+        monkeypatch.setattr(_addresses, "FEW", 0)
         assert _addresses._find_shim() is not None
 
 
@@ -113,8 +115,9 @@ class Freed(torch.Tensor):
 gone = []
 
 
-def test_handles_are_let_go():
+def test_handles_are_let_go(monkeypatch):
     """A tensor lives as long as the watch, and is whole again once that has released it."""
+    monkeypatch.setattr(_addresses, "FEW", 0)
     watch, tensors = Watch(), [torch.zeros(4).as_subclass(Freed) for _ in range(3)]
     for i, tensor in enumerate(tensors):
         add(watch, str(i), tensor)
@@ -136,14 +139,140 @@ def test_handles_are_let_go():
 
 
 def test_looks_and_a_release_at_once():
+    """Also of a module's parameters, which nobody else may seem to have given up meanwhile."""
     watch, tensors = Watch(), [torch.zeros(1) for _ in range(500)]
     for i, tensor in enumerate(tensors):
         add(watch, str(i), tensor)
+    module = nn.ParameterList(torch.zeros(1) for _ in range(300))
+    for name, value in module.state_dict(keep_vars=True).items():
+        add(watch, f"m.{name}", value, True)
+    del value
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         looks = [pool.submit(watch.release if i % 5 == 4 else watch.moved) for i in range(400)]
         assert not any(look.result() for look in looks)
     tensors[77].data = torch.ones(1)
     assert watch.moved() == ("77", "has moved since it was declared", 1)
+
+
+class Interrupted(Exception):
+    """As Ctrl-C, from a signal's handler."""
+
+
+def test_interrupted_looks():
+    """No handle is lost or let go twice, whenever a look or a release is interrupted."""
+    tensors, watch = [torch.zeros(1) for _ in range(3000)], Watch()
+    for i, tensor in enumerate(tensors):
+        add(watch, str(i), tensor)
+
+    def interrupt(*_):
+        raise Interrupted
+
+    before, times = signal.signal(signal.SIGALRM, interrupt), 0
+    try:
+        for i in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 4e-3))
+                while True:
+                    watch.moved()
+                    watch.release()
+            except Interrupted:
+                times += 1
+            if not i % 10:
+                assert watch.moved() is None
+                add(watch, f"more {i}", tensors[0].detach())  # arrays have to follow
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert times == 300
+    if watch._plain._lock.locked():  # one fell between taking the lock and the try behind it
+        watch._plain._lock.release()
+    assert watch.moved() is None
+    assert {tensor._use_count() for tensor in tensors} == {2}
+    watch.release()
+    assert {tensor._use_count() for tensor in tensors} == {1}
+    tensors[2999].data = torch.ones(1)
+    assert watch.moved()[0] == "2999"
+
+
+def test_a_cycle_is_collected():
+    """A parameter that leads to the trainer that watches it goes with the second collection."""
+    watch = Watch()
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(_addresses.FEW)]
+    for i, parameter in enumerate(parameters):
+        parameter.owner = watch
+        add(watch, str(i), parameter)
+    assert watch.moved() is None and parameter._use_count() == 2
+    gone = weakref.ref(watch)
+    gc.collect()
+    assert watch.moved() is None  # used: the next collection leaves the handles alone
+    gc.collect()
+    assert parameter._use_count() == 2
+    del watch, parameters, parameter
+    gc.collect()
+    assert gone() is None
+
+
+def test_nobody_gives_the_lock_back():
+    """As in a child that was forked while another thread looked, or in a signal's handler."""
+    watch, tensors = Watch(), [torch.zeros(1) for _ in range(_addresses.FEW)]
+    for i, tensor in enumerate(tensors):
+        add(watch, str(i), tensor)
+    assert watch.moved() is None
+    with watch._plain._lock:
+        assert watch.moved() is None
+        watch.release()
+        tensors[7].data = torch.ones(1)
+        assert watch.moved()[0] == "7"
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("what", ["module", "state_dict"])
+def test_tied(broker, what):
+    """One parameter by two names, which are given another one; one memory of two tensors."""
+    module = make()
+    module.append(nn.Linear(6, 7))
+    module[2].weight = module[0].weight
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare(module if what == "module" else module.state_dict())
+        trainer._check_addresses()
+        if what == "module":
+            module[0].weight = module[2].weight = nn.Parameter(torch.ones(7, 6))
+        else:
+            module[0].weight.data = torch.ones(7, 6)
+        with pytest.raises(strew.Moved, match=r"0\.weight"):
+            trainer.publish(1)
+
+
+def test_closed(broker):
+    tensors = {str(i): torch.zeros(1) for i in range(_addresses.FEW)}
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare(tensors)
+        trainer.seal()
+        assert tensors["0"]._use_count() == 2
+    with pytest.raises(strew.InvalidArgument, match="closed already"):
+        trainer.publish(2)
+    assert tensors["0"]._use_count() == 1
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return torch.zeros(2)
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_what_cannot_be_watched(broker):
+    """State that is made anew each time; a tensor of which torch does not say where it lies."""
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        with pytest.raises(strew.NotShareable, match="tensor _extra_state: .* is made anew"):
+            trainer.declare(Extra(2, 2))
+        with pytest.raises(strew.NotShareable, match="tensor n: torch does not say"):
+            trainer.declare({"n": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])})
+        trainer.declare({"w": torch.zeros(3)})
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare(Extra(2, 2), rename={"_extra_state": None})
+        trainer.seal()
 
 
 @pytest.mark.parametrize("gate", ["held", "live"])
