@@ -195,6 +195,36 @@ static int agent_piece(struct strew_agent *agent, const struct strew_piece *said
 	return rc ? rc : layout_add_piece(&agent->layout, &piece, err);
 }
 
+static int note_layout(
+	struct strew_agent *agent, uint32_t refused, enum strew_proof proof, struct error *err)
+{
+	if (proof != STREW_UNPROVED && proof != STREW_PROVED) {
+		return error_set(err, -EINVAL, "proof %d", (int)proof);
+	}
+	if (agent->stage != WORKER_DECLARING) {
+		return error_set(err, -EINVAL, "layouts are described before register");
+	}
+	agent->reg.refused = refused;
+	agent->reg.proof = proof;
+	return 0;
+}
+
+int strew_agent_note_layout(struct strew_agent *agent, uint32_t refused, enum strew_proof proof)
+{
+	struct error err = {0};
+	int rc;
+
+	if (!agent) {
+		return public_return(missing(&err), &err);
+	}
+	rc = agent_session_enter(&agent->session, &err);
+	if (rc == 0) {
+		rc = note_layout(agent, refused, proof, &err);
+		agent_session_leave(&agent->session);
+	}
+	return public_return(rc, &err);
+}
+
 int strew_agent_piece(struct strew_agent *agent, const struct strew_piece *piece)
 {
 	struct error err = {0};

@@ -7,6 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Of a worker: one that is unproved makes its group so. */
+static void note_layout(const struct msg_register *reg, struct status_group *said)
+{
+	said->refused += reg->refused;
+	if (reg->proof && (!said->proof || reg->proof < said->proof)) {
+		said->proof = reg->proof;
+	}
+}
+
 static void fill_group(struct server *server, const struct team *team, struct status_group *said)
 {
 	const struct group *group = &team->group;
@@ -33,6 +42,7 @@ static void fill_group(struct server *server, const struct team *team, struct st
 			said->raw += routes.raw;
 			said->pull += routes.pull;
 			said->loader += routes.loader;
+			note_layout(&client->session.reg, said);
 		}
 	}
 }

@@ -45,5 +45,6 @@ void event_print(const struct msg_event *event, bool json); /* on stdout */
 /* Names in the words of the documentation, for numbers that came from a broker. */
 const char *status_gate(uint32_t gate);
 const char *status_apply(uint32_t apply);
+const char *status_proof(uint32_t proof);
 
 #endif

@@ -38,6 +38,11 @@ const char *status_apply(uint32_t apply)
 					     : "unknown";
 }
 
+const char *status_proof(uint32_t proof)
+{
+	return proof == STREW_PROVED ? "proved" : proof == STREW_UNPROVED ? "unproved" : "-";
+}
+
 static void print_broker(const struct msg_status_reply *status)
 {
 	char slot[32];
@@ -64,22 +69,22 @@ static void print_groups(const struct msg_status_reply *status)
 		puts("\nno workers");
 		return;
 	}
-	printf("\n%-16s %7s %4s %7s %-9s %10s %-5s %-7s %10s %10s %6s %6s %6s\n", "MODEL",
+	printf("\n%-16s %7s %4s %7s %-9s %10s %-5s %-7s %10s %10s %6s %6s %6s %7s %s\n", "MODEL",
 		"REPLICA", "PART", "WORKERS", "STATE", "VERSION", "GATE", "APPLY", "BYTES",
-		"SHADOW", "RAW", "PULL", "LOADER");
+		"SHADOW", "RAW", "PULL", "LOADER", "REFUSED", "PROOF");
 	for (size_t i = 0; i < status->ngroups; i++) {
 		const struct status_group *group = &status->groups[i];
 		char workers[32], bytes[32], shadow[32];
 
 		snprintf(workers, sizeof(workers), "%u/%u", group->present, group->members);
 		printf("%-16s %7u %4u %7s %-9s %10" PRIu64 " %-5s %-7s %10s %10s %6" PRIu64
-		       " %6" PRIu64 " %6" PRIu64 "\n",
+		       " %6" PRIu64 " %6" PRIu64 " %7" PRIu64 " %s\n",
 			group->model, group->replica, group->part, workers,
 			strew_group_state_name((enum strew_group_state)group->state),
 			group->version, status_gate(group->gate), status_apply(group->apply),
 			format_bytes(bytes, sizeof(bytes), group->bytes),
 			format_bytes(shadow, sizeof(shadow), group->shadow), group->raw,
-			group->pull, group->loader);
+			group->pull, group->loader, group->refused, status_proof(group->proof));
 	}
 }
 

@@ -23,6 +23,8 @@ static json_t *group_json(const struct status_group *group)
 	json_put(object, "raw", group->raw);
 	json_put(object, "pull", group->pull);
 	json_put(object, "loader", group->loader);
+	json_put(object, "refused", group->refused);
+	json_put_text(object, "proof", status_proof(group->proof));
 	return object;
 }
 

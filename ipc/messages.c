@@ -95,6 +95,8 @@ static const struct field register__fields[] = {
 	U64("version", msg_register, version),
 	U64("update", msg_register, update),
 	RANGE("holds", msg_register, holds, HOLDS_ALL, HOLDS_UNKNOWN),
+	U32("refused", msg_register, refused),
+	RANGE("proof", msg_register, proof, 0, STREW_PROVED),
 };
 TABLE(register_);
 
@@ -270,6 +272,8 @@ static const struct field status_group_fields[] = {
 	U64("raw", status_group, raw),
 	U64("pull", status_group, pull),
 	U64("loader", status_group, loader),
+	U64("refused", status_group, refused),
+	RANGE("proof", status_group, proof, 0, STREW_PROVED),
 };
 TABLE(status_group);
 

@@ -121,6 +121,14 @@ STREW_API int strew_agent_declare(
 STREW_API int strew_agent_piece(struct strew_agent *agent, const struct strew_piece *piece);
 
 /*
+ * What `strew status` is to say of the layout: how many of the engine's
+ * parameters are left out of it, and whether it was proved. Before
+ * strew_agent_register(); without it, 0 and "-". -EINVAL.
+ */
+STREW_API int strew_agent_note_layout(
+	struct strew_agent *agent, uint32_t refused, enum strew_proof proof);
+
+/*
  * Exports the memory and registers with the broker, which has then mapped it.
  * The memory is borrowed from now until withdraw or close. Once only.
  * Blocks for at most the timeout.

@@ -75,6 +75,13 @@ enum strew_outcome {
 	STREW_OUTCOME_LOST = 5,	     /* its workers are gone */
 };
 
+/* Whether a layout was compared with memory that the engine itself has filled. The numbers travel
+ * on the wire. */
+enum strew_proof {
+	STREW_UNPROVED = 1,
+	STREW_PROVED = 2,
+};
+
 /* Bytes of one element, or 0 for an unknown dtype. */
 STREW_API size_t strew_dtype_size(enum strew_dtype dtype);
 

@@ -165,6 +165,8 @@ class Agent(Closing):
                     self.piece(number, piece)
             if layout.reloader:
                 self._declare_feed(layout.reloader)
+            self._handle.call(lib.strew_agent_note_layout, len(layout.refused),
+                              2 if layout.proved else 1)
             self._lookups.append(layout.moved)
             self._described = layout
         self._handle.long(lib.strew_agent_register, once="register", timeout=timeout)

@@ -99,6 +99,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "strew_agent_open": (c_int, [c_void_p, c_void_p]),
     "strew_agent_declare": (c_int, [c_void_p, c_void_p, c_void_p]),
     "strew_agent_piece": (c_int, [c_void_p, c_void_p]),
+    "strew_agent_note_layout": (c_int, [c_void_p, c_u32, c_int]),
     "strew_agent_register": (c_int, [c_void_p]),
     "strew_agent_reconnect": (c_int, [c_void_p, c_int]),
     "strew_agent_fd": (c_int, [c_void_p]),

@@ -1,5 +1,8 @@
 """record_layout: what strew fills, through a real broker, is what the loader fills."""
 
+import json
+import subprocess
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -220,8 +223,13 @@ def test_a_layout_that_is_not_complete(broker, names):
             with pytest.raises(strew.Refused, match="bias: the loader never wrote it") as caught:
                 agent.register(layout, skip_refused=skip)
             assert list(caught.value.names) == ["bias"]
+    layout.refused["other"] = "for the test"
     with strew.Agent("m", socket=broker.socket, partial=True) as agent:
-        agent.register(layout)
+        agent.register(layout, skip_refused=True)
+        said = subprocess.run([strew.program("strew"), "status", "--json", "--socket",
+                               broker.socket], capture_output=True, check=True, timeout=20)
+        group, = json.loads(said.stdout)["groups"]
+        assert group["refused"] == 1 and group["proof"] == "unproved", group
 
 
 def test_derived_tensors_of_a_latent_attention(broker):

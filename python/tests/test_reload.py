@@ -88,6 +88,7 @@ def test_an_absorbed_latent_attention(broker):
                                broker.socket], capture_output=True, check=True, timeout=20)
         group, = json.loads(said.stdout)["groups"]
         assert group["raw"] + group["pull"] == 3 and group["loader"] == 1, group
+        assert group["refused"] == 0 and group["proof"] == "proved", group
         trainer.declare(sources)
         for version, only in ((1, ["kv_b", "q"]), (2, None), (3, ["o"])):
             held = {n: t.clone() for n, t in sources.items()}

@@ -223,6 +223,7 @@ def test_status_json(stage):
         assert (group["state"], group["version"]) == ("CURRENT", 1), group
         assert (group["gate"], group["apply"]) == (gate, apply), group
         assert group["raw"] > 0 and group["pull"] == 0 and group["bytes"] > 0, group
+        assert group["refused"] == 0 and group["proof"] == "-", group
         assert (group["shadow_bytes"] > 0) == (apply == "staged"), group
     table = stage.run("strew", "status", "--socket", stage.socket())
     assert table.returncode == 0 and table.stderr == "", table.stderr
