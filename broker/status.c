@@ -7,18 +7,17 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Of a worker: one that is unproved makes its group so. */
-static void note_layout(const struct msg_register *reg, struct status_group *said)
+/* Of a worker: its group is proved where all are. */
+static void note_layout(const struct msg_register *reg, bool first, struct status_group *said)
 {
 	said->refused += reg->refused;
-	if (reg->proof && (!said->proof || reg->proof < said->proof)) {
-		said->proof = reg->proof;
-	}
+	said->proof = first ? reg->proof : MIN(said->proof, reg->proof);
 }
 
 static void fill_group(struct server *server, const struct team *team, struct status_group *said)
 {
 	const struct group *group = &team->group;
+	bool first = true;
 
 	(void)server;
 	memset(said, 0, sizeof(*said));
@@ -42,7 +41,8 @@ static void fill_group(struct server *server, const struct team *team, struct st
 			said->raw += routes.raw;
 			said->pull += routes.pull;
 			said->loader += routes.loader;
-			note_layout(&client->session.reg, said);
+			note_layout(&client->session.reg, first, said);
+			first = false;
 		}
 	}
 }

@@ -5,74 +5,76 @@ the same question in its stable C calls (torch/csrc/inductor/aoti_torch/c/shim.h
 handles: a tenth of that, by one call of libstrew for all of them. Where a torch lacks the calls,
 and for a few tensors, data_ptr() is asked.
 
-A handle owns its tensor as C++ does, which the garbage collector cannot look through. So they are
-let go when a full collection begins and nobody has looked since the one before: what is in a cycle
-with its own trainer goes with the second collection at the latest.
+A handle owns its tensor as C++ does. The garbage collector cannot look through it: a trainer that a
+declared tensor leads to, by an attribute or a hook, is not collected before it is closed.
 """
 
 from __future__ import annotations
 
-import collections
 import ctypes
-import gc
+import functools
 import itertools
+import operator
 import sys
-import threading
 import weakref
 from typing import Any
 
 from ._lib import first_moved
 
+FEW = 512  # less than so many tensors are asked by data_ptr(): handles are not worth it
+
 
 class _Shim:
-    """Handles of tensors, and what is asked of them; raises something if this torch has none."""
+    """torch's calls for handles; raises something if this torch has none."""
 
     def __init__(self, torch: Any) -> None:
         # A symbol is looked up in what the extension module depends on, too. The GIL is kept: no
         # other thread may give a tensor other memory while it is asked where it lies.
         calls = ctypes.PyDLL(torch._C.__file__)
         self.address_of = ctypes.cast(calls.aoti_torch_get_data_ptr, ctypes.c_void_p)
-        self._delete = calls.aoti_torch_delete_tensor_object
-        self._delete.argtypes = [ctypes.c_void_p]
-        self._make = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
-        self._pointer = ctypes.PyDLL(None).PyCapsule_GetPointer
-        self._pointer.restype = ctypes.c_void_p
-        self._pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        self.delete = calls.aoti_torch_delete_tensor_object
+        self.delete.argtypes = [ctypes.c_void_p]
+        self.make = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors  # in capsules
+        self.pointer = ctypes.PyDLL(None).PyCapsule_GetPointer
+        self.pointer.restype = ctypes.c_void_p
+        self.pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
         # By how much a handle raises sys.getrefcount() and _use_count(): it depends on the torch.
         one = torch.empty(0, device="cpu")
-        capsules: list[Any] = []
         before = sys.getrefcount(one), one._use_count()
-        self.hold([one], capsules)
-        self.references = sys.getrefcount(one) - before[0]
-        self.uses = one._use_count() - before[1]
-        self.let_go(capsules)
-        if (one._use_count(), self.uses) != (before[1], 1):
-            raise RuntimeError("a handle is not what it was")
-
-    # What follows is done by C alone, without a step of Python's between making (or taking from the
-    # list) and noting (or deleting): Ctrl-C can lose no handle, and delete none twice.
-
-    def hold(self, tensors: list[Any], capsules: list[Any]) -> None:
-        """Appends their handles. Until they are let go they own the tensors."""
-        capsules.extend(itertools.chain.from_iterable(map(self._make, (tensors,))))
-
-    def let_go(self, capsules: list[Any]) -> None:
-        """Deletes what hold() has made, and empties the list."""
-        while capsules:
-            taken = iter(capsules.pop, None)
-            pointers = map(self._pointer, taken, itertools.repeat(None))
-            try:
-                collections.deque(map(self._delete, pointers), maxlen=0)
-            except IndexError:  # the list is empty
-                pass
-
-    def pointers(self, capsules: list[Any]) -> Any:
-        """An array of them, for C."""
-        return (ctypes.c_void_p * len(capsules))(
-            *map(self._pointer, capsules, itertools.repeat(None)))
+        held = Handles(self, [one], [one.data_ptr()])
+        self.adds = sys.getrefcount(one) - before[0], one._use_count() - before[1]
+        del held
+        if (sys.getrefcount(one), one._use_count()) != before or self.adds[1] != 1:
+            raise RuntimeError("a handle does not own one reference")
 
 
-FEW = 512  # less than so many tensors are asked by data_ptr(): handles are not worth it
+_callbacks: list[Any] = []  # of all Handles that there were; some hundred bytes each
+
+
+class Handles:
+    """Handles of some tensors, which are deleted when nobody refers to this any more.
+
+    They are made, noted and deleted by C alone: where no step of Python's is in between, no
+    signal's handler is, and no Ctrl-C can lose one or delete one twice.
+    """
+
+    def __init__(self, shim: _Shim, tensors: list[Any], were: list[int]) -> None:
+        capsules: list[Any] = [None]
+        # When it is called: pops until None is popped, takes the pointer out of each, deletes it.
+        pointers = map(shim.pointer, iter(capsules.pop, None), itertools.repeat(None))
+        delete_all = functools.partial(functools.reduce, operator.is_, map(shim.delete, pointers))
+        _callbacks.append(weakref.ref(self, delete_all))
+        capsules.extend(itertools.chain.from_iterable(map(shim.make, (tensors,))))
+        self.count = len(tensors)
+        self._address_of = shim.address_of
+        self._handles = (ctypes.c_void_p * self.count)(
+            *map(shim.pointer, itertools.islice(capsules, 1, None), itertools.repeat(None)))
+        self._were = (ctypes.c_void_p * self.count)(*were)
+
+    def all_as_before(self) -> bool:
+        """Do all lie where they did? False also if torch does not say it."""
+        return first_moved(self._address_of, self._handles, self._were, self.count) == self.count
+
 
 _shim: _Shim | None = None
 _looked = False
@@ -100,86 +102,36 @@ class Addresses:
     def __init__(self) -> None:
         self.tensors: list[Any] = []
         self._were: list[int] = []
-        self._lock = threading.Lock()
-        self._shim: _Shim | None = None
-        self._capsules: list[Any] = []  # of the first so many tensors
-        self._arrays: tuple[Any, Any] | None = None  # their handles and where they lay, for C
-        self._used = False  # since the last full collection
-        self.releases = 0  # so many times handles were let go
+        self._held: tuple[Handles, ...] = ()  # one behind another, of the first so many
 
     def add(self, tensor: Any, address: int) -> None:
         """Notes where it lies."""
         self.tensors.append(tensor)
         self._were.append(address)
 
-    def moved(self) -> tuple[list[int], tuple[int, int] | None]:
-        """The indexes of those that lie elsewhere now, and what handles add to each tensor.
+    def moved(self) -> tuple[list[int], tuple[Handles, ...], tuple[int, int]]:
+        """The indexes of those that lie elsewhere now, and what was used to see it.
 
-        That is to its sys.getrefcount() and its _use_count(); None if it cannot be told, as another
-        thread (or, after fork() or in a signal's handler, nobody) is about to change it.
+        While the caller keeps the handles, they add as much as the third says to each tensor's
+        sys.getrefcount() and _use_count(), whatever other threads do.
         """
-        if len(self.tensors) < FEW:
-            return self._ask_each(), (0, 0)
-        if not self._lock.acquire(blocking=False):
-            return self._ask_each(), None
-        try:
-            shim = self._shim = self._shim or _find_shim()
-            if shim is None:
-                return self._ask_each(), (0, 0)
-            added = shim.references, shim.uses
-            return ([] if self._all_as_before(shim) else self._ask_each()), added
-        finally:
-            self._lock.release()
+        shim = _find_shim() if len(self._were) >= FEW else None
+        if shim is None:
+            return self._ask_each(), (), (0, 0)
+        held, n = self._held, len(self._were)
+        known = sum(handles.count for handles in held)
+        if known < n:
+            held += (Handles(shim, self.tensors[known:n], self._were[known:n]),)
+            self._held = held
+        same = all(handles.all_as_before() for handles in held)
+        return [] if same else self._ask_each(), held, shim.adds
 
     def release(self) -> None:
-        """Lets go of the handles, unless another thread looks; a later look makes them anew."""
-        if self._lock.acquire(blocking=False):
-            try:
-                self._arrays = None
-                self.releases += 1
-                if self._shim is not None:
-                    self._shim.let_go(self._capsules)
-            finally:
-                self._lock.release()
-
-    def release_if_unused(self) -> None:
-        """release(), if there was no look since the last time that this was asked."""
-        if not self._used:
-            self.release()
-        self._used = False
+        """Lets go of the handles; a later look makes them anew."""
+        self._held = ()
 
     def _ask_each(self) -> list[int]:
-        if not self.tensors:
+        if not self._were:
             return []
         now = map(sys.modules["torch"].Tensor.data_ptr, self.tensors)
         return [i for i, (a, b) in enumerate(zip(now, self._were)) if a != b]
-
-    def _all_as_before(self, shim: _Shim) -> bool:
-        self._used = True
-        if not self._capsules:
-            _keep_in_view(self, shim)
-        n = len(self._were)
-        if len(self._capsules) < n:
-            shim.hold(self.tensors[len(self._capsules):n], self._capsules)
-        if self._arrays is None or len(self._arrays[1]) < n:
-            self._arrays = shim.pointers(self._capsules), (ctypes.c_void_p * n)(*self._were[:n])
-        handles, before = self._arrays
-        return first_moved(shim.address_of, handles, before, n) == n
-
-
-_with_handles: weakref.WeakSet[Addresses] = weakref.WeakSet()
-
-
-def _before_collection(phase: str, info: dict[str, int]) -> None:
-    if phase == "start" and info["generation"] == 2:
-        for one in list(_with_handles):
-            one.release_if_unused()
-
-
-def _keep_in_view(addresses: Addresses, shim: _Shim) -> None:
-    """Its handles are let go with it, and when they are not used."""
-    if addresses not in _with_handles:
-        _with_handles.add(addresses)
-        weakref.finalize(addresses, shim.let_go, addresses._capsules).atexit = False
-    if _before_collection not in gc.callbacks:
-        gc.callbacks.append(_before_collection)

@@ -373,7 +373,7 @@ class Agent(Closing):
         borrowed until it has returned.
         """
         self._handle.long(lib.strew_agent_withdraw, once="withdraw", timeout=timeout)
-        self._watch.release()
+        self._watch, self._lookups = Watch(), []
 
     def close(self, timeout: float | None = None) -> None:
         """Withdraws if need be and disconnects. A second time is fine.

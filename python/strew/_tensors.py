@@ -250,7 +250,7 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
     if type(value) in plain_types or is_torch(value):
         try:
             described = _of_torch(name, value)
-        except RuntimeError as reason:  # torch's, of a tensor that is not what it seems
+        except (RuntimeError, ValueError) as reason:  # torch's own
             first = str(reason).split("\n", maxsplit=1)[0]
             raise NotShareable(errno.ENOTSUP, f"tensor {name}: torch does not say where and what "
                                f"it is: {first}") from reason
@@ -327,17 +327,16 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
         return None
     if _dtensor is None:
         _dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    data = getattr(value, "data", value)  # nn.Parameter around a DTensor is a DTensor itself
     if _dtensor is None or not isinstance(value, _dtensor):
-        return None
+        return None  # nn.Parameter around a DTensor is a DTensor itself
     from torch.distributed.tensor import Partial
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-    if any(isinstance(placement, Partial) for placement in data.placements):
+    if any(isinstance(placement, Partial) for placement in value.placements):
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a DTensor with a Partial placement")
-    shape, start = compute_local_shape_and_global_offset(data.shape, data.device_mesh,
-                                                         data.placements)
-    local = data.to_local()
+    shape, start = compute_local_shape_and_global_offset(value.shape, value.device_mesh,
+                                                         value.placements)
+    local = value._local_tensor  # itself: an alias would seem to be somebody else who holds it
     if tuple(local.shape) != tuple(shape):
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: its shard is {tuple(local.shape)}, but "
-                           f"{tuple(shape)} was computed for {data.placements}")
-    return local, tuple(start), tuple(data.shape)
+                           f"{tuple(shape)} was computed for {value.placements}")
+    return local, tuple(start), tuple(value.shape)

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import itertools
 import os
 import re
 import struct
@@ -259,13 +260,13 @@ class Trainer(Closing):
         """
         self._check_apart()
         module = tensors if hasattr(tensors, "state_dict") else None
-        made: set[str] = set()  # anew by each state_dict(), and what lies in one is never changed
+        own: set[int] = set()
         if module is not None:
             # The parameters themselves: a `.data` that is replaced later is seen then. The module
             # is kept, so that one that nobody else holds is one that was replaced.
             self._keep.append(module)
             tensors = module.state_dict(keep_vars=True)
-            made = {name for name in tensors if name.endswith("_extra_state")}
+            own = set(map(id, itertools.chain(module.parameters(), module.buffers())))
         owned = module is not None
         pairs: Iterable[tuple[str, Any]] = tensors.items() if hasattr(tensors, "items") else tensors
         mapping = rename if isinstance(rename, Mapping) else None
@@ -278,9 +279,10 @@ class Trainer(Closing):
                     name = rename(name)  # type: ignore[arg-type]
                 if name is None:
                     continue
-                if given in made:
-                    raise NotShareable(errno.ENOTSUP, f"tensor {name}: what get_extra_state() "
-                                       "returns is made anew each time; leave it out by rename=")
+                if owned and id(value) not in own:
+                    raise NotShareable(errno.ENOTSUP, f"tensor {name}: the module has no such "
+                                       "parameter or buffer; what its state_dict() makes anew each "
+                                       "time would never change: leave it out by rename=")
                 if type(value) in plain_types and self._declare_dense(name, value, owned):
                     continue
                 local = local_box(name, value)
@@ -348,7 +350,7 @@ class Trainer(Closing):
                     tensor.is_neg() or ndim > MAX_DIMS or 0 in shape:
                 return False
             data = tensor.data_ptr()
-        except RuntimeError:  # torch's, of what is not what it seems: describe() says so
+        except (RuntimeError, ValueError):  # torch's, which describe() will say
             return False
         _DENSE[ndim](self._record, 8, kind[0], ndim, *shape, data)
         self._add(name, tensor, kind[1], data, tensor.untyped_storage(), owned)

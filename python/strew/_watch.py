@@ -43,6 +43,7 @@ class Watch:
     state_dict()) does not follow when its module is given other memory: it is found by its
     storage, which nobody else holds then. That is asked of those alone whose storage
     somebody else held when they were added, or that a module owned; _LOOKED_AT of them at a time.
+    Where several tensors that were added lie in one storage, each is somebody else to the others.
     """
 
     def __init__(self) -> None:
@@ -57,8 +58,8 @@ class Watch:
         self._shared_places: list[int] = []  # their storages, which the caller keeps
         self._shared_plain: list[bool] = []  # those in _plain
         self._cuda_others: list[tuple[str, Any]] = []
-        self._at: dict[int, int] = {}  # by its storage: the first tensor there, ~n: the nth shard
-        self._tied: dict[int, set[int]] = {}  # … and the id() of all, where there are several
+        self._ids: set[int] = set()  # the id() of all of torch's
+        self._shared_ids: set[int] = set()  # … and of those in _shared
         self._turn = 0
         self._holders: Any = None  # tells how many hold a storage
 
@@ -75,11 +76,12 @@ class Watch:
                     self._cuda_others.append((name, value))
                 return
             plain = not hasattr(value, "_local_tensor")
-        place = keep._cdata
-        index = len(self._names) if plain else ~len(self._shards)
-        first = self._at.setdefault(place, index)
-        if first != index and self._is_known(value, place, first):
-            return  # the same tensor by another name
+        place, key = keep._cdata, id(value)
+        if key in self._ids:  # the same tensor by another name
+            if owned and key not in self._shared_ids:
+                self._share(name, value, place, plain)
+            return
+        self._ids.add(key)
         if plain:
             self._names.append(name)
             self._plain.add(value, data)
@@ -91,39 +93,28 @@ class Watch:
         if holders is None:
             holders = self._holders = getattr(sys.modules["torch"]._C, "_storage_Use_Count",
                                               lambda _: MANY)
-        if owned or holders(place) > self._own_holders(place):
-            self._shared.append(value)
-            self._shared_names.append(name)
-            self._shared_places.append(place)
-            self._shared_plain.append(plain)
+        if owned or holders(place) > 2:  # one tensor and the storage's own Python object make two
+            self._share(name, value, place, plain)
 
-    def _is_known(self, value: Any, place: int, first: int) -> bool:
-        """Is it one of those of that storage? If not, it is noted as one more."""
-        there = self._tied.get(place)
-        if there is None:
-            known = self._plain.tensors[first] if first >= 0 else self._shards[~first]
-            there = self._tied[place] = {id(known)}
-        if id(value) in there:
-            return True
-        there.add(id(value))
-        return False
-
-    def _own_holders(self, place: int) -> int:
-        """How many hold that storage because of us: our tensors, and its own Python object."""
-        return 1 + (len(self._tied[place]) if place in self._tied else 1)
+    def _share(self, name: str, value: Any, place: int, plain: bool) -> None:
+        self._shared.append(value)
+        self._shared_ids.add(id(value))
+        self._shared_names.append(name)
+        self._shared_places.append(place)
+        self._shared_plain.append(plain)
 
     def moved(self) -> tuple[str, str, int] | None:
         """(name, why, how many) of what does not lie where it did; None if all does."""
-        releases = self._plain.releases
-        moved, added = self._plain.moved()
+        moved, held, added = self._plain.moved()
         names = [self._names[i] for i in moved]
         if self._shards:
             now = map(sys.modules["torch"].Tensor.data_ptr, map(_local_of, self._shards))
             names += [n for n, a, b in zip(self._shard_names, now, self._shard_addresses) if a != b]
         if names:
             return names[0], "has moved since it was declared", len(names)
-        names = [] if added is None else self._abandoned(*added)
-        if names and self._plain.releases == releases:
+        names = self._abandoned(*added)
+        del held  # not before: what they add was taken into account
+        if names:
             return names[0], ("lies in memory that nobody else holds any more, where others "
                               "did when it was declared"), len(names)
         for name, value, before in self._others:
@@ -158,11 +149,10 @@ class Watch:
         turn = slice(self._turn % step, None, step)
         self._turn += 1
         holders, asked = self._holders, self._shared[turn]
-        own = self._own_holders
         alone = [(name, tensor, plain) for tensor, count, name, place, plain
                  in zip(asked, map(sys.getrefcount, asked), self._shared_names[turn],
                         self._shared_places[turn], self._shared_plain[turn])
-                 if count <= _REFERENCES + references * plain and holders(place) <= own(place)]
+                 if count <= _REFERENCES + references * plain and holders(place) <= 2]
         return [name for name, tensor, plain in alone if self._is_ours(tensor, uses * plain)]
 
     def _is_ours(self, tensor: Any, uses: int) -> bool:
