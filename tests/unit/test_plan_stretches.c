@@ -221,6 +221,18 @@ static void send_bucket(const struct world *world, const struct buckets *buckets
 	}
 }
 
+/* Some rows of a tensor, and then a part of one more: the second does not begin its box. */
+static bool has_two_of_a_box(const struct buckets *buckets, size_t bucket)
+{
+	const struct bucket *at = &buckets->v[bucket];
+	bool found = false;
+
+	for (size_t e = at->first + 1; e < at->first + at->count; e++) {
+		found |= buckets->entries[e].box == buckets->entries[e - 1].box;
+	}
+	return found;
+}
+
 static void test_random_worlds(void **state)
 {
 	uint64_t sent = 0, tidy = 0, brief = 0;
@@ -252,8 +264,12 @@ static void test_random_worlds(void **state)
 			send_bucket(&world, &buckets, b, &stretches, &gather);
 		}
 		if (world.tidy && direct[0] && !world.long_tensor) {
-			/* A bucket is one stretch, long or short, which nobody gathers. */
+			/* A bucket is one stretch, long or short, which nobody gathers; but for
+			 * those that hold two parts of one box. */
 			for (size_t b = 0; b < buckets.n; b++) {
+				if (has_two_of_a_box(&buckets, b)) {
+					continue;
+				}
 				assert_int_equal(stretches.first[b + 1] - stretches.first[b], 1);
 				assert_int_equal(gather.first[b + 1], gather.first[b]);
 				brief += buckets.v[b].len_bytes < least;
