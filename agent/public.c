@@ -24,6 +24,11 @@ int public_return(int rc, const struct error *err)
 	return rc;
 }
 
+int public_missing(struct error *err)
+{
+	return error_set(err, -EINVAL, "a required argument is NULL");
+}
+
 const char *strew_error(void)
 {
 	return last_sentence;

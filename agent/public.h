@@ -13,4 +13,7 @@
  */
 int public_return(int rc, const struct error *err);
 
+/* -EINVAL: a required argument is NULL. */
+int public_missing(struct error *err);
+
 #endif

@@ -9,11 +9,6 @@
 
 #define PARTING_MS 1000 /* for the broker to take note of the end */
 
-static int missing(struct error *err)
-{
-	return error_set(err, -EINVAL, "a required argument is NULL");
-}
-
 static int check_options(
 	const struct strew_trainer_options *options, struct msg_trainer *ret_who, struct error *err)
 {
@@ -93,7 +88,8 @@ int strew_trainer_open(
 	const struct strew_trainer_options *options, struct strew_trainer **ret_trainer)
 {
 	struct error err = {0};
-	int rc = options && ret_trainer ? trainer_open(options, ret_trainer, &err) : missing(&err);
+	int rc = options && ret_trainer ? trainer_open(options, ret_trainer, &err)
+					: public_missing(&err);
 
 	return public_return(rc, &err);
 }
@@ -166,7 +162,7 @@ int strew_trainer_declare(struct strew_trainer *trainer, const struct strew_tens
 	int rc;
 
 	if (!trainer || !tensor) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
@@ -261,7 +257,7 @@ int strew_trainer_seal(struct strew_trainer *trainer)
 	int rc;
 
 	if (!trainer) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
@@ -318,7 +314,7 @@ int strew_trainer_reconnect(struct strew_trainer *trainer, int timeout_ms)
 	int rc;
 
 	if (!trainer) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {

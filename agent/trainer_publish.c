@@ -14,11 +14,6 @@
 #include <errno.h>
 #include <string.h>
 
-static int missing(struct error *err)
-{
-	return error_set(err, -EINVAL, "a required argument is NULL");
-}
-
 /* Readable while a wait would tell the user something new. */
 void trainer_signal(struct strew_trainer *trainer)
 {
@@ -212,7 +207,7 @@ static int publish(struct strew_trainer *trainer, uint32_t subset, uint64_t base
 	int rc;
 
 	if (!trainer) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
@@ -280,7 +275,7 @@ int strew_trainer_wait_released(struct strew_trainer *trainer, int timeout_ms)
 	int rc;
 
 	if (!trainer) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
@@ -330,7 +325,7 @@ int strew_trainer_wait_report(
 	int rc;
 
 	if (!trainer || !ret_report) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {
@@ -346,7 +341,7 @@ int strew_trainer_fd(struct strew_trainer *trainer)
 	int rc;
 
 	if (!trainer) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {

@@ -7,11 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int missing(struct error *err)
-{
-	return error_set(err, -EINVAL, "a required argument is NULL");
-}
-
 static int check_options(
 	const struct strew_agent_options *options, struct msg_register *ret_reg, struct error *err)
 {
@@ -103,7 +98,7 @@ free_agent:
 int strew_agent_open(const struct strew_agent_options *options, struct strew_agent **ret_agent)
 {
 	struct error err = {0};
-	int rc = options && ret_agent ? agent_open(options, ret_agent, &err) : missing(&err);
+	int rc = options && ret_agent ? agent_open(options, ret_agent, &err) : public_missing(&err);
 
 	return public_return(rc, &err);
 }
@@ -151,7 +146,7 @@ int strew_agent_declare(
 	int rc;
 
 	if (!agent || !parameter || !ret_id) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -215,7 +210,7 @@ int strew_agent_note_layout(struct strew_agent *agent, uint32_t refused, enum st
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -231,7 +226,7 @@ int strew_agent_piece(struct strew_agent *agent, const struct strew_piece *piece
 	int rc;
 
 	if (!agent || !piece) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -247,7 +242,7 @@ int strew_agent_register(struct strew_agent *agent)
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -279,7 +274,7 @@ int strew_agent_reconnect(struct strew_agent *agent, int timeout_ms)
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -302,7 +297,7 @@ int strew_agent_withdraw(struct strew_agent *agent)
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {

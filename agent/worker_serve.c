@@ -6,18 +6,13 @@
 
 #define LOOK_MS 20 /* between looks at the page: a group that stands is told there alone */
 
-static int missing(struct error *err)
-{
-	return error_set(err, -EINVAL, "a required argument is NULL");
-}
-
 int strew_agent_fd(struct strew_agent *agent)
 {
 	struct error err = {0};
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -47,7 +42,7 @@ int strew_agent_dispatch(struct strew_agent *agent, struct strew_event *ret_even
 	int rc;
 
 	if (!agent || !ret_event) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -79,7 +74,7 @@ int strew_agent_wait(struct strew_agent *agent, int timeout_ms, struct strew_eve
 	int rc;
 
 	if (!agent || !ret_event) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -140,7 +135,7 @@ int strew_agent_ready(struct strew_agent *agent, void *stream)
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -194,7 +189,7 @@ int strew_agent_resume(struct strew_agent *agent, int timeout_ms)
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -253,7 +248,7 @@ int strew_agent_wait_current(struct strew_agent *agent, int timeout_ms)
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
@@ -272,7 +267,7 @@ int strew_agent_state(
 	int rc;
 
 	if (!agent) {
-		return public_return(missing(&err), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {

@@ -46,7 +46,10 @@ struct bench_option {
 void bench_parse(int argc, char **argv, const char *help, struct bench_options *options,
 	const struct bench_option *own);
 
-/* Do two names, as of --device, stand for one GPU? NULL: the first. */
+/* The name of a GPU, as of --device; NULL: the first. */
+const char *bench_gpu(const char *device);
+
+/* Do two such names stand for one GPU? */
 bool bench_same_gpu(const char *a, const char *b);
 
 /* A word of an option that takes one of two (c: NULL) or three. */

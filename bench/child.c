@@ -264,8 +264,7 @@ void child_receive(struct child *child, struct letter *ret_letter, unsigned time
 	}
 }
 
-void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len_bytes,
-	struct letter *ret_letter, unsigned timeout_s)
+void child_say(struct child *child, uint32_t what, const void *bytes, size_t len_bytes)
 {
 	struct letter *letter = calloc(1, sizeof(*letter));
 
@@ -278,8 +277,14 @@ void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len
 		memcpy(letter->bytes, bytes, len_bytes);
 	}
 	child_send(child, letter);
-	child_receive(child, ret_letter, timeout_s);
 	free(letter);
+}
+
+void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len_bytes,
+	struct letter *ret_letter, unsigned timeout_s)
+{
+	child_say(child, what, bytes, len_bytes);
+	child_receive(child, ret_letter, timeout_s);
 }
 
 /* False: it runs still. */

@@ -44,9 +44,10 @@ void child_exec(struct child *ret_child, const char *name, char *const argv[],
 
 /*
  * Asks and waits for the answer, for at most timeout_s; ends the program with the child's sentence
- * if that is an error. To ask several at once, send to all and then receive from all.
+ * if that is an error. To ask several at once, send or say it to all and then receive from all.
  */
 void child_send(struct child *child, const struct letter *letter);
+void child_say(struct child *child, uint32_t what, const void *bytes, size_t len_bytes);
 void child_receive(struct child *child, struct letter *ret_letter, unsigned timeout_s);
 void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len_bytes,
 	struct letter *ret_letter, unsigned timeout_s);

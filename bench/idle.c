@@ -51,14 +51,11 @@ static void note(struct idle *idle, enum load_kind kind, enum state state,
 	samples_add(&idle->p99[kind][state], ret_result->p99_s);
 }
 
-static void ask_load(struct idle *idle, enum load_kind kind, struct letter *letter)
+static void ask_load(struct idle *idle, enum load_kind kind)
 {
 	const struct load_run run = {kind, idle->seconds};
 
-	memset(letter, 0, offsetof(struct letter, bytes));
-	letter->len_bytes = sizeof(run);
-	memcpy(letter->bytes, &run, sizeof(run));
-	child_send(&idle->load, letter);
+	child_say(&idle->load, 0, &run, sizeof(run));
 }
 
 static void measure(struct idle *idle, enum state state)
@@ -67,21 +64,10 @@ static void measure(struct idle *idle, enum state state)
 	struct letter letter;
 
 	for (int kind = 0; kind < LOAD_KINDS; kind++) {
-		ask_load(idle, (enum load_kind)kind, &letter);
+		ask_load(idle, (enum load_kind)kind);
 		child_receive(&idle->load, &letter, SCENE_ANSWER_S);
 		note(idle, (enum load_kind)kind, state, &letter, &result);
 	}
-}
-
-static void ask_trainer(struct scene *scene, uint32_t what, const void *question, size_t len_bytes)
-{
-	struct letter letter;
-
-	memset(&letter, 0, offsetof(struct letter, bytes));
-	letter.what = what;
-	letter.len_bytes = (uint32_t)len_bytes;
-	memcpy(letter.bytes, question, len_bytes);
-	child_send(&scene->trainer, &letter);
 }
 
 /* The trainer publishes until the load has answered; what counts is what it did while the load was
@@ -98,13 +84,13 @@ static void measure_updates(struct idle *idle, struct scene *scene, enum state s
 		struct beside beside = {0};
 
 		scene_renew(scene, ++idle->seed);
-		ask_load(idle, (enum load_kind)kind, &letter);
-		ask_trainer(scene, PART_REPEAT, &repeated, sizeof(repeated));
+		ask_load(idle, (enum load_kind)kind);
+		child_say(&scene->trainer, PART_REPEAT, &repeated, sizeof(repeated));
 		child_receive(&idle->load, &letter, SCENE_ANSWER_S);
 		note(idle, (enum load_kind)kind, state, &letter, &result);
 		beside.start_ns = result.start_ns;
 		beside.end_ns = result.end_ns;
-		ask_trainer(scene, PART_BESIDE, &beside, sizeof(beside));
+		child_say(&scene->trainer, PART_BESIDE, &beside, sizeof(beside));
 		child_receive(&scene->trainer, &letter, SCENE_ANSWER_S);
 		memcpy(&repeated, letter.bytes, sizeof(repeated));
 		scene->version += repeated.updates;
@@ -131,7 +117,7 @@ static void attach(struct idle *idle, enum state state)
 	brokers_prepare(&brokers, two);
 	*scene = (struct scene){.kind = idle->kind,
 		.device = idle->trainer_device ? idle->trainer_device : idle->options.device,
-		.worker_devices = idle->options.device ? idle->options.device : "0",
+		.worker_devices = bench_gpu(idle->options.device),
 		.model = {.cut = 64, .bytes = idle->bytes, .tp = 2},
 		.gate = STREW_GATE_LIVE,
 		.apply = state == STAGED ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT,

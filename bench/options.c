@@ -186,10 +186,15 @@ static void driver_version(struct report *report, const char *cuda)
 	report_text(report, "driver", "%s%s%s", text, text[0] ? ", " : "", cuda);
 }
 
+const char *bench_gpu(const char *device)
+{
+	return device ? device : "0";
+}
+
 bool bench_same_gpu(const char *a, const char *b)
 {
-	a = a ? a : "0";
-	b = b ? b : "0";
+	a = bench_gpu(a);
+	b = bench_gpu(b);
 	if ((*a == 'G') != (*b == 'G')) {
 		bench_fail(EXIT_USAGE,
 			"GPUs %s and %s: whether they are one cannot be told; name all by their "

@@ -60,11 +60,8 @@ void scene_ask_workers(struct scene *scene, uint32_t what, uint64_t number,
 {
 	struct letter *letter = bench_need(calloc(1, sizeof(*letter)));
 
-	letter->what = what;
-	letter->len_bytes = sizeof(number);
-	memcpy(letter->bytes, &number, sizeof(number));
 	for (uint32_t i = 0; i < scene->model.tp; i++) {
-		child_send(&scene->workers[i], letter);
+		child_say(&scene->workers[i], what, &number, sizeof(number));
 	}
 	for (uint32_t i = 0; i < scene->model.tp; i++) {
 		child_receive(&scene->workers[i], letter, SCENE_ANSWER_S);

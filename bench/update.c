@@ -107,14 +107,13 @@ static void init_nccl(struct update *update)
 static double broadcast(struct update *update, uint64_t len_bytes, uint64_t piece_bytes)
 {
 	const struct broadcast question = {len_bytes, piece_bytes};
-	struct letter letter = {.what = PART_BROADCAST, .len_bytes = sizeof(question)};
+	struct letter letter;
 	struct broadcast_times times;
 	uint64_t start = 0, end = 0;
 
-	memcpy(letter.bytes, &question, sizeof(question));
 	/* The receiver first, so that it stands ready as a broker's does after `go`. */
 	for (int i = 2; i-- > 0;) {
-		child_send(&update->nccl[i], &letter);
+		child_say(&update->nccl[i], PART_BROADCAST, &question, sizeof(question));
 	}
 	for (int i = 0; i < 2; i++) {
 		child_receive(&update->nccl[i], &letter, 600);
@@ -405,11 +404,9 @@ static void describe(struct update *update)
 		strcmp(update->shadow, "host") == 0 ? ", shadows in host memory" : "");
 	if (update->scene.worker_devices || update->node_device) {
 		report_text(update->report, "GPUs", "trainer %s, workers %s, joining broker %s",
-			update->options.device ? update->options.device : "0",
+			bench_gpu(update->options.device),
 			update->scene.worker_devices ? update->scene.worker_devices : "beside it",
-			!is_wire(update)      ? "none"
-			: node_device(update) ? node_device(update)
-					      : "0");
+			is_wire(update) ? bench_gpu(node_device(update)) : "none");
 	}
 }
 

@@ -22,6 +22,7 @@ from ._watch import Watch
 
 _GATES = {"live": 1, "held": 2}
 _APPLIES = {"direct": 1, "staged": 2}
+_UNPROVED, _PROVED = 1, 2  # enum strew_proof
 _EVENTS = {1: "hold", 2: "done", 3: "lost"}
 
 _PAD = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]
@@ -166,7 +167,7 @@ class Agent(Closing):
             if layout.reloader:
                 self._declare_feed(layout.reloader)
             self._handle.call(lib.strew_agent_note_layout, len(layout.refused),
-                              2 if layout.proved else 1)
+                              _PROVED if layout.proved else _UNPROVED)
             self._lookups.append(layout.moved)
             self._described = layout
         self._handle.long(lib.strew_agent_register, once="register", timeout=timeout)

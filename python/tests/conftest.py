@@ -3,6 +3,7 @@
 With STREW_TEST_INSTALLED=1 it must be installed, and test_installed.py looks whether all of it is.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -37,6 +38,12 @@ class Broker:
         os.close(write)
         with os.fdopen(read) as pipe:
             assert pipe.read() == "READY=1\n", self.log.read_text()
+
+    def groups(self):
+        """The groups of workers, as `strew status` says."""
+        said = subprocess.run([strew.program("strew"), "status", "--json", "--socket",
+                               str(self.socket)], capture_output=True, check=True, timeout=20)
+        return json.loads(said.stdout)["groups"]
 
     def stop(self):
         self.process.terminate()

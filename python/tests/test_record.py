@@ -1,7 +1,5 @@
 """record_layout: what strew fills, through a real broker, is what the loader fills."""
 
-import json
-import subprocess
 
 import pytest
 
@@ -226,9 +224,7 @@ def test_a_layout_that_is_not_complete(broker, names):
     layout.refused["other"] = "for the test"
     with strew.Agent("m", socket=broker.socket, partial=True) as agent:
         agent.register(layout, skip_refused=True)
-        said = subprocess.run([strew.program("strew"), "status", "--json", "--socket",
-                               broker.socket], capture_output=True, check=True, timeout=20)
-        group, = json.loads(said.stdout)["groups"]
+        group, = broker.groups()
         assert group["refused"] == 1 and group["proof"] == "unproved", group
 
 

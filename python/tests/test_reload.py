@@ -1,7 +1,5 @@
 """The loader route: what an engine derives or repacks is right after an update, or is refused."""
 
-import json
-import subprocess
 
 import pytest
 
@@ -84,9 +82,7 @@ def test_an_absorbed_latent_attention(broker):
     with strew.Agent("m", socket=broker.socket) as agent, \
             strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
         agent.register(layout)
-        said = subprocess.run([strew.program("strew"), "status", "--json", "--socket",
-                               broker.socket], capture_output=True, check=True, timeout=20)
-        group, = json.loads(said.stdout)["groups"]
+        group, = broker.groups()
         assert group["raw"] + group["pull"] == 3 and group["loader"] == 1, group
         assert group["refused"] == 0 and group["proof"] == "proved", group
         trainer.declare(sources)

@@ -147,12 +147,6 @@ def become(module, other):
             mine.copy_(its)
 
 
-def groups(broker):
-    run = subprocess.run([strew.program("strew"), "status", "--json", "--socket", broker.socket],
-                         check=True, capture_output=True, text=True)
-    return json.loads(run.stdout)["groups"]
-
-
 class Setup:
     """An LLM that was started with the first checkpoint, and a trainer beside it."""
 
@@ -244,7 +238,7 @@ def test_calls_in_the_wrong_order(setup):
         setup.client.init_weight_transfer_engine({"master_address": "10.0.0.1"})
     with pytest.raises(Exception, match="nobody.*ENOENT|ENOENT.*nobody"):
         setup.client.init_weight_transfer_engine({"socket": "/nowhere/nobody"})
-    assert groups(setup.broker) == []
+    assert setup.broker.groups() == []
     assert generate(setup.llm) == old
 
 
@@ -253,7 +247,7 @@ def test_a_checkpoint_that_the_engine_has_not_loaded(setup):
     """The proof looks: nothing is registered of which it is not known how it is filled."""
     with pytest.raises(Exception, match="strew cannot fill all of this engine's parameters"):
         setup.client.init_weight_transfer_engine({"checkpoint": setup.models[1][0]})
-    assert groups(setup.broker) == []
+    assert setup.broker.groups() == []
 
 
 @with_interface
@@ -270,7 +264,7 @@ def test_an_update_is_what_a_fresh_engine_loads(setup, fresh):
     if hasattr(setup.llm, "get_weight_version"):
         assert setup.llm.get_weight_version() == "2"
     # What this CPU has packed goes by the loader, and is said to.
-    assert groups(setup.broker)[0]["loader"] > 0
+    assert setup.broker.groups()[0]["loader"] > 0
 
 
 @with_interface
@@ -358,13 +352,13 @@ def test_sleeping_and_waking_among_others(setup, fresh):
                                "resume"] and other.equals(setup.policy)
         old = generate(setup.llm)
         setup.llm.sleep(level=1)
-        assert [group["replica"] for group in groups(setup.broker)] == [1]
+        assert [group["replica"] for group in setup.broker.groups()] == [1]
         report = setup.send(2)
         assert len(report.groups) == 1 and report.committed and other.equals(setup.policy)
         assert "asleep" in str(setup.trainer.failures[0])
         setup.llm.wake_up()
         assert generate(setup.llm) == old
-        states = {group["replica"]: group["state"] for group in groups(setup.broker)}
+        states = {group["replica"]: group["state"] for group in setup.broker.groups()}
         assert states.pop(1) == "CURRENT" and list(states.values()) == ["STALE"]
         assert len(setup.send(2).groups) == 2 and not setup.trainer.failures
         assert generate(setup.llm) == fresh

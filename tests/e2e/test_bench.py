@@ -95,9 +95,14 @@ def test_copy(stage):
 
 
 def on_gpus(stage, count):
-    """What follows runs on the stand-ins for the driver and NCCL (tests/standin)."""
+    """What follows runs on the stand-ins for the driver and NCCL (tests/standin). Gives the file
+    of what they do wrong."""
     stage.env["LD_LIBRARY_PATH"] = str(stage.bin.parent / "standin")
     stage.env["STANDIN_DEVICES"] = str(count)
+    folder = stage.dir / "plan"
+    folder.mkdir()
+    stage.env["STANDIN_DIR"] = str(folder)
+    return folder / "faults"
 
 
 def test_update_on_gpus(stage):
@@ -128,11 +133,7 @@ def test_update_on_gpus(stage):
 
 def test_pause_from_the_host(stage):
     """The pause stands beside a copy within the GPU, also where the trainer is on the host."""
-    on_gpus(stage, 1)
-    folder = stage.dir / "plan"
-    folder.mkdir()
-    (folder / "faults").write_text("cuMemcpyHtoDAsync:1+=slow:30 cuMemcpyAsync:1+=slow:30")
-    stage.env["STANDIN_DIR"] = str(folder)
+    on_gpus(stage, 1).write_text("cuMemcpyHtoDAsync:1+=slow:30 cuMemcpyAsync:1+=slow:30")
     _, figures = bench(stage, "update", "--backend", "cuda", "--path", "host", "--apply", "staged",
                        "--gate", "held", "--cut", 3, "--bytes", "1M", "--samples", 5)
     assert figures["update"]["raw_name"] == "pinned copy"
@@ -143,10 +144,7 @@ def test_pause_from_the_host(stage):
 
 def test_wrong_bytes(stage):
     """What a wire has spoilt, or was never copied, is counted, and the bench ends with 1."""
-    on_gpus(stage, 2)
-    folder = stage.dir / "plan"
-    folder.mkdir()
-    stage.env["STANDIN_DIR"] = str(folder)
+    faults = on_gpus(stage, 2)
     update = ("update", "--cut", 3, "--bytes", "1M")
     for fault, argv, least, most in (
             ("ncclBroadcast:1+=flip", (*update, "--path", "wire"), 1, 100),
@@ -155,7 +153,7 @@ def test_wrong_bytes(stage):
             ("cuLaunchKernel:1+=lost", ("copy", "--least", "4K", "--most", "64K"), 60_000, 1 << 20),
             ("cuMemcpyAsync:1+=lost", ("copy", "--least", "4K", "--most", "64K"), 60_000,
              1 << 20)):
-        (folder / "faults").write_text(fault)
+        faults.write_text(fault)
         result = stage.run("strew-bench", *argv, "--backend", "cuda", "--samples", 5, "--json",
                            seconds=120)
         assert result.returncode == 1 and "bytes are wrong" in result.stderr, (fault, argv, result)
