@@ -228,7 +228,8 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
             [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "31"]],
             [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95),
              memory("device memory of a broker with a communicator, besides slots", 1024)]),
-        Row("wire-qwen", [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "15"]],
+        Row("wire-qwen",
+            [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "31"]],
             [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
         Row("hash", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5", *hash_]
                      for hash_ in (["--hash"], [])],

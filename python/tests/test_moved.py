@@ -321,11 +321,12 @@ def test_a_parameter_declared_by_hand(broker, gate):
 
 
 def sharded():
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    module = make()
+    module, mesh = make(), init_device_mesh("cpu", (1,))  # not the GPU of a machine that has one
     for layer in module:
-        fully_shard(layer)
-    return fully_shard(module)
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
 
 
 def fsdp2_rank(port, socket, queue):
