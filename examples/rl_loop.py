@@ -206,11 +206,11 @@ def worker(rank, folder, pipe, options):
     agent.register(layout)
     pipe.send(("ready", rank, layout.status()))
     ids, version = torch.tensor([1, 2, 3], device=device), 0
-    longest = slowest = 0.0
+    longest = 0.0
     while version < options.steps:
         # Between two tokens. Both ranks must pause at the same one: any rank's news is everyone's.
-        begin = time.monotonic()
-        asked = torch.tensor([float(agent.poll() is not None)])
+        event = agent.poll()
+        asked = torch.tensor([float(event is not None and event.kind == "hold")])
         distributed.all_reduce(asked)
         if asked.item():
             begin = time.monotonic()
@@ -218,11 +218,10 @@ def worker(rank, folder, pipe, options):
                 agent.wait_version(version + 1)
             pause, version = time.monotonic() - begin, agent.version
             check(rank, engine, config, folder, version, ids)
-            pipe.send(("version", rank, pause, slowest))
-            longest, slowest, begin = max(longest, pause), 0.0, time.monotonic()
+            pipe.send(("version", rank, pause))
+            longest = max(longest, pause)
         logits = engine(ids[-100:])[-1]
         ids = torch.cat([ids, logits.argmax()[None]])
-        slowest = max(slowest, time.monotonic() - begin)
     pipe.send(("done", rank, f"{len(ids)} tokens, longest pause {longest * 1e3:.1f} ms"))
     agent.close()
     distributed.destroy_process_group()
@@ -240,14 +239,14 @@ def check_pauses(report, said, allowance):
     """Generation stood still for no longer than the report says; returns the longest pause.
 
     What the report cannot see is the way of the last message to the worker, and the worker's
-    return from its wait: `allowance` seconds, and a token, as the other worker may be at one.
+    return from its wait: `allowance` seconds.
     """
-    for _, rank, pause, token in said:
-        if pause > report.pause_s + token + allowance:
+    for _, rank, pause in said:
+        if pause > report.pause_s + allowance:
             sys.exit(f"worker {rank} stood still for {pause * 1e3:.1f} ms at version "
-                     f"{report.version}; the report says {report.pause_s * 1e3:.1f}, a token took "
-                     f"{token * 1e3:.1f}, {allowance * 1e3:.0f} are allowed")
-    return max(pause for _, _, pause, _ in said)
+                     f"{report.version}; the report says {report.pause_s * 1e3:.1f}, "
+                     f"{allowance * 1e3:.0f} are allowed")
+    return max(pause for _, _, pause in said)
 
 
 def train(model, optimizer):
@@ -322,7 +321,7 @@ def read_options():
                         "private     what a broker cannot map: cuMemCreate without a handle\n"
                         "            type; on the CPU PyTorch's own memory")
     parser.add_argument("--allowance-ms", type=float, default=20, help="a worker may stand still "
-                        "for that much longer\nthan the report and a token say (default 20)")
+                        "for that much longer\nthan the report says (default 20)")
     options = parser.parse_args()
     names = (options.worker_devices or f"{options.device},{options.device}").split(",")
     try:
@@ -385,8 +384,9 @@ def main():
                 print(f"worker {said[1]}: {said[2]}")
             for one in workers:
                 one.join(20)
-    if any(one.exitcode for one in workers):
-        sys.exit(1)
+    for rank, one in enumerate(workers):
+        if one.exitcode != 0:
+            sys.exit(f"worker {rank}: exit code {one.exitcode} (None: it has not ended in 20 s)")
 
 
 if __name__ == "__main__":

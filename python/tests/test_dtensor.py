@@ -25,6 +25,7 @@ def trainer_rank(rank, port, socket, values, parts, queue):
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo")  # not NCCL where there is a GPU
     try:
         mesh = init_device_mesh("cpu", (2,))
         state, keep = {}, []

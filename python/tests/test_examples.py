@@ -1,6 +1,7 @@
 """The examples run, as a user would run them, and the bench of Python's part."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def python_cost(*options):
 
 def rl_loop(*options):
     return subprocess.run([sys.executable, EXAMPLES / "rl_loop.py", *options], timeout=300,
-                          capture_output=True, text=True, check=False)
+                          capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONFAULTHANDLER": "1"})
 
 
 @pytest.mark.parametrize("device, memory, route", [

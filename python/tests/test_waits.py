@@ -118,6 +118,28 @@ def test_a_version_that_does_not_come(broker):
         assert running.report(20).committed
 
 
+def test_the_end_of_an_update_is_taken(broker, monkeypatch):
+    """The broker's page may tell the version before its message does, which is waited for."""
+    pending = _trainer.STATES.index("PENDING")
+    with live_agent(broker, "a", ones()) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"a": ones()})
+        with monkeypatch.context() as patch:
+            patch.setattr(agent, "_state", lambda: (pending, 1))
+            said = []
+            join = in_thread(lambda: said.append(agent.wait_version(1, timeout=20)))
+            time.sleep(0.2)
+            assert not said
+            assert trainer.publish(1).committed
+            join()
+            assert [(e.kind, e.version, e.outcome, e.state) for e in said] == [
+                ("done", 1, "committed", "CURRENT")]
+            assert agent.poll() is None
+            # An update that takes longer than the caller has: the version is there all the same.
+            event = agent.wait_version(1, timeout=0.2)
+            assert (event.kind, event.version, event.state) == ("done", 1, "PENDING")
+
+
 def test_a_version_in_parts_that_could_not_be_given_up(broker, monkeypatch):
     """Ctrl-C, and the call that it has left behind does not come back: the next begins with it."""
     from strew import _parts
