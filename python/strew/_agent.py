@@ -270,7 +270,10 @@ class Agent(Closing):
                 # PENDING: how the update ends is still to be told, and would be taken for news of
                 # a later one if it came behind this call.
                 if have >= version and STATES[state] in ("CURRENT", "STALE", "IN_DOUBT"):
-                    return Event("done", have, "committed", STATES[state], "")
+                    event = self.poll()  # told between the two looks
+                    if event is None:
+                        return Event("done", have, "committed", STATES[state], "")
+            if event is None:
                 try:
                     event = self.wait(None if end is None else max(0.0, end - time.monotonic()))
                 except Timeout:

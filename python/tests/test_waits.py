@@ -140,6 +140,23 @@ def test_the_end_of_an_update_is_taken(broker, monkeypatch):
             assert (event.kind, event.version, event.state) == ("done", 1, "PENDING")
 
 
+def test_the_end_of_an_update_is_taken_that_came_meanwhile(broker, monkeypatch):
+    with live_agent(broker, "a", ones()) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"a": ones()})
+        look, current = agent._state, _trainer.STATES.index("CURRENT")
+
+        def look_later():
+            assert trainer.publish(1).committed
+            while look() != (current, 1):
+                time.sleep(0.001)
+            return look()
+
+        monkeypatch.setattr(agent, "_state", look_later)
+        assert agent.wait_version(1, timeout=20).version == 1
+        assert agent.poll() is None
+
+
 def test_a_version_in_parts_that_could_not_be_given_up(broker, monkeypatch):
     """Ctrl-C, and the call that it has left behind does not come back: the next begins with it."""
     from strew import _parts
