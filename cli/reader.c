@@ -40,13 +40,21 @@ void reader_fall_back(struct reader *reader, const char *format, ...)
 	pthread_mutex_unlock(&reader->lock);
 }
 
+/* Whoever finds the file plain may read at any place: so it is plain before that is said. */
 void reader_make_plain(struct reader *reader, uint32_t file, const char *why)
 {
 	int fd = reader->files[file].fd;
+	bool was_direct;
 
-	if (__atomic_exchange_n(&reader->states[file].direct, false, __ATOMIC_ACQ_REL)) {
+	pthread_mutex_lock(&reader->lock);
+	was_direct = reader->states[file].direct;
+	if (was_direct) {
 		(void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_DIRECT);
 		(void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+		__atomic_store_n(&reader->states[file].direct, false, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&reader->lock);
+	if (was_direct) {
 		reader_fall_back(reader, "%s: %s", path_end(reader, file), why);
 	}
 }

@@ -33,6 +33,7 @@ static struct {
 	int good;
 	int times; /* so often; 0: from then on */
 	bool no_register, no_populate;
+	bool slow_plain;	 /* to take O_DIRECT away takes 20 ms */
 	void (*meanwhile)(void); /* called once, at the first request */
 } worse;
 
@@ -137,6 +138,16 @@ ssize_t __wrap_pread(int fd, void *buf, size_t len_bytes, off_t offset)
 	}
 	n = __real_pread(fd, buf, len_bytes, offset);
 	return n > (ssize_t)worse.short_by ? n - (ssize_t)worse.short_by : n;
+}
+
+int __real_fcntl(int fd, int command, int flags);
+int __wrap_fcntl(int fd, int command, int flags);
+int __wrap_fcntl(int fd, int command, int flags)
+{
+	if (worse.slow_plain && command == F_SETFL && !(flags & O_DIRECT)) {
+		usleep(20000);
+	}
+	return __real_fcntl(fd, command, flags);
 }
 
 int __real_madvise(void *at, size_t len_bytes, int advice);
@@ -347,6 +358,22 @@ static void short_reads(void **state)
 	}
 }
 
+/* Other threads go on meanwhile, and must not take the file for plain too early. */
+static void short_reads_of_many_threads(void **state)
+{
+	static const uint64_t lengths[] = {8 * READER_PREAD_BYTES + 4097};
+	struct reader_result result;
+
+	(void)state;
+	worse.short_bytes = 65536;
+	worse.short_by = 17;
+	worse.slow_plain = true;
+	read_lengths(places[0], lengths, ARRAY_LEN(lengths), true, &result);
+	if (result.direct_bytes) {
+		assert_non_null(strstr(result.how, "partly direct: "));
+	}
+}
+
 static void direct_is_refused_at_the_read(void **state)
 {
 	struct reader_result result;
@@ -504,6 +531,7 @@ int main(void)
 		cmocka_unit_test(reads_many_windows),
 		cmocka_unit_test(pages_of_older_kernels),
 		cmocka_unit_test(short_reads),
+		cmocka_unit_test(short_reads_of_many_threads),
 		cmocka_unit_test(direct_is_refused_at_the_read),
 		cmocka_unit_test(failures),
 		cmocka_unit_test(interrupted),
