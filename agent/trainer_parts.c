@@ -172,7 +172,7 @@ static int null_trainer(void)
 {
 	struct error err = {0};
 
-	return public_return(error_set(&err, -EINVAL, "a required argument is NULL"), &err);
+	return public_return(public_missing(&err), &err);
 }
 
 int strew_trainer_open_parts(

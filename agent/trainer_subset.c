@@ -128,7 +128,7 @@ int strew_trainer_subset(struct strew_trainer *trainer, const char *const *names
 	int rc;
 
 	if (!trainer || (!names && nnames) || !ret_subset) {
-		return public_return(error_set(&err, -EINVAL, "a required argument is NULL"), &err);
+		return public_return(public_missing(&err), &err);
 	}
 	rc = agent_session_enter(&trainer->session, &err);
 	if (rc == 0) {

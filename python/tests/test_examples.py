@@ -13,15 +13,17 @@ pytest.importorskip("transformers")
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 
 
+def run_script(path, *options):
+    return subprocess.run([sys.executable, path, *options], timeout=300, capture_output=True,
+                          text=True, check=False, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
+
+
 def python_cost(*options):
-    return subprocess.run([sys.executable, EXAMPLES.parent / "bench" / "python_cost.py", *options],
-                          timeout=300, capture_output=True, text=True, check=False)
+    return run_script(EXAMPLES.parent / "bench" / "python_cost.py", *options)
 
 
 def rl_loop(*options):
-    return subprocess.run([sys.executable, EXAMPLES / "rl_loop.py", *options], timeout=300,
-                          capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONFAULTHANDLER": "1"})
+    return run_script(EXAMPLES / "rl_loop.py", *options)
 
 
 @pytest.mark.parametrize("device, memory, route", [

@@ -1,6 +1,5 @@
 """record_layout: what strew fills, through a real broker, is what the loader fills."""
 
-
 import pytest
 
 torch = pytest.importorskip("torch")

@@ -1,6 +1,5 @@
 """The loader route: what an engine derives or repacks is right after an update, or is refused."""
 
-
 import pytest
 
 torch = pytest.importorskip("torch")
