@@ -82,6 +82,7 @@ def trainer_rank(rank, port, folder, arrived, steps, gather):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port), STREW_SOCKET=str(folder / "s"))
     torch.set_num_threads(1)
+    distributed.init_process_group("gloo")  # a machine with a GPU would take NCCL for barrier()
     mesh = init_device_mesh("cpu", (RANKS,))
     torch.manual_seed(0)
     model = make_model()
