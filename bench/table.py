@@ -173,6 +173,13 @@ def memory(text: str, most_mib: float | None) -> Figure:
                   "shadows included", None if most_mib is None else ("<=", most_mib), " MiB")
 
 
+def memory_away(text: str, most_mib: float) -> Figure:
+    """Device memory of a broker on a worker's GPU that is not the trainer's."""
+    name = "device memory taken by brokers on another GPU than the trainer's"
+    return Figure(text, lambda runs: runs[0][name]["number"], lambda _: "taken there in all",
+                  ("<=", most_mib), " MiB")
+
+
 def rate(runs: list[dict], load: str, phase: str) -> float:
     """GB/s of the updates beside an engine."""
     return runs[0][f"{load}, {phase}: bytes updated"]["value"]["median"] / 1e9
@@ -282,11 +289,14 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
             [first_over_second("two brokers, Llama-3.1-8B: with hashes ÷ without", None)]),
         Row("node-llama", [["update", *NODE2, *LLAMA, "--samples", "15"]],
             [ratio("update", "one broker, workers on both GPUs, Llama: link ÷ update", 0.95),
-             memory("device memory of a broker with a context", 600)]),
+             memory("device memory of a broker with a context", 600),
+             memory_away("… on a GPU where its only business is workers", 0)]),
         Row("node-qwen", [["update", *NODE2, *QWEN, "--layers", "24"]],
             [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.92)]),
         Row("host", [["update", "--path", "host", *NODE2, *LLAMA, "--layers", "16"]],
-            [ratio("update", "pinned host memory → TP = 2: PCIe ÷ update", 0.90)]),
+            [ratio("update", "pinned host memory → TP = 2: PCIe ÷ update", 0.90),
+             memory_away("device memory of a broker where it feeds workers from host memory",
+                         600)]),
         Row("pause", [["update", *WIRE2, *staged]],
             [pause("pause of a held gate ÷ (1.3 raw copies + 1 ms)")]),
         Row("4k", [["update", *WIRE2, "--cut", "1", "--bytes", "4K", "--samples", "100"]],

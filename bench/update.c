@@ -48,6 +48,7 @@ struct update {
 				one */
 	struct brokers brokers;
 	struct scene scene;
+	struct child *away; /* a worker on another GPU than the trainer's; NULL: there is none */
 	struct child nccl[2];
 	struct part nccl_parts[2];
 	struct compared compared;
@@ -193,6 +194,13 @@ static void measure(struct update *update, bool last)
 	}
 }
 
+/* Device memory free on the trainer's GPU and on another one, if there is a worker. */
+static void ask_free(struct update *update, uint64_t ret_bytes[2])
+{
+	ret_bytes[0] = scene_ask_number(&update->scene.trainer, PART_FREE, 0);
+	ret_bytes[1] = update->away ? scene_ask_number(update->away, PART_FREE, 0) : 0;
+}
+
 /* What brokers took of the trainer's GPU, and how much of it each has for itself: context, module,
  * communicator, plans. Slots are there where there is a wire, and a context where slots or shadows
  * are. */
@@ -230,7 +238,7 @@ static void set_up(struct update *update)
 		.pinned_shadows = strcmp(update->shadow, "host") == 0};
 	struct published published;
 	struct joined workers, trainer;
-	uint64_t before, after;
+	uint64_t before[2], after[2];
 
 	brokers_prepare(&update->brokers, options.two);
 	update->scene.brokers = &update->brokers;
@@ -246,17 +254,22 @@ static void set_up(struct update *update)
 	if (update->nccl[0].pid) {
 		broadcast(update, MIN(update->shapes.bytes, nccl_pieces[2]), nccl_pieces[2]);
 	}
-	before = scene_ask_number(&update->scene.trainer, PART_FREE, 0);
+	ask_free(update, before);
 	brokers_start(&update->brokers, &options);
 	scene_join(&update->scene, &workers, &trainer);
 	scene_publish(&update->scene, &published);
-	after = scene_ask_number(&update->scene.trainer, PART_FREE, 0);
+	ask_free(update, after);
 	report_number(update->report, "describing, slowest worker", "s", workers.describe_s);
 	report_number(update->report, "registering, slowest worker", "s", workers.register_s);
 	report_number(update->report, "describing, trainer", "s", trainer.describe_s);
 	report_number(update->report, "sealing, trainer", "s", trainer.register_s);
 	report_number(update->report, "first update, plans made in it", "s", published.host_s);
-	report_memory(update, before - MIN(before, after));
+	report_memory(update, before[0] - MIN(before[0], after[0]));
+	if (update->away) {
+		report_number(update->report,
+			"device memory taken by brokers on another GPU than the trainer's", "MiB",
+			(double)(before[1] - MIN(before[1], after[1])) / 1048576);
+	}
 	for (int i = 0; i < WARM; i++) {
 		scene_publish(&update->scene, &published);
 	}
@@ -386,6 +399,8 @@ static void describe(struct update *update)
 		add_to_link(update, rank, shapes.worker_bytes);
 		if (bench_same_gpu(scene_device(&update->scene, rank), update->options.device)) {
 			update->home_workers += shapes.worker_bytes;
+		} else {
+			update->away = &update->scene.workers[rank];
 		}
 		shapes_finish(&shapes);
 	}

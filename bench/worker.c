@@ -93,7 +93,7 @@ static void answer(void *data, struct letter *letter)
 {
 	struct worker *worker = data;
 	struct compared compared;
-	uint64_t seed;
+	uint64_t seed, free_bytes;
 
 	memcpy(&seed, letter->bytes, sizeof(seed));
 	switch (letter->what) {
@@ -110,6 +110,10 @@ static void answer(void *data, struct letter *letter)
 		break;
 	case PART_PAUSE:
 		letter_put(letter, &worker->pause_s, sizeof(worker->pause_s));
+		break;
+	case PART_FREE:
+		free_bytes = memory_free(worker->memory);
+		letter_put(letter, &free_bytes, sizeof(free_bytes));
 		break;
 	default:
 		letter->rc = -EINVAL;

@@ -129,6 +129,8 @@ def test_update_on_gpus(stage):
         assert ("kernel over all pieces" in figures) == alone, options
         over = figures.get("bytes over the wire", {"number": 0})["number"]
         assert (over >= update["bytes"]) == ("wire" in options), options
+        assert ("device memory taken by brokers on another GPU than the trainer's" in figures) == \
+            ("0,1" in options), options
 
 
 def test_pause_from_the_host(stage):
