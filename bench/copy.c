@@ -9,31 +9,28 @@
 static const char help[] =
 	"Usage: strew-bench copy [options]\n"
 	"\n"
-	"Two processes export memory, a third imports and copies it, as a broker does: within a "
-	"GPU,\n"
-	"to and from a peer, from host memory; by copy engine in one call, in many, and in a "
-	"batch\n"
-	"by one call (from CUDA 12.8 on), and by strew's executor; contiguous and in rows; issued "
-	"on the source's GPU and on the "
-	"target's.\n"
+	"Two processes export memory, a third imports and copies it, as a broker does: within a\n"
+	"GPU, to and from a peer, from host memory; by copy engine in one call, in many, and in a\n"
+	"batch by one call (from CUDA 12.8 on), and by strew's executor; contiguous and in rows;\n"
+	"issued on the source's GPU, on the target's, and on the one that is neither.\n"
 	"Each figure stands beside one plain copy of as many bytes within the third process.\n"
 	"Every byte of one copy of each kind and length is compared, into memory that was\n"
 	"poisoned before, and what lies around it.\n"
 	"\n"
-	"  --peer GPU         copies to and from this one too (default: none)\n"
+	"  --peer GPU         copies to, from and within this one too (default: none)\n"
 	"  --least SIZE       the shortest (default 4K); each next is four times as long\n"
 	"  --most SIZE        the longest (default 1G)\n"
 	"  --row SIZE         of a row, at a pitch of twice that (default 768)\n"
 	"  --plot FILE        an SVG of rates by length\n" BENCH_OPTIONS_HELP;
 
-#define PATHS_MAX 4
+#define PATHS_MAX 7
 #define ANSWER_S 120
 #define AROUND_BYTES (1u << 20) /* looked at behind a copy */
 
-/* From where to where. */
+/* From where to where; by whom, if by neither. */
 struct path {
 	const char *name;
-	const char *source, *target;
+	const char *source, *target, *issuer;
 	bool on_host, two_gpus;
 };
 
@@ -74,6 +71,7 @@ static void start(struct copy_bench *bench, const struct path *path, struct play
 	*play = (struct play){.mover = {.kind = bench->kind,
 				      .source = path->source,
 				      .target = path->target,
+				      .issuer = path->issuer,
 				      .on_host = path->on_host,
 				      .len_bytes = bench->most_bytes,
 				      .row_bytes = bench->row_bytes}};
@@ -253,7 +251,17 @@ static void measure_all(struct copy_bench *bench)
 		{.name = "from the peer",
 			.source = bench->peer,
 			.target = device,
-			.two_gpus = true}};
+			.two_gpus = true},
+		{.name = "within the peer", .source = bench->peer, .target = bench->peer},
+		/* These cross the link twice. */
+		{.name = "within the GPU, by the peer",
+			.source = device,
+			.target = device,
+			.issuer = bench->peer},
+		{.name = "within the peer, by the GPU",
+			.source = bench->peer,
+			.target = bench->peer,
+			.issuer = bench_gpu(device)}};
 
 	for (size_t i = 0; i < PATHS_MAX; i++) {
 		bool there = i == 0 || (bench->kind == GPU_CUDA && (i == 1 || bench->peer));

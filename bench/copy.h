@@ -32,6 +32,7 @@ struct copy_owner {
 struct copy_mover {
 	enum gpu_kind kind;
 	const char *source, *target; /* GPUs; source NULL with on_host: host memory */
+	const char *issuer;	     /* instead of the source's GPU; or NULL */
 	bool on_host;
 	uint64_t len_bytes, row_bytes;
 	uint64_t seed;
@@ -58,7 +59,8 @@ struct copy_handle {
 
 struct copy_run {
 	uint32_t method;
-	bool by_target; /* issued by a context on the target's GPU */
+	bool by_target; /* issued by a context on the target's GPU, else on the source's or the
+			   part's issuer */
 	bool once;	/* one copy, for its bytes; else as many as a timing wants */
 	uint64_t len_bytes;
 };

@@ -39,7 +39,7 @@ struct mover {
 	const struct copy_mover *part;
 	struct gpu *gpu;
 	struct issuer
-		issuers[2]; /* on the source's GPU, on the target's; the first may be unused */
+		issuers[2]; /* on the source's GPU or the part's issuer, and on the target's */
 	struct gpu_memory *own[2];
 	unsigned taken; /* handles */
 };
@@ -65,22 +65,23 @@ static void open_issuer(struct mover *mover, const char *device, struct issuer *
 	}
 }
 
-/* The source's GPU is the target's where the source is host memory. */
+/* Out of host memory the target's GPU issues, unless the part names another. */
 static void prepare(struct mover *mover)
 {
 	const struct copy_mover *part = mover->part;
+	const char *first = part->on_host ? part->target : part->source;
+	struct gpu_device *home;
 	struct error err = {0};
 
 	must(gpu_open(part->kind, &mover->gpu, &err), "the backend", &err);
 	if (part->kind == GPU_CUDA) {
 		must(bench_driver_load(&err), "the driver", &err);
 	}
-	open_issuer(mover, part->on_host ? part->target : part->source, &mover->issuers[0]);
+	open_issuer(mover, part->issuer ? part->issuer : first, &mover->issuers[0]);
 	open_issuer(mover, part->target, &mover->issuers[1]);
-	must(part->on_host ? gpu_alloc_pinned(mover->issuers[0].device, part->len_bytes,
-				     &mover->own[0], &err)
-			   : gpu_alloc(mover->issuers[0].device, part->len_bytes, &mover->own[0],
-				     &err),
+	home = mover->issuers[part->issuer != NULL].device;
+	must(part->on_host ? gpu_alloc_pinned(home, part->len_bytes, &mover->own[0], &err)
+			   : gpu_alloc(home, part->len_bytes, &mover->own[0], &err),
 		"memory for plain copies", &err);
 	must(gpu_alloc(mover->issuers[1].device, part->len_bytes, &mover->own[1], &err),
 		"memory for plain copies", &err);
@@ -293,7 +294,9 @@ static unsigned how_many(const struct copy_run *run)
 
 static double answer_run(struct mover *mover, const struct copy_run *run, bool raw)
 {
-	struct issuer *issuer = &mover->issuers[run->by_target];
+	/* Plain copies stay with their own GPU. */
+	struct issuer *issuer =
+		&mover->issuers[run->by_target || (raw && mover->part->issuer != NULL)];
 
 	if (!raw && (run->method == COPY_KERNEL || run->method == COPY_ROWS_KERNEL)) {
 		compile(mover, issuer, run);

@@ -176,14 +176,16 @@ def test_update_by_engines_and_kernel(stage):
 
 
 def test_copy_on_gpus(stage):
-    """Every way, to the peer too, and by either issuer."""
+    """Every way, within and between two GPUs, by either issuer."""
     on_gpus(stage, 2)
     _, figures = bench(stage, "copy", "--device", 0, "--peer", 1, "--least", "4K", "--most", "200K",
                        "--samples", 5)
     assert figures["bytes wrong"]["number"] == 0
-    for place in ("within the GPU", "to the peer, by its source", "host to GPU"):
-        assert [name for name in figures if place in name], (place, list(figures))
-        batch = [figure for name, figure in figures.items() if place in name and "a batch" in name]
+    for place in ("within the GPU", "to the peer, by its source", "to the peer, by its target",
+                  "from the peer, by its source", "from the peer, by its target", "host to GPU",
+                  "within the peer", "within the GPU, by the peer", "within the peer, by the GPU"):
+        batch = [figure for name, figure in figures.items()
+                 if name.startswith(f"{place}, engine, 64 KiB, a batch")]
         assert len(batch) == 4 and all(figure["ratio"] > 0 for figure in batch), (place, batch)
 
 
