@@ -61,6 +61,8 @@ static int agent_open(const struct strew_agent_options *options, struct strew_ag
 		return error_set(err, -ENOMEM, "no memory for an agent");
 	}
 	layout_init(&agent->layout);
+	agent->check = options->check;
+	agent->check_data = options->check_data;
 	rc = check_options(options, &agent->reg, err);
 	if (rc) {
 		goto free_agent;
@@ -190,8 +192,8 @@ static int agent_piece(struct strew_agent *agent, const struct strew_piece *said
 	return rc ? rc : layout_add_piece(&agent->layout, &piece, err);
 }
 
-static int note_layout(
-	struct strew_agent *agent, uint32_t refused, enum strew_proof proof, struct error *err)
+static int note_layout(struct strew_agent *agent, uint32_t loader, uint32_t refused,
+	enum strew_proof proof, struct error *err)
 {
 	if (proof != STREW_UNPROVED && proof != STREW_PROVED) {
 		return error_set(err, -EINVAL, "proof %d", (int)proof);
@@ -199,12 +201,14 @@ static int note_layout(
 	if (agent->stage != WORKER_DECLARING) {
 		return error_set(err, -EINVAL, "layouts are described before register");
 	}
+	agent->reg.loader = loader;
 	agent->reg.refused = refused;
 	agent->reg.proof = proof;
 	return 0;
 }
 
-int strew_agent_note_layout(struct strew_agent *agent, uint32_t refused, enum strew_proof proof)
+int strew_agent_note_layout(
+	struct strew_agent *agent, uint32_t loader, uint32_t refused, enum strew_proof proof)
 {
 	struct error err = {0};
 	int rc;
@@ -214,7 +218,7 @@ int strew_agent_note_layout(struct strew_agent *agent, uint32_t refused, enum st
 	}
 	rc = agent_session_enter(&agent->session, &err);
 	if (rc == 0) {
-		rc = note_layout(agent, refused, proof, &err);
+		rc = note_layout(agent, loader, refused, proof, &err);
 		agent_session_leave(&agent->session);
 	}
 	return public_return(rc, &err);

@@ -30,6 +30,8 @@ struct strew_agent {
 	const void **data; /* of each parameter; NULL where there are no bytes */
 	size_t cap_data;
 	struct export_set *set;
+	int (*check)(void *data, char *ret_text, size_t text_bytes); /* the user's, or NULL */
+	void *check_data;
 	struct export_page *words;
 	struct agent_request request; /* register, then withdraw */
 	struct agent_request resume;

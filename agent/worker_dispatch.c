@@ -166,6 +166,19 @@ static int answer(struct strew_agent *agent, enum message_type type, uint64_t up
 	return rc == -ECONNRESET ? 0 : rc;
 }
 
+/* Is the memory what was registered, and what the engine uses? */
+static int verify(const struct strew_agent *agent, struct error *found)
+{
+	char text[sizeof(found->text)] = "";
+	int rc = export_verify(agent->set, found);
+
+	if (rc || !agent->check || !agent->check(agent->check_data, text, sizeof(text))) {
+		return rc;
+	}
+	text[sizeof(text) - 1] = '\0';
+	return error_set(found, -ESTALE, "%s", text[0] ? text : "its engine refuses the update");
+}
+
 static int on_check(struct strew_agent *agent, const struct msg_check *check, struct error *err)
 {
 	struct error found = {0};
@@ -173,7 +186,7 @@ static int on_check(struct strew_agent *agent, const struct msg_check *check, st
 
 	agent->pending = registered(agent);
 	agent->update = agent->pending ? check->update : agent->update;
-	rc = export_verify(agent->set, &found);
+	rc = verify(agent, &found);
 	return answer(agent, MSG_CHECKED, check->update, rc, &found, err);
 }
 

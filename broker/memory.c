@@ -149,8 +149,9 @@ struct worker_routes worker_routes(const struct worker *worker)
 		const struct parameter *parameter = &worker->layout.parameters[i];
 
 		if (strncmp(parameter->name, LOADER_PREFIX, strlen(LOADER_PREFIX)) == 0) {
-			routes.loader++;
-		} else if (in_twin(worker, parameter)) {
+			continue; /* it feeds what the worker counts itself */
+		}
+		if (in_twin(worker, parameter)) {
 			routes.pull++;
 		} else {
 			routes.raw++;

@@ -62,10 +62,10 @@ uint64_t exports_bytes(const struct exports *exports);
 
 /* Parameters that lie in twins: their worker copies them to where they belong. */
 uint64_t worker_pulled(const struct worker *worker);
-/* All of its parameters by their route: those that feed its engine's own loader, else those in
- * twins, else the rest. */
+/* Its parameters by their route: those in twins, and the rest. What feeds its engine's own loader
+ * is left out: how many that fills the worker says itself. */
 struct worker_routes {
-	uint64_t raw, pull, loader;
+	uint64_t raw, pull;
 };
 struct worker_routes worker_routes(const struct worker *worker);
 

@@ -10,6 +10,7 @@
 /* Of a worker: its group is proved where all are. */
 static void note_layout(const struct msg_register *reg, bool first, struct status_group *said)
 {
+	said->loader += reg->loader;
 	said->refused += reg->refused;
 	said->proof = first ? reg->proof : MIN(said->proof, reg->proof);
 }
@@ -40,7 +41,6 @@ static void fill_group(struct server *server, const struct team *team, struct st
 			said->shadow += client->session.worker->shadow_bytes;
 			said->raw += routes.raw;
 			said->pull += routes.pull;
-			said->loader += routes.loader;
 			note_layout(&client->session.reg, first, said);
 			first = false;
 		}

@@ -95,6 +95,7 @@ static const struct field register__fields[] = {
 	U64("version", msg_register, version),
 	U64("update", msg_register, update),
 	RANGE("holds", msg_register, holds, HOLDS_ALL, HOLDS_UNKNOWN),
+	U32("loader", msg_register, loader),
 	U32("refused", msg_register, refused),
 	RANGE("proof", msg_register, proof, 0, STREW_PROVED),
 };

@@ -157,8 +157,9 @@ struct msg_register {
 	uint64_t version;
 	uint64_t update; /* serial of the last update that it has heard of, 0: none */
 	uint32_t holds;	 /* enum memory_holds: how much of that is in the memory */
-	/* For status: parameters of the engine that are left out, and enum strew_proof. */
-	uint32_t refused, proof;
+	/* For status: parameters that the engine's own loader fills, those that are left out, and
+	 * enum strew_proof. */
+	uint32_t loader, refused, proof;
 };
 
 struct msg_allocation {
@@ -299,7 +300,7 @@ struct status_group {
 	uint32_t replica, part, members, present;
 	uint32_t gate, apply, state;
 	uint64_t version, bytes, shadow;
-	uint64_t raw, pull, loader; /* parameters by route … */
+	uint64_t raw, pull, loader; /* parameters by route, without what feeds a loader … */
 	uint64_t refused;	    /* … and those that workers have left out */
 	uint32_t proof;		    /* enum strew_proof: the least of its workers' */
 };

@@ -31,6 +31,16 @@ struct strew_agent_options {
 	int partial;		/* accept updates that leave parameters uncovered */
 	int serve_thread;	/* answer the broker from a thread of the library's own */
 	int timeout_ms;		/* deadline of each call that waits for the broker; 0: 30,000 */
+	/*
+	 * Asked before each update, when nothing is written yet: does the engine still use the
+	 * memory that was registered? 0: yes. Else the update is refused for this worker's group,
+	 * with the sentence that it puts into `ret_text` (zero-terminated). Called by the thread
+	 * that hears the broker: one that is in a call of this library with this agent, or the
+	 * library's own (serve_thread). It must not call the library with this agent, and updates
+	 * wait for it. NULL: nobody is asked.
+	 */
+	int (*check)(void *data, char *ret_text, size_t text_bytes);
+	void *check_data;
 };
 
 /*
@@ -41,8 +51,8 @@ struct strew_agent_options {
  * lies at data + sum(i_k * stride[k]) elements. ndim 0 is a single element.
  */
 struct strew_parameter {
-	/* For messages; unique within the agent. `strew status` counts what begins with "loader:"
-	 * as tensors that feed the engine's own loader. */
+	/* For messages; unique within the agent. What begins with "loader:" is a tensor that feeds
+	 * the engine's own loader: `strew status` counts no such parameter. */
 	const char *name;
 	void *data;
 	enum strew_dtype dtype;
@@ -122,11 +132,11 @@ STREW_API int strew_agent_piece(struct strew_agent *agent, const struct strew_pi
 
 /*
  * What `strew status` is to say of the layout: how many of the engine's
- * parameters are left out of it, and whether it was proved. Before
- * strew_agent_register(); without it, 0 and "-". -EINVAL.
+ * parameters its own loader fills, how many are left out, and whether it was
+ * proved. Before strew_agent_register(); without it, 0, 0 and "-". -EINVAL.
  */
 STREW_API int strew_agent_note_layout(
-	struct strew_agent *agent, uint32_t refused, enum strew_proof proof);
+	struct strew_agent *agent, uint32_t loader, uint32_t refused, enum strew_proof proof);
 
 /*
  * Exports the memory and registers with the broker, which has then mapped it.

@@ -9,13 +9,14 @@ import errno
 import os
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
-from ._lib import MAX_DIMS, Closing, Handle, lib, peek, to_ms
+from ._lib import CHECK, MAX_DIMS, Closing, Handle, close_before_exit, lib, peek, to_ms
 from ._tensors import OneGpu, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 from ._watch import Watch
@@ -79,11 +80,18 @@ class Agent(Closing):
             raise InvalidArgument(errno.EINVAL, "gate is held or live, apply is staged or direct")
         self.gate = gate
         self._partial = partial
+        self._found: BaseException | None = None  # by the look before an update, if it refused it
+        me = weakref.ref(self)
+
+        def check(_: int, text: int, length: int) -> int:
+            agent = me()
+            return 0 if agent is None else agent._look(text, length)
+        self._check = CHECK(check)
         options = _lib.AgentOptions(
             socket=None if socket is None else os.fsencode(socket), model=model.encode(),
             replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
             apply=_APPLIES[apply], partial=int(partial), serve_thread=int(gate == "live"),
-            timeout_ms=to_ms(timeout, "Agent"))
+            timeout_ms=to_ms(timeout, "Agent"), check=self._check)
         self._described: Layout | None = None  # what register() has declared
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
@@ -93,6 +101,8 @@ class Agent(Closing):
         self._reloaders: list[Any] = []  # of layouts whose engine's loader runs after updates
         self._reloaded = 0  # the version that they have loaded
         self._handle.open(lib.strew_agent_open, options)
+        if gate == "live":
+            close_before_exit(self._handle)
 
     # Describing
 
@@ -100,8 +110,9 @@ class Agent(Closing):
         """Declares memory of this process under a name; returns its number for piece().
 
         The memory is borrowed from register() to withdraw() or close(), and must keep its address.
-        A `.data` that was replaced is found by ready(), which raises Moved; with a live gate by
-        wait(), and by poll() when it has an event: what came before was written to the old memory.
+        A `.data` that was replaced is found before the next update: its report names the parameter,
+        this worker's group has no part in it, and wait(), and poll() when it has an event, raise
+        Moved. So does ready(), with whatever has moved since.
         A parameter that was replaced by another object cannot be seen here, unless nobody but this
         agent holds its memory then; a layout of record_layout() looks into the module.
         """
@@ -166,7 +177,7 @@ class Agent(Closing):
                     self.piece(number, piece)
             if layout.reloader:
                 self._declare_feed(layout.reloader)
-            self._handle.call(lib.strew_agent_note_layout, len(layout.refused),
+            self._handle.call(lib.strew_agent_note_layout, len(layout.loader), len(layout.refused),
                               _PROVED if layout.proved else _UNPROVED)
             self._lookups.append(layout.moved)
             self._described = layout
@@ -192,13 +203,16 @@ class Agent(Closing):
             return None
         if self.gate == "live":
             self._check_addresses()
+        if self._found is not None:
+            raise self._found
         return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
                      said.text.decode(errors="replace"), bool(said.catching))
 
     def poll(self) -> Event | None:
         """Answers the broker without waiting; returns an event if there is one.
 
-        With a live gate Moved in its place if a parameter lies elsewhere by then; see declare().
+        Moved in its place if an update was refused because a parameter lies elsewhere, or, with a
+        live gate, if one does by then; see declare().
         """
         said = _lib.Event()
         return self._event(self._handle.call(lib.strew_agent_dispatch, ctypes.byref(said)), said)
@@ -206,7 +220,7 @@ class Agent(Closing):
     def wait(self, timeout: float | None = None) -> Event:
         """Waits for an event (seconds; None: for ever). Raises Timeout.
 
-        With a live gate Moved, before and after, if a parameter lies elsewhere; see declare().
+        Moved as of poll(); with a live gate at once, too, if a parameter lies elsewhere already.
         """
         if self.gate == "live":
             self._check_addresses()
@@ -303,19 +317,37 @@ class Agent(Closing):
                 event = self.wait(timeout)
         return event
 
-    def _check_addresses(self) -> None:
+    def _moved(self) -> Moved | None:
+        found = None
         for lookup in self._lookups:
             moved = lookup()
             if moved:
                 name, why = next(iter(moved.items()))
-                raise Moved(errno.ESTALE, f"parameter {name} {why} ({len(moved)} in all); close "
-                            "this agent and register with a new one")
+                found = name, why, len(moved)
+                break
+        name, why, count = found or self._watch.moved() or ("", "", 0)
+        return Moved(errno.ESTALE, f"parameter {name} {why} ({count} in all); close this agent and "
+                     "register with a new one") if count else None
+
+    def _check_addresses(self) -> None:
         self._handle.check_open()
-        found = self._watch.moved()
-        if found:
-            name, why, count = found
-            raise Moved(errno.ESTALE, f"parameter {name} {why} ({count} in all); close this agent "
-                        "and register with a new one")
+        moved = self._moved()
+        if moved is not None:
+            raise moved
+
+    def _look(self, text: int, length: int) -> int:
+        """Before each update, in the thread that hears the broker: 0, or why it cannot be."""
+        try:
+            self._found = moved = self._moved()
+            if moved is None:
+                return 0
+            why = moved.sentence
+        except BaseException as reason:  # pylint: disable=broad-except
+            # Ctrl-C too: nothing gets through the library from here.
+            self._found, why = reason, f"its engine could not look for its parameters: {reason!r}"
+        said = why.encode()[:length - 1] + b"\0"
+        ctypes.memmove(text, said, len(said))
+        return -errno.ESTALE
 
     @property
     def state(self) -> str:

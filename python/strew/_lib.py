@@ -7,6 +7,7 @@ compiled against Python's headers. What is called once for each tensor is filled
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import ctypes.util
@@ -35,10 +36,15 @@ c_u32, c_u64, c_int = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
 c_char_p, c_void_p = ctypes.c_char_p, ctypes.c_void_p
 
 
+# Is the memory still what the engine uses? (data, text, bytes of it) -> 0, or why not in text.
+CHECK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, ctypes.c_size_t)
+
+
 class AgentOptions(ctypes.Structure):
     _fields_ = [("socket", c_char_p), ("model", c_char_p), ("replica", c_u32), ("part", c_u32),
                 ("member", c_u32), ("members", c_u32), ("gate", c_int), ("apply", c_int),
-                ("partial", c_int), ("serve_thread", c_int), ("timeout_ms", c_int)]
+                ("partial", c_int), ("serve_thread", c_int), ("timeout_ms", c_int),
+                ("check", CHECK), ("check_data", c_void_p)]
 
 
 class TrainerOptions(ctypes.Structure):
@@ -99,7 +105,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "strew_agent_open": (c_int, [c_void_p, c_void_p]),
     "strew_agent_declare": (c_int, [c_void_p, c_void_p, c_void_p]),
     "strew_agent_piece": (c_int, [c_void_p, c_void_p]),
-    "strew_agent_note_layout": (c_int, [c_void_p, c_u32, c_int]),
+    "strew_agent_note_layout": (c_int, [c_void_p, c_u32, c_u32, c_int]),
     "strew_agent_register": (c_int, [c_void_p]),
     "strew_agent_reconnect": (c_int, [c_void_p, c_int]),
     "strew_agent_fd": (c_int, [c_void_p]),
@@ -452,6 +458,22 @@ class Handle:
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _kept: dict[threading.Event, Any] = {}  # by what is closing, until that is over
+
+
+_asking: weakref.WeakSet[Handle] = weakref.WeakSet()  # whose library's thread asks Python's code
+
+
+def close_before_exit(handle: Handle) -> None:
+    """A thread that wants the GIL of an interpreter that ends is ended, with the lock it has."""
+    _asking.add(handle)
+
+
+def _at_exit() -> None:
+    for handle in list(_asking):
+        handle.close_at_exit()
+
+
+atexit.register(_at_exit)
 
 
 def _after_fork() -> None:

@@ -1,12 +1,15 @@
 """Tensors that were given other memory after they were declared: publish() says so, by name."""
 
 import concurrent.futures
+import contextlib
 import gc
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -301,23 +304,92 @@ def test_a_parameter_declared_by_hand(broker, gate):
         agent.register()
         trainer.declare({"w": source})
         assert agent.poll() is None
-        if gate == "live":
-            assert trainer.publish(1).committed and agent.wait(20).kind == "done"
-            assert (parameter == 1).all()
-        parameter.data = torch.zeros(3)
+        take(agent, trainer, 1)
+        assert (parameter == 1).all()
+        memory, parameter.data = parameter.data, torch.zeros(3)
+        source.fill_(2)
         words = "parameter the.name has moved since it was declared"
-        if gate == "held":
-            with pytest.raises(strew.Moved, match=words), agent.paused():
-                pass
-            with pytest.raises(strew.Moved, match=words):
-                agent.reconnect()
-            return
         with pytest.raises(strew.Moved, match=words):
-            agent.wait(20)
-        assert trainer.publish(2).committed
+            agent.wait(20) if gate == "live" else agent.ready()
+        with pytest.raises(strew.Moved, match=words):
+            agent.reconnect()
+        # Found before the update is accepted: nothing is written, and its publisher reads the name.
+        begin = time.monotonic()
+        running = trainer.publish_async(2)
         with pytest.raises(strew.Moved, match=words):
             while agent.poll() is None:
                 pass
+        with pytest.raises(strew.NotCommitted, match=words):
+            running.report(20)
+        assert time.monotonic() - begin < 10
+        assert (memory == 1).all() and (parameter == 0).all()
+        assert agent.version == 1 and agent.peek() == ("CURRENT", 1)  # there is none newer
+        parameter.data = memory
+        take(agent, trainer, 3)
+        assert (parameter == 2).all() and agent.peek() == ("CURRENT", 3)
+
+
+def take(agent, trainer, version):
+    """An update, with either gate."""
+    running = trainer.publish_async(version)
+    while (event := agent.between_steps() if agent.gate == "held" else agent.poll()) is None:
+        pass
+    assert event.kind == "done" and running.report(20).committed
+
+
+@pytest.mark.parametrize("gate", ["held", "live"])
+def test_a_look_that_fails(broker, gate, monkeypatch):
+    """Whatever happens in the look before an update, Ctrl-C too, refuses it and is not lost."""
+    parameter = torch.zeros(3)
+    with strew.Agent("m", gate=gate, socket=broker.socket) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        agent.piece(agent.declare("p", parameter), whole("w", parameter))
+        agent.register()
+        trainer.declare({"w": torch.ones(3)})
+        with monkeypatch.context() as patch:
+            def interrupted():
+                raise KeyboardInterrupt
+            patch.setattr(agent, "_moved", interrupted)
+            running = trainer.publish_async(1)
+            with pytest.raises(KeyboardInterrupt):
+                while agent.poll() is None:
+                    pass
+            with pytest.raises(strew.NotCommitted, match=r"could not look .*: KeyboardInterrupt"):
+                running.report(20)
+        assert (parameter == 0).all()
+        take(agent, trainer, 2)
+        assert (parameter == 1).all()
+
+
+WORKER = """
+import sys, time, torch, strew
+from strew import Piece
+parameter = torch.zeros(3)
+agent = strew.Agent("m", gate="live", socket=sys.argv[1])
+agent.piece(agent.declare("p", parameter),
+            Piece("w", parameter.dtype, (3,), (3,), (0,), (3,), 0, (1,)))
+agent.register()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_an_engine_that_ends_without_closing(broker):
+    """In the middle of updates: the library's thread may be about to ask Python's code."""
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"w": torch.ones(3)})
+        version = 0
+        for seconds in (0.3, 0.31, 0.32):
+            begin = time.monotonic()
+            with subprocess.Popen([sys.executable, "-c", WORKER, broker.socket, str(seconds)],
+                                  stderr=subprocess.PIPE, text=True) as worker:
+                while worker.poll() is None:
+                    version += 1
+                    with contextlib.suppress(strew.NotCommitted):
+                        trainer.publish(version, timeout=20)
+                    if time.monotonic() - begin > 40:
+                        worker.kill()
+                assert not worker.stderr.read()
+            assert worker.returncode == 0
 
 
 def sharded():

@@ -82,7 +82,7 @@ def test_an_absorbed_latent_attention(broker):
             strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
         agent.register(layout)
         group, = broker.groups()
-        assert group["raw"] + group["pull"] == 3 and group["loader"] == 1, group
+        assert group["raw"] + group["pull"] == 3 and group["loader"] == 4, group
         assert group["refused"] == 0 and group["proof"] == "proved", group
         trainer.declare(sources)
         for version, only in ((1, ["kv_b", "q"]), (2, None), (3, ["o"])):

@@ -121,7 +121,8 @@ void fake_serve_register(struct fake *fake)
 	fake_registered(fake, STREW_GROUP_CURRENT, 1);
 }
 
-void fake_check(struct fake *fake, uint64_t update, uint64_t version, uint32_t expected_code)
+static void ask_check(
+	struct fake *fake, uint64_t update, uint64_t version, struct message *ret_message)
 {
 	struct message message;
 
@@ -129,8 +130,25 @@ void fake_check(struct fake *fake, uint64_t update, uint64_t version, uint32_t e
 	message.u.check.update = update;
 	message.u.check.version = version;
 	fake_send(fake, &message);
-	fake_expect(fake, MSG_CHECKED, &message);
-	EXPECT(message.u.checked.update == update);
+	fake_expect(fake, MSG_CHECKED, ret_message);
+	EXPECT(ret_message->u.checked.update == update);
+}
+
+void fake_check_says(struct fake *fake, uint64_t update, uint64_t version, const char *text)
+{
+	struct message message;
+
+	ask_check(fake, update, version, &message);
+	EXPECT(message.u.checked.code == WIRE_STALE_VERSION);
+	EXPECT(strcmp(message.u.checked.text, text) == 0);
+	message_finish(&message);
+}
+
+void fake_check(struct fake *fake, uint64_t update, uint64_t version, uint32_t expected_code)
+{
+	struct message message;
+
+	ask_check(fake, update, version, &message);
 	EXPECT(message.u.checked.code == expected_code);
 	EXPECT((message.u.checked.text[0] != '\0') == (expected_code != WIRE_OK));
 	message_finish(&message);

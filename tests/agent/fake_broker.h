@@ -62,6 +62,8 @@ void fake_take_share(struct fake *fake, enum message_type opening); /* up to and
 void fake_registered(struct fake *fake, enum strew_group_state state, uint64_t version);
 void fake_serve_register(struct fake *fake); /* take_share and registered, CURRENT version 1 */
 void fake_check(struct fake *fake, uint64_t update, uint64_t version, uint32_t expected_code);
+/* A check that is refused as stale, with this sentence. */
+void fake_check_says(struct fake *fake, uint64_t update, uint64_t version, const char *text);
 void fake_hold(struct fake *fake, uint64_t update, uint64_t version);
 void fake_done(struct fake *fake, uint64_t update, uint64_t version, enum strew_outcome outcome,
 	enum strew_group_state state);

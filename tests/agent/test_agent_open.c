@@ -222,10 +222,10 @@ static void test_declare(void **arg)
 	check_pieces(agent);
 	assert_int_equal(strew_agent_dispatch(agent, &event), 0);
 	assert_int_equal(strew_agent_ready(agent, NULL), -EINVAL);
-	assert_int_equal(strew_agent_note_layout(NULL, 0, STREW_PROVED), -EINVAL);
-	assert_int_equal(strew_agent_note_layout(agent, 0, (enum strew_proof)3), -EINVAL);
+	assert_int_equal(strew_agent_note_layout(NULL, 0, 0, STREW_PROVED), -EINVAL);
+	assert_int_equal(strew_agent_note_layout(agent, 0, 0, (enum strew_proof)3), -EINVAL);
 	assert_non_null(strstr(strew_error(), "proof 3"));
-	assert_int_equal(strew_agent_note_layout(agent, 2, STREW_UNPROVED), 0);
+	assert_int_equal(strew_agent_note_layout(agent, 3, 2, STREW_UNPROVED), 0);
 	strew_agent_close(agent);
 	strew_host_free(memory);
 	fake_stop(&fake);

@@ -27,7 +27,7 @@ static const struct {
 	{MSG_OK, "ok", "value"},
 	{MSG_REGISTER, "register",
 		"model replica part member members gate apply partial allocations state "
-		"version update holds refused proof"},
+		"version update holds loader refused proof"},
 	{MSG_ALLOCATION, "allocation",
 		"index kind base size buffer_id uuid ipc first_chunk chunks chunk_bytes"},
 	{MSG_PART, "part", "of number bytes"},
