@@ -127,7 +127,8 @@ class Report:
 
         From the broker's asking, once every rank's stream was done, to the last worker's last
         byte. It waits for the slowest engine to reach a step's end; the way of the last message
-        to an engine is not in it.
+        to an engine is not in it, nor what an engine's own loader takes behind that, where a
+        layout has parameters by the loader route.
         """
         return self.accept_s + self.move_s + self.commit_s
 
