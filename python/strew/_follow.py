@@ -115,6 +115,13 @@ def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
+def _is_list(index: Any) -> bool:
+    """A list of indices or an array of NumPy's, whose scalars are numbers."""
+    if isinstance(index, (list, range)):
+        return len(index) > 0
+    return hasattr(index, "__array_interface__") and getattr(index, "ndim", 0) > 0
+
+
 class IndicesStay(TorchFunctionMode):
     """Indices keep their values: torch would make them on the stand-ins' device, without data."""
 
@@ -122,8 +129,7 @@ class IndicesStay(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            index = tuple(torch.tensor(i) if isinstance(i, (list, range)) and len(i) else i
-                          for i in index)
+            index = tuple(torch.tensor(i) if _is_list(i) else i for i in index)
             args = (args[0], index, *args[2:])
         elif func in (torch.arange, torch.tensor) and \
                 torch.device(kwargs.get("device") or "cpu").type == "meta":
@@ -402,19 +408,30 @@ class Follower(TorchDispatchMode):
         self.copy(out.view(split), tensor.reshape([n for s in shape for n in (1, s)]))
         return out
 
-    # Indices are data of the loader's own: read them.
+    # Indices are data of the loader's own: read them. What torch would refuse is refused here too,
+    # as the stand-ins' own operations do not look at them.
 
-    def _numbers(self, index: torch.Tensor) -> list[int] | None:
+    def _numbers(self, index: torch.Tensor, length: int, masks: bool = True) -> list[int] | None:
+        """Places in a dimension of that length. masks: as t[index] has it, not index_select()."""
         if index.is_meta or self.tracked(index) or index.dim() != 1:
             return None
-        if index.dtype == torch.bool:
-            return [i for i, on in enumerate(index.tolist()) if on]
-        return list(index.tolist())
+        numbers = list(index.tolist())
+        if masks and index.dtype in (torch.bool, torch.uint8):
+            if len(numbers) != length:
+                raise IndexError(f"a mask of {len(numbers)} for a dimension of {length}")
+            return [i for i, on in enumerate(numbers) if on]
+        if index.dtype not in (torch.int64, torch.int32):
+            raise IndexError(f"an index of dtype {index.dtype}")
+        least = -length if masks else 0
+        wrong = next((i for i in numbers if not least <= i < length), None)
+        if wrong is not None:
+            raise IndexError(f"index {wrong} in a dimension of {length}")
+        return [i % length for i in numbers]
 
     def _gather(self, out: torch.Tensor, tensor: torch.Tensor, dim: int,
-                numbers: Iterable[int], put: bool = False) -> None:
+                numbers: list[int], put: bool = False) -> None:
         at = 0
-        for first, step, n in _runs([i % tensor.shape[dim] for i in numbers]):
+        for first, step, n in _runs(numbers):
             picked = tensor.narrow(dim, first, step * (n - 1) + 1)
             picked = picked[(slice(None),) * (dim % tensor.dim()) + (slice(None, None, step),)]
             line = out.narrow(dim, at, n)
@@ -426,7 +443,8 @@ class Follower(TorchDispatchMode):
 
     def _index_select(self, func: Any, tensor: torch.Tensor, dim: int,
                       index: torch.Tensor) -> Any:
-        numbers = self._numbers(index.reshape(-1))
+        length = tensor.shape[dim] if tensor.dim() else 1
+        numbers = self._numbers(index.reshape(-1), length, masks=False)
         if numbers is None:
             return self._other(func, tensor, dim, index)
         out = func(_meta(tensor), dim, torch.empty_like(index, device="meta"))
@@ -440,7 +458,7 @@ class Follower(TorchDispatchMode):
 
     def _index(self, func: Any, tensor: torch.Tensor, indices: list[Any]) -> Any:
         dim = self._one_index(indices)
-        numbers = None if dim is None else self._numbers(indices[dim])
+        numbers = None if dim is None else self._numbers(indices[dim], tensor.shape[dim])
         if dim is None or numbers is None:
             return self._other(func, tensor, indices)
         shape = list(tensor.shape)
@@ -452,7 +470,9 @@ class Follower(TorchDispatchMode):
     def _index_put(self, func: Any, tensor: torch.Tensor, indices: list[Any],
                    values: torch.Tensor, accumulate: bool = False) -> Any:
         dim = self._one_index(indices)
-        numbers = None if dim is None or accumulate else self._numbers(indices[dim])
+        numbers = None
+        if dim is not None and not accumulate:
+            numbers = self._numbers(indices[dim], tensor.shape[dim])
         if dim is None or numbers is None:
             return self._other(func, tensor, indices, values, accumulate)
         shape = list(tensor.shape)
@@ -462,7 +482,8 @@ class Follower(TorchDispatchMode):
 
     def _index_copy(self, func: Any, tensor: torch.Tensor, dim: int, index: torch.Tensor,
                     source: torch.Tensor) -> Any:
-        numbers = self._numbers(index.reshape(-1))
+        length = tensor.shape[dim] if tensor.dim() else 1
+        numbers = self._numbers(index.reshape(-1), length, masks=False)
         if numbers is None:
             return self._other(func, tensor, dim, index, source)
         self._gather(source, tensor, dim, numbers, put=True)

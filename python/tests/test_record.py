@@ -1,5 +1,6 @@
 """record_layout: what strew fills, through a real broker, is what the loader fills."""
 
+import numpy
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -86,8 +87,10 @@ def played(load, shape, described, dtype=torch.float32):
 
 
 F32 = torch.float32
+U8 = torch.uint8
 
 
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
 @pytest.mark.parametrize("load, shape, source", [
     (lambda p, n, t: p.data.copy_(t[::2].T), (5, 4), (8, 5)),
     (lambda p, n, t: p.data.view(-1).copy_(t.flatten()[3:15]), (3, 4), (4, 5)),
@@ -102,6 +105,12 @@ F32 = torch.float32
     (lambda p, n, t: p.data.index_copy_(0, torch.tensor([2, 0]), t), (3, 4), (2, 4)),
     (lambda p, n, t: p.data.__setitem__(torch.tensor([1, 3]), t), (4, 2), (2, 2)),
     (lambda p, n, t: p.data.copy_(t[torch.tensor([True, False, True])]), (2, 4), (3, 4)),
+    (lambda p, n, t: p.data.copy_(t[torch.ones(2, dtype=U8)]), (2, 4), (2, 4)),
+    (lambda p, n, t: p.data.copy_(t[:, torch.tensor([1, 0, 1], dtype=U8)]), (4, 2), (4, 3)),
+    (lambda p, n, t: p.data.copy_(t[numpy.array([0, 2, 1], "uint8")]), (2, 4), (3, 4)),
+    (lambda p, n, t: p.data.__setitem__(torch.tensor([1, 0, 1], dtype=U8), t), (3, 4), (2, 4)),
+    (lambda p, n, t: p.data.index_put_((torch.tensor([0, 1, 1], dtype=U8),), t), (3, 4), (2, 4)),
+    (lambda p, n, t: p.data.copy_(t[torch.tensor([-1, 0], dtype=torch.int32)]), (2, 4), (3, 4)),
     (lambda p, n, t: p.data.copy_(t.unfold(0, 2, 2).flatten(1)), (2, 6), (4, 3)),
     (lambda p, n, t: p.data.t().copy_(t), (4, 3), (3, 4)),
     (lambda p, n, t: (p.data.zero_(), p.data[1:].copy_(t)), (4, 3), (3, 3)),
@@ -128,6 +137,26 @@ def test_ways_to_load(load, shape, source):
 def test_what_is_refused_by_name(load, words):
     _, layout = one(load, (4, 6), {"t": (F32, (4, 6))})
     assert not layout.parameters and words in layout.refused["p"]
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+@pytest.mark.parametrize("load", [
+    lambda p, n, t: t[torch.ones(3, dtype=U8)],
+    lambda p, n, t: t[torch.tensor([True, False])],
+    lambda p, n, t: t[torch.tensor([0, 4])],
+    lambda p, n, t: t[torch.tensor([0, 1], dtype=torch.int8)],
+    lambda p, n, t: t.index_select(0, torch.ones(4, dtype=U8)),
+    lambda p, n, t: t.index_select(0, torch.tensor([-1])),
+    lambda p, n, t: p.data.__setitem__(torch.ones(2, dtype=U8), t[:2]),
+    lambda p, n, t: p.data.index_copy_(0, torch.tensor([0, -1]), t[:2]),
+    lambda p, n, t: p.data.index_copy_(0, torch.ones(2, dtype=U8), t[:2]),
+])
+def test_indices_that_torch_does_not_take(load):
+    """Neither does a loader that runs on stand-ins."""
+    with pytest.raises((IndexError, RuntimeError)):
+        load(nn.Parameter(torch.zeros(4, 6), requires_grad=False), "t", torch.ones(4, 6))
+    with pytest.raises(strew.NotShareable, match="tensor some.name"):
+        one(load, (4, 6), {"some.name": (F32, (4, 6))})
 
 
 @pytest.mark.parametrize("load", [
