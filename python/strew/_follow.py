@@ -234,6 +234,7 @@ class Follower(TorchDispatchMode):
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Each element of target becomes that of source; shapes are broadcast."""
+        signed = any(t.is_neg() or t.is_conj() for t in (target, source))
         source = source.expand(target.shape)
         block = self.block(target)
         origin = self.blocks.get(_key(source))
@@ -248,6 +249,10 @@ class Follower(TorchDispatchMode):
             return
         if origin is not None and origin.taint:
             self._taint(target, origin.taint)
+            return
+        if signed and origin is not None and origin.tracked:
+            self._taint(target, "it is copied through a view that negates or conjugates, near "
+                        f"tensor {self.at}")
             return
         try:
             self._copy(block, target, origin, source)

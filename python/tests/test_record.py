@@ -133,10 +133,21 @@ def test_ways_to_load(load, shape, source):
     (lambda p, n, t: p.data.copy_(t.view(torch.int32).float()), "dtype"),
     (lambda p, n, t: p.data.view(torch.int32).copy_(t.view(torch.int32)), "dtype"),
     (lambda p, n, t: torch.add(t, 1, out=p.data), "add"),
+    (lambda p, n, t: p.data.copy_(torch._neg_view(t)), "negates"),
+    (lambda p, n, t: torch._neg_view(p.data).copy_(t), "negates"),
+    (lambda p, n, t: p.data.copy_(torch._neg_view(t).clone()), "negates"),
+    (lambda p, n, t: p.data.copy_(torch.cat([torch._neg_view(t)[:2], t[2:]])), "negates"),
 ])
 def test_what_is_refused_by_name(load, words):
     _, layout = one(load, (4, 6), {"t": (F32, (4, 6))})
     assert not layout.parameters and words in layout.refused["p"]
+
+
+def test_complex_conjugates_are_refused():
+    """The memory of such a view has another sign than what the loader would write."""
+    c64 = torch.complex64
+    _, layout = one(lambda p, n, t: p.data.copy_(t.conj()), (4, 6), {"t": (c64, (4, 6))}, c64)
+    assert not layout.parameters and "conjugates" in layout.refused["p"]
 
 
 @pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
