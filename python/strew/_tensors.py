@@ -145,7 +145,12 @@ def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int) -> Described:
+def _read_only(name: str) -> NotShareable:
+    return NotShareable(errno.EROFS, f"tensor {name}: the array is read-only")
+
+
+def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int,
+                  writable: bool) -> Described:
     """__array_interface__ and __cuda_array_interface__, which differ in their name only."""
     typestr = said["typestr"]
     dtype = _TYPESTR.get(typestr[1:], 0)
@@ -156,6 +161,8 @@ def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int) -> Des
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: dtype {typestr} is not supported")
     if said.get("mask") is not None or said.get("data") is None:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a masked or dataless array")
+    if writable and said["data"][1]:
+        raise _read_only(name)
     shape = tuple(said["shape"])
     strides = said.get("strides")
     stride = _dense(shape) if strides is None else _elements(name, strides, SIZES[dtype])
@@ -206,14 +213,48 @@ class _DLTensor(ctypes.Structure):
                 ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64)]
 
 
-def _of_dlpack(name: str, value: Any) -> Described:
+class _DLVersioned(ctypes.Structure):
+    """What DLPack 1 hands out."""
+
+    _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32),
+                ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+                ("flags", ctypes.c_uint64), ("tensor", _DLTensor)]
+
+
+_DLPACK_READ_ONLY, _DLPACK_COPIED = 1, 2  # flags
+
+
+def _ask_dlpack(value: Any) -> Any:
+    """A capsule: of DLPack 1, which says what is read-only, where the object knows it."""
     try:
-        capsule = value.__dlpack__()
+        return value.__dlpack__(max_version=(1, 0))
+    except TypeError:
+        return value.__dlpack__()
+
+
+def _from_capsule(name: str, capsule: Any, writable: bool) -> _DLTensor:
+    pointer, is_valid = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_IsValid
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    is_valid.restype, is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+    if not is_valid(capsule, b"dltensor_versioned"):
+        return _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    versioned = _DLVersioned.from_address(pointer(capsule, b"dltensor_versioned"))
+    if versioned.major != 1:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack {versioned.major} is not "
+                           "supported")
+    if versioned.flags & _DLPACK_COPIED:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack gives a copy of it")
+    if writable and versioned.flags & _DLPACK_READ_ONLY:
+        raise _read_only(name)
+    return versioned.tensor
+
+
+def _of_dlpack(name: str, value: Any, writable: bool) -> Described:
+    try:
+        capsule = _ask_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as reason:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack: {reason}") from reason
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    tensor = _from_capsule(name, capsule, writable)
     dtype = _DLPACK.get((tensor.code, tensor.bits), 0) if tensor.lanes == 1 else 0
     if not dtype:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack type code {tensor.code}, "
@@ -258,18 +299,16 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
             return described
     elif hasattr(value, "__cuda_array_interface__"):
         said = value.__cuda_array_interface__
-        described = _of_interface(name, value, said, 0)
+        described = _of_interface(name, value, said, 0, writable)
         stream_of(name, said)
         gpu = _gpu_of(name, described.data)
         if gpu:
             described = described._replace(cuda=gpu)
     elif hasattr(value, "__array_interface__"):
         said = value.__array_interface__
-        if writable and said["data"][1]:
-            raise NotShareable(errno.EROFS, f"tensor {name}: the array is read-only")
-        described = _of_interface(name, value, said, -1)
+        described = _of_interface(name, value, said, -1, writable)
     elif hasattr(value, "__dlpack__"):
-        described = _of_dlpack(name, value)
+        described = _of_dlpack(name, value, writable)
     else:
         raise InvalidArgument(errno.EINVAL, f"tensor {name}: a {type(value).__name__} is neither a "
                               "torch tensor nor an array (DLPack, __cuda_array_interface__, "

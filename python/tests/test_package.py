@@ -178,6 +178,42 @@ def test_every_protocol_describes_the_same():
     assert describe("a", torch.from_numpy(array))[:5] == want[:5]
 
 
+class OldDlpack(Dlpack):
+    """As DLPack was before it had versions."""
+
+    def __dlpack__(self, stream=None):
+        return self._array.__dlpack__()
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+READ_ONLY = read_only(numpy.zeros((3, 4), "float32"))
+
+
+@pytest.mark.parametrize("array", [
+    READ_ONLY, Dlpack(READ_ONLY),
+    CudaInterface(shape=(3, 4), typestr="<f4", data=(0, True)),
+    CudaInterface(shape=(0,), typestr="<f4", data=(0, True)),
+])
+def test_arrays_that_are_read_only(array):
+    """A trainer may read them; no parameter may lie there."""
+    assert describe("the.name", array).dtype == 1
+    with pytest.raises(strew.NotShareable, match="tensor the.name: the array is read-only") as got:
+        describe("the.name", array, writable=True)
+    assert got.value.code == errno.EROFS
+
+
+def test_dlpack_of_both_kinds():
+    array = numpy.zeros((6, 8), "int16")[::2, 1:7]
+    for kind in (Dlpack, OldDlpack):
+        assert describe("a", kind(array), writable=True)[:5] == describe("a", array)[:5]
+    with pytest.raises(strew.NotShareable, match="the.name: DLPack: .*readonly"):
+        describe("the.name", OldDlpack(READ_ONLY))  # it has no way to say so
+
+
 @pytest.mark.parametrize("array, words", [
     (numpy.broadcast_to(numpy.float32(1), (4, 4)), "overlaps"),
     (numpy.lib.stride_tricks.as_strided(numpy.zeros(9), (4, 4), (8, 8)), "overlaps"),
