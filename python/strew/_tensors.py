@@ -270,12 +270,48 @@ def _of_dlpack(name: str, value: Any, writable: bool) -> Described:
                      (value, capsule))
 
 
+_MEETINGS_MAX = 100_000  # differences of indices that are looked at
+
+
+def _meets_itself(dims: list[tuple[int, int]]) -> bool | None:
+    """True if two indices of (stride, length) dimensions are one element; None: it takes too long.
+
+    They are if the strides, each times less than its length, either way, can add up to 0.
+    """
+    if any(step == 0 for step, _ in dims):
+        return True
+    dims = sorted(dims, reverse=True)
+    reaches = [sum(step * (length - 1) for step, length in dims[k + 1:])
+               for k in range(len(dims))]
+    todo, seen = [(0, 0, False)], 0  # dimension, sum so far, whether the indices differ by now
+    while todo:
+        at, total, differ = todo.pop()
+        if at == len(dims):
+            if total == 0 and differ:
+                return True
+            continue
+        step, length = dims[at]
+        # Only as far as what is left can bring it back to 0.
+        low = max(1 - length, -((total + reaches[at]) // step))
+        high = min(length - 1, (reaches[at] - total) // step)
+        seen += max(0, high - low + 1)
+        if seen > _MEETINGS_MAX:
+            return None
+        todo += [(at + 1, total + i * step, differ or i != 0) for i in range(low, high + 1)]
+    return False
+
+
 def _check_strides(name: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
-    """No element twice. Returns strides of which those of single-element dimensions are dense."""
+    """No element twice, and each dimension steps over all of the smaller ones, which libstrew
+    wants. Returns strides of which those of single-element dimensions are dense."""
     reach = 1
-    for step, length in sorted((s, n) for s, n in zip(stride, shape) if n != 1):
-        if step < reach and length > 0:
-            what = "runs backwards" if step < 0 else "overlaps itself"
+    dims = sorted((s, n) for s, n in zip(stride, shape) if n != 1)
+    for step, length in dims:
+        if step < reach:
+            meets = step >= 0 and _meets_itself(dims)
+            what = ("runs backwards" if step < 0 else "overlaps itself" if meets else
+                    "is interleaved: its dimensions do not lie within each other, which strew does "
+                    "not support" if meets is False else "overlaps itself or is interleaved")
             raise NotShareable(errno.ENOTSUP, f"tensor {name}: shape {shape} with strides {stride} "
                                f"{what}")
         reach += step * (length - 1)

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -217,6 +218,8 @@ def test_dlpack_of_both_kinds():
 @pytest.mark.parametrize("array, words", [
     (numpy.broadcast_to(numpy.float32(1), (4, 4)), "overlaps"),
     (numpy.lib.stride_tricks.as_strided(numpy.zeros(9), (4, 4), (8, 8)), "overlaps"),
+    (numpy.lib.stride_tricks.as_strided(numpy.zeros(16), (2, 3), (24, 16)), "is interleaved"),
+    (numpy.lib.stride_tricks.as_strided(numpy.zeros(16), (3, 4), (24, 16)), "overlaps itself"),
     (numpy.zeros(4)[::-1], "backwards"),
     (numpy.zeros(4, "complex64"), "not supported"),
     (numpy.zeros(4, ">f4"), "not supported"),
@@ -228,6 +231,29 @@ def test_arrays_that_are_refused(array, words):
     with pytest.raises(strew.Error, match=words) as caught:
         describe("the.name", array)
     assert "the.name" in caught.value.sentence and caught.value.code
+
+
+def test_overlapping_and_interleaved_strides():
+    """Which of both is said is what counting the elements says."""
+    rng = random.Random(20261130)
+    said = set()
+    for _ in range(400):
+        shape = [rng.randint(1, 5) for _ in range(rng.randint(1, 4))]
+        stride = [rng.randint(0, 24) for _ in shape]
+        places = [sum(i * s for i, s in zip(index, stride)) for index in numpy.ndindex(*shape)]
+        distinct = len(set(places)) == len(places)
+        array = numpy.lib.stride_tricks.as_strided(numpy.zeros(400, "int8"), shape, stride)
+        try:
+            describe("a", array)
+            assert distinct
+        except strew.NotShareable as reason:
+            assert ("overlaps itself" if not distinct else "is interleaved") in reason.sentence
+            said.add(distinct)
+    assert said == {True, False}
+    wide = numpy.lib.stride_tricks.as_strided(
+        numpy.zeros(1, "int8"), (1 << 20,) * 3, (1000003, 1000033, 999983))
+    with pytest.raises(strew.NotShareable, match="overlaps itself or is interleaved"):
+        describe("a", wide)
 
 
 def test_torch_tensors_that_are_refused():
