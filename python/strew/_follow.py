@@ -9,16 +9,12 @@ understood taints what it touches, by name, and so refuses the parameters that i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -63,6 +59,8 @@ class Block:
     taint: str = ""
     sources: set[str] = dataclasses.field(default_factory=set)  # that it had anything to do with
     unseen: bool = False  # it may have had to do with others too
+    read: bool = False  # the loader has looked at its numbers, ...
+    changed: bool = False  # ... has written to it
 
     def inherit(self, origins: Iterable[Block]) -> None:
         """Its values come from what those hold."""
@@ -99,6 +97,15 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+def _changed(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that the operation writes to."""
+    schema = func._schema.arguments
+    changed = [value for argument, value in
+               [*zip(schema, args), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
+               if argument.alias_info is not None and argument.alias_info.is_write]
+    return [t for t in tree_leaves(changed) if isinstance(t, torch.Tensor)]
+
+
 def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
     """(first, step, how many) of rising stretches with one step."""
     runs: list[tuple[int, int, int]] = []
@@ -115,50 +122,6 @@ def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def _is_list(index: Any) -> bool:
-    """A list of indices or an array of NumPy's, whose scalars are numbers."""
-    if isinstance(index, (list, range)):
-        return len(index) > 0
-    return hasattr(index, "__array_interface__") and getattr(index, "ndim", 0) > 0
-
-
-class IndicesStay(TorchFunctionMode):
-    """Indices keep their values: torch would make them on the stand-ins' device, without data."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            index = tuple(torch.tensor(i) if _is_list(i) else i for i in index)
-            args = (args[0], index, *args[2:])
-        elif func in (torch.arange, torch.tensor) and \
-                torch.device(kwargs.get("device") or "cpu").type == "meta":
-            kwargs = {**kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def threads_inline() -> Iterator[None]:
-    """What this thread gives to a thread pool is done at once, and so is followed."""
-    real, here = ThreadPoolExecutor.submit, threading.get_ident()
-
-    def submit(self: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != here:
-            return real(self, function, *args, **kwargs)
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as failure:  # pylint: disable=broad-except
-            future.set_exception(failure)
-        return future
-
-    ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ThreadPoolExecutor.submit = real  # type: ignore[method-assign]
-
-
 class Follower(TorchDispatchMode):
     """While it is on, tensor operations on stand-ins and parameters are followed."""
 
@@ -166,6 +129,9 @@ class Follower(TorchDispatchMode):
         super().__init__()
         self.blocks: dict[int, Block] = {}
         self.at = ""  # the tensor that the loader was given last
+        self._longest = 0  # dimension of a source: what an index may be
+        # Storages (kept, as above) that were computed of the engine's own numbers alone.
+        self._computed: dict[int, tuple[Any, list[Block]]] = {}
         self._ops: dict[Any, Callable[..., Any]] = {
             aten.copy_.default: self._copy_, aten.fill_.Scalar: self._fill,
             aten.fill_.Tensor: self._fill, aten.zero_.default: self._fill,
@@ -191,6 +157,7 @@ class Follower(TorchDispatchMode):
             whole = _affine.region(0, 0, (tensor.numel(),), (1,), (1,))
             block.writes.append(Write(whole, source, (source.dtype,)))
         block.sources.add(source.name)
+        self._longest = max(self._longest, *source.shape, 0)
         self.blocks[_key(tensor)] = block
         return tensor
 
@@ -212,6 +179,45 @@ class Follower(TorchDispatchMode):
         """True if it may hold something of a source."""
         block = self.blocks.get(_key(tensor))
         return block is not None and block.tracked
+
+    # What the loader looks at
+
+    def _engines(self, tensor: torch.Tensor) -> list[Block]:
+        """The engine's storages that its numbers come from."""
+        block = self.blocks.get(_key(tensor))
+        if block is not None:
+            return [block] if block.parameter else []
+        return self._computed.get(_key(tensor), (None, []))[1]
+
+    def look(self, tensor: torch.Tensor) -> None:
+        """The loader looks at its numbers."""
+        for block in self._engines(tensor):
+            block.read = True
+
+    def only_looked_at(self, tensor: torch.Tensor) -> bool:
+        """True of what tells the loader where things go, such as an expert map: indices that it has
+        looked at and not written to. It leaves them as they are with other weights too."""
+        block = self.blocks.get(_key(tensor))
+        if block is None or not block.read or block.changed or block.tracked:
+            return False
+        # Packed weights are integers too: of other dtypes, or with larger numbers.
+        return tensor.dtype in (torch.int32, torch.int64) and \
+            bool(((tensor >= -1) & (tensor <= max(self._longest, tensor.numel()))).all())
+
+    def _untracked(self, func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+        """An operation that is done, as nothing of a source is in it."""
+        out = func(*args, **kwargs)
+        blocks = {id(block): block for t in tensors if not t.is_floating_point()
+                  for block in self._engines(t)}
+        if not blocks or func._schema.is_mutable or self._ops.get(func) == self._made:
+            return out
+        for one in tree_leaves(out):
+            if not isinstance(one, torch.Tensor):
+                for block in blocks.values():
+                    block.read = True
+            elif _key(one) not in self.blocks:
+                self._computed[_key(one)] = (one.untyped_storage(), list(blocks.values()))
+        return out
 
     # Copies
 
@@ -283,11 +289,12 @@ class Follower(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         known = [t for t in tensors if _key(t) in self.blocks]
-        if not known:
-            return func(*args, **kwargs)
         mutable = func._schema.is_mutable
-        if not mutable and not any(map(self.tracked, known)):
-            return func(*args, **kwargs)  # of parameters that nothing was loaded into yet
+        if not known or not (mutable or any(map(self.tracked, known))):
+            # Of the loader's own, or of parameters that nothing was loaded into yet.
+            return self._untracked(func, tensors, args, kwargs)
+        for one in _changed(func, args, kwargs):
+            self.block(one).changed = True
         handler = self._ops.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
@@ -319,11 +326,7 @@ class Follower(TorchDispatchMode):
     def _mutation(self, func: Any, args: Any, kwargs: Any, why: str,
                   tracked: list[Block]) -> Any:
         """Nothing is done to parameters or stand-ins; what would be changed is tainted."""
-        schema = func._schema.arguments
-        changed = [value for argument, value in
-                   [*zip(schema, args), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
-                   if argument.alias_info is not None and argument.alias_info.is_write]
-        changed = [t for t in tree_leaves(changed) if isinstance(t, torch.Tensor)]
+        changed = _changed(func, args, kwargs)
         for one in changed:
             if tracked:
                 self._taint(one, why, tracked)
@@ -420,6 +423,7 @@ class Follower(TorchDispatchMode):
         """Places in a dimension of that length. masks: as t[index] has it, not index_select()."""
         if index.is_meta or self.tracked(index) or index.dim() != 1:
             return None
+        self.look(index)
         numbers = list(index.tolist())
         if masks and index.dtype in (torch.bool, torch.uint8):
             if len(numbers) != length:
