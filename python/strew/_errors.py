@@ -10,7 +10,9 @@ class Error(Exception):
     """Any failure of strew.
 
     Attributes:
-        code: a positive errno number (``errno.EINVAL``, ...); 0 where none applies.
+        code: a positive errno number (``errno.EINVAL``, ...); 0 where none applies. A code that a
+            broker has sent (docs/protocol.md) is the errno that stands for it here; its own number
+            is not exposed.
         sentence: why, in one sentence: the broker's own words where the broker refused.
     """
 

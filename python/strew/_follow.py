@@ -9,16 +9,12 @@ understood taints what it touches, by name, and so refuses the parameters that i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -63,6 +59,8 @@ class Block:
     taint: str = ""
     sources: set[str] = dataclasses.field(default_factory=set)  # that it had anything to do with
     unseen: bool = False  # it may have had to do with others too
+    read: bool = False  # the loader has looked at its numbers, ...
+    changed: bool = False  # ... has written to it
 
     def inherit(self, origins: Iterable[Block]) -> None:
         """Its values come from what those hold."""
@@ -99,6 +97,15 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+def _changed(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that the operation writes to."""
+    schema = func._schema.arguments
+    changed = [value for argument, value in
+               [*zip(schema, args), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
+               if argument.alias_info is not None and argument.alias_info.is_write]
+    return [t for t in tree_leaves(changed) if isinstance(t, torch.Tensor)]
+
+
 def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
     """(first, step, how many) of rising stretches with one step."""
     runs: list[tuple[int, int, int]] = []
@@ -115,44 +122,6 @@ def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
-class IndicesStay(TorchFunctionMode):
-    """Indices keep their values: torch would make them on the stand-ins' device, without data."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            index = tuple(torch.tensor(i) if isinstance(i, (list, range)) and len(i) else i
-                          for i in index)
-            args = (args[0], index, *args[2:])
-        elif func in (torch.arange, torch.tensor) and \
-                torch.device(kwargs.get("device") or "cpu").type == "meta":
-            kwargs = {**kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def threads_inline() -> Iterator[None]:
-    """What this thread gives to a thread pool is done at once, and so is followed."""
-    real, here = ThreadPoolExecutor.submit, threading.get_ident()
-
-    def submit(self: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != here:
-            return real(self, function, *args, **kwargs)
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as failure:  # pylint: disable=broad-except
-            future.set_exception(failure)
-        return future
-
-    ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ThreadPoolExecutor.submit = real  # type: ignore[method-assign]
-
-
 class Follower(TorchDispatchMode):
     """While it is on, tensor operations on stand-ins and parameters are followed."""
 
@@ -160,6 +129,9 @@ class Follower(TorchDispatchMode):
         super().__init__()
         self.blocks: dict[int, Block] = {}
         self.at = ""  # the tensor that the loader was given last
+        self._longest = 0  # dimension of a source: what an index may be
+        # Storages (kept, as above) that were computed of the engine's own numbers alone.
+        self._computed: dict[int, tuple[Any, list[Block]]] = {}
         self._ops: dict[Any, Callable[..., Any]] = {
             aten.copy_.default: self._copy_, aten.fill_.Scalar: self._fill,
             aten.fill_.Tensor: self._fill, aten.zero_.default: self._fill,
@@ -185,6 +157,7 @@ class Follower(TorchDispatchMode):
             whole = _affine.region(0, 0, (tensor.numel(),), (1,), (1,))
             block.writes.append(Write(whole, source, (source.dtype,)))
         block.sources.add(source.name)
+        self._longest = max(self._longest, *source.shape, 0)
         self.blocks[_key(tensor)] = block
         return tensor
 
@@ -207,6 +180,45 @@ class Follower(TorchDispatchMode):
         block = self.blocks.get(_key(tensor))
         return block is not None and block.tracked
 
+    # What the loader looks at
+
+    def _engines(self, tensor: torch.Tensor) -> list[Block]:
+        """The engine's storages that its numbers come from."""
+        block = self.blocks.get(_key(tensor))
+        if block is not None:
+            return [block] if block.parameter else []
+        return self._computed.get(_key(tensor), (None, []))[1]
+
+    def look(self, tensor: torch.Tensor) -> None:
+        """The loader looks at its numbers."""
+        for block in self._engines(tensor):
+            block.read = True
+
+    def only_looked_at(self, tensor: torch.Tensor) -> bool:
+        """True of what tells the loader where things go, such as an expert map: indices that it has
+        looked at and not written to. It leaves them as they are with other weights too."""
+        block = self.blocks.get(_key(tensor))
+        if block is None or not block.read or block.changed or block.tracked:
+            return False
+        # Packed weights are integers too: of other dtypes, or with larger numbers.
+        return tensor.dtype in (torch.int32, torch.int64) and \
+            bool(((tensor >= -1) & (tensor <= max(self._longest, tensor.numel()))).all())
+
+    def _untracked(self, func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+        """An operation that is done, as nothing of a source is in it."""
+        out = func(*args, **kwargs)
+        blocks = {id(block): block for t in tensors if not t.is_floating_point()
+                  for block in self._engines(t)}
+        if not blocks or func._schema.is_mutable or self._ops.get(func) == self._made:
+            return out
+        for one in tree_leaves(out):
+            if not isinstance(one, torch.Tensor):
+                for block in blocks.values():
+                    block.read = True
+            elif _key(one) not in self.blocks:
+                self._computed[_key(one)] = (one.untyped_storage(), list(blocks.values()))
+        return out
+
     # Copies
 
     def _taint(self, tensor: torch.Tensor, why: str, origins: Iterable[Block] = ()) -> None:
@@ -228,6 +240,7 @@ class Follower(TorchDispatchMode):
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Each element of target becomes that of source; shapes are broadcast."""
+        signed = any(t.is_neg() or t.is_conj() for t in (target, source))
         source = source.expand(target.shape)
         block = self.block(target)
         origin = self.blocks.get(_key(source))
@@ -242,6 +255,10 @@ class Follower(TorchDispatchMode):
             return
         if origin is not None and origin.taint:
             self._taint(target, origin.taint)
+            return
+        if signed and origin is not None and origin.tracked:
+            self._taint(target, "it is copied through a view that negates or conjugates, near "
+                        f"tensor {self.at}")
             return
         try:
             self._copy(block, target, origin, source)
@@ -272,11 +289,12 @@ class Follower(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         known = [t for t in tensors if _key(t) in self.blocks]
-        if not known:
-            return func(*args, **kwargs)
         mutable = func._schema.is_mutable
-        if not mutable and not any(map(self.tracked, known)):
-            return func(*args, **kwargs)  # of parameters that nothing was loaded into yet
+        if not known or not (mutable or any(map(self.tracked, known))):
+            # Of the loader's own, or of parameters that nothing was loaded into yet.
+            return self._untracked(func, tensors, args, kwargs)
+        for one in _changed(func, args, kwargs):
+            self.block(one).changed = True
         handler = self._ops.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
@@ -308,11 +326,7 @@ class Follower(TorchDispatchMode):
     def _mutation(self, func: Any, args: Any, kwargs: Any, why: str,
                   tracked: list[Block]) -> Any:
         """Nothing is done to parameters or stand-ins; what would be changed is tainted."""
-        schema = func._schema.arguments
-        changed = [value for argument, value in
-                   [*zip(schema, args), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
-                   if argument.alias_info is not None and argument.alias_info.is_write]
-        changed = [t for t in tree_leaves(changed) if isinstance(t, torch.Tensor)]
+        changed = _changed(func, args, kwargs)
         for one in changed:
             if tracked:
                 self._taint(one, why, tracked)
@@ -402,19 +416,31 @@ class Follower(TorchDispatchMode):
         self.copy(out.view(split), tensor.reshape([n for s in shape for n in (1, s)]))
         return out
 
-    # Indices are data of the loader's own: read them.
+    # Indices are data of the loader's own: read them. What torch would refuse is refused here too,
+    # as the stand-ins' own operations do not look at them.
 
-    def _numbers(self, index: torch.Tensor) -> list[int] | None:
+    def _numbers(self, index: torch.Tensor, length: int, masks: bool = True) -> list[int] | None:
+        """Places in a dimension of that length. masks: as t[index] has it, not index_select()."""
         if index.is_meta or self.tracked(index) or index.dim() != 1:
             return None
-        if index.dtype == torch.bool:
-            return [i for i, on in enumerate(index.tolist()) if on]
-        return list(index.tolist())
+        self.look(index)
+        numbers = list(index.tolist())
+        if masks and index.dtype in (torch.bool, torch.uint8):
+            if len(numbers) != length:
+                raise IndexError(f"a mask of {len(numbers)} for a dimension of {length}")
+            return [i for i, on in enumerate(numbers) if on]
+        if index.dtype not in (torch.int64, torch.int32):
+            raise IndexError(f"an index of dtype {index.dtype}")
+        least = -length if masks else 0
+        wrong = next((i for i in numbers if not least <= i < length), None)
+        if wrong is not None:
+            raise IndexError(f"index {wrong} in a dimension of {length}")
+        return [i % length for i in numbers]
 
     def _gather(self, out: torch.Tensor, tensor: torch.Tensor, dim: int,
-                numbers: Iterable[int], put: bool = False) -> None:
+                numbers: list[int], put: bool = False) -> None:
         at = 0
-        for first, step, n in _runs([i % tensor.shape[dim] for i in numbers]):
+        for first, step, n in _runs(numbers):
             picked = tensor.narrow(dim, first, step * (n - 1) + 1)
             picked = picked[(slice(None),) * (dim % tensor.dim()) + (slice(None, None, step),)]
             line = out.narrow(dim, at, n)
@@ -426,7 +452,8 @@ class Follower(TorchDispatchMode):
 
     def _index_select(self, func: Any, tensor: torch.Tensor, dim: int,
                       index: torch.Tensor) -> Any:
-        numbers = self._numbers(index.reshape(-1))
+        length = tensor.shape[dim] if tensor.dim() else 1
+        numbers = self._numbers(index.reshape(-1), length, masks=False)
         if numbers is None:
             return self._other(func, tensor, dim, index)
         out = func(_meta(tensor), dim, torch.empty_like(index, device="meta"))
@@ -440,7 +467,7 @@ class Follower(TorchDispatchMode):
 
     def _index(self, func: Any, tensor: torch.Tensor, indices: list[Any]) -> Any:
         dim = self._one_index(indices)
-        numbers = None if dim is None else self._numbers(indices[dim])
+        numbers = None if dim is None else self._numbers(indices[dim], tensor.shape[dim])
         if dim is None or numbers is None:
             return self._other(func, tensor, indices)
         shape = list(tensor.shape)
@@ -452,7 +479,9 @@ class Follower(TorchDispatchMode):
     def _index_put(self, func: Any, tensor: torch.Tensor, indices: list[Any],
                    values: torch.Tensor, accumulate: bool = False) -> Any:
         dim = self._one_index(indices)
-        numbers = None if dim is None or accumulate else self._numbers(indices[dim])
+        numbers = None
+        if dim is not None and not accumulate:
+            numbers = self._numbers(indices[dim], tensor.shape[dim])
         if dim is None or numbers is None:
             return self._other(func, tensor, indices, values, accumulate)
         shape = list(tensor.shape)
@@ -462,7 +491,8 @@ class Follower(TorchDispatchMode):
 
     def _index_copy(self, func: Any, tensor: torch.Tensor, dim: int, index: torch.Tensor,
                     source: torch.Tensor) -> Any:
-        numbers = self._numbers(index.reshape(-1))
+        length = tensor.shape[dim] if tensor.dim() else 1
+        numbers = self._numbers(index.reshape(-1), length, masks=False)
         if numbers is None:
             return self._other(func, tensor, dim, index, source)
         self._gather(source, tensor, dim, numbers, put=True)

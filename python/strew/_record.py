@@ -14,9 +14,10 @@ from . import _affine
 from ._affine import Inexpressible
 from ._checkpoint import open_checkpoint
 from ._errors import Error, InvalidArgument, NotShareable
-from ._follow import Block, Follower, IndicesStay, Source, Write, threads_inline
+from ._follow import Block, Follower, Source, Write
 from ._layout import Layout, LayoutParameter, Piece
 from ._lib import MAX_DIMS
+from ._modes import IndicesStay, threads_inline
 from ._prove import bits
 from ._reload import add_loader_route
 from ._slots import Slot, find_slots, owners
@@ -54,7 +55,7 @@ def _given(follower: Follower, sources: list[Source]) -> Iterator[tuple[str, tor
 def _run(follower: Follower, load_weights: Callable[[Any], Any], sources: list[Source]) -> Any:
     given = _given(follower, sources)
     try:
-        with torch.no_grad(), threads_inline(), IndicesStay(), follower:
+        with torch.no_grad(), threads_inline(), IndicesStay(follower.look), follower:
             return load_weights(given)
     except Error:
         raise
@@ -189,18 +190,22 @@ def _origins(layout: Layout, follower: Follower, slots: list[Slot],
     return found
 
 
-def _refuse_unfilled(layout: Layout, slots: list[Slot], reloads: bool) -> None:
+def _refuse_unfilled(layout: Layout, slots: list[Slot], reloads: bool,
+                     follower: Follower | None) -> None:
     """What has values of its own that the loader never wrote: whence has it them?
 
     Of all parameters, and of modules' plain tensors, which engines derive from weights (MLA's
     projections). Not of buffers: tables of positions and the like. What a reload was seen to leave
-    as it is when the weights change is derived from none.
+    as it is when the weights change is derived from none; nor are indices that the loader looks at
+    and leaves alone, such as an expert map. follower: None if it did not come to the end.
     """
     for slot in slots:
         name = slot.names[0]
         if name in layout.unfilled:
             names = layout.unfilled
         elif name in layout.kept and slot.plain and not reloads:
+            if follower is not None and follower.only_looked_at(slot.data):
+                continue
             names = layout.kept
         else:
             continue
@@ -225,7 +230,8 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
             names with (dtype, shape).
         prove: a checkpoint (path or mapping) that the engine has loaded: parameters whose live
             values differ from it by a bit are refused, for the engine has changed them after; so
-            are parameters, and plain tensors of modules, with values that the loader never wrote.
+            are parameters, and plain tensors of modules, with values that the loader never wrote,
+            except indices that it looks at and leaves alone, such as an expert map.
         reload: what the engine does to load, its post-load hook included: called with an iterator
             of (name, tensor) of some tensors. What would be refused goes by the loader route then:
             Agent.resume() calls it after each update, and keeps every tensor of the module at its
@@ -269,5 +275,6 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
             origins = _origins(layout, follower, slots, sources) if followed is not None else every
             add_loader_route(layout, slots, reload, tensors, origins,
                              [source.name for source in sources])
-        _refuse_unfilled(layout, slots, layout.reloader is not None)
+        _refuse_unfilled(layout, slots, layout.reloader is not None,
+                         follower if followed is not None else None)
     return layout

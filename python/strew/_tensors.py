@@ -145,7 +145,12 @@ def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int) -> Described:
+def _read_only(name: str) -> NotShareable:
+    return NotShareable(errno.EROFS, f"tensor {name}: the array is read-only")
+
+
+def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int,
+                  writable: bool) -> Described:
     """__array_interface__ and __cuda_array_interface__, which differ in their name only."""
     typestr = said["typestr"]
     dtype = _TYPESTR.get(typestr[1:], 0)
@@ -156,6 +161,8 @@ def _of_interface(name: str, value: Any, said: dict[str, Any], cuda: int) -> Des
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: dtype {typestr} is not supported")
     if said.get("mask") is not None or said.get("data") is None:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a masked or dataless array")
+    if writable and said["data"][1]:
+        raise _read_only(name)
     shape = tuple(said["shape"])
     strides = said.get("strides")
     stride = _dense(shape) if strides is None else _elements(name, strides, SIZES[dtype])
@@ -206,14 +213,48 @@ class _DLTensor(ctypes.Structure):
                 ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64)]
 
 
-def _of_dlpack(name: str, value: Any) -> Described:
+class _DLVersioned(ctypes.Structure):
+    """What DLPack 1 hands out."""
+
+    _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32),
+                ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+                ("flags", ctypes.c_uint64), ("tensor", _DLTensor)]
+
+
+_DLPACK_READ_ONLY, _DLPACK_COPIED = 1, 2  # flags
+
+
+def _ask_dlpack(value: Any) -> Any:
+    """A capsule: of DLPack 1, which says what is read-only, where the object knows it."""
     try:
-        capsule = value.__dlpack__()
+        return value.__dlpack__(max_version=(1, 0))
+    except TypeError:
+        return value.__dlpack__()
+
+
+def _from_capsule(name: str, capsule: Any, writable: bool) -> _DLTensor:
+    pointer, is_valid = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_IsValid
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    is_valid.restype, is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+    if not is_valid(capsule, b"dltensor_versioned"):
+        return _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    versioned = _DLVersioned.from_address(pointer(capsule, b"dltensor_versioned"))
+    if versioned.major != 1:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack {versioned.major} is not "
+                           "supported")
+    if versioned.flags & _DLPACK_COPIED:
+        raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack gives a copy of it")
+    if writable and versioned.flags & _DLPACK_READ_ONLY:
+        raise _read_only(name)
+    return versioned.tensor
+
+
+def _of_dlpack(name: str, value: Any, writable: bool) -> Described:
+    try:
+        capsule = _ask_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as reason:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack: {reason}") from reason
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    tensor = _from_capsule(name, capsule, writable)
     dtype = _DLPACK.get((tensor.code, tensor.bits), 0) if tensor.lanes == 1 else 0
     if not dtype:
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: DLPack type code {tensor.code}, "
@@ -229,12 +270,48 @@ def _of_dlpack(name: str, value: Any) -> Described:
                      (value, capsule))
 
 
+_MEETINGS_MAX = 100_000  # differences of indices that are looked at
+
+
+def _meets_itself(dims: list[tuple[int, int]]) -> bool | None:
+    """True if two indices of (stride, length) dimensions are one element; None: it takes too long.
+
+    They are if the strides, each times less than its length, either way, can add up to 0.
+    """
+    if any(step == 0 for step, _ in dims):
+        return True
+    dims = sorted(dims, reverse=True)
+    reaches = [sum(step * (length - 1) for step, length in dims[k + 1:])
+               for k in range(len(dims))]
+    todo, seen = [(0, 0, False)], 0  # dimension, sum so far, whether the indices differ by now
+    while todo:
+        at, total, differ = todo.pop()
+        if at == len(dims):
+            if total == 0 and differ:
+                return True
+            continue
+        step, length = dims[at]
+        # Only as far as what is left can bring it back to 0.
+        low = max(1 - length, -((total + reaches[at]) // step))
+        high = min(length - 1, (reaches[at] - total) // step)
+        seen += max(0, high - low + 1)
+        if seen > _MEETINGS_MAX:
+            return None
+        todo += [(at + 1, total + i * step, differ or i != 0) for i in range(low, high + 1)]
+    return False
+
+
 def _check_strides(name: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
-    """No element twice. Returns strides of which those of single-element dimensions are dense."""
+    """No element twice, and each dimension steps over all of the smaller ones, which libstrew
+    wants. Returns strides of which those of single-element dimensions are dense."""
     reach = 1
-    for step, length in sorted((s, n) for s, n in zip(stride, shape) if n != 1):
-        if step < reach and length > 0:
-            what = "runs backwards" if step < 0 else "overlaps itself"
+    dims = sorted((s, n) for s, n in zip(stride, shape) if n != 1)
+    for step, length in dims:
+        if step < reach:
+            meets = step >= 0 and _meets_itself(dims)
+            what = ("runs backwards" if step < 0 else "overlaps itself" if meets else
+                    "is interleaved: its dimensions do not lie within each other, which strew does "
+                    "not support" if meets is False else "overlaps itself or is interleaved")
             raise NotShareable(errno.ENOTSUP, f"tensor {name}: shape {shape} with strides {stride} "
                                f"{what}")
         reach += step * (length - 1)
@@ -258,18 +335,16 @@ def describe(name: str, value: Any, *, writable: bool = False) -> Described:
             return described
     elif hasattr(value, "__cuda_array_interface__"):
         said = value.__cuda_array_interface__
-        described = _of_interface(name, value, said, 0)
+        described = _of_interface(name, value, said, 0, writable)
         stream_of(name, said)
         gpu = _gpu_of(name, described.data)
         if gpu:
             described = described._replace(cuda=gpu)
     elif hasattr(value, "__array_interface__"):
         said = value.__array_interface__
-        if writable and said["data"][1]:
-            raise NotShareable(errno.EROFS, f"tensor {name}: the array is read-only")
-        described = _of_interface(name, value, said, -1)
+        described = _of_interface(name, value, said, -1, writable)
     elif hasattr(value, "__dlpack__"):
-        described = _of_dlpack(name, value)
+        described = _of_dlpack(name, value, writable)
     else:
         raise InvalidArgument(errno.EINVAL, f"tensor {name}: a {type(value).__name__} is neither a "
                               "torch tensor nor an array (DLPack, __cuda_array_interface__, "

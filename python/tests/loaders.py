@@ -215,6 +215,55 @@ class Fused(nn.Module):
             self.derived.data.copy_(tensor * 2)
 
 
+class Experts(nn.Module):
+    """Expert parallelism: a rank has every size-th expert whole, and a map that says which.
+
+    The map, -1 for experts of other ranks, is a buffer or a plain tensor of the module.
+    """
+
+    HIDDEN, INNER, EXPERTS = 12, 10, 8
+
+    def __init__(self, rank, size, plain):
+        super().__init__()
+        local = self.EXPERTS // size
+        expert_map = torch.full((self.EXPERTS,), -1, dtype=torch.int32)
+        expert_map[rank::size] = torch.arange(local, dtype=torch.int32)
+        if plain:
+            self.expert_map = expert_map
+        else:
+            self.register_buffer("expert_map", expert_map)
+        for name, shape in (("w13", (local, 2 * self.INNER, self.HIDDEN)),
+                            ("w2", (local, self.HIDDEN, self.INNER)),
+                            ("router", (self.EXPERTS, self.HIDDEN))):
+            setattr(self, name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+
+    @classmethod
+    def checkpoint(cls):
+        shapes = {"router": (cls.EXPERTS, cls.HIDDEN)}
+        for e in range(cls.EXPERTS):
+            shapes.update({f"{e}.w1": (cls.INNER, cls.HIDDEN), f"{e}.w3": (cls.INNER, cls.HIDDEN),
+                           f"{e}.w2": (cls.HIDDEN, cls.INNER)})
+        return {name: (torch.float32, shape) for name, shape in shapes.items()}
+
+    def local(self, expert):
+        """The place of an expert here, -1 if it is elsewhere."""
+        return self.expert_map[expert].item()
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            if name == "router":
+                self.router.data.copy_(tensor)
+                continue
+            expert, kind = name.split(".")
+            at = self.local(int(expert))
+            if at == -1:
+                continue
+            if kind == "w2":
+                self.w2.data[at].copy_(tensor)
+            else:
+                self.w13.data[at].narrow(0, self.INNER * (kind == "w3"), self.INNER).copy_(tensor)
+
+
 class Latent(nn.Module):
     """A layer of the shape of DeepSeek's MLA: after loading, kv_b_proj is split and transposed."""
 

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -178,9 +179,47 @@ def test_every_protocol_describes_the_same():
     assert describe("a", torch.from_numpy(array))[:5] == want[:5]
 
 
+class OldDlpack(Dlpack):
+    """As DLPack was before it had versions."""
+
+    def __dlpack__(self, stream=None):
+        return self._array.__dlpack__()
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+READ_ONLY = read_only(numpy.zeros((3, 4), "float32"))
+
+
+@pytest.mark.parametrize("array", [
+    READ_ONLY, Dlpack(READ_ONLY),
+    CudaInterface(shape=(3, 4), typestr="<f4", data=(0, True)),
+    CudaInterface(shape=(0,), typestr="<f4", data=(0, True)),
+])
+def test_arrays_that_are_read_only(array):
+    """A trainer may read them; no parameter may lie there."""
+    assert describe("the.name", array).dtype == 1
+    with pytest.raises(strew.NotShareable, match="tensor the.name: the array is read-only") as got:
+        describe("the.name", array, writable=True)
+    assert got.value.code == errno.EROFS
+
+
+def test_dlpack_of_both_kinds():
+    array = numpy.zeros((6, 8), "int16")[::2, 1:7]
+    for kind in (Dlpack, OldDlpack):
+        assert describe("a", kind(array), writable=True)[:5] == describe("a", array)[:5]
+    with pytest.raises(strew.NotShareable, match="the.name: DLPack: .*readonly"):
+        describe("the.name", OldDlpack(READ_ONLY))  # it has no way to say so
+
+
 @pytest.mark.parametrize("array, words", [
     (numpy.broadcast_to(numpy.float32(1), (4, 4)), "overlaps"),
     (numpy.lib.stride_tricks.as_strided(numpy.zeros(9), (4, 4), (8, 8)), "overlaps"),
+    (numpy.lib.stride_tricks.as_strided(numpy.zeros(16), (2, 3), (24, 16)), "is interleaved"),
+    (numpy.lib.stride_tricks.as_strided(numpy.zeros(16), (3, 4), (24, 16)), "overlaps itself"),
     (numpy.zeros(4)[::-1], "backwards"),
     (numpy.zeros(4, "complex64"), "not supported"),
     (numpy.zeros(4, ">f4"), "not supported"),
@@ -192,6 +231,29 @@ def test_arrays_that_are_refused(array, words):
     with pytest.raises(strew.Error, match=words) as caught:
         describe("the.name", array)
     assert "the.name" in caught.value.sentence and caught.value.code
+
+
+def test_overlapping_and_interleaved_strides():
+    """Which of both is said is what counting the elements says."""
+    rng = random.Random(20261130)
+    said = set()
+    for _ in range(400):
+        shape = [rng.randint(1, 5) for _ in range(rng.randint(1, 4))]
+        stride = [rng.randint(0, 24) for _ in shape]
+        places = [sum(i * s for i, s in zip(index, stride)) for index in numpy.ndindex(*shape)]
+        distinct = len(set(places)) == len(places)
+        array = numpy.lib.stride_tricks.as_strided(numpy.zeros(400, "int8"), shape, stride)
+        try:
+            describe("a", array)
+            assert distinct
+        except strew.NotShareable as reason:
+            assert ("overlaps itself" if not distinct else "is interleaved") in reason.sentence
+            said.add(distinct)
+    assert said == {True, False}
+    wide = numpy.lib.stride_tricks.as_strided(
+        numpy.zeros(1, "int8"), (1 << 20,) * 3, (1000003, 1000033, 999983))
+    with pytest.raises(strew.NotShareable, match="overlaps itself or is interleaved"):
+        describe("a", wide)
 
 
 def test_torch_tensors_that_are_refused():

@@ -1,5 +1,6 @@
 """record_layout: what strew fills, through a real broker, is what the loader fills."""
 
+import numpy
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +9,7 @@ from torch import nn  # noqa: E402
 
 import strew  # noqa: E402
 from loaders import (  # noqa: E402
+    Experts,
     Fused,
     Latent,
     assert_filled,
@@ -86,8 +88,10 @@ def played(load, shape, described, dtype=torch.float32):
 
 
 F32 = torch.float32
+U8 = torch.uint8
 
 
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
 @pytest.mark.parametrize("load, shape, source", [
     (lambda p, n, t: p.data.copy_(t[::2].T), (5, 4), (8, 5)),
     (lambda p, n, t: p.data.view(-1).copy_(t.flatten()[3:15]), (3, 4), (4, 5)),
@@ -102,6 +106,12 @@ F32 = torch.float32
     (lambda p, n, t: p.data.index_copy_(0, torch.tensor([2, 0]), t), (3, 4), (2, 4)),
     (lambda p, n, t: p.data.__setitem__(torch.tensor([1, 3]), t), (4, 2), (2, 2)),
     (lambda p, n, t: p.data.copy_(t[torch.tensor([True, False, True])]), (2, 4), (3, 4)),
+    (lambda p, n, t: p.data.copy_(t[torch.ones(2, dtype=U8)]), (2, 4), (2, 4)),
+    (lambda p, n, t: p.data.copy_(t[:, torch.tensor([1, 0, 1], dtype=U8)]), (4, 2), (4, 3)),
+    (lambda p, n, t: p.data.copy_(t[numpy.array([0, 2, 1], "uint8")]), (2, 4), (3, 4)),
+    (lambda p, n, t: p.data.__setitem__(torch.tensor([1, 0, 1], dtype=U8), t), (3, 4), (2, 4)),
+    (lambda p, n, t: p.data.index_put_((torch.tensor([0, 1, 1], dtype=U8),), t), (3, 4), (2, 4)),
+    (lambda p, n, t: p.data.copy_(t[torch.tensor([-1, 0], dtype=torch.int32)]), (2, 4), (3, 4)),
     (lambda p, n, t: p.data.copy_(t.unfold(0, 2, 2).flatten(1)), (2, 6), (4, 3)),
     (lambda p, n, t: p.data.t().copy_(t), (4, 3), (3, 4)),
     (lambda p, n, t: (p.data.zero_(), p.data[1:].copy_(t)), (4, 3), (3, 3)),
@@ -124,10 +134,41 @@ def test_ways_to_load(load, shape, source):
     (lambda p, n, t: p.data.copy_(t.view(torch.int32).float()), "dtype"),
     (lambda p, n, t: p.data.view(torch.int32).copy_(t.view(torch.int32)), "dtype"),
     (lambda p, n, t: torch.add(t, 1, out=p.data), "add"),
+    (lambda p, n, t: p.data.copy_(torch._neg_view(t)), "negates"),
+    (lambda p, n, t: torch._neg_view(p.data).copy_(t), "negates"),
+    (lambda p, n, t: p.data.copy_(torch._neg_view(t).clone()), "negates"),
+    (lambda p, n, t: p.data.copy_(torch.cat([torch._neg_view(t)[:2], t[2:]])), "negates"),
 ])
 def test_what_is_refused_by_name(load, words):
     _, layout = one(load, (4, 6), {"t": (F32, (4, 6))})
     assert not layout.parameters and words in layout.refused["p"]
+
+
+def test_complex_conjugates_are_refused():
+    """The memory of such a view has another sign than what the loader would write."""
+    c64 = torch.complex64
+    _, layout = one(lambda p, n, t: p.data.copy_(t.conj()), (4, 6), {"t": (c64, (4, 6))}, c64)
+    assert not layout.parameters and "conjugates" in layout.refused["p"]
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+@pytest.mark.parametrize("load", [
+    lambda p, n, t: t[torch.ones(3, dtype=U8)],
+    lambda p, n, t: t[torch.tensor([True, False])],
+    lambda p, n, t: t[torch.tensor([0, 4])],
+    lambda p, n, t: t[torch.tensor([0, 1], dtype=torch.int8)],
+    lambda p, n, t: t.index_select(0, torch.ones(4, dtype=U8)),
+    lambda p, n, t: t.index_select(0, torch.tensor([-1])),
+    lambda p, n, t: p.data.__setitem__(torch.ones(2, dtype=U8), t[:2]),
+    lambda p, n, t: p.data.index_copy_(0, torch.tensor([0, -1]), t[:2]),
+    lambda p, n, t: p.data.index_copy_(0, torch.ones(2, dtype=U8), t[:2]),
+])
+def test_indices_that_torch_does_not_take(load):
+    """Neither does a loader that runs on stand-ins."""
+    with pytest.raises((IndexError, RuntimeError)):
+        load(nn.Parameter(torch.zeros(4, 6), requires_grad=False), "t", torch.ones(4, 6))
+    with pytest.raises(strew.NotShareable, match="tensor some.name"):
+        one(load, (4, 6), {"some.name": (F32, (4, 6))})
 
 
 @pytest.mark.parametrize("load", [
@@ -329,3 +370,116 @@ def test_tied_names_that_the_loader_puts_anew():
     assert list(layout.parameters) == ["embed.weight"] and not layout.refused and not layout.moved()
     module["head"].weight = nn.Parameter(own.detach().clone())
     assert list(layout.moved()) == ["embed.weight"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_an_expert_map(broker, size, plain):
+    """Each rank has its experts, where the map says; the map is no weight, proved or not."""
+    described = Experts.checkpoint()
+    first, second = random_values(described), random_values(described)
+    got, want, layouts = [], [], []
+    for rank in range(size):
+        want.append(Experts(rank, size, plain))
+        want[-1].load_weights(second.items())
+        got.append(poisoned_twin(lambda r=rank: Experts(r, size, plain)))
+        got[-1].load_weights(first.items())
+        layout = strew.record_layout(got[-1], got[-1].load_weights, described)
+        assert not layout.refused and layout.kept == ["expert_map"]
+        layouts.append(strew.record_layout(got[-1], got[-1].load_weights, described, prove=first))
+        assert not layouts[-1].refused and layouts[-1].proved
+        assert layouts[-1].kept == ["expert_map"] and not layouts[-1].unfilled
+        assert layouts[-1].unused == [name for name in described if name != "router"
+                                      and int(name.split(".")[0]) % size != rank]
+    assert publish(broker, second, layouts).committed
+    for rank in range(size):
+        assert_filled(got[rank], want[rank], layouts[rank])
+        assert all(p.uncovered == 0 for p in layouts[rank].parameters.values())
+        assert same_bits(got[rank].expert_map, want[rank].expert_map)
+
+
+@pytest.mark.parametrize("look", [
+    lambda m, e: int(m.expert_map[e]),
+    lambda m, e: m.expert_map.tolist()[e],
+    lambda m, e: m.expert_map.cpu().numpy()[e],
+    lambda m, e: m.expert_map.clone().tolist()[e],
+    lambda m, e: [int(one) for one in m.expert_map][e],
+    lambda m, e: m.expert_map[e].item() if (m.expert_map >= 0)[e] else -1,
+    lambda m, e: m.expert_map.to(torch.int64)[e].item(),
+])
+def test_ways_to_look_at_an_expert_map(look):
+    described = Experts.checkpoint()
+    values = random_values(described)
+    module = Experts(1, 2, plain=True)
+    module.local = lambda e: look(module, e)
+    module.load_weights(values.items())
+    layout = strew.record_layout(module, module.load_weights, described, prove=values)
+    assert not layout.refused and layout.kept == ["expert_map"], layout.refused
+
+
+def test_a_map_that_is_an_index():
+    """From local to global: the loader picks its experts out of a stack by it."""
+    values = random_values({"w": (F32, (8, 3, 4))})
+    module = nn.Module()
+    module.w = nn.Parameter(torch.zeros(4, 3, 4), requires_grad=False)
+    module.mine = torch.tensor([1, 3, 4, 6])
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module.w.data.copy_(tensor[module.mine])
+    load_weights(values.items())
+    layout = strew.record_layout(module, load_weights, values, prove=values)
+    assert not layout.refused and layout.kept == ["mine"] and list(layout.parameters) == ["w"]
+
+
+class Ordered(nn.Module):
+    """Beside its weight it keeps something plain, which its loader looks at or not, and makes."""
+
+    def __init__(self, kept, look, make):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(6, 4), requires_grad=False)
+        self.register_buffer("more", torch.cat([kept.flatten(), kept.flatten()]))
+        self.kept = self.more[:kept.numel()].view(kept.shape)
+        self.look, self.make = look, make
+
+    def load_weights(self, weights):
+        for _, tensor in weights:
+            if self.look:
+                assert self.kept.flatten()[0].item() < 1e9
+            self.w.data.copy_(tensor)
+        self.make(self)
+
+
+PACKED = torch.tensor([[7, -3], [2, 0]], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("kept, look, make, words", [
+    # Derived by a hook that is not the loader's: nobody looks at it.
+    (torch.arange(6).flip(0), False, lambda m: None, "derives it"),
+    # By the loader, from what it has loaded: anew, in place, element by element.
+    (torch.arange(6).flip(0), True, lambda m: setattr(m, "kept", m.w.data[:, 0].argsort()), "sort"),
+    (torch.arange(6).flip(0), True, lambda m: m.kept.copy_(m.w.data[:, 0].argsort()), "sort"),
+    (torch.arange(6).flip(0), True,
+     lambda m: torch.add(m.w.data[:, 0].long(), 1, out=m.kept), "add"),
+    (torch.arange(6).flip(0), True, lambda m: m.kept[2:].copy_(m.w.data.argmax(0)), "argmax"),
+    # Written to by the loader, with whatever.
+    (torch.arange(6).flip(0), True, lambda m: m.kept.add_(0), "never writes"),
+    (torch.arange(6).flip(0), True, lambda m: m.kept[:1].copy_(torch.tensor([5])), "never writes"),
+    # Looked at, but no indices: floats, packed weights, quantized ones.
+    (torch.tensor([0.5, 2.0]), True, lambda m: None, "derives it"),
+    (PACKED * 1000, True, lambda m: None, "derives it"),
+    (PACKED, True, lambda m: None, "derives it"),
+    (PACKED.to(torch.int8), True, lambda m: None, "derives it"),
+    (PACKED > 1, True, lambda m: None, "derives it"),
+    # What is changed as part of another tensor is changed.
+    (torch.arange(6).flip(0), True, lambda m: m.more[:1].zero_(), "never writes"),
+])
+def test_integers_that_are_derived(kept, look, make, words):
+    """They may be other ones with other weights, and so are refused as floats are."""
+    values = random_values({"w": (F32, (6, 4))})
+    module = Ordered(kept, look, make)
+    module.w.data.copy_(values["w"])
+    layout = strew.record_layout(module, module.load_weights, values, prove=values)
+    assert set(layout.refused) <= {"kept", "more"}, layout.refused
+    assert words in layout.refused["kept"] and list(layout.parameters) == ["w"]
+    assert same_bits(module.kept.to(torch.float64), kept.to(torch.float64))

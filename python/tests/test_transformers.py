@@ -1,5 +1,7 @@
 """record_layout against transformers' loaders, and real weights: all-MiniLM-L6-v2."""
 
+import contextlib
+import copy
 import importlib.util
 import pathlib
 
@@ -47,6 +49,60 @@ def test_from_pretrained(broker, tmp_path, which):
     ids = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.equal(got.eval()(ids).logits, want.eval()(ids).logits)
+
+
+@contextlib.contextmanager
+def a_rank(rank, size):
+    """This process as that rank, in a group whose collectives do nothing: loading needs none."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    distributed = torch.distributed
+    distributed.init_process_group("fake", rank=rank, world_size=size, store=fake.FakeStore())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def with_its_shards(model):
+    """The model with what is there of each DTensor in its place."""
+    from torch.distributed.tensor import DTensor
+    for module in model.modules():
+        for name, tensor in list(module._parameters.items()):
+            if isinstance(tensor, DTensor):
+                module._parameters[name] = torch.nn.Parameter(tensor._local_tensor,
+                                                              requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("which", list(CONFIGS))
+def test_its_tensor_parallelism(broker, tmp_path, which, size):
+    """By the plans of the model classes: every rank's shards, as from_pretrained cuts them."""
+    distributed = pytest.importorskip("transformers.distributed")
+    pytest.importorskip("accelerate")  # transformers wants it for this
+    config = copy.deepcopy(CONFIGS[which])
+    config.vocab_size, config.num_key_value_heads = 96, 4  # it shards evenly alone
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    described, values = checkpoint_of(model, tmp_path)
+
+    def load_weights(weights):
+        return with_its_shards(type(model).from_pretrained(
+            None, config=config, state_dict=dict(weights),
+            distributed_config=distributed.DistributedConfig(tp_size=size)))
+    got, want, layouts = [], [], []
+    for rank in range(size):
+        with a_rank(rank, size):
+            want.append(load_weights(values.items()))
+            got.append(poisoned_twin(lambda: load_weights(random_values(described).items())))
+            layouts.append(strew.record_layout(got[-1], load_weights, described))
+        assert not layouts[-1].refused and not layouts[-1].unfilled, layouts[-1].status()
+    shapes = [dict(one.named_parameters())["model.layers.0.self_attn.q_proj.weight"].shape
+              for one in want]
+    assert shapes == [(32 // size, 32)] * size
+    assert publish(broker, values, layouts).committed
+    for rank in range(size):
+        assert_filled(got[rank], want[rank], layouts[rank])
+        assert all(p.uncovered == 0 for p in layouts[rank].parameters.values())
 
 
 def test_load_state_dict(broker, tmp_path):
