@@ -72,9 +72,11 @@ static const char *node_device(const struct update *update)
 	return update->node_device ? update->node_device : update->options.device;
 }
 
-/* Two ranks of plain NCCL, where the wire is one. */
+/* Two ranks of plain NCCL, where the wire is one. They inherit the brokers' interface, so that both
+ * are measured on the same one. */
 static void start_nccl(struct update *update)
 {
+	setenv("NCCL_SOCKET_IFNAME", "lo", 0);
 	for (uint32_t i = 0; i < 2 && is_wire(update) && update->kind == GPU_CUDA; i++) {
 		struct part *part = &update->nccl_parts[i];
 
@@ -93,7 +95,6 @@ static void init_nccl(struct update *update)
 	if (!update->nccl[0].pid) {
 		return;
 	}
-	setenv("NCCL_SOCKET_IFNAME", "lo", 0);
 	child_ask(&update->nccl[0], PART_ID, NULL, 0, &id, 60);
 	id.what = PART_INIT;
 	for (int i = 0; i < 2; i++) {

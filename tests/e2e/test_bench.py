@@ -133,6 +133,23 @@ def test_update_on_gpus(stage):
             ("0,1" in options), options
 
 
+def test_raw_ranks_take_the_brokers_interface(stage):
+    """Plain NCCL and the brokers are told the same one: loopback, where nobody has said another."""
+    plan = on_gpus(stage, 2).parent
+    stage.env.pop("NCCL_SOCKET_IFNAME", None)
+    for said, taken in ((None, "lo"), ("eth7", "eth7")):
+        if said:
+            stage.env["NCCL_SOCKET_IFNAME"] = said
+        bench(stage, "update", "--backend", "cuda", "--path", "wire", "--cut", 3, "--bytes", "1M",
+              "--samples", 5)
+        told = [{name: number for name, number in scene.counts(path).items()
+                 if name.startswith("interface.")} for path in plan.glob("*.nccl")]
+        # Two ranks of plain NCCL, and two brokers, in one epoch.
+        assert [one for one in told if one] == 4 * [{f"interface.{taken}": 1}], told
+        for path in plan.glob("*.nccl"):
+            path.unlink()
+
+
 def test_pause_from_the_host(stage):
     """The pause stands beside a copy within the GPU, also where the trainer is on the host."""
     on_gpus(stage, 1).write_text("cuMemcpyHtoDAsync:1+=slow:30 cuMemcpyAsync:1+=slow:30")

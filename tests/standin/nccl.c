@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -134,6 +135,16 @@ static void *finalize_main(void *data)
 	return NULL;
 }
 
+/* Which interface the process that begins a communicator was told to take. */
+static void count_interface(void)
+{
+	const char *interface = getenv("NCCL_SOCKET_IFNAME");
+	char name[56];
+
+	snprintf(name, sizeof(name), "interface.%.40s", interface ? interface : "any");
+	atomic_fetch_add(&standin_cell(name)->value, 1);
+}
+
 static void join_thread(struct nccl_comm *comm)
 {
 	if (comm->running) {
@@ -183,6 +194,7 @@ unsigned ncclCommInitRankConfig(
 	comm->listener = rank == 0 ? take_listener(comm->port) : -1;
 	atomic_store(&comm->references, 1);
 	COUNT(comms, 1);
+	count_interface();
 	*ret_comm = comm;
 	return go_on(comm, init_main);
 }

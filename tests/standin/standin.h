@@ -38,6 +38,7 @@
  *                memory, host, registered, imports (of legacy IPC, each open), chunks, mappings,
  *                reserved, fds; the bytes of GPUs that memory and chunks have taken; of NCCL: ids,
  *                comms, and broadcasts that have not ended
+ *   interface.NAME   how many communicators were begun with NCCL_SOCKET_IFNAME=NAME ("any": unset)
  */
 #ifndef STANDIN_STANDIN_H
 #define STANDIN_STANDIN_H
