@@ -257,6 +257,34 @@ def test_idle(stage):
         assert figures["bytes wrong"]["number"] == 0
 
 
+def test_idle_on_gpus(stage):
+    """The load on the trainer's GPU or on the other one, with workers on both: each where it was
+    named to be."""
+    plan = on_gpus(stage, 2).parent
+    small = ("idle", "--backend", "cuda", "--seconds", 0.02, "--bytes", "1M", "--samples", 5)
+    for device, other, options in ((1, 0, ("--trainer-device", 0, "--worker-devices", "0,1")),
+                                   (1, 0, ("--path", "wire")),
+                                   (0, 1, ("--worker-devices", "0,1"))):
+        said, figures = bench(stage, *small, "--device", device, *options)
+        for load in ("products", "memory"):
+            assert figures[f"{load}, attached, idle"]["ratio"] > 0, options
+            assert figures[f"{load}, updates, direct: bytes updated"]["value"]["min"] > 0, options
+        assert figures["bytes compared"]["number"] == 4 * 5 * (1 << 20), options
+        assert figures["bytes wrong"]["number"] == 0, options
+        where = f"load {device}, trainer 0, workers 0,1"
+        assert said["machine"].get("GPUs", where) == where, (options, said)
+        assert ("GPUs" in said["machine"]) == ("--worker-devices" in options), options
+        for path in plan.glob("*.cublas"):
+            counts = scene.counts(path)
+            assert counts[f"steps.{device}"] > 0 and f"steps.{other}" not in counts, counts
+            path.unlink()
+    for options, who in ((("--trainer-device", 7), "the trainer"),
+                         (("--worker-devices", "0,7"), "a worker"), (("--device", 7), "")):
+        result = stage.run("strew-bench", *small, *options, seconds=120)
+        assert result.returncode in (1, 3) and who in result.stderr and "7" in result.stderr, \
+            (options, result)
+
+
 def test_shapes(stage):
     """The published numbers of tensors and bytes, and pieces that tile every parameter.
 
