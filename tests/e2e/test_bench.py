@@ -402,6 +402,61 @@ def test_table_reads_its_figures(stage):
         assert all(module.seconds(time) in figure.shown(runs) for time in times[1:]), times
 
 
+def test_table_reads_two_gpus(stage):
+    """The figures of rows that need a link, out of small runs on the stand-in."""
+    on_gpus(stage, 2)
+    module = load_table()
+    rows = {row.name: row for row in module.two_gpus([], "")}
+    small = ("--backend", "cuda", "--bytes", "1M", "--samples", 5)
+
+    def runs(row, *options):
+        """Its commands with the models cut small, the rest as it is."""
+        keep = []
+        for command in row.runs:
+            words = [word for i, word in enumerate(command) if not {command[i - 1], word} &
+                     {"--model", "--layers", "--samples", "--bytes", "--cut", "--seconds"}]
+            keep.append(bench(stage, *words, *small, *options)[1])
+        return keep
+
+    seen = runs(rows["node-llama"], "--cut", 3)
+    link, context, away = rows["node-llama"].figures
+    assert link.value(seen) == seen[0]["update"]["ratio"] and link.limit == (">=", 0.95), link
+    assert "copy to the peer" in link.shown(seen), link.shown(seen)
+    assert context.limit == ("<=", 600) and context.value(seen) == \
+        seen[0]["device memory of a broker besides slots and shadows"]["number"], context
+    assert away.limit == ("<=", 0) and away.value(seen) == \
+        seen[0]["device memory taken by brokers on another GPU than the trainer's"]["number"], away
+    seen = runs(rows["host"], "--cut", 3)
+    away = rows["host"].figures[1]
+    assert away.limit == ("<=", 600) and away.value(seen) == 0, away
+    cut = rows["cut"]
+    assert [command[command.index("--cut") + 1] for command in cut.runs] == ["18867", "2"]
+    assert all(command[-2:] == ["--bytes", "29G"] for command in cut.runs), cut
+    assert 31e9 < 29 << 30 < 31.5e9 and "31 GB" in cut.figures[0].text, cut
+    idle = rows["idle"]
+    seen = runs(idle, "--seconds", 0.02)
+    limits = [(figure.text.rsplit(",", 1)[0], figure.limit) for figure in idle.figures]
+    for run, (phase, text, limit) in (
+            (0, ("attached, idle", "engine beside an idle strew, on the GPU without the trainer "
+                 "÷ alone", (">=", 0.99))),
+            (0, ("updates, direct", "during updates there, direct", (">=", 0.90))),
+            (1, ("updates, direct", "during updates on the trainer's GPU, direct", None))):
+        assert limits.count((text, limit)) == 2, limits
+        for figure in idle.figures:
+            load = figure.text.rsplit(", ", 1)[1].split("-")[0]
+            if figure.text.startswith(text + ", "):
+                assert figure.value(seen) == seen[run][f"{load}, {phase}"]["ratio"], figure
+    for run, where in enumerate(("there", "on the trainer's GPU")):
+        p99, = (figure for figure in idle.figures if figure.text ==
+                f"99th percentile of a step in direct updates {where}, products")
+        assert p99.value(seen) == 1e6 * seen[run][
+            "products, updates, direct: 99th percentile of a step"]["time"]["median"], p99
+        rate, = (figure for figure in idle.figures if figure.text.startswith(
+            f"during updates {where}, direct: bytes a second"))
+        assert rate.value(seen) == 1e-9 * seen[run][
+            "products, updates, direct: bytes updated"]["value"]["median"], rate
+
+
 def table(stage, *argv):
     return subprocess.run([sys.executable, TABLE, "--backend", "host", "--bin", stage.bin, *argv],
                           capture_output=True, text=True, timeout=120, check=False)
