@@ -28,9 +28,10 @@ struct part {
 	struct bench_model model;
 	uint32_t rank; /* of a worker, or in NCCL */
 	const char *socket;
-	const char *peer; /* trainer: another GPU, for raw copies to it; or NULL */
-	bool on_host;	  /* the trainer's memory */
-	bool one_gpu;	  /* NCCL: both ranks are on it, and pass for two nodes */
+	const char *peer;      /* trainer: another GPU, for raw copies to it; or NULL */
+	bool on_host;	       /* the trainer's memory */
+	bool one_gpu;	       /* NCCL: both ranks are on it, and pass for two nodes */
+	uint64_t buffer_bytes; /* NCCL: of the longest piece */
 	enum strew_gate gate;
 	enum strew_apply apply;
 	bool hash; /* trainer: what goes over the wire is compared at both ends */

@@ -166,11 +166,17 @@ def first_over_second(text: str, most: float | None) -> Figure:
 
 def memory(text: str, most_mib: float | None) -> Figure:
     """Device memory of a broker on the trainer's GPU."""
-    name, taken = ("device memory of a broker besides slots and shadows",
-                   "device memory taken by brokers, slots and shadows")
-    return Figure(text, lambda runs: runs[0][name]["number"],
-                  lambda runs: f"{runs[0][taken]['number']:.0f} MiB taken there in all, slots and "
-                  "shadows included", None if most_mib is None else ("<=", most_mib), " MiB")
+    name, taken, nccl = ("device memory of a broker besides slots and shadows",
+                         "device memory taken by brokers, slots and shadows",
+                         "device memory of a plain NCCL rank besides its buffer")
+
+    def shown(runs: list[dict]) -> str:
+        beside = f"; plain NCCL takes {runs[0][nccl]['number']:.0f} MiB for itself, besides " \
+            "buffer and context" if nccl in runs[0] else ""
+        return (f"{runs[0][taken]['number']:.0f} MiB taken there in all, slots and shadows "
+                f"included{beside}")
+    return Figure(text, lambda runs: runs[0][name]["number"], shown,
+                  None if most_mib is None else ("<=", most_mib), " MiB")
 
 
 def memory_away(text: str, most_mib: float) -> Figure:

@@ -1,5 +1,6 @@
 /* strew-bench update: whole updates through the real programs, beside the raw ways. */
 #include "base/limits.h"
+#include "bench/plain_nccl.h"
 #include "bench/scene.h"
 #include <stdlib.h>
 #include <string.h>
@@ -49,17 +50,12 @@ struct update {
 	struct brokers brokers;
 	struct scene scene;
 	struct child *away; /* a worker on another GPU than the trainer's; NULL: there is none */
-	struct child nccl[2];
-	struct part nccl_parts[2];
+	struct plain_nccl nccl; /* where the wire is NCCL's */
 	struct compared compared;
 	struct samples update, wait, accept, move, commit, gather, local, wire, scatter, raw,
 		pieces, pause, pause_raw;
-	struct samples nccl_times[3];
 	uint64_t wire_bytes;
 };
-
-static const uint64_t nccl_pieces[3] = {64ull << 20, 256ull << 20, 1ull << 30};
-static const char *const nccl_names[3] = {"NCCL, 64 MiB", "NCCL, 256 MiB", "NCCL, 1 GiB"};
 
 static bool is_wire(const struct update *update)
 {
@@ -70,60 +66,6 @@ static bool is_wire(const struct update *update)
 static const char *node_device(const struct update *update)
 {
 	return update->node_device ? update->node_device : update->options.device;
-}
-
-/* Two ranks of plain NCCL, where the wire is one. They inherit the brokers' interface, so that both
- * are measured on the same one. */
-static void start_nccl(struct update *update)
-{
-	setenv("NCCL_SOCKET_IFNAME", "lo", 0);
-	for (uint32_t i = 0; i < 2 && is_wire(update) && update->kind == GPU_CUDA; i++) {
-		struct part *part = &update->nccl_parts[i];
-
-		*part = (struct part){.kind = update->kind,
-			.rank = i,
-			.one_gpu = bench_same_gpu(node_device(update), update->options.device),
-			.device = i ? node_device(update) : update->options.device};
-		child_start(&update->nccl[i], "plain NCCL", part_nccl, part);
-	}
-}
-
-static void init_nccl(struct update *update)
-{
-	struct letter id, letter;
-
-	if (!update->nccl[0].pid) {
-		return;
-	}
-	child_ask(&update->nccl[0], PART_ID, NULL, 0, &id, 60);
-	id.what = PART_INIT;
-	for (int i = 0; i < 2; i++) {
-		child_send(&update->nccl[i], &id);
-	}
-	for (int i = 0; i < 2; i++) {
-		child_receive(&update->nccl[i], &letter, 120);
-	}
-}
-
-/* From when both ranks were called to when both were done. */
-static double broadcast(struct update *update, uint64_t len_bytes, uint64_t piece_bytes)
-{
-	const struct broadcast question = {len_bytes, piece_bytes};
-	struct letter letter;
-	struct broadcast_times times;
-	uint64_t start = 0, end = 0;
-
-	/* The receiver first, so that it stands ready as a broker's does after `go`. */
-	for (int i = 2; i-- > 0;) {
-		child_say(&update->nccl[i], PART_BROADCAST, &question, sizeof(question));
-	}
-	for (int i = 0; i < 2; i++) {
-		child_receive(&update->nccl[i], &letter, 600);
-		memcpy(&times, letter.bytes, sizeof(times));
-		start = MAX(start, times.start_ns);
-		end = MAX(end, times.end_ns);
-	}
-	return (double)(end - start) * 1e-9;
 }
 
 static void note_pause(void *data, uint32_t rank, const struct letter *answer)
@@ -172,9 +114,8 @@ static void measure(struct update *update, bool last)
 	}
 	samples_add(&update->pause_raw,
 		scene_ask_seconds(&update->scene.trainer, PART_RAW_WITHIN, update->largest_worker));
-	for (int i = 0; i < 3 && update->nccl[0].pid; i++) {
-		samples_add(&update->nccl_times[i],
-			broadcast(update, update->shapes.bytes, nccl_pieces[i]));
+	if (plain_nccl_there(&update->nccl)) {
+		plain_nccl_measure(&update->nccl);
 	}
 	if (last) {
 		scene_renew(&update->scene, update->options.seed + 1);
@@ -204,7 +145,7 @@ static void ask_free(struct update *update, uint64_t ret_bytes[2])
 
 /* What brokers took of the trainer's GPU, and how much of it each has for itself: context, module,
  * communicator, plans. Slots are there where there is a wire, and a context where slots or shadows
- * are. */
+ * are. Beside a communicator stands what NCCL takes for itself in a rank that has nothing else. */
 static void report_memory(struct update *update, uint64_t taken_bytes)
 {
 	uint64_t slots = (update->slot_bytes ? update->slot_bytes : DEFAULT_SLOT_BYTES) *
@@ -225,6 +166,11 @@ static void report_memory(struct update *update, uint64_t taken_bytes)
 		(double)taken_bytes / 1048576);
 	report_number(update->report, "device memory of a broker besides slots and shadows", "MiB",
 		(double)(taken_bytes - MIN(taken_bytes, buffers)) / brokers / 1048576);
+	if (plain_nccl_there(&update->nccl)) {
+		report_number(update->report,
+			"device memory of a plain NCCL rank besides its buffer", "MiB",
+			update->nccl.own_bytes / 1048576);
+	}
 }
 
 /* Everything up to the first update, and what it costs on the device. */
@@ -244,16 +190,18 @@ static void set_up(struct update *update)
 	brokers_prepare(&update->brokers, options.two);
 	update->scene.brokers = &update->brokers;
 	scene_start(&update->scene);
-	start_nccl(update);
+	if (is_wire(update) && update->kind == GPU_CUDA) {
+		plain_nccl_start(&update->nccl, update->options.device, node_device(update),
+			update->shapes.bytes);
+	}
 	scene_renew(&update->scene, update->options.seed);
 	measure_raw(update);
 	scene_ask_seconds(&update->scene.trainer, PART_RAW_WITHIN, update->largest_worker);
 	if (has_pieces(update)) {
 		scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	}
-	init_nccl(update);
-	if (update->nccl[0].pid) {
-		broadcast(update, MIN(update->shapes.bytes, nccl_pieces[2]), nccl_pieces[2]);
+	if (plain_nccl_there(&update->nccl)) {
+		plain_nccl_join(&update->nccl);
 	}
 	ask_free(update, before);
 	brokers_start(&update->brokers, &options);
@@ -276,20 +224,6 @@ static void set_up(struct update *update)
 	}
 }
 
-static const struct samples *best_nccl(const struct update *update, const char **ret_name)
-{
-	int best = 0;
-
-	for (int i = 1; i < 3; i++) {
-		if (samples_median(&update->nccl_times[i]) <
-			samples_median(&update->nccl_times[best])) {
-			best = i;
-		}
-	}
-	*ret_name = nccl_names[best];
-	return &update->nccl_times[best];
-}
-
 /* A stage that this way has. */
 static void print_stage(struct update *update, const char *name, const struct samples *seconds)
 {
@@ -307,12 +241,9 @@ static void print(struct update *update)
 	struct report *report = update->report;
 	uint64_t bytes = update->shapes.bytes;
 
-	if (update->nccl[0].pid) {
-		raw = best_nccl(update, &raw_name);
-		for (int i = 0; i < 3; i++) {
-			report_times(
-				report, nccl_names[i], bytes, &update->nccl_times[i], NULL, NULL);
-		}
+	if (plain_nccl_there(&update->nccl)) {
+		raw = plain_nccl_best(&update->nccl, &raw_name);
+		plain_nccl_report(&update->nccl, report);
 	}
 	report_times(report, "update", bytes, &update->update, raw_name, raw);
 	if (update->pieces.n) {
@@ -360,8 +291,7 @@ static int verdict(const struct update *update)
 static void stop(struct update *update)
 {
 	scene_stop(&update->scene);
-	child_stop(&update->nccl[0]);
-	child_stop(&update->nccl[1]);
+	plain_nccl_stop(&update->nccl);
 	brokers_stop(&update->brokers);
 }
 

@@ -150,6 +150,26 @@ def test_raw_ranks_take_the_brokers_interface(stage):
             path.unlink()
 
 
+def test_memory_of_plain_nccl(stage):
+    """Its buffer and its context are no part of it, and two ranks on a GPU share what was taken."""
+    on_gpus(stage, 2)
+    stage.env["STANDIN_NCCL_MEMORY"] = str(48 << 20)
+    module = load_table()
+    figure = {row.name: row for row in module.two_gpus([], "")}["wire-llama"].figures[1]
+    # The stand-in counts memory in each process by itself, so that of two ranks on one GPU only
+    # the first is seen.
+    for device, most in ((1, 48), (0, 24)):
+        _, figures = bench(stage, "update", "--backend", "cuda", "--path", "wire", "--cut", 3,
+                           "--bytes", "5M", "--samples", 5, "--node-device", device)
+        own = figures["device memory of a plain NCCL rank besides its buffer"]
+        assert own["number"] == most and own["unit"] == "MiB", own
+        assert f"plain NCCL takes {most} MiB for itself" in figure.shown([figures]), figure
+    _, figures = bench(stage, "update", "--backend", "cuda", "--cut", 3, "--bytes", "5M",
+                       "--samples", 5)
+    assert "plain NCCL" not in figure.shown([figures]) and not any(
+        "plain NCCL" in name for name in figures), figures
+
+
 def test_pause_from_the_host(stage):
     """The pause stands beside a copy within the GPU, also where the trainer is on the host."""
     on_gpus(stage, 1).write_text("cuMemcpyHtoDAsync:1+=slow:30 cuMemcpyAsync:1+=slow:30")
@@ -453,8 +473,8 @@ def test_table_reads_two_gpus(stage):
             "products, updates, direct: 99th percentile of a step"]["time"]["median"], p99
         rate, = (figure for figure in idle.figures if figure.text.startswith(
             f"during updates {where}, direct: bytes a second"))
-        assert rate.value(seen) == 1e-9 * seen[run][
-            "products, updates, direct: bytes updated"]["value"]["median"], rate
+        assert rate.value(seen) == seen[run][
+            "products, updates, direct: bytes updated"]["value"]["median"] / 1e9, rate
 
 
 def table(stage, *argv):

@@ -135,6 +135,33 @@ static void *finalize_main(void *data)
 	return NULL;
 }
 
+/* The stand-in driver's own, of the one that is loaded. False: there is none. */
+static bool find_driver(struct driver *ret_driver)
+{
+	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+	void *call = library ? dlsym(library, "standin_stream_call") : NULL;
+	void *bytes = library ? dlsym(library, "standin_bytes") : NULL;
+	void *take = library ? dlsym(library, "standin_take") : NULL;
+
+	memcpy(&ret_driver->stream_call, &call, sizeof(call));
+	memcpy(&ret_driver->bytes, &bytes, sizeof(bytes));
+	memcpy(&ret_driver->take, &take, sizeof(take));
+	if (library) {
+		dlclose(library);
+	}
+	return call && bytes && take;
+}
+
+/* What a communicator has on its GPU besides the buffers that are given to it. */
+static unsigned take_memory(void)
+{
+	const char *bytes = getenv("STANDIN_NCCL_MEMORY");
+	struct driver driver;
+
+	return bytes && find_driver(&driver) ? driver.take(strtoul(bytes, NULL, 10))
+					     : (unsigned)NCCL_SUCCESS;
+}
+
 /* Which interface the process that begins a communicator was told to take. */
 static void count_interface(void)
 {
@@ -181,7 +208,7 @@ unsigned ncclCommInitRankConfig(
 		config->size != sizeof(*config)) {
 		return INVALID_ARGUMENT;
 	}
-	comm = calloc(1, sizeof(*comm));
+	comm = take_memory() ? NULL : calloc(1, sizeof(*comm));
 	if (!comm) {
 		return INVALID_USAGE;
 	}
@@ -217,21 +244,6 @@ unsigned ncclGroupStart(void)
 	}
 	in_group = true;
 	return NCCL_SUCCESS;
-}
-
-/* The stand-in driver's own, of the one that is loaded. False: there is none. */
-static bool find_driver(struct driver *ret_driver)
-{
-	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
-	void *call = library ? dlsym(library, "standin_stream_call") : NULL;
-	void *bytes = library ? dlsym(library, "standin_bytes") : NULL;
-
-	memcpy(&ret_driver->stream_call, &call, sizeof(call));
-	memcpy(&ret_driver->bytes, &bytes, sizeof(bytes));
-	if (library) {
-		dlclose(library);
-	}
-	return call && bytes;
 }
 
 /* Hands over to the stream what the group has. */

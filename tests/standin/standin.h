@@ -11,6 +11,7 @@
  *   STANDIN_MEMORY=BYTES   of each GPU, counted in each process by itself (8 GiB)
  *   STANDIN_PEERS=0-1,2-3  of which GPUs each reaches the other's memory (all; 0: none does)
  *   STANDIN_NCCL=NUMBER    the version that libnccl tells (22809)
+ *   STANDIN_NCCL_MEMORY=BYTES   of a GPU, that each communicator takes (0)
  *   STANDIN_DIR=FOLDER     FOLDER/faults is the plan of what goes wrong in this process, and
  *                          FOLDER/PID.cuda, PID.nccl and PID.cublas hold its counts
  *
@@ -108,5 +109,7 @@ STANDIN_EXPORT unsigned standin_stream_call(void *stream, standin_call *call, vo
 /* In there: between the GPU's memory at `address` and the CPU's. A CUDA result. */
 STANDIN_EXPORT unsigned standin_bytes(
 	int device, uint64_t address, void *bytes, size_t len_bytes, bool to_device);
+/* For it too, from any thread: takes so much of the memory of the current context's GPU, until the process ends. */
+STANDIN_EXPORT unsigned standin_take(size_t len_bytes);
 
 #endif
