@@ -181,6 +181,28 @@ def test_pause_from_the_host(stage):
     assert pause["raw"]["median"] < 0.03 <= figures["update"]["raw"]["median"], figures
 
 
+def test_from_the_host_to_two_gpus(stage):
+    """A pinned copy to each GPU, as long as what its workers get; the slower one is the raw figure,
+    on whichever GPU it is, and a GPU without workers has none."""
+    on_gpus(stage, 2)
+    host = ("update", "--backend", "cuda", "--path", "host", "--cut", 3, "--bytes", "3M",
+            "--samples", 5)
+    # The third worker is where the last one is that was named.
+    for devices, shares in (("0,1", {0: 1 / 3, 1: 2 / 3}), ("1,0", {0: 2 / 3, 1: 1 / 3})):
+        _, figures = bench(stage, *host, "--tp", 3, "--worker-devices", devices)
+        copies = {i: figures[f"pinned copy to GPU {i}"] for i in shares}
+        update = figures["update"]
+        for i, share in shares.items():
+            assert abs(copies[i]["bytes"] / update["bytes"] - share) < 0.01, (copies, update)
+        slowest = max(copies.values(), key=lambda copy: copy["time"]["median"])
+        assert update["raw"] == slowest["time"] and update["raw_name"] == slowest["name"], figures
+    _, figures = bench(stage, *host, "--worker-devices", "1")
+    assert figures["update"]["raw_name"] == "pinned copy to GPU 1", figures
+    assert not any(name.startswith("pinned copy") for name in figures), figures
+    _, figures = bench(stage, *host)
+    assert figures["update"]["raw_name"] == "pinned copy", figures
+
+
 def test_wrong_bytes(stage):
     """What a wire has spoilt, or was never copied, is counted, and the bench ends with 1."""
     faults = on_gpus(stage, 2)

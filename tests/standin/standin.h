@@ -109,7 +109,7 @@ STANDIN_EXPORT unsigned standin_stream_call(void *stream, standin_call *call, vo
 /* In there: between the GPU's memory at `address` and the CPU's. A CUDA result. */
 STANDIN_EXPORT unsigned standin_bytes(
 	int device, uint64_t address, void *bytes, size_t len_bytes, bool to_device);
-/* For it too, from any thread: takes so much of the memory of the current context's GPU, until the process ends. */
+/* For it too: takes so much of the memory of the current context's GPU, until the process ends. */
 STANDIN_EXPORT unsigned standin_take(size_t len_bytes);
 
 #endif
