@@ -94,6 +94,20 @@ def test_copy(stage):
     assert [line.get("points").split()[-1].split(",")[0] for line in lines] == ["630.0"] * 4
 
 
+def test_copy_of_rows_beside_as_many_bytes(stage):
+    """Rows that do not fill the length stand beside plain copies of their own bytes, and beside
+    those of all others where they do."""
+    for row, whole in ((1000, False), (1024, True)):
+        _, figures = bench(stage, "copy", "--backend", "host", "--least", "4K", "--most", "16K",
+                           "--samples", 5, "--row", row)
+        for length in (4 << 10, 16 << 10):
+            engine, pieces, rows = (figures[f"within the host, {way}, {length / 1024:.1f} KiB"]
+                                    for way in ("engine", "strew, 64 KiB each", "strew, rows"))
+            assert rows["bytes"] == length // row * row and engine["bytes"] == length, rows
+            assert pieces["raw"] == engine["raw"], (pieces, engine)
+            assert (rows["raw"] == engine["raw"]) == whole, (row, rows, engine)
+
+
 def on_gpus(stage, count):
     """What follows runs on the stand-ins for the driver and NCCL (tests/standin). Gives the file
     of what they do wrong."""
