@@ -236,9 +236,20 @@ def test_wrong_bytes(stage):
         assert least <= figures["bytes wrong"]["number"] <= most, (fault, argv, figures)
 
 
+def broker_contexts(plan):
+    """How many contexts a broker made, of a run that is over. It alone opens others' memory."""
+    counts = [scene.counts(path) for path in plan.glob("*.cuda")]
+    made = [one["calls.cuDevicePrimaryCtxRetain"] for one in counts
+            if one.get("calls.cuIpcOpenMemHandle")]
+    for path in plan.glob("*.cuda"):
+        path.unlink()
+    return made
+
+
 def test_update_by_engines_and_kernel(stage):
-    """Runs that copy engines take over the link, while a kernel takes the rest beside them."""
-    on_gpus(stage, 2)
+    """Runs that copy engines take over the link, while a kernel takes the rest beside them; on the
+    GPU that has workers alone the broker takes nothing, but where it keeps their shadows."""
+    plan = on_gpus(stage, 2).parent
     config = stage.dir / "config.json"
     config.write_text(json.dumps({**TINY, "hidden_size": 1024, "num_hidden_layers": 1,
                                   "vocab_size": 18000}))
@@ -246,6 +257,14 @@ def test_update_by_engines_and_kernel(stage):
                        "--worker-devices", "0,1")
     assert figures["bytes wrong"]["number"] == 0
     assert figures["bytes compared"]["number"] >= 2 * 2 * 18000 * 1024
+    # The stand-in counts memory in each process by itself, so that this figure is 0 there whatever
+    # a broker does; what would take memory is a context.
+    assert figures["device memory taken by brokers on another GPU than the trainer's"][
+        "number"] == 0, figures
+    assert broker_contexts(plan) == [1]
+    bench(stage, "update", "--backend", "cuda", "--cut", 3, "--bytes", "1M", "--samples", 5,
+          "--worker-devices", "0,1", "--apply", "staged")
+    assert broker_contexts(plan) == [2]
 
 
 def test_copy_on_gpus(stage):
