@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -356,8 +358,10 @@ def test_idle_on_gpus(stage):
     for options, who in ((("--trainer-device", 7), "the trainer"),
                          (("--worker-devices", "0,7"), "a worker"), (("--device", 7), "")):
         result = stage.run("strew-bench", *small, *options, seconds=120)
-        assert result.returncode in (1, 3) and who in result.stderr and "7" in result.stderr, \
-            (options, result)
+        assert result.returncode in (1, 3) and who in result.stderr and \
+            "no GPU 7" in result.stderr, (options, result)
+        for kept in re.findall(r"what the brokers said is in (\S+)", result.stderr):
+            shutil.rmtree(kept)
 
 
 def test_shapes(stage):

@@ -19,6 +19,7 @@ struct handle {
 };
 
 STANDIN_EXPORT int cublasCreate_v2(void **ret_handle);
+STANDIN_EXPORT int cublasDestroy_v2(void *handle);
 STANDIN_EXPORT int cublasSetStream_v2(void *handle, void *stream);
 STANDIN_EXPORT int cublasGemmEx(void *handle);
 STANDIN_EXPORT int cublasSaxpy_v2(void *handle);
@@ -38,6 +39,12 @@ int cublasCreate_v2(void **ret_handle)
 	}
 	memcpy(&handle->stream_call, &call, sizeof(call));
 	*ret_handle = handle;
+	return 0;
+}
+
+int cublasDestroy_v2(void *handle)
+{
+	free(handle);
 	return 0;
 }
 
