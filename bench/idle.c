@@ -127,9 +127,10 @@ static void attach(struct idle *idle, enum state state)
 		.brokers = &brokers};
 	scene_start(scene);
 	scene_ask_number(&scene->trainer, PART_FILL, ++idle->seed);
+	/* A broker without a device takes the GPU of whoever registers first: the load's, maybe. */
 	brokers_start(&brokers, &(struct brokers_options){.kind = idle->kind,
 					.two = two,
-					.lead_device = two ? scene->device : NULL,
+					.lead_device = bench_gpu(scene->device),
 					.node_device = two ? idle->options.device : NULL});
 	scene_join(scene, &workers, &trainer);
 	scene_publish(scene, &published);

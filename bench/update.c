@@ -215,8 +215,9 @@ static void set_up(struct update *update)
 {
 	struct brokers_options options = {.kind = update->kind,
 		.two = is_wire(update),
-		.lead_device = update->options.device,
-		.node_device = node_device(update),
+		/* One without takes the GPU of whoever registers first. */
+		.lead_device = bench_gpu(update->options.device),
+		.node_device = bench_gpu(node_device(update)),
 		.slot_bytes = update->slot_bytes,
 		.slots = update->slots,
 		.pinned_shadows = strcmp(update->shadow, "host") == 0};

@@ -351,6 +351,10 @@ def test_idle_on_gpus(stage):
         where = f"load {device}, trainer 0, workers 0,1"
         assert said["machine"].get("GPUs", where) == where, (options, said)
         assert ("GPUs" in said["machine"]) == ("--worker-devices" in options), options
+        contexts = sorted(broker_contexts(plan))
+        if "--worker-devices" in options:
+            # In no direct update has the broker a context on a GPU that has workers alone.
+            assert contexts == 5 * [1] + 5 * [2], (options, contexts)
         for path in plan.glob("*.cublas"):
             counts = scene.counts(path)
             assert counts[f"steps.{device}"] > 0 and f"steps.{other}" not in counts, counts
