@@ -266,18 +266,15 @@ void child_receive(struct child *child, struct letter *ret_letter, unsigned time
 
 void child_say(struct child *child, uint32_t what, const void *bytes, size_t len_bytes)
 {
-	struct letter *letter = calloc(1, sizeof(*letter));
+	struct letter letter = {.what = what, .len_bytes = (uint32_t)len_bytes};
 
-	if (!letter || len_bytes > CHILD_BYTES) {
+	if (len_bytes > CHILD_BYTES) {
 		bench_fail(1, "a question of %zu bytes", len_bytes);
 	}
-	letter->what = what;
-	letter->len_bytes = (uint32_t)len_bytes;
 	if (len_bytes) {
-		memcpy(letter->bytes, bytes, len_bytes);
+		memcpy(letter.bytes, bytes, len_bytes);
 	}
-	child_send(child, letter);
-	free(letter);
+	child_send(child, &letter);
 }
 
 void child_ask(struct child *child, uint32_t what, const void *bytes, size_t len_bytes,

@@ -13,7 +13,8 @@ static const char help[] =
 	"GPU, to and from a peer, from host memory; by copy engine in one call, in many, and in a\n"
 	"batch by one call (from CUDA 12.8 on), and by strew's executor; contiguous and in rows;\n"
 	"issued on the source's GPU, on the target's, and on the one that is neither.\n"
-	"Each figure stands beside one plain copy of as many bytes within the third process.\n"
+	"Each figure stands beside one plain copy of as many bytes within the third process;\n"
+	"rows are whole, and so may be fewer bytes than the length that they stand under.\n"
 	"Every byte of one copy of each kind and length is compared, into memory that was\n"
 	"poisoned before, and what lies around it.\n"
 	"\n"
@@ -135,19 +136,25 @@ static void compare(struct copy_bench *bench, struct play *play, struct copy_run
 	bench->compared.wrong += compared.wrong;
 }
 
-/* All methods of one length, in turn; the first round is for warmth. */
+/* All methods of one length, in turn; the first round is for warmth. Rows are whole, and may be
+ * fewer bytes than the length: a plain copy of as many stands beside them then. */
 static void measure(struct copy_bench *bench, struct play *play, struct plot_panel *panel,
 	const uint32_t *methods, bool by_target, uint64_t len_bytes)
 {
-	struct samples samples[COPY_METHODS] = {{0}}, raw = {0};
+	const uint64_t rows_bytes = len_bytes / bench->row_bytes * bench->row_bytes;
+	const bool differs = rows_bytes != len_bytes;
+	struct samples samples[COPY_METHODS] = {{0}}, raw = {0}, raw_rows = {0};
 	char name[256], length[32];
 
 	for (uint64_t round = 0; round <= bench->options.samples; round++) {
+		const struct copy_run rows = {.by_target = by_target, .len_bytes = rows_bytes};
 		struct copy_run one = {.by_target = by_target, .len_bytes = len_bytes};
 		double seconds = run(play, COPY_RAW, &one);
+		double rows_seconds = differs ? run(play, COPY_RAW, &rows) : seconds;
 
 		if (round) {
 			samples_add(&raw, seconds);
+			samples_add(&raw_rows, rows_seconds);
 		}
 		for (size_t i = 0; i < panel->nlines; i++) {
 			one.method = methods[i];
@@ -160,12 +167,11 @@ static void measure(struct copy_bench *bench, struct play *play, struct plot_pan
 	format_bytes(length, sizeof(length), len_bytes);
 	for (size_t i = 0; i < panel->nlines; i++) {
 		struct plot_line *line = &panel->lines[i];
-		uint64_t bytes = is_rows(methods[i])
-					 ? len_bytes / bench->row_bytes * bench->row_bytes
-					 : len_bytes;
+		uint64_t bytes = is_rows(methods[i]) ? rows_bytes : len_bytes;
 
 		snprintf(name, sizeof(name), "%s, %s, %s", panel->title, line->name, length);
-		report_times(bench->report, name, bytes, &samples[i], "plain copy", &raw);
+		report_times(bench->report, name, bytes, &samples[i], "plain copy",
+			is_rows(methods[i]) ? &raw_rows : &raw);
 		line->len_bytes[line->n] = len_bytes;
 		line->rate[line->n++] = (double)bytes / samples_median(&samples[i]);
 		samples_finish(&samples[i]);
@@ -175,6 +181,7 @@ static void measure(struct copy_bench *bench, struct play *play, struct plot_pan
 				.len_bytes = len_bytes});
 	}
 	samples_finish(&raw);
+	samples_finish(&raw_rows);
 }
 
 /* The ways that there are, by their numbers. */

@@ -8,18 +8,20 @@ static const char help[] =
 	"Usage: strew-bench idle [options]\n"
 	"\n"
 	"The speed of an engine-like load on a GPU: alone, with strew attached and idle (a\n"
-	"broker, a group of workers and a sealed trainer, all on that GPU), and during\n"
-	"updates, one after another. The load is a loop of bf16 products of 4096 x 4096\n"
-	"matrices and one that is bound by memory, by cuBLAS, in another process. Each\n"
-	"round does all of it once, strew starting anew; a figure is steps a second, and\n"
-	"the 99th percentile of the times between events behind single steps, both beside\n"
-	"the load alone; bytes updated a second stand beside nothing. Memory of the workers\n"
-	"is poisoned before each stretch of updates, and every byte compared after it.\n"
+	"broker, a group of workers and a sealed trainer, on that GPU where no other is named\n"
+	"for them), and during updates, one after another. The load is a loop of bf16\n"
+	"products of 4096 x 4096 matrices and one that is bound by memory, by cuBLAS, in\n"
+	"another process. Each round does all of it once, strew starting anew; a figure is\n"
+	"steps a second, and the 99th percentile of the times between events behind single\n"
+	"steps, both beside the load alone; bytes updated a second stand beside nothing.\n"
+	"Memory of the workers is poisoned before each stretch of updates, and every byte\n"
+	"compared after it.\n"
 	"\n"
 	"  --seconds S        of load for each figure and round, 0.01 to 3600 (default 1)\n"
 	"  --bytes SIZE       of the model that is updated (default 1G)\n"
 	"  --path PATH        as of strew-bench update: node (default), wire or host\n"
-	"  --trainer-device GPU   trainer's memory there instead of on --device\n"
+	"  --trainer-device GPU   trainer's memory there instead of on --device, the load's\n"
+	"  --worker-devices L GPUs of the two workers, e.g. 0,1 (default: --device for both)\n"
 	"  --cublas PATH      libcublas.so, where the linker does not find it\n" BENCH_OPTIONS_HELP;
 
 enum state { ALONE, IDLE, DIRECT, STAGED, STATES };
@@ -34,7 +36,7 @@ struct idle {
 	const char *seconds_text, *path;
 	double seconds;
 	uint64_t bytes;
-	const char *cublas, *trainer_device;
+	const char *cublas, *trainer_device, *worker_devices;
 	struct child load;
 	struct load_part part;
 	struct samples rate[LOAD_KINDS][STATES], p99[LOAD_KINDS][STATES];
@@ -116,8 +118,8 @@ static void attach(struct idle *idle, enum state state)
 
 	brokers_prepare(&brokers, two);
 	*scene = (struct scene){.kind = idle->kind,
-		.device = idle->trainer_device ? idle->trainer_device : idle->options.device,
-		.worker_devices = bench_gpu(idle->options.device),
+		.device = idle->trainer_device,
+		.worker_devices = idle->worker_devices,
 		.model = {.cut = 64, .bytes = idle->bytes, .tp = 2},
 		.gate = STREW_GATE_LIVE,
 		.apply = state == STAGED ? STREW_APPLY_STAGED : STREW_APPLY_DIRECT,
@@ -125,9 +127,10 @@ static void attach(struct idle *idle, enum state state)
 		.brokers = &brokers};
 	scene_start(scene);
 	scene_ask_number(&scene->trainer, PART_FILL, ++idle->seed);
+	/* A broker without a device takes the GPU of whoever registers first: the load's, maybe. */
 	brokers_start(&brokers, &(struct brokers_options){.kind = idle->kind,
 					.two = two,
-					.lead_device = two ? scene->device : NULL,
+					.lead_device = bench_gpu(scene->device),
 					.node_device = two ? idle->options.device : NULL});
 	scene_join(scene, &workers, &trainer);
 	scene_publish(scene, &published);
@@ -180,12 +183,27 @@ static void finish(struct idle *idle)
 	report_destroy(idle->report);
 }
 
+/* Where nobody said otherwise, all are on the load's GPU. */
+static void place(struct idle *idle)
+{
+	const char *load = bench_gpu(idle->options.device);
+	bool said = idle->trainer_device || idle->worker_devices;
+
+	idle->trainer_device = idle->trainer_device ? idle->trainer_device : idle->options.device;
+	idle->worker_devices = idle->worker_devices ? idle->worker_devices : load;
+	if (said) {
+		report_text(idle->report, "GPUs", "load %s, trainer %s, workers %s", load,
+			bench_gpu(idle->trainer_device), idle->worker_devices);
+	}
+}
+
 int cmd_idle(int argc, char **argv)
 {
 	static struct idle idle = {.seconds_text = "1", .path = "node", .bytes = 1ull << 30};
 	const struct bench_option own[] = {{.name = "seconds", .text = &idle.seconds_text},
 		{.name = "bytes", .bytes = &idle.bytes}, {.name = "path", .text = &idle.path},
 		{.name = "trainer-device", .text = &idle.trainer_device},
+		{.name = "worker-devices", .text = &idle.worker_devices},
 		{.name = "cublas", .text = &idle.cublas}, {0}};
 
 	char *end;
@@ -206,6 +224,7 @@ int cmd_idle(int argc, char **argv)
 	idle.report = report_create("idle", idle.options.json);
 	idle.kind = bench_machine(&idle.options, idle.report);
 	report_text(idle.report, "way", "%s", idle.path);
+	place(&idle);
 	idle.part = (struct load_part){idle.kind, idle.options.device, idle.cublas};
 	child_start(&idle.load, "the load", part_load, &idle.part);
 	for (uint64_t round = 0; round < idle.options.samples; round++) {

@@ -23,6 +23,7 @@ const char *const load_names[LOAD_KINDS] = {"products", "memory"};
 
 struct cublas {
 	int (*create)(void **handle);
+	int (*destroy)(void *handle);
 	int (*set_stream)(void *handle, struct cuda_stream *stream);
 	int (*gemm)(void *handle, int transa, int transb, int m, int n, int k, const void *alpha,
 		const void *a, int a_type, int lda, const void *b, int b_type, int ldb,
@@ -65,6 +66,7 @@ static void load_cublas(struct load *load)
 		void *entry; /* a function pointer, filled in as dlsym(3) says */
 	} table[] = {
 		{"cublasCreate_v2", &cublas->create},
+		{"cublasDestroy_v2", &cublas->destroy},
 		{"cublasSetStream_v2", &cublas->set_stream},
 		{"cublasGemmEx", &cublas->gemm},
 		{"cublasSaxpy_v2", &cublas->saxpy},
@@ -198,14 +200,26 @@ static void answer(void *data, struct letter *letter)
 	letter_put(letter, &result, sizeof(result));
 }
 
+static void finish(struct load *load)
+{
+	samples_finish(&load->steps);
+	if (load->handle) {
+		gpu_device_enter(memory_device(load->memory), NULL);
+		load->cublas.destroy(load->handle);
+		for (int i = 0; i <= AHEAD; i++) {
+			CUDA(NULL, cuEventDestroy, load->events[i]);
+		}
+	}
+	gpu_stream_destroy(load->stream);
+	memory_destroy(load->memory);
+}
+
 int part_load(int fd, void *arg)
 {
 	struct load load = {.part = arg};
 
 	prepare(&load);
 	letter_serve(fd, answer, &load);
-	samples_finish(&load.steps);
-	gpu_stream_destroy(load.stream);
-	memory_destroy(load.memory);
+	finish(&load);
 	return EXIT_OK;
 }

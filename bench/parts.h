@@ -28,9 +28,9 @@ struct part {
 	struct bench_model model;
 	uint32_t rank; /* of a worker, or in NCCL */
 	const char *socket;
-	const char *peer; /* trainer: another GPU, for raw copies to it; or NULL */
-	bool on_host;	  /* the trainer's memory */
-	bool one_gpu;	  /* NCCL: both ranks are on it, and pass for two nodes */
+	bool on_host;	       /* the trainer's memory */
+	bool one_gpu;	       /* NCCL: both ranks are on it, and pass for two nodes */
+	uint64_t buffer_bytes; /* NCCL: of the longest piece */
 	enum strew_gate gate;
 	enum strew_apply apply;
 	bool hash; /* trainer: what goes over the wire is compared at both ends */
@@ -48,7 +48,8 @@ enum part_question {
 	PART_RAW_COPY, /* trainer: plain copies of as many bytes within the GPU, or to it from host
 			  memory where the trainer's is → seconds */
 	PART_RAW_WITHIN, /* trainer: within the GPU, wherever its memory is → seconds */
-	PART_RAW_PEER,	 /* trainer: the same to part.peer → seconds */
+	PART_RAW_PEER,	 /* trainer: struct raw_to: to another GPU, from host memory where the
+			    trainer's is → seconds */
 	PART_RAW_PIECES, /* trainer: the pieces of all workers by one kernel → seconds, < 0: no
 			    room, or memory that this process has not registered */
 	PART_POISON,	 /* worker: all its parameters */
@@ -82,6 +83,11 @@ struct beside {
 	double seconds;		   /* out: of it in which there were updates */
 };
 
+struct raw_to {
+	uint64_t len_bytes;
+	char peer[64];
+};
+
 struct compared {
 	uint64_t bytes, wrong;
 };
@@ -107,8 +113,8 @@ void raw_destroy(struct raw *raw);
  * to it from pinned memory where the part's memory is the host's. */
 double raw_within(struct raw *raw, uint64_t len_bytes);
 double raw_copy(struct raw *raw, uint64_t len_bytes);
-/* From this GPU to the part's peer. */
-double raw_peer(struct raw *raw, uint64_t len_bytes);
+/* To another GPU: from this one, or from the pinned memory, then issued by the other's context. */
+double raw_peer(struct raw *raw, const char *peer, uint64_t len_bytes);
 /* All pieces of all workers by the executor's kernel, into memory of this process; < 0:
  * no room, or memory that this process has not registered. */
 double raw_pieces(struct raw *raw);

@@ -8,19 +8,36 @@
 
 #define CHUNK_BYTES (1ull << 30)
 #define ROOM_BYTES (2ull << 30) /* of device memory, left to others */
+#define PEERS_MAX 16
+
+/* Where copies are issued, and timed. */
+struct lane {
+	struct gpu_device *device;
+	struct gpu_stream *stream;
+	struct cuda_event *start, *end; /* cuda */
+};
+
+/* Another GPU within reach. Its lane issues what comes from host memory, ours what comes from here.
+ */
+struct peer {
+	char name[64];
+	struct lane lane;
+	void *dst;
+};
 
 struct raw {
 	struct memory *memory;
 	const struct shapes *shapes;
 	unsigned char *const *data;
 	const struct part *part;
-	struct gpu_stream *stream;
-	struct cuda_event *start, *end;
+	struct lane lane;
 	/* plain copies */
 	uint64_t chunk_bytes;
 	void *src, *dst, *pinned; /* pinned: the host's, where the part's memory is */
-	struct gpu *gpu;	  /* for the peer */
-	void *peer_src, *peer_dst;
+	struct gpu *gpu;	  /* for the peers */
+	struct peer peers[PEERS_MAX];
+	size_t npeers;
+	void *peer_src; /* of what goes to them from here */
 	/* pieces */
 	struct gpu_memory *scratch;
 	struct gpu_copies *pieces;
@@ -31,21 +48,39 @@ static void must(int rc, const char *what, const struct error *err)
 	bench_must(rc, what, err);
 }
 
+static void lane_open(struct lane *lane, struct gpu_device *device, enum gpu_kind kind)
+{
+	struct error err = {0};
+
+	lane->device = device;
+	must(gpu_device_enter(device, &err), "the device", &err);
+	must(gpu_stream_create(device, &lane->stream, &err), "a stream", &err);
+	if (kind == GPU_CUDA) {
+		must(CUDA(&err, cuEventCreate, &lane->start, 0), "an event", &err);
+		must(CUDA(&err, cuEventCreate, &lane->end, 0), "an event", &err);
+	}
+}
+
+static void lane_close(struct lane *lane)
+{
+	gpu_device_enter(lane->device, NULL);
+	if (lane->start) {
+		CUDA(NULL, cuEventDestroy, lane->start);
+		CUDA(NULL, cuEventDestroy, lane->end);
+	}
+	gpu_stream_destroy(lane->stream);
+}
+
 struct raw *raw_create(struct memory *memory, const struct shapes *shapes,
 	unsigned char *const *data, const struct part *part)
 {
 	struct raw *raw = bench_need(calloc(1, sizeof(*raw)));
-	struct error err = {0};
 
 	raw->memory = memory;
 	raw->shapes = shapes;
 	raw->data = data;
 	raw->part = part;
-	must(gpu_stream_create(memory_device(memory), &raw->stream, &err), "a stream", &err);
-	if (memory_kind(memory) == GPU_CUDA) {
-		must(CUDA(&err, cuEventCreate, &raw->start, 0), "an event", &err);
-		must(CUDA(&err, cuEventCreate, &raw->end, 0), "an event", &err);
-	}
+	lane_open(&raw->lane, memory_device(memory), memory_kind(memory));
 	return raw;
 }
 
@@ -67,6 +102,7 @@ static void prepare(struct raw *raw, uint64_t len_bytes)
 		return;
 	}
 	raw->chunk_bytes = MIN(len_bytes, CHUNK_BYTES);
+	must(gpu_device_enter(raw->lane.device, &err), "the device", &err);
 	if (memory_kind(raw->memory) == GPU_HOST) {
 		raw->src = bench_need(malloc(raw->chunk_bytes));
 		raw->dst = bench_need(malloc(raw->chunk_bytes));
@@ -83,96 +119,108 @@ static void prepare(struct raw *raw, uint64_t len_bytes)
 	}
 }
 
-static double begin(struct raw *raw)
+static double begin(const struct lane *lane)
 {
 	struct error err = {0};
 
-	must(gpu_device_enter(memory_device(raw->memory), &err), "the device", &err);
-	if (raw->start) {
-		must(CUDA(&err, cuEventRecord, raw->start, gpu_stream_native(raw->stream)),
+	must(gpu_device_enter(lane->device, &err), "the device", &err);
+	if (lane->start) {
+		must(CUDA(&err, cuEventRecord, lane->start, gpu_stream_native(lane->stream)),
 			"an event", &err);
 		return 0;
 	}
 	return (double)clock_ns() * 1e-9;
 }
 
-static double seconds_since(struct raw *raw, double start)
+static double seconds_since(const struct lane *lane, double start)
 {
 	struct error err = {0};
 	float ms;
 
-	if (!raw->start) {
+	if (!lane->start) {
 		return (double)clock_ns() * 1e-9 - start;
 	}
-	must(CUDA(&err, cuEventRecord, raw->end, gpu_stream_native(raw->stream)), "an event", &err);
-	must(BENCH_CUDA(&err, cuStreamSynchronize, gpu_stream_native(raw->stream)), "a raw copy",
+	must(CUDA(&err, cuEventRecord, lane->end, gpu_stream_native(lane->stream)), "an event",
 		&err);
-	must(BENCH_CUDA(&err, cuEventElapsedTime, &ms, raw->start, raw->end), "a time", &err);
+	must(BENCH_CUDA(&err, cuStreamSynchronize, gpu_stream_native(lane->stream)), "a raw copy",
+		&err);
+	must(BENCH_CUDA(&err, cuEventElapsedTime, &ms, lane->start, lane->end), "a time", &err);
 	return (double)ms * 1e-3;
 }
 
-static double copy(struct raw *raw, const void *src, uint64_t len_bytes)
+/* In chunks, each to and from the same place. */
+static double copy(const struct lane *lane, void *dst, const void *src, uint64_t chunk_bytes,
+	uint64_t len_bytes)
 {
 	struct error err = {0};
-	double start = begin(raw);
+	double start = begin(lane);
 
-	for (uint64_t done = 0; done < len_bytes; done += raw->chunk_bytes) {
-		uint64_t n = MIN(len_bytes - done, raw->chunk_bytes);
-
-		must(gpu_copy(memory_device(raw->memory), (uintptr_t)raw->dst, (uintptr_t)src, n,
-			     raw->stream, &err),
+	for (uint64_t done = 0; done < len_bytes; done += chunk_bytes) {
+		must(gpu_copy(lane->device, (uintptr_t)dst, (uintptr_t)src,
+			     MIN(len_bytes - done, chunk_bytes), lane->stream, &err),
 			"a raw copy", &err);
 	}
-	return seconds_since(raw, start);
+	return seconds_since(lane, start);
 }
 
 double raw_within(struct raw *raw, uint64_t len_bytes)
 {
 	prepare(raw, len_bytes);
-	return copy(raw, raw->src, len_bytes);
+	return copy(&raw->lane, raw->dst, raw->src, raw->chunk_bytes, len_bytes);
 }
 
 double raw_copy(struct raw *raw, uint64_t len_bytes)
 {
 	prepare(raw, len_bytes);
-	return copy(raw, raw->pinned ? raw->pinned : raw->src, len_bytes);
+	return copy(&raw->lane, raw->dst, raw->pinned ? raw->pinned : raw->src, raw->chunk_bytes,
+		len_bytes);
 }
 
-/* Memory of another GPU, within reach of this one. */
-static void prepare_peer(struct raw *raw)
+/* Another GPU, whose memory is within reach of this one. */
+static struct peer *open_peer(struct raw *raw, const char *name)
 {
 	uint8_t uuid[GPU_UUID_BYTES];
-	struct gpu_device *peer;
+	struct gpu_device *device;
 	struct error err = {0};
+	struct peer *peer;
 
-	must(gpu_open(GPU_CUDA, &raw->gpu, &err), "the peer", &err);
-	must(gpu_find(raw->gpu, raw->part->peer, uuid, &err), "the peer", &err);
-	must(gpu_device(raw->gpu, uuid, &peer, &err), "the peer", &err);
-	must(gpu_device_enter(peer, &err), "the peer", &err);
-	raw->peer_dst = device_memory(CHUNK_BYTES);
+	for (size_t i = 0; i < raw->npeers; i++) {
+		if (strcmp(raw->peers[i].name, name) == 0) {
+			return &raw->peers[i];
+		}
+	}
+	if (raw->npeers == PEERS_MAX) {
+		bench_fail(EXIT_RUNTIME, "over %d GPUs", PEERS_MAX);
+	}
+	if (!raw->gpu) {
+		must(gpu_open(GPU_CUDA, &raw->gpu, &err), "the peer", &err);
+	}
+	peer = &raw->peers[raw->npeers++];
+	string_copy(peer->name, sizeof(peer->name), name);
+	must(gpu_find(raw->gpu, name, uuid, &err), "the peer", &err);
+	must(gpu_device(raw->gpu, uuid, &device, &err), "the peer", &err);
+	lane_open(&peer->lane, device, GPU_CUDA);
+	peer->dst = device_memory(CHUNK_BYTES);
 	/* Opening both through one gpu gives each access to the other. */
-	must(gpu_device(raw->gpu, gpu_device_uuid(memory_device(raw->memory)), &peer, &err),
-		"this GPU", &err);
-	must(gpu_device_enter(memory_device(raw->memory), &err), "this GPU", &err);
-	raw->peer_src = device_memory(CHUNK_BYTES);
+	must(gpu_device(raw->gpu, gpu_device_uuid(raw->lane.device), &device, &err), "this GPU",
+		&err);
+	return peer;
 }
 
-double raw_peer(struct raw *raw, uint64_t len_bytes)
+double raw_peer(struct raw *raw, const char *name, uint64_t len_bytes)
 {
+	struct peer *peer = open_peer(raw, name);
 	struct error err = {0};
-	double start;
 
-	if (!raw->peer_dst) {
-		prepare_peer(raw);
+	if (raw->part->on_host) {
+		prepare(raw, len_bytes);
+		return copy(&peer->lane, peer->dst, raw->pinned, raw->chunk_bytes, len_bytes);
 	}
-	start = begin(raw);
-	for (uint64_t done = 0; done < len_bytes; done += CHUNK_BYTES) {
-		must(gpu_copy(memory_device(raw->memory), (uintptr_t)raw->peer_dst,
-			     (uintptr_t)raw->peer_src, MIN(len_bytes - done, CHUNK_BYTES),
-			     raw->stream, &err),
-			"a raw copy to the peer", &err);
+	if (!raw->peer_src) {
+		must(gpu_device_enter(raw->lane.device, &err), "this GPU", &err);
+		raw->peer_src = device_memory(CHUNK_BYTES);
 	}
-	return seconds_since(raw, start);
+	return copy(&raw->lane, peer->dst, raw->peer_src, CHUNK_BYTES, len_bytes);
 }
 
 /* A piece as one copy: rows of a tensor to rows of a parameter, which lie side by side. */
@@ -253,9 +301,9 @@ double raw_pieces(struct raw *raw)
 	if (!raw->pieces && !compile(raw)) {
 		return -1;
 	}
-	start = begin(raw);
-	must(gpu_copies_run(raw->pieces, 0, 0, raw->stream, &err), "the pieces", &err);
-	return seconds_since(raw, start);
+	start = begin(&raw->lane);
+	must(gpu_copies_run(raw->pieces, 0, 0, raw->lane.stream, &err), "the pieces", &err);
+	return seconds_since(&raw->lane, start);
 }
 
 void raw_destroy(struct raw *raw)
@@ -263,7 +311,7 @@ void raw_destroy(struct raw *raw)
 	if (!raw) {
 		return;
 	}
-	gpu_device_enter(memory_device(raw->memory), NULL);
+	gpu_device_enter(raw->lane.device, NULL);
 	if (raw->pieces) {
 		gpu_copies_destroy(raw->pieces);
 	}
@@ -279,14 +327,16 @@ void raw_destroy(struct raw *raw)
 			CUDA(NULL, cuMemFree, (uintptr_t)raw->src);
 			CUDA(NULL, cuMemFree, (uintptr_t)raw->dst);
 		}
-		CUDA(NULL, cuEventDestroy, raw->start);
-		CUDA(NULL, cuEventDestroy, raw->end);
 	}
-	if (raw->peer_dst) {
+	if (raw->peer_src) {
 		CUDA(NULL, cuMemFree, (uintptr_t)raw->peer_src);
-		CUDA(NULL, cuMemFree, (uintptr_t)raw->peer_dst);
 	}
-	gpu_stream_destroy(raw->stream);
+	for (size_t i = 0; i < raw->npeers; i++) {
+		gpu_device_enter(raw->peers[i].lane.device, NULL);
+		CUDA(NULL, cuMemFree, (uintptr_t)raw->peers[i].dst);
+		lane_close(&raw->peers[i].lane);
+	}
+	lane_close(&raw->lane);
 	gpu_close(raw->gpu);
 	free(raw);
 }

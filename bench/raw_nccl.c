@@ -15,8 +15,7 @@ struct ring {
 	struct gpu_stream *stream;
 	struct cuda_event *end;
 	struct nccl_comm *comm;
-	unsigned char *buffer;
-	uint64_t buffer_bytes;
+	unsigned char *buffer; /* made at the start: what is free later tells what NCCL took */
 };
 
 static void init(struct ring *ring, const void *id_bytes)
@@ -39,15 +38,11 @@ static void init(struct ring *ring, const void *id_bytes)
 static struct broadcast_times run(struct ring *ring, const struct broadcast *broadcast)
 {
 	struct nccl_stream *stream = gpu_stream_native(ring->stream);
-	uint64_t want = MIN(broadcast->piece_bytes, broadcast->len_bytes);
+	uint64_t want = MIN(broadcast->piece_bytes, ring->part->buffer_bytes);
 	struct broadcast_times times;
 	struct error err = {0};
 	unsigned result;
 
-	if (ring->buffer_bytes < want) {
-		ring->buffer = memory_take(ring->memory, want);
-		ring->buffer_bytes = want;
-	}
 	times.start_ns = clock_ns();
 	for (uint64_t done = 0; done < broadcast->len_bytes; done += want) {
 		bench_must(NCCL(&err, ncclBroadcast, ring->buffer, ring->buffer,
@@ -71,6 +66,7 @@ static void answer(void *data, struct letter *letter)
 	struct broadcast broadcast;
 	struct broadcast_times times;
 	struct error err = {0};
+	uint64_t free_bytes;
 	nccl_id id;
 
 	switch (letter->what) {
@@ -80,6 +76,10 @@ static void answer(void *data, struct letter *letter)
 		break;
 	case PART_INIT:
 		init(ring, letter->bytes);
+		break;
+	case PART_FREE:
+		free_bytes = memory_free(ring->memory);
+		letter_put(letter, &free_bytes, sizeof(free_bytes));
 		break;
 	case PART_BROADCAST:
 		memcpy(&broadcast, letter->bytes, sizeof(broadcast));
@@ -100,6 +100,8 @@ int part_nccl(int fd, void *arg)
 		setenv("NCCL_HOSTID", ring.part->rank ? "strew-raw-1" : "strew-raw-0", 1);
 	}
 	ring.memory = memory_create(GPU_CUDA, ring.part->device, false);
+	memory_reserve(ring.memory, ring.part->buffer_bytes);
+	ring.buffer = memory_take(ring.memory, ring.part->buffer_bytes);
 	bench_must(nccl_open(&err), "raw NCCL", &err);
 	letter_serve(fd, answer, &ring);
 	/* The communicator ends with the process, with all that it uses: the other rank may be gone

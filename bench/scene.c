@@ -43,7 +43,6 @@ void scene_start(struct scene *scene)
 	scene->parts[tp] = common;
 	scene->parts[tp].socket = scene->brokers->lead_socket;
 	scene->parts[tp].on_host = scene->on_host;
-	scene->parts[tp].peer = scene->peer;
 	child_start(&scene->trainer, "the trainer", part_trainer, &scene->parts[tp]);
 }
 

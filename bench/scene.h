@@ -23,7 +23,6 @@ struct scene {
 	bool on_host;	 /* the trainer's memory */
 	bool no_trainer; /* workers alone */
 	const struct brokers *brokers;
-	const char *peer; /* of the trainer: the part's */
 	/* the scene's: */
 	struct child trainer, workers[SCENE_TP_MAX];
 	struct part parts[SCENE_TP_MAX + 1];

@@ -166,11 +166,17 @@ def first_over_second(text: str, most: float | None) -> Figure:
 
 def memory(text: str, most_mib: float | None) -> Figure:
     """Device memory of a broker on the trainer's GPU."""
-    name, taken = ("device memory of a broker besides slots and shadows",
-                   "device memory taken by brokers, slots and shadows")
-    return Figure(text, lambda runs: runs[0][name]["number"],
-                  lambda runs: f"{runs[0][taken]['number']:.0f} MiB taken there in all, slots and "
-                  "shadows included", None if most_mib is None else ("<=", most_mib), " MiB")
+    name, taken, nccl = ("device memory of a broker besides slots and shadows",
+                         "device memory taken by brokers, slots and shadows",
+                         "device memory of a plain NCCL rank besides its buffer")
+
+    def shown(runs: list[dict]) -> str:
+        beside = f"; plain NCCL takes {runs[0][nccl]['number']:.0f} MiB for itself, besides " \
+            "buffer and context" if nccl in runs[0] else ""
+        return (f"{runs[0][taken]['number']:.0f} MiB taken there in all, slots and shadows "
+                f"included{beside}")
+    return Figure(text, lambda runs: runs[0][name]["number"], shown,
+                  None if most_mib is None else ("<=", most_mib), " MiB")
 
 
 def memory_away(text: str, most_mib: float) -> Figure:
@@ -180,26 +186,26 @@ def memory_away(text: str, most_mib: float) -> Figure:
                   ("<=", most_mib), " MiB")
 
 
-def rate(runs: list[dict], load: str, phase: str) -> float:
+def rate(run: dict, load: str, phase: str) -> float:
     """GB/s of the updates beside an engine."""
-    return runs[0][f"{load}, {phase}: bytes updated"]["value"]["median"] / 1e9
+    return run[f"{load}, {phase}: bytes updated"]["value"]["median"] / 1e9
 
 
-def engine(phase: str, text: str, least: float | None) -> list[Figure]:
+def engine(phase: str, text: str, least: float | None, run: int = 0) -> list[Figure]:
     """Both loads of an engine beside strew."""
-    return [ratio(f"{load}, {phase}", f"{text}, {what}", least)
+    return [ratio(f"{load}, {phase}", f"{text}, {what}", least, run)
             for load, what in (("products", "products"), ("memory", "memory-bound"))] + (
         [] if phase == "attached, idle" else
         [Figure(f"{text}: bytes a second, products; memory-bound",
-                lambda runs: rate(runs, "products", phase),
-                lambda runs: f"GB/s; {rate(runs, 'memory', phase):.3g}")])
+                lambda runs: rate(runs[run], "products", phase),
+                lambda runs: f"GB/s; {rate(runs[run], 'memory', phase):.3g}")])
 
 
-def tails(text: str) -> list[Figure]:
+def tails(text: str, run: int = 0) -> list[Figure]:
     """The 99th percentile of an engine's step, of both loads; the figure is of direct updates."""
     def tail(load: str, what: str) -> Figure:
         def median(runs: list[dict], phase: str) -> float:
-            return runs[0][f"{load}, {phase}: 99th percentile of a step"]["time"]["median"]
+            return runs[run][f"{load}, {phase}: 99th percentile of a step"]["time"]["median"]
 
         def shown(runs: list[dict]) -> str:
             return (f"alone {seconds(median(runs, 'alone'))}, beside an idle strew "
@@ -232,12 +238,12 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
             [ratio("update", "one broker, Qwen3-30B-A3B, 16 layers: raw copy ÷ update", None),
              ratio(update, "… one kernel over all its pieces ÷ update", 0.93)]),
         Row("wire-llama",
-            [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "31"]],
-            [ratio("update", "two brokers by sockets, Llama, 6 layers: raw NCCL ÷ update", 0.95),
+            [["update", "--path", "wire", *LLAMA, "--layers", "16", "--samples", "11"]],
+            [ratio("update", "two brokers by sockets, Llama, 16 layers: raw NCCL ÷ update", 0.95),
              memory("device memory of a broker with a communicator, besides slots", 1024)]),
         Row("wire-qwen",
-            [["update", "--path", "wire", *QWEN, "--layers", "3", "--samples", "31"]],
-            [ratio("update", "… Qwen3-30B-A3B, 3 layers", 0.95)]),
+            [["update", "--path", "wire", *QWEN, "--layers", "8", "--samples", "11"]],
+            [ratio("update", "… Qwen3-30B-A3B, 8 layers", 0.95)]),
         Row("hash", [["update", "--path", "wire", *LLAMA, "--layers", "6", "--samples", "5", *hash_]
                      for hash_ in (["--hash"], [])],
             [first_over_second("two brokers by sockets, Llama, 6 layers: with hashes ÷ without",
@@ -301,13 +307,17 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
             [pause("pause of a held gate ÷ (1.3 raw copies + 1 ms)")]),
         Row("4k", [["update", *WIRE2, "--cut", "1", "--bytes", "4K", "--samples", "100"]],
             [latency("update", "4 KiB across two brokers", 700)]),
-        Row("cut", [["update", *WIRE2, "--cut", "18867", "--bytes", "15G"],
-                    ["update", *WIRE2, "--cut", "2", "--bytes", "15G"]],
-            [first_over_second("15 GB in 18,867 tensors ÷ in 2", 1.05)]),
-        Row("idle", [["idle", *cublas, "--seconds", "1", "--samples", "5", "--device", "1",
-                      "--trainer-device", "0"]],
-            engine("updates, direct", "engine on the GPU without the trainer", 0.90)
-            + tails("99th percentile of a step in direct updates there")),
+        Row("cut", [["update", *WIRE2, "--cut", "18867", "--bytes", "29G"],
+                    ["update", *WIRE2, "--cut", "2", "--bytes", "29G"]],
+            [first_over_second("31 GB in 18,867 tensors ÷ in 2", 1.05)]),
+        Row("idle", [["idle", *cublas, "--seconds", "1", "--samples", "5", "--device", device,
+                      "--trainer-device", "0", "--worker-devices", "0,1"] for device in "10"],
+            engine("attached, idle", "engine beside an idle strew, on the GPU without the trainer "
+                   "÷ alone", 0.99)
+            + engine("updates, direct", "during updates there, direct", 0.90)
+            + tails("99th percentile of a step in direct updates there")
+            + engine("updates, direct", "during updates on the trainer's GPU, direct", None, 1)
+            + tails("99th percentile of a step in direct updates on the trainer's GPU", 1)),
     ]
 
 
@@ -372,7 +382,7 @@ def measure(row: Row, options: argparse.Namespace, extra: list[str], left: float
                      f"{'the same' if i else said} |")
     print(f"          {row.name}: {time.monotonic() - begin:.0f} s", flush=True)
     return ", ".join(f"{key} {runs[0][''][key]}" for key in runs[0][""]
-                     if key not in ("model", "way", "layers", "seed"))
+                     if key not in ("model", "way", "layers", "seed", "GPUs"))
 
 
 def commit() -> str:

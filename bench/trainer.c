@@ -127,6 +127,7 @@ static void answer(void *data, struct letter *letter)
 	struct joined joined = {0};
 	struct repeated repeated;
 	struct beside beside;
+	struct raw_to to;
 	uint64_t number;
 	double seconds;
 
@@ -162,7 +163,8 @@ static void answer(void *data, struct letter *letter)
 		letter_put(letter, &seconds, sizeof(seconds));
 		break;
 	case PART_RAW_PEER:
-		seconds = raw_peer(trainer->raw, number);
+		memcpy(&to, letter->bytes, sizeof(to));
+		seconds = raw_peer(trainer->raw, to.peer, to.len_bytes);
 		letter_put(letter, &seconds, sizeof(seconds));
 		break;
 	case PART_RAW_PIECES:

@@ -1,5 +1,6 @@
 /* strew-bench update: whole updates through the real programs, beside the raw ways. */
 #include "base/limits.h"
+#include "bench/plain_nccl.h"
 #include "bench/scene.h"
 #include <stdlib.h>
 #include <string.h>
@@ -11,10 +12,11 @@ static const char help[] =
 	"Whole updates, from publish to the last worker's applied: a trainer, brokers and\n"
 	"tensor-parallel workers as processes of their own. Every byte of the last update is\n"
 	"compared after the timed region, into memory that was poisoned before it. Beside a raw\n"
-	"figure stand the update (plain copies, copies to the peer, pinned copies, or NCCL's "
-	"best),\n"
-	"without --path wire the same beside one kernel over all pieces, and the pause of a held\n"
-	"gate (a plain copy of the largest worker's bytes); the stages stand alone.\n"
+	"figure stand the update (plain copies, copies to the peer, pinned copies, or NCCL's\n"
+	"best), without --path wire the same beside one kernel over all pieces, and the pause of\n"
+	"a held gate (a plain copy of the largest worker's bytes); the stages stand alone. From\n"
+	"the host to several GPUs a pinned copy is made to each, one after another, of what its\n"
+	"workers get, and the slowest stands beside the update.\n"
 	"\n"
 	"  --model CONFIG     a config.json as published (see bench/models/)\n"
 	"  --layers N         the first N layers (default: all)\n"
@@ -34,6 +36,13 @@ static const char help[] =
 
 #define WARM 2
 
+/* What goes to the workers of one GPU, and how long plain copies of as many bytes take. */
+struct way {
+	const char *device; /* NULL: all workers, by the trainer's GPU */
+	uint64_t bytes;
+	struct samples raw;
+};
+
 struct update {
 	struct bench_options options;
 	const char *path, *apply, *gate, *node_device;
@@ -44,22 +53,17 @@ struct update {
 	struct shapes shapes;
 	uint64_t largest_worker;
 	uint64_t home_workers; /* bytes of those on the trainer's GPU */
-	uint64_t link_bytes; /* that the busiest link carries: to one other GPU, or from the host to
-				one */
 	struct brokers brokers;
 	struct scene scene;
+	struct way ways[SCENE_TP_MAX]; /* the raw ones; one at least */
+	size_t nways;
 	struct child *away; /* a worker on another GPU than the trainer's; NULL: there is none */
-	struct child nccl[2];
-	struct part nccl_parts[2];
+	struct plain_nccl nccl; /* where the wire is NCCL's */
 	struct compared compared;
-	struct samples update, wait, accept, move, commit, gather, local, wire, scatter, raw,
-		pieces, pause, pause_raw;
-	struct samples nccl_times[3];
+	struct samples update, wait, accept, move, commit, gather, local, wire, scatter, pieces,
+		pause, pause_raw;
 	uint64_t wire_bytes;
 };
-
-static const uint64_t nccl_pieces[3] = {64ull << 20, 256ull << 20, 1ull << 30};
-static const char *const nccl_names[3] = {"NCCL, 64 MiB", "NCCL, 256 MiB", "NCCL, 1 GiB"};
 
 static bool is_wire(const struct update *update)
 {
@@ -70,59 +74,6 @@ static bool is_wire(const struct update *update)
 static const char *node_device(const struct update *update)
 {
 	return update->node_device ? update->node_device : update->options.device;
-}
-
-/* Two ranks of plain NCCL, where the wire is one. */
-static void start_nccl(struct update *update)
-{
-	for (uint32_t i = 0; i < 2 && is_wire(update) && update->kind == GPU_CUDA; i++) {
-		struct part *part = &update->nccl_parts[i];
-
-		*part = (struct part){.kind = update->kind,
-			.rank = i,
-			.one_gpu = bench_same_gpu(node_device(update), update->options.device),
-			.device = i ? node_device(update) : update->options.device};
-		child_start(&update->nccl[i], "plain NCCL", part_nccl, part);
-	}
-}
-
-static void init_nccl(struct update *update)
-{
-	struct letter id, letter;
-
-	if (!update->nccl[0].pid) {
-		return;
-	}
-	setenv("NCCL_SOCKET_IFNAME", "lo", 0);
-	child_ask(&update->nccl[0], PART_ID, NULL, 0, &id, 60);
-	id.what = PART_INIT;
-	for (int i = 0; i < 2; i++) {
-		child_send(&update->nccl[i], &id);
-	}
-	for (int i = 0; i < 2; i++) {
-		child_receive(&update->nccl[i], &letter, 120);
-	}
-}
-
-/* From when both ranks were called to when both were done. */
-static double broadcast(struct update *update, uint64_t len_bytes, uint64_t piece_bytes)
-{
-	const struct broadcast question = {len_bytes, piece_bytes};
-	struct letter letter;
-	struct broadcast_times times;
-	uint64_t start = 0, end = 0;
-
-	/* The receiver first, so that it stands ready as a broker's does after `go`. */
-	for (int i = 2; i-- > 0;) {
-		child_say(&update->nccl[i], PART_BROADCAST, &question, sizeof(question));
-	}
-	for (int i = 0; i < 2; i++) {
-		child_receive(&update->nccl[i], &letter, 600);
-		memcpy(&times, letter.bytes, sizeof(times));
-		start = MAX(start, times.start_ns);
-		end = MAX(end, times.end_ns);
-	}
-	return (double)(end - start) * 1e-9;
 }
 
 static void note_pause(void *data, uint32_t rank, const struct letter *answer)
@@ -138,9 +89,14 @@ static void note_pause(void *data, uint32_t rank, const struct letter *answer)
 	}
 }
 
+static bool is_away(const struct update *update, const char *device)
+{
+	return device && !bench_same_gpu(device, update->options.device);
+}
+
 static bool by_peer_link(const struct update *update)
 {
-	return update->scene.peer && strcmp(update->path, "node") == 0;
+	return update->away && strcmp(update->path, "node") == 0;
 }
 
 /* What a kernel moves within the GPU has nothing to do with bytes that cross a wire or a link. */
@@ -149,12 +105,34 @@ static bool has_pieces(const struct update *update)
 	return !is_wire(update) && !by_peer_link(update);
 }
 
-static double measure_raw(struct update *update)
+static double measure_way(struct update *update, const struct way *way)
 {
-	uint64_t bytes = update->link_bytes ? update->link_bytes : update->shapes.bytes;
+	struct child *trainer = &update->scene.trainer;
+	struct raw_to to = {.len_bytes = way->bytes};
+	struct letter letter;
+	double seconds;
 
-	return scene_ask_seconds(&update->scene.trainer,
-		by_peer_link(update) ? PART_RAW_PEER : PART_RAW_COPY, bytes);
+	if (!is_away(update, way->device)) {
+		return scene_ask_seconds(trainer, PART_RAW_COPY, way->bytes);
+	}
+	string_copy(to.peer, sizeof(to.peer), way->device);
+	child_ask(trainer, PART_RAW_PEER, &to, sizeof(to), &letter, SCENE_ANSWER_S);
+	memcpy(&seconds, letter.bytes, sizeof(seconds));
+	return seconds;
+}
+
+/* An update goes to all GPUs at once, and is held against the slowest of the raw copies, which are
+ * made one after another: each link has the host to itself there, and the update has not. */
+static const struct way *slowest(const struct update *update)
+{
+	const struct way *way = &update->ways[0];
+
+	for (size_t i = 1; i < update->nways; i++) {
+		if (samples_median(&update->ways[i].raw) > samples_median(&way->raw)) {
+			way = &update->ways[i];
+		}
+	}
+	return way;
 }
 
 /* One round: every raw way once, then an update. */
@@ -163,7 +141,9 @@ static void measure(struct update *update, bool last)
 	struct published published;
 	double seconds;
 
-	samples_add(&update->raw, measure_raw(update));
+	for (size_t i = 0; i < update->nways; i++) {
+		samples_add(&update->ways[i].raw, measure_way(update, &update->ways[i]));
+	}
 	seconds = has_pieces(update) ? scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0)
 				     : -1;
 	if (seconds > 0) {
@@ -171,9 +151,8 @@ static void measure(struct update *update, bool last)
 	}
 	samples_add(&update->pause_raw,
 		scene_ask_seconds(&update->scene.trainer, PART_RAW_WITHIN, update->largest_worker));
-	for (int i = 0; i < 3 && update->nccl[0].pid; i++) {
-		samples_add(&update->nccl_times[i],
-			broadcast(update, update->shapes.bytes, nccl_pieces[i]));
+	if (plain_nccl_there(&update->nccl)) {
+		plain_nccl_measure(&update->nccl);
 	}
 	if (last) {
 		scene_renew(&update->scene, update->options.seed + 1);
@@ -203,7 +182,7 @@ static void ask_free(struct update *update, uint64_t ret_bytes[2])
 
 /* What brokers took of the trainer's GPU, and how much of it each has for itself: context, module,
  * communicator, plans. Slots are there where there is a wire, and a context where slots or shadows
- * are. */
+ * are. Beside a communicator stands what NCCL takes for itself in a rank that has nothing else. */
 static void report_memory(struct update *update, uint64_t taken_bytes)
 {
 	uint64_t slots = (update->slot_bytes ? update->slot_bytes : DEFAULT_SLOT_BYTES) *
@@ -224,6 +203,11 @@ static void report_memory(struct update *update, uint64_t taken_bytes)
 		(double)taken_bytes / 1048576);
 	report_number(update->report, "device memory of a broker besides slots and shadows", "MiB",
 		(double)(taken_bytes - MIN(taken_bytes, buffers)) / brokers / 1048576);
+	if (plain_nccl_there(&update->nccl)) {
+		report_number(update->report,
+			"device memory of a plain NCCL rank besides its buffer", "MiB",
+			update->nccl.own_bytes / 1048576);
+	}
 }
 
 /* Everything up to the first update, and what it costs on the device. */
@@ -231,8 +215,9 @@ static void set_up(struct update *update)
 {
 	struct brokers_options options = {.kind = update->kind,
 		.two = is_wire(update),
-		.lead_device = update->options.device,
-		.node_device = node_device(update),
+		/* One without takes the GPU of whoever registers first. */
+		.lead_device = bench_gpu(update->options.device),
+		.node_device = bench_gpu(node_device(update)),
 		.slot_bytes = update->slot_bytes,
 		.slots = update->slots,
 		.pinned_shadows = strcmp(update->shadow, "host") == 0};
@@ -243,16 +228,20 @@ static void set_up(struct update *update)
 	brokers_prepare(&update->brokers, options.two);
 	update->scene.brokers = &update->brokers;
 	scene_start(&update->scene);
-	start_nccl(update);
+	if (is_wire(update) && update->kind == GPU_CUDA) {
+		plain_nccl_start(&update->nccl, update->options.device, node_device(update),
+			update->shapes.bytes);
+	}
 	scene_renew(&update->scene, update->options.seed);
-	measure_raw(update);
+	for (size_t i = 0; i < update->nways; i++) {
+		measure_way(update, &update->ways[i]);
+	}
 	scene_ask_seconds(&update->scene.trainer, PART_RAW_WITHIN, update->largest_worker);
 	if (has_pieces(update)) {
 		scene_ask_seconds(&update->scene.trainer, PART_RAW_PIECES, 0);
 	}
-	init_nccl(update);
-	if (update->nccl[0].pid) {
-		broadcast(update, MIN(update->shapes.bytes, nccl_pieces[2]), nccl_pieces[2]);
+	if (plain_nccl_there(&update->nccl)) {
+		plain_nccl_join(&update->nccl);
 	}
 	ask_free(update, before);
 	brokers_start(&update->brokers, &options);
@@ -275,21 +264,31 @@ static void set_up(struct update *update)
 	}
 }
 
-static const struct samples *best_nccl(const struct update *update, const char **ret_name)
+static const char *name_way(
+	const struct update *update, const struct way *way, char *buf, size_t buf_bytes)
 {
-	int best = 0;
-
-	for (int i = 1; i < 3; i++) {
-		if (samples_median(&update->nccl_times[i]) <
-			samples_median(&update->nccl_times[best])) {
-			best = i;
-		}
+	if (strcmp(update->path, "host") != 0) {
+		return by_peer_link(update) ? "copy to the peer" : "plain copy";
 	}
-	*ret_name = nccl_names[best];
-	return &update->nccl_times[best];
+	snprintf(buf, buf_bytes, "pinned copy%s%s", way->device ? " to GPU " : "",
+		way->device ? way->device : "");
+	return buf;
 }
 
-/* A stage that this way has. */
+/* Of several each by itself. */
+static void print_ways(const struct update *update)
+{
+	char name[96];
+
+	for (size_t i = 0; i < update->nways && update->nways > 1; i++) {
+		const struct way *way = &update->ways[i];
+
+		report_times(update->report, name_way(update, way, name, sizeof(name)), way->bytes,
+			&way->raw, NULL, NULL);
+	}
+}
+
+/* A stage that there is. */
 static void print_stage(struct update *update, const char *name, const struct samples *seconds)
 {
 	if (samples_median(seconds) > 0) {
@@ -299,26 +298,24 @@ static void print_stage(struct update *update, const char *name, const struct sa
 
 static void print(struct update *update)
 {
-	const char *raw_name = strcmp(update->path, "host") == 0 ? "pinned copy"
-			       : by_peer_link(update)		 ? "copy to the peer"
-								 : "plain copy";
-	const struct samples *raw = &update->raw;
+	const struct way *way = slowest(update);
+	const struct samples *raw = &way->raw;
 	struct report *report = update->report;
 	uint64_t bytes = update->shapes.bytes;
+	char name[96];
+	const char *raw_name = name_way(update, way, name, sizeof(name));
 
-	if (update->nccl[0].pid) {
-		raw = best_nccl(update, &raw_name);
-		for (int i = 0; i < 3; i++) {
-			report_times(
-				report, nccl_names[i], bytes, &update->nccl_times[i], NULL, NULL);
-		}
+	print_ways(update);
+	if (plain_nccl_there(&update->nccl)) {
+		raw = plain_nccl_best(&update->nccl, &raw_name);
+		plain_nccl_report(&update->nccl, report);
 	}
 	report_times(report, "update", bytes, &update->update, raw_name, raw);
 	if (update->pieces.n) {
 		report_times(report, "update, beside one kernel over all pieces", bytes,
 			&update->update, "kernel", &update->pieces);
 		report_times(report, "kernel over all pieces", bytes, &update->pieces, "plain copy",
-			&update->raw);
+			&way->raw);
 	}
 	report_number(report, "slack beside raw", "ms",
 		(samples_median(&update->update) - samples_median(raw)) * 1e3);
@@ -359,32 +356,50 @@ static int verdict(const struct update *update)
 static void stop(struct update *update)
 {
 	scene_stop(&update->scene);
-	child_stop(&update->nccl[0]);
-	child_stop(&update->nccl[1]);
+	plain_nccl_stop(&update->nccl);
 	brokers_stop(&update->brokers);
 }
 
-/* Workers on several GPUs: what goes to each by its own link. */
-static void add_to_link(struct update *update, uint32_t rank, uint64_t bytes)
+/* Workers on named GPUs: what goes to each. */
+static void add_to_way(struct update *update, uint32_t rank, uint64_t bytes)
 {
-	static uint64_t by_device[SCENE_TP_MAX];
-	static const char *devices[SCENE_TP_MAX];
 	const char *device = scene_device(&update->scene, rank);
-	bool away = !bench_same_gpu(device, update->options.device);
-	uint32_t k = 0;
+	size_t k = 0;
 
 	if (!update->scene.worker_devices) {
 		return;
 	}
-	while (devices[k] && strcmp(devices[k], device) != 0) {
+	while (k < update->nways && !bench_same_gpu(update->ways[k].device, device)) {
 		k++;
 	}
-	devices[k] = device;
-	by_device[k] += bytes;
-	if (strcmp(update->path, "host") == 0 || away) {
-		update->link_bytes = MAX(update->link_bytes, by_device[k]);
-		update->scene.peer = away ? device : update->scene.peer;
+	update->nways = MAX(update->nways, k + 1);
+	update->ways[k].device = device;
+	update->ways[k].bytes += bytes;
+}
+
+/* From the host each GPU has a link of its own, and between GPUs the busiest one counts. Else it is
+ * the trainer's GPU that moves all. */
+static void choose_ways(struct update *update)
+{
+	bool host = strcmp(update->path, "host") == 0;
+	struct way all = {.bytes = update->shapes.bytes}, busiest = {0};
+
+	for (size_t i = 0; i < update->nways; i++) {
+		const struct way *way = &update->ways[i];
+
+		if (way->bytes > busiest.bytes && (host || is_away(update, way->device))) {
+			busiest = *way;
+		}
 	}
+	if (host && update->away) {
+		return;
+	}
+	if (busiest.bytes) {
+		all.bytes = busiest.bytes;
+		all.device = by_peer_link(update) ? busiest.device : NULL;
+	}
+	update->ways[0] = all;
+	update->nways = 1;
 }
 
 static void describe(struct update *update)
@@ -396,8 +411,8 @@ static void describe(struct update *update)
 
 		bench_shapes(&update->scene.model, rank, &shapes);
 		update->largest_worker = MAX(update->largest_worker, shapes.worker_bytes);
-		add_to_link(update, rank, shapes.worker_bytes);
-		if (bench_same_gpu(scene_device(&update->scene, rank), update->options.device)) {
+		add_to_way(update, rank, shapes.worker_bytes);
+		if (!is_away(update, scene_device(&update->scene, rank))) {
 			update->home_workers += shapes.worker_bytes;
 		} else {
 			update->away = &update->scene.workers[rank];
@@ -405,6 +420,7 @@ static void describe(struct update *update)
 		shapes_finish(&shapes);
 	}
 	bench_shapes(&update->scene.model, 0, &update->shapes);
+	choose_ways(update);
 	report_text(update->report, "model", "%s, %zu tensors, %s, TP = %llu",
 		update->scene.model.config ? update->scene.model.config : "cut",
 		update->shapes.ntensors, format_bytes(bytes, sizeof(bytes), update->shapes.bytes),

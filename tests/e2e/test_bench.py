@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -94,6 +96,20 @@ def test_copy(stage):
     assert [line.get("points").split()[-1].split(",")[0] for line in lines] == ["630.0"] * 4
 
 
+def test_copy_of_rows_beside_as_many_bytes(stage):
+    """Rows that do not fill the length stand beside plain copies of their own bytes, and beside
+    those of all others where they do."""
+    for row, whole in ((1000, False), (1024, True)):
+        _, figures = bench(stage, "copy", "--backend", "host", "--least", "4K", "--most", "16K",
+                           "--samples", 5, "--row", row)
+        for length in (4 << 10, 16 << 10):
+            engine, pieces, rows = (figures[f"within the host, {way}, {length / 1024:.1f} KiB"]
+                                    for way in ("engine", "strew, 64 KiB each", "strew, rows"))
+            assert rows["bytes"] == length // row * row and engine["bytes"] == length, rows
+            assert pieces["raw"] == engine["raw"], (pieces, engine)
+            assert (rows["raw"] == engine["raw"]) == whole, (row, rows, engine)
+
+
 def on_gpus(stage, count):
     """What follows runs on the stand-ins for the driver and NCCL (tests/standin). Gives the file
     of what they do wrong."""
@@ -133,6 +149,43 @@ def test_update_on_gpus(stage):
             ("0,1" in options), options
 
 
+def test_raw_ranks_take_the_brokers_interface(stage):
+    """Plain NCCL and the brokers are told the same one: loopback, where nobody has said another."""
+    plan = on_gpus(stage, 2).parent
+    stage.env.pop("NCCL_SOCKET_IFNAME", None)
+    for said, taken in ((None, "lo"), ("eth7", "eth7")):
+        if said:
+            stage.env["NCCL_SOCKET_IFNAME"] = said
+        bench(stage, "update", "--backend", "cuda", "--path", "wire", "--cut", 3, "--bytes", "1M",
+              "--samples", 5)
+        told = [{name: number for name, number in scene.counts(path).items()
+                 if name.startswith("interface.")} for path in plan.glob("*.nccl")]
+        # Two ranks of plain NCCL, and two brokers, in one epoch.
+        assert [one for one in told if one] == 4 * [{f"interface.{taken}": 1}], told
+        for path in plan.glob("*.nccl"):
+            path.unlink()
+
+
+def test_memory_of_plain_nccl(stage):
+    """Its buffer and its context are no part of it, and two ranks on a GPU share what was taken."""
+    on_gpus(stage, 2)
+    stage.env["STANDIN_NCCL_MEMORY"] = str(48 << 20)
+    module = load_table()
+    figure = {row.name: row for row in module.two_gpus([], "")}["wire-llama"].figures[1]
+    # The stand-in counts memory in each process by itself, so that of two ranks on one GPU only
+    # the first is seen.
+    for device, most in ((1, 48), (0, 24)):
+        _, figures = bench(stage, "update", "--backend", "cuda", "--path", "wire", "--cut", 3,
+                           "--bytes", "5M", "--samples", 5, "--node-device", device)
+        own = figures["device memory of a plain NCCL rank besides its buffer"]
+        assert own["number"] == most and own["unit"] == "MiB", own
+        assert f"plain NCCL takes {most} MiB for itself" in figure.shown([figures]), figure
+    _, figures = bench(stage, "update", "--backend", "cuda", "--cut", 3, "--bytes", "5M",
+                       "--samples", 5)
+    assert "plain NCCL" not in figure.shown([figures]) and not any(
+        "plain NCCL" in name for name in figures), figures
+
+
 def test_pause_from_the_host(stage):
     """The pause stands beside a copy within the GPU, also where the trainer is on the host."""
     on_gpus(stage, 1).write_text("cuMemcpyHtoDAsync:1+=slow:30 cuMemcpyAsync:1+=slow:30")
@@ -142,6 +195,28 @@ def test_pause_from_the_host(stage):
     pause = figures["pause of the held gate, slowest worker"]
     assert pause["raw_name"] == "plain copy"
     assert pause["raw"]["median"] < 0.03 <= figures["update"]["raw"]["median"], figures
+
+
+def test_from_the_host_to_two_gpus(stage):
+    """A pinned copy to each GPU, as long as what its workers get; the slower one is the raw figure,
+    on whichever GPU it is, and a GPU without workers has none."""
+    on_gpus(stage, 2)
+    host = ("update", "--backend", "cuda", "--path", "host", "--cut", 3, "--bytes", "3M",
+            "--samples", 5)
+    # The third worker is where the last one is that was named.
+    for devices, shares in (("0,1", {0: 1 / 3, 1: 2 / 3}), ("1,0", {0: 2 / 3, 1: 1 / 3})):
+        _, figures = bench(stage, *host, "--tp", 3, "--worker-devices", devices)
+        copies = {i: figures[f"pinned copy to GPU {i}"] for i in shares}
+        update = figures["update"]
+        for i, share in shares.items():
+            assert abs(copies[i]["bytes"] / update["bytes"] - share) < 0.01, (copies, update)
+        slowest = max(copies.values(), key=lambda copy: copy["time"]["median"])
+        assert update["raw"] == slowest["time"] and update["raw_name"] == slowest["name"], figures
+    _, figures = bench(stage, *host, "--worker-devices", "1")
+    assert figures["update"]["raw_name"] == "pinned copy to GPU 1", figures
+    assert not any(name.startswith("pinned copy") for name in figures), figures
+    _, figures = bench(stage, *host)
+    assert figures["update"]["raw_name"] == "pinned copy", figures
 
 
 def test_wrong_bytes(stage):
@@ -163,9 +238,20 @@ def test_wrong_bytes(stage):
         assert least <= figures["bytes wrong"]["number"] <= most, (fault, argv, figures)
 
 
+def broker_contexts(plan):
+    """How many contexts a broker made, of a run that is over. It alone opens others' memory."""
+    counts = [scene.counts(path) for path in plan.glob("*.cuda")]
+    made = [one["calls.cuDevicePrimaryCtxRetain"] for one in counts
+            if one.get("calls.cuIpcOpenMemHandle")]
+    for path in plan.glob("*.cuda"):
+        path.unlink()
+    return made
+
+
 def test_update_by_engines_and_kernel(stage):
-    """Runs that copy engines take over the link, while a kernel takes the rest beside them."""
-    on_gpus(stage, 2)
+    """Runs that copy engines take over the link, while a kernel takes the rest beside them; on the
+    GPU that has workers alone the broker takes nothing, but where it keeps their shadows."""
+    plan = on_gpus(stage, 2).parent
     config = stage.dir / "config.json"
     config.write_text(json.dumps({**TINY, "hidden_size": 1024, "num_hidden_layers": 1,
                                   "vocab_size": 18000}))
@@ -173,6 +259,14 @@ def test_update_by_engines_and_kernel(stage):
                        "--worker-devices", "0,1")
     assert figures["bytes wrong"]["number"] == 0
     assert figures["bytes compared"]["number"] >= 2 * 2 * 18000 * 1024
+    # The stand-in counts memory in each process by itself, so that this figure is 0 there whatever
+    # a broker does; what would take memory is a context.
+    assert figures["device memory taken by brokers on another GPU than the trainer's"][
+        "number"] == 0, figures
+    assert broker_contexts(plan) == [1]
+    bench(stage, "update", "--backend", "cuda", "--cut", 3, "--bytes", "1M", "--samples", 5,
+          "--worker-devices", "0,1", "--apply", "staged")
+    assert broker_contexts(plan) == [2]
 
 
 def test_copy_on_gpus(stage):
@@ -238,6 +332,40 @@ def test_idle(stage):
         # After each of four stretches of updates, in each of five rounds.
         assert figures["bytes compared"]["number"] == 4 * 5 * (1 << 20), path
         assert figures["bytes wrong"]["number"] == 0
+
+
+def test_idle_on_gpus(stage):
+    """The load on the trainer's GPU or on the other one, with workers on both: each where it was
+    named to be."""
+    plan = on_gpus(stage, 2).parent
+    small = ("idle", "--backend", "cuda", "--seconds", 0.02, "--bytes", "1M", "--samples", 5)
+    for device, other, options in ((1, 0, ("--trainer-device", 0, "--worker-devices", "0,1")),
+                                   (1, 0, ("--path", "wire")),
+                                   (0, 1, ("--worker-devices", "0,1"))):
+        said, figures = bench(stage, *small, "--device", device, *options)
+        for load in ("products", "memory"):
+            assert figures[f"{load}, attached, idle"]["ratio"] > 0, options
+            assert figures[f"{load}, updates, direct: bytes updated"]["value"]["min"] > 0, options
+        assert figures["bytes compared"]["number"] == 4 * 5 * (1 << 20), options
+        assert figures["bytes wrong"]["number"] == 0, options
+        where = f"load {device}, trainer 0, workers 0,1"
+        assert said["machine"].get("GPUs", where) == where, (options, said)
+        assert ("GPUs" in said["machine"]) == ("--worker-devices" in options), options
+        contexts = sorted(broker_contexts(plan))
+        if "--worker-devices" in options:
+            # In no direct update has the broker a context on a GPU that has workers alone.
+            assert contexts == 5 * [1] + 5 * [2], (options, contexts)
+        for path in plan.glob("*.cublas"):
+            counts = scene.counts(path)
+            assert counts[f"steps.{device}"] > 0 and f"steps.{other}" not in counts, counts
+            path.unlink()
+    for options, who in ((("--trainer-device", 7), "the trainer"),
+                         (("--worker-devices", "0,7"), "a worker"), (("--device", 7), "")):
+        result = stage.run("strew-bench", *small, *options, seconds=120)
+        assert result.returncode in (1, 3) and who in result.stderr and \
+            "no GPU 7" in result.stderr, (options, result)
+        for kept in re.findall(r"what the brokers said is in (\S+)", result.stderr):
+            shutil.rmtree(kept)
 
 
 def test_shapes(stage):
@@ -355,6 +483,61 @@ def test_table_reads_its_figures(stage):
                  for phase in ("updates, direct", "alone", "attached, idle", "updates, staged")]
         assert figure.value(runs) == times[0] * 1e6, figure
         assert all(module.seconds(time) in figure.shown(runs) for time in times[1:]), times
+
+
+def test_table_reads_two_gpus(stage):
+    """The figures of rows that need a link, out of small runs on the stand-in."""
+    on_gpus(stage, 2)
+    module = load_table()
+    rows = {row.name: row for row in module.two_gpus([], "")}
+    small = ("--backend", "cuda", "--bytes", "1M", "--samples", 5)
+
+    def runs(row, *options):
+        """Its commands with the models cut small, the rest as it is."""
+        keep = []
+        for command in row.runs:
+            words = [word for i, word in enumerate(command) if not {command[i - 1], word} &
+                     {"--model", "--layers", "--samples", "--bytes", "--cut", "--seconds"}]
+            keep.append(bench(stage, *words, *small, *options)[1])
+        return keep
+
+    seen = runs(rows["node-llama"], "--cut", 3)
+    link, context, away = rows["node-llama"].figures
+    assert link.value(seen) == seen[0]["update"]["ratio"] and link.limit == (">=", 0.95), link
+    assert "copy to the peer" in link.shown(seen), link.shown(seen)
+    assert context.limit == ("<=", 600) and context.value(seen) == \
+        seen[0]["device memory of a broker besides slots and shadows"]["number"], context
+    assert away.limit == ("<=", 0) and away.value(seen) == \
+        seen[0]["device memory taken by brokers on another GPU than the trainer's"]["number"], away
+    seen = runs(rows["host"], "--cut", 3)
+    away = rows["host"].figures[1]
+    assert away.limit == ("<=", 600) and away.value(seen) == 0, away
+    cut = rows["cut"]
+    assert [command[command.index("--cut") + 1] for command in cut.runs] == ["18867", "2"]
+    assert all(command[-2:] == ["--bytes", "29G"] for command in cut.runs), cut
+    assert 31e9 < 29 << 30 < 31.5e9 and "31 GB" in cut.figures[0].text, cut
+    idle = rows["idle"]
+    seen = runs(idle, "--seconds", 0.02)
+    limits = [(figure.text.rsplit(",", 1)[0], figure.limit) for figure in idle.figures]
+    for run, (phase, text, limit) in (
+            (0, ("attached, idle", "engine beside an idle strew, on the GPU without the trainer "
+                 "÷ alone", (">=", 0.99))),
+            (0, ("updates, direct", "during updates there, direct", (">=", 0.90))),
+            (1, ("updates, direct", "during updates on the trainer's GPU, direct", None))):
+        assert limits.count((text, limit)) == 2, limits
+        for figure in idle.figures:
+            load = figure.text.rsplit(", ", 1)[1].split("-")[0]
+            if figure.text.startswith(text + ", "):
+                assert figure.value(seen) == seen[run][f"{load}, {phase}"]["ratio"], figure
+    for run, where in enumerate(("there", "on the trainer's GPU")):
+        p99, = (figure for figure in idle.figures if figure.text ==
+                f"99th percentile of a step in direct updates {where}, products")
+        assert p99.value(seen) == 1e6 * seen[run][
+            "products, updates, direct: 99th percentile of a step"]["time"]["median"], p99
+        rate, = (figure for figure in idle.figures if figure.text.startswith(
+            f"during updates {where}, direct: bytes a second"))
+        assert rate.value(seen) == seen[run][
+            "products, updates, direct: bytes updated"]["value"]["median"] / 1e9, rate
 
 
 def table(stage, *argv):

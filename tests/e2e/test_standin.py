@@ -5,7 +5,6 @@ All memory is a GPU's, as far as strew can tell; faults are given to the broker 
 
 import json
 import re
-import struct
 
 import scene
 from scene import publish, wait_until
@@ -501,13 +500,8 @@ def test_bounce_long(stage):
 
 def counts(stage, folder, kind="open."):
     """What the broker has open at the driver, or has called of it."""
-    raw = (folder / f"{stage.status()['pid']}.cuda").read_bytes()
-    cells = {}
-    for at in range(0, len(raw), 64):
-        name = raw[at:at + 56].split(b"\0")[0].decode()
-        if name.startswith(kind):
-            cells[name], = struct.unpack("<Q", raw[at + 56:at + 64])
-    return cells
+    cells = scene.counts(folder / f"{stage.status()['pid']}.cuda")
+    return {name: number for name, number in cells.items() if name.startswith(kind)}
 
 
 def test_what_is_opened_is_closed(stage):

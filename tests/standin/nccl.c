@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -134,6 +135,43 @@ static void *finalize_main(void *data)
 	return NULL;
 }
 
+/* The stand-in driver's own, of the one that is loaded. False: there is none. */
+static bool find_driver(struct driver *ret_driver)
+{
+	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+	void *call = library ? dlsym(library, "standin_stream_call") : NULL;
+	void *bytes = library ? dlsym(library, "standin_bytes") : NULL;
+	void *take = library ? dlsym(library, "standin_take") : NULL;
+
+	memcpy(&ret_driver->stream_call, &call, sizeof(call));
+	memcpy(&ret_driver->bytes, &bytes, sizeof(bytes));
+	memcpy(&ret_driver->take, &take, sizeof(take));
+	if (library) {
+		dlclose(library);
+	}
+	return call && bytes && take;
+}
+
+/* What a communicator has on its GPU besides the buffers that are given to it. */
+static unsigned take_memory(void)
+{
+	const char *bytes = getenv("STANDIN_NCCL_MEMORY");
+	struct driver driver;
+
+	return bytes && find_driver(&driver) ? driver.take(strtoul(bytes, NULL, 10))
+					     : (unsigned)NCCL_SUCCESS;
+}
+
+/* Which interface the process that begins a communicator was told to take. */
+static void count_interface(void)
+{
+	const char *interface = getenv("NCCL_SOCKET_IFNAME");
+	char name[56];
+
+	snprintf(name, sizeof(name), "interface.%.40s", interface ? interface : "any");
+	atomic_fetch_add(&standin_cell(name)->value, 1);
+}
+
 static void join_thread(struct nccl_comm *comm)
 {
 	if (comm->running) {
@@ -170,7 +208,7 @@ unsigned ncclCommInitRankConfig(
 		config->size != sizeof(*config)) {
 		return INVALID_ARGUMENT;
 	}
-	comm = calloc(1, sizeof(*comm));
+	comm = take_memory() ? NULL : calloc(1, sizeof(*comm));
 	if (!comm) {
 		return INVALID_USAGE;
 	}
@@ -183,6 +221,7 @@ unsigned ncclCommInitRankConfig(
 	comm->listener = rank == 0 ? take_listener(comm->port) : -1;
 	atomic_store(&comm->references, 1);
 	COUNT(comms, 1);
+	count_interface();
 	*ret_comm = comm;
 	return go_on(comm, init_main);
 }
@@ -205,21 +244,6 @@ unsigned ncclGroupStart(void)
 	}
 	in_group = true;
 	return NCCL_SUCCESS;
-}
-
-/* The stand-in driver's own, of the one that is loaded. False: there is none. */
-static bool find_driver(struct driver *ret_driver)
-{
-	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
-	void *call = library ? dlsym(library, "standin_stream_call") : NULL;
-	void *bytes = library ? dlsym(library, "standin_bytes") : NULL;
-
-	memcpy(&ret_driver->stream_call, &call, sizeof(call));
-	memcpy(&ret_driver->bytes, &bytes, sizeof(bytes));
-	if (library) {
-		dlclose(library);
-	}
-	return call && bytes;
 }
 
 /* Hands over to the stream what the group has. */

@@ -42,6 +42,7 @@ struct driver {
 	unsigned (*stream_call)(void *stream, standin_call *call, void *data);
 	unsigned (*bytes)(
 		int device, uint64_t address, void *bytes, size_t len_bytes, bool to_device);
+	unsigned (*take)(size_t len_bytes);
 };
 
 /* A group of broadcasts on its stream. */

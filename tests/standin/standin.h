@@ -3,15 +3,17 @@
  * Test code, never shipped. libcuda.so.1 keeps device memory in memfds, whose addresses no CPU code
  * may touch (as on a real machine), and works off each stream in a thread of its own; it checks
  * every address that a copy or a kernel uses. libnccl.so.2 beside it (nccl.c) broadcasts that
- * memory between processes. Put their folder (BUILD/standin) into LD_LIBRARY_PATH.
- * tests/gpu/gpu_check.c and tests/wire/nccl_check.c run against them and against real ones.
+ * memory between processes, and libcublas.so.13 (cublas.c) is what a load of strew-bench asks for.
+ * Put their folder (BUILD/standin) into LD_LIBRARY_PATH. tests/gpu/gpu_check.c and
+ * tests/wire/nccl_check.c run against them and against real ones.
  *
  *   STANDIN_DEVICES=N      how many GPUs there are (1, at most 8)
  *   STANDIN_MEMORY=BYTES   of each GPU, counted in each process by itself (8 GiB)
  *   STANDIN_PEERS=0-1,2-3  of which GPUs each reaches the other's memory (all; 0: none does)
  *   STANDIN_NCCL=NUMBER    the version that libnccl tells (22809)
+ *   STANDIN_NCCL_MEMORY=BYTES   of a GPU, that each communicator takes (0)
  *   STANDIN_DIR=FOLDER     FOLDER/faults is the plan of what goes wrong in this process, and
- *                          FOLDER/PID.cuda and FOLDER/PID.nccl hold its counts
+ *                          FOLDER/PID.cuda, PID.nccl and PID.cublas hold its counts
  *
  * A plan is words "CALL:N=WHAT", N the number of the call from when the plan was first seen, "N+"
  * that one and all later ones, CALL without the version that the symbol may have, or the name of a
@@ -38,6 +40,8 @@
  *                memory, host, registered, imports (of legacy IPC, each open), chunks, mappings,
  *                reserved, fds; the bytes of GPUs that memory and chunks have taken; of NCCL: ids,
  *                comms, and broadcasts that have not ended
+ *   interface.NAME   how many communicators were begun with NCCL_SOCKET_IFNAME=NAME ("any": unset)
+ *   steps.GPU    of a load, by the GPU that they ran on
  */
 #ifndef STANDIN_STANDIN_H
 #define STANDIN_STANDIN_H
@@ -105,5 +109,7 @@ STANDIN_EXPORT unsigned standin_stream_call(void *stream, standin_call *call, vo
 /* In there: between the GPU's memory at `address` and the CPU's. A CUDA result. */
 STANDIN_EXPORT unsigned standin_bytes(
 	int device, uint64_t address, void *bytes, size_t len_bytes, bool to_device);
+/* For it too: takes so much of the memory of the current context's GPU, until the process ends. */
+STANDIN_EXPORT unsigned standin_take(size_t len_bytes);
 
 #endif
