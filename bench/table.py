@@ -286,14 +286,14 @@ def two_gpus(cublas: list[str], _directory: str) -> list[Row]:
     """What needs a link between two."""
     staged = ["--apply", "staged", "--gate", "held", *QWEN, "--layers", "24"]
     return [
-        Row("wire-llama", [["update", *WIRE2, *LLAMA, "--samples", "15"]],
+        Row("wire-llama", [["update", *WIRE2, *LLAMA, "--samples", "31"]],
             [ratio("update", "two brokers, Llama-3.1-8B: best raw NCCL ÷ update", 0.95),
              memory("device memory of a broker with a communicator, besides slots", None)]),
         Row("wire-qwen", [["update", *WIRE2, *QWEN, "--layers", "24"]],
             [ratio("update", "… Qwen3-30B-A3B, 24 layers", 0.95)]),
         Row("hash", [["update", *WIRE2, *LLAMA, *hash_] for hash_ in (["--hash"], [])],
             [first_over_second("two brokers, Llama-3.1-8B: with hashes ÷ without", None)]),
-        Row("node-llama", [["update", *NODE2, *LLAMA, "--samples", "15"]],
+        Row("node-llama", [["update", *NODE2, *LLAMA, "--samples", "31"]],
             [ratio("update", "one broker, workers on both GPUs, Llama: link ÷ update", 0.95),
              memory("device memory of a broker with a context", 600),
              memory_away("… on a GPU where its only business is workers", 0)]),

@@ -192,7 +192,8 @@ static int check_destination(const struct tensor *tensor, const struct parameter
 	}
 	if (!dims_injective(piece->ndim, piece->box.extent, piece->stride)) {
 		return PIECE_ERROR(err, -EINVAL, tensor, parameter,
-			"extent %s with strides %s writes one element twice",
+			"extent %s with strides %s writes one element twice, or its dimensions "
+			"interleave",
 			dims_format(a, sizeof(a), piece->ndim, piece->box.extent),
 			dims_format(b, sizeof(b), piece->ndim, piece->stride));
 	}

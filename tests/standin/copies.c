@@ -4,9 +4,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+static bool is_host(cuda_ptr address)
+{
+	struct space space;
+
+	return space_find(address, &space) &&
+	       (space.kind == SPACE_HOST || space.kind == SPACE_REGISTERED);
+}
+
 unsigned cuMemcpyAsync(cuda_ptr dst, cuda_ptr src, size_t len_bytes, struct cuda_stream *stream)
 {
+	static struct standin_cell *_Atomic host_copies;
 	ENTER_CTX(cuMemcpyAsync);
+	if (fault.kind == FAULT_NONE && (is_host(dst) || is_host(src))) {
+		fault = standin_enter("host_copy", &host_copies);
+	}
 	return stream_copy(ctx, stream, &fault, dst, src, len_bytes);
 }
 

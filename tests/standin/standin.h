@@ -17,7 +17,7 @@
  *
  * A plan is words "CALL:N=WHAT", N the number of the call from when the plan was first seen, "N+"
  * that one and all later ones, CALL without the version that the symbol may have, or the name of a
- * kernel:
+ * kernel, or host_copy, a cuMemcpyAsync from or to host memory (slow, lost and stall alone):
  *
  *   fail:CODE    the call fails with that result
  *   hang         it does not return, until the plan is another one
