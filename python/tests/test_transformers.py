@@ -76,8 +76,10 @@ def with_its_shards(model):
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("which", list(CONFIGS))
-def test_its_tensor_parallelism(broker, tmp_path, which, size):
+def test_its_tensor_parallelism(broker, tmp_path, which, size, monkeypatch):
     """By the plans of the model classes: every rank's shards, as from_pretrained cuts them."""
+    # Not the GPUs of a machine that has some, one for each rank.
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda: torch.device("cpu"))
     distributed = pytest.importorskip("transformers.distributed")
     pytest.importorskip("accelerate")  # transformers wants it for this
     config = copy.deepcopy(CONFIGS[which])
