@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import operator
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._tensors import address
@@ -38,13 +40,18 @@ class Piece:
 
 @dataclasses.dataclass
 class LayoutParameter:
-    """A parameter's memory and the pieces that fill it. names: all that its storage goes by."""
+    """A parameter's memory and the pieces that fill it.
+
+    names: all that its storage goes by; places: where modules keep it, each a dictionary, the key
+    in it, and what was there when the layout was made: torch tensors.
+    """
 
     tensor: Any
     pieces: list[Piece]
     names: tuple[str, ...] = ()
     lookup: Callable[[], Any] | None = None  # the parameter as the module has it now
     address: int = 0  # when the layout was made
+    places: Sequence[tuple[dict[str, Any], str, Any]] = ()
 
     def __post_init__(self) -> None:
         self.address = self.address or address(self.tensor)
@@ -53,6 +60,29 @@ class LayoutParameter:
     def uncovered(self) -> int:
         """Elements that no piece fills, such as padding: updates leave them as they are."""
         return math.prod(self.tensor.shape) - sum(piece.elements for piece in self.pieces)
+
+
+class _AsTheyWere:
+    """Whether all parameters are the objects that they were, and lie where they did.
+
+    Of thousands, before each update: so no step of Python's is taken for one of them.
+    """
+
+    def __init__(self, parameters: list[LayoutParameter]) -> None:
+        self.count = len(parameters)
+        # One by one where this layout was not recorded from a module.
+        self._usable = all(one.places for one in parameters)
+        places = [(*place, one.address) for one in parameters for place in one.places]
+        self._owners, self._keys, self._were, self._addresses = (
+            [list(column) for column in zip(*places)] or [[]] * 4)
+
+    def all(self) -> bool:
+        """False also if only one by one can tell."""
+        if not self._usable or not all(map(
+                operator.is_, map(dict.get, self._owners, self._keys), self._were)):
+            return False
+        data_ptr = sys.modules["torch"].Tensor.data_ptr
+        return all(map(operator.eq, map(data_ptr, self._were), self._addresses))
 
 
 @dataclasses.dataclass
@@ -84,6 +114,7 @@ class Layout:
     unused: list[str] = dataclasses.field(default_factory=list)
     proved: bool = False
     reloader: Any = None  # what runs that loader: _reload.Reloader
+    _as_they_were: _AsTheyWere | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def status(self) -> str:
         """ "raw 271, loader 12, refused 0, proved; unfilled 1, kept 2": what the loader never wrote
@@ -98,6 +129,11 @@ class Layout:
     def moved(self) -> dict[str, str]:
         """Parameters that do not lie where they did when the layout was made, and how so."""
         moved = self.reloader.moved() if self.reloader else {}
+        looked = self._as_they_were
+        if looked is None or looked.count != len(self.parameters):
+            looked = self._as_they_were = _AsTheyWere(list(self.parameters.values()))
+        if looked.all():
+            return moved
         for name, parameter in self.parameters.items():
             now = parameter.lookup() if parameter.lookup else parameter.tensor
             if now is None or address(now) != parameter.address:

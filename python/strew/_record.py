@@ -169,7 +169,7 @@ def _fill_in(layout: Layout, follower: Follower, slots: list[Slot]) -> None:
             continue
         if pieces:
             layout.parameters[name] = LayoutParameter(slot.tensor, pieces, tuple(slot.names),
-                                                      slot.now, slot.data.data_ptr())
+                                                      slot.now, slot.data.data_ptr(), slot.places)
         elif isinstance(slot.tensor, torch.nn.Parameter):
             layout.unfilled.append(name)
         else:

@@ -28,6 +28,11 @@ class Slot:
         self.names.append(name)
         self._places.append((owner, key, owner[key]))
 
+    @property
+    def places(self) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+        """Each (dictionary of a module, key, what was there)."""
+        return list(self._places)
+
     def _moved(self, now: Any, was: torch.Tensor) -> bool:
         if now is not was:
             return True

@@ -246,6 +246,45 @@ def test_an_agent_refuses_a_parameter_that_moved(broker):
         assert (module.weight == 1).all()
 
 
+def test_where_a_layouts_parameters_are():
+    """The same objects, at the same addresses, by all of their names; what is not is named."""
+    def make():
+        tied = nn.Linear(4, 4, bias=False)
+        return nn.ModuleDict({"a": tied, "b": nn.Linear(4, 3), "c": tied})
+    module = poisoned_twin(make)
+    described = {"a.weight": (F32, (4, 4)), "b.weight": (F32, (3, 4)), "b.bias": (F32, (3,))}
+
+    def load_weights(weights):
+        module.load_state_dict(dict(weights), strict=False)
+    layout = strew.record_layout(module, load_weights, described)
+    weight, bias = module["a"].weight, module["b"].bias
+    held = weight.data
+    other = nn.Parameter(weight.detach().clone())
+    elsewhere, gone = "has moved since it was registered", "is gone"
+
+    def moved():
+        return layout.moved()
+    assert moved() == {}
+    weight.data = held.clone()
+    assert moved() == {"a.weight": elsewhere}
+    weight.data = held
+    assert moved() == {}
+    module["c"].weight = other  # both names are of one module
+    assert moved() == {"a.weight": elsewhere}
+    module["c"].weight = weight
+    del module["b"].bias
+    assert moved() == {"b.bias": gone}
+    module["b"].bias = nn.Parameter(bias.data)  # another object over the same memory
+    assert moved() == {}
+    module["b"].bias = bias
+    assert moved() == {}
+    # One that was made by hand is told one by one.
+    by_hand = strew.Layout({"w": strew.LayoutParameter(weight, [])})
+    assert by_hand.moved() == {}
+    weight.data = held.clone()
+    assert by_hand.moved() == {"w": elsewhere}
+
+
 @pytest.mark.parametrize("names", [["weight"], ["weight", "layer.bias"]])
 def test_a_layout_that_is_not_complete(broker, names):
     """A tensor that is missing, or called otherwise: what it should fill is refused by name."""
