@@ -11,8 +11,8 @@
  * 1,222 by bulk, of 12 KiB 1,519 and 1,556, of 20 KiB 1,696 and 1,856. */
 #define BULK_TILE_VECTORS 768
 
-/* How many tiles before its first one a descriptor is fetched: some 800 are under way at a time,
- * for 13 us each. */
+/* How many tiles before its first one a descriptor is fetched: some 500 are under way at a time, as
+ * registers let four blocks on each of 132 multiprocessors. */
 #define BULK_AHEAD 512
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
