@@ -302,3 +302,14 @@ void fake_stop(struct fake *fake)
 	}
 	memset(fake, 0, sizeof(*fake));
 }
+
+int fake_memory_make(void **pointer)
+{
+	return strew_host_alloc(4096, *pointer);
+}
+
+int fake_memory_free(void **pointer)
+{
+	strew_host_free(*(void **)*pointer);
+	return 0;
+}

@@ -70,4 +70,11 @@ void fake_done(struct fake *fake, uint64_t update, uint64_t version, enum strew_
 void fake_raw(struct fake *fake, const void *bytes, size_t len);
 void fake_drop(struct fake *fake); /* ends the connection from the broker's side */
 
+/* A test with a page that agents can share in the file's pointer `memory`. */
+#define FAKE_TEST(name, memory)                                                                    \
+	cmocka_unit_test_prestate_setup_teardown(                                                  \
+		name, fake_memory_make, fake_memory_free, &(memory))
+int fake_memory_make(void **pointer);
+int fake_memory_free(void **pointer);
+
 #endif

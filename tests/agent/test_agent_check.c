@@ -111,24 +111,11 @@ static void test_in_the_librarys_thread(void **arg)
 	run(1);
 }
 
-static int set_up(void **arg)
-{
-	(void)arg;
-	return strew_host_alloc(4096, (void **)&memory);
-}
-
-static int tear_down(void **arg)
-{
-	(void)arg;
-	strew_host_free(memory);
-	return 0;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_in_a_call, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_in_the_librarys_thread, set_up, tear_down),
+		FAKE_TEST(test_in_a_call, memory),
+		FAKE_TEST(test_in_the_librarys_thread, memory),
 	};
 
 	return TEST_RUN(tests);

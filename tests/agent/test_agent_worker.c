@@ -529,20 +529,7 @@ static void test_fork(void **arg)
 	}
 }
 
-static int set_up(void **arg)
-{
-	(void)arg;
-	return strew_host_alloc(4096, (void **)&memory);
-}
-
-static int tear_down(void **arg)
-{
-	(void)arg;
-	strew_host_free(memory);
-	return 0;
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define TEST(name) FAKE_TEST(name, memory)
 
 int main(void)
 {
