@@ -117,21 +117,23 @@ class Addresses:
         """
         shim = _find_shim() if len(self._were) >= FEW else None
         if shim is None:
-            return self._ask_each(), (), (0, 0)
+            return self.ask_each(), (), (0, 0)
         held, n = self._held, len(self._were)
         known = sum(handles.count for handles in held)
         if known < n:
             held += (Handles(shim, self.tensors[known:n], self._were[known:n]),)
             self._held = held
         same = all(handles.all_as_before() for handles in held)
-        return [] if same else self._ask_each(), held, shim.adds
+        return [] if same else self.ask_each(), held, shim.adds
 
     def release(self) -> None:
         """Lets go of the handles; a later look makes them anew."""
         self._held = ()
 
-    def _ask_each(self) -> list[int]:
+    def ask_each(self) -> list[int]:
+        """The same by data_ptr(), which holds nothing of torch."""
         if not self._were:
             return []
-        now = map(sys.modules["torch"].Tensor.data_ptr, self.tensors)
-        return [i for i, (a, b) in enumerate(zip(now, self._were)) if a != b]
+        now = list(map(sys.modules["torch"].Tensor.data_ptr, self.tensors))
+        return [] if now == self._were else [
+            i for i, (a, b) in enumerate(zip(now, self._were)) if a != b]

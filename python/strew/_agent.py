@@ -203,8 +203,9 @@ class Agent(Closing):
             return None
         if self.gate == "live":
             self._check_addresses()
-        if self._found is not None:
-            raise self._found
+        found, self._found = self._found, None
+        if found is not None:
+            raise found
         return Event(_EVENTS[said.type], said.version, OUTCOMES[said.outcome], STATES[said.state],
                      said.text.decode(errors="replace"), bool(said.catching))
 
@@ -318,16 +319,16 @@ class Agent(Closing):
         return event
 
     def _moved(self) -> Moved | None:
-        found = None
-        for lookup in self._lookups:
-            moved = lookup()
-            if moved:
-                name, why = next(iter(moved.items()))
-                found = name, why, len(moved)
-                break
-        name, why, count = found or self._watch.moved() or ("", "", 0)
+        found = self._watch.moved()
+        for moved in filter(None, (lookup() for lookup in self._lookups)):
+            name, why = next(iter(moved.items()))
+            found = name, why, len(moved)
+            break
+        if found is None:
+            return None
+        name, why, count = found
         return Moved(errno.ESTALE, f"parameter {name} {why} ({count} in all); close this agent and "
-                     "register with a new one") if count else None
+                     "register with a new one")
 
     def _check_addresses(self) -> None:
         self._handle.check_open()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ._addresses import Addresses
 from ._tensors import address
 
 
@@ -72,17 +72,20 @@ class _AsTheyWere:
         self.count = len(parameters)
         # One by one where this layout was not recorded from a module.
         self._usable = all(one.places for one in parameters)
-        places = [(*place, one.address) for one in parameters for place in one.places]
-        self._owners, self._keys, self._were, self._addresses = (
-            [list(column) for column in zip(*places)] or [[]] * 4)
+        self._owners: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._were = Addresses()
+        for one in parameters:
+            for owner, key, was in one.places:
+                self._owners.append(owner)
+                self._keys.append(key)
+                self._were.add(was, one.address)
 
     def all(self) -> bool:
         """False also if only one by one can tell."""
-        if not self._usable or not all(map(
-                operator.is_, map(dict.get, self._owners, self._keys), self._were)):
-            return False
-        data_ptr = sys.modules["torch"].Tensor.data_ptr
-        return all(map(operator.eq, map(data_ptr, self._were), self._addresses))
+        return self._usable and all(map(
+            operator.is_, map(dict.get, self._owners, self._keys), self._were.tensors)) and \
+            not self._were.ask_each()
 
 
 @dataclasses.dataclass

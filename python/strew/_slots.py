@@ -20,18 +20,14 @@ class Slot:
         self.data: torch.Tensor = self.tensor.data
         self.before = (self.data.untyped_storage()._cdata, self.data.storage_offset(),
                        self.data.shape, self.data.stride())
-        self._places: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        # Each (dictionary of a module, key, what was there).
+        self.places: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         self.tie(name, owner, key)
 
     def tie(self, name: str, owner: dict[str, Any], key: str) -> None:
         """The same memory goes by another name too."""
         self.names.append(name)
-        self._places.append((owner, key, owner[key]))
-
-    @property
-    def places(self) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
-        """Each (dictionary of a module, key, what was there)."""
-        return list(self._places)
+        self.places.append((owner, key, owner[key]))
 
     def _moved(self, now: Any, was: torch.Tensor) -> bool:
         if now is not was:
@@ -42,7 +38,7 @@ class Slot:
 
     def now(self) -> Any:
         """As the modules have it at present, where it has changed; None if one has it no more."""
-        for owner, key, was in self._places:
+        for owner, key, was in self.places:
             if self._moved(owner.get(key), was):
                 return owner.get(key)
         return self.tensor
@@ -50,16 +46,16 @@ class Slot:
     @property
     def changed(self) -> bool:
         """True if the loader has put something else in its place."""
-        return any(self._moved(owner.get(key), was) for owner, key, was in self._places)
+        return any(self._moved(owner.get(key), was) for owner, key, was in self.places)
 
     @property
     def plain(self) -> bool:
         """True of what is neither a parameter nor a buffer: a mere attribute of its module."""
-        return all("_parameters" in owner for owner, _, _ in self._places)
+        return all("_parameters" in owner for owner, _, _ in self.places)
 
     def restore(self) -> None:
         """The engine's own memory again, by every name."""
-        for owner, key, was in self._places:
+        for owner, key, was in self.places:
             if was.data.untyped_storage()._cdata != self.before[0] or \
                     was.data.storage_offset() != self.before[1]:
                 was.data = self.data
