@@ -41,11 +41,15 @@ __device__ static inline void bulk_begin(void)
 	}
 }
 
-/* All that was sent has arrived. */
+/*
+ * All that was sent has left the shared memory, which is another block's next. That it has arrived
+ * is seen by who waits for the kernel; a block that waited for it itself would keep its place for
+ * nothing: Qwen3-30B-A3B, 16 layers, on an H200 10.32 ms so, and 10.22 without.
+ */
 __device__ static inline void bulk_end(void)
 {
 	if (threadIdx.x < 32) {
-		asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+		asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 	}
 }
 
