@@ -231,10 +231,10 @@ def one_gpu(cublas: list[str], directory: str) -> list[Row]:
     staged = ["--apply", "staged", "--gate", "held"]
     registered = "2 x 20000 pieces: describe, register and plan"
     return [
-        Row("llama", [["update", *LLAMA]],
+        Row("llama", [["update", *LLAMA, "--samples", "31"]],
             [ratio("update", "one broker, Llama-3.1-8B: raw copy ÷ update", 0.90),
              memory("device memory of a broker, besides slots", 1024)]),
-        Row("qwen", [["update", *QWEN, "--layers", "16"]],
+        Row("qwen", [["update", *QWEN, "--layers", "16", "--samples", "31"]],
             [ratio("update", "one broker, Qwen3-30B-A3B, 16 layers: raw copy ÷ update", None),
              ratio(update, "… one kernel over all its pieces ÷ update", 0.93)]),
         Row("wire-llama",
