@@ -101,8 +101,8 @@ part catching_up env PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/e2e/test_gro
 part push_check push_check "$scratch/push"
 part equal_hosts equal_hosts "$scratch/hosts"
 if ((!quick)); then
-	part torch_check python3 "$root/tests/gpu/torch_check.py" --bin "$build/bin" \
-		--lib "$build/lib/libstrew.so.0" --config "$config" --versions 2
+	part torch_check env PYTHONPATH="$root/python" STREW_LIBRARY="$build/lib/libstrew.so.0" \
+		python3 "$root/tests/gpu/torch_check.py" --config "$config" --versions 2
 	grep -h '^ok\|^FAILED' "$logs/torch_check.log"
 fi
 ((failed == 0)) && word=ok || word=FAILED
