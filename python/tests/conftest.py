@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -17,10 +18,15 @@ except ImportError:
         raise  # a wheel that is broken is no reason to test something else
     ROOT = pathlib.Path(__file__).resolve().parents[2]
     os.environ.setdefault("STREW_LIBRARY", str(ROOT / "build" / "lib" / "libstrew.so.0"))
-    import sys
     sys.path.insert(0, str(ROOT / "python"))
     os.environ["PYTHONPATH"] = str(ROOT / "python")  # for processes that the tests start
     import strew
+
+
+def run_script(path, *options, timeout=300):
+    """As a user would run it; its output is text."""
+    return subprocess.run([sys.executable, path, *options], timeout=timeout, capture_output=True,
+                          text=True, check=False, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
 
 
 class Broker:

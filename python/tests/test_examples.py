@@ -1,21 +1,14 @@
 """The examples run, as a user would run them, and the bench of Python's part."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from conftest import run_script
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
-
-
-def run_script(path, *options):
-    return subprocess.run([sys.executable, path, *options], timeout=300, capture_output=True,
-                          text=True, check=False, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
 
 
 def python_cost(*options):

@@ -1,10 +1,9 @@
 """examples/fsdp2.py runs, as a user would run it."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from conftest import run_script
 
 pytest.importorskip("torch.distributed.fsdp")
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
@@ -12,8 +11,7 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.mark.parametrize("how", [[], ["--gather"]])
 def test_fsdp2(how):
-    run = subprocess.run([sys.executable, EXAMPLES / "fsdp2.py", "--steps", "3", *how], timeout=300,
-                         capture_output=True, text=True, check=False)
+    run = run_script(EXAMPLES / "fsdp2.py", "--steps", "3", *how)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("committed") == 3
     assert run.stdout.count("gathering in ") == len(how)

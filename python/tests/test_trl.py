@@ -1,13 +1,13 @@
 """PublishCallback in transformers' own Trainer, and examples/trl_grpo.py where TRL is installed."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from conftest import run_script  # noqa: E402
 
 import strew  # noqa: E402
 from loaders import same_bits  # noqa: E402
@@ -23,8 +23,7 @@ def make():
 
 def test_grpo():
     pytest.importorskip("trl", reason="trl is not installed")
-    run = subprocess.run([sys.executable, EXAMPLES / "trl_grpo.py", "--steps", "3"], timeout=500,
-                         capture_output=True, text=True, check=False)
+    run = run_script(EXAMPLES / "trl_grpo.py", "--steps", "3", timeout=500)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("committed in 2 workers") == 3
     assert "versions [1, 2, 3, 4]: logits equal in both workers" in run.stdout
