@@ -3,10 +3,9 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from conftest import run_script
 
 pytest.importorskip("torch")
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "gpu" / "torch_check.py"
@@ -17,9 +16,8 @@ LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
 def run_check(folder, *options):
     config = folder / "config.json"
     config.write_text(json.dumps(LLAMA))
-    return subprocess.run([sys.executable, SCRIPT, "--config", config, "--backend", "host",
-                           "--alloc", "default", *options], timeout=200, capture_output=True,
-                          text=True, check=False, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
+    return run_script(SCRIPT, "--config", config, "--backend", "host", "--alloc", "default",
+                      *options)
 
 
 def test_every_way(tmp_path):
@@ -29,17 +27,15 @@ def test_every_way(tmp_path):
     assert run.stdout.count("version 3 committed") == 4
 
 
-def test_wrong_bits_are_found(tmp_path):
+def test_wrong_bits_are_found(tmp_path, monkeypatch):
     """Workers that expect other bits than the trainer sends."""
-    sitecustomize = tmp_path / "sitecustomize.py"
-    sitecustomize.write_text('''
+    (tmp_path / "sitecustomize.py").write_text('''
 import sys
 if "worker" in sys.argv:
     sys.argv[sys.argv.index("--seed") + 1] += "1"
 ''')
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
-        run = run_check(tmp_path, "--apply", "direct", "--brokers", "1", "--versions", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(
+        filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    run = run_check(tmp_path, "--apply", "direct", "--brokers", "1", "--versions", "1")
     assert run.returncode == 1 and "failed=1" in run.stdout, run.stdout + run.stderr
-    assert "qkv_proj: differs" in run.stdout
+    assert "qkv_proj: differs" in run.stderr

@@ -103,7 +103,7 @@ part equal_hosts equal_hosts "$scratch/hosts"
 if ((!quick)); then
 	part torch_check env PYTHONPATH="$root/python" STREW_LIBRARY="$build/lib/libstrew.so.0" \
 		python3 "$root/tests/gpu/torch_check.py" --config "$config" --versions 2
-	grep -h '^ok\|^FAILED' "$logs/torch_check.log"
+	grep -h '^alloc=\|^version' "$logs/torch_check.log"
 fi
 ((failed == 0)) && word=ok || word=FAILED
 echo "gpu: $word parts=$parts failed=$failed"

@@ -9,25 +9,23 @@ torch alone (narrow, cat): nothing of strew's plan is used. Destinations are poi
 
     tests/gpu/torch_check.py --config bench/models/llama-3.1-8b.json
 
-prints a line per run, and at last `torch_check: ok runs=N failed=0 seed=S`. Exit code 77: no GPU. The
+prints a line or more per run, and at last `torch_check: ok runs=N failed=0 seed=S`. Exit code 77: no GPU. The
 package strew is the one that is installed or in PYTHONPATH, with its own strewd (STREW_LIBRARY
 names another library and the strewd beside it). --backend host is the same without a GPU.
 """
 import argparse
 import json
 import math
-import os
+import pathlib
 import random
-import re
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 import zlib
 
 import strew
 import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import scene  # noqa: E402  pylint: disable=wrong-import-position
 
 POISON = 0x5a5a
 
@@ -128,20 +126,21 @@ def worker(args):
     agent.register(strew.Layout({name: parameter(data, parts, shapes, rank, size)
                                  for name, (data, parts) in live.items()}))
     print("registered", flush=True)
-    wrong = checked = 0
-    for version in range(1, args.versions + 1):
+    wrong = checked = version = 0
+    while version < args.versions:
         event = agent.wait(120)
-        assert event.kind == "hold", event
-        with agent.paused():
-            event = agent.wait(120)
-            assert (event.kind, event.outcome, event.version) == ("done", "committed", version), \
-                event
-            for name, (data, parts) in live.items():
-                checked += data.numel() * 2
-                if not torch.equal(data, wanted(args, parts, shapes, size, version)):
-                    wrong += 1
-                    print(f"{name}: differs", flush=True)
-    print(f"checked {checked} bytes, {wrong} parameters wrong", flush=True)
+        if event.kind == "hold":
+            with agent.paused():
+                event = agent.wait(120)
+        assert (event.kind, event.outcome) == ("done", "committed"), event
+        # From here to the next ready() nothing is written. Before, the next one may have come.
+        version = agent.version
+        for name, (data, parts) in live.items():
+            checked += data.numel() * 2
+            if not torch.equal(data, wanted(args, parts, shapes, size, version)):
+                wrong += 1
+                print(f"{name}: differs", flush=True)
+        print(f"version {version}: {checked} bytes checked, {wrong} parameters wrong", flush=True)
     agent.close()
     return 1 if wrong or not checked else 0
 
@@ -164,96 +163,39 @@ def trainer(args):
     return 0
 
 
-def spawn(args, log, role, env, **options):
-    command = [sys.executable, os.path.abspath(__file__), "--role", role, "--config", args.config,
-               "--versions", str(args.versions), "--seed", str(args.seed), "--device", args.device]
-    for key, text in options.items():
-        command += [f"--{key}", str(text)]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
-
-
-def wait_for(path, pattern, count, process, seconds=120):
-    """What was found last in the log, or None once it is late or the process has ended."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        ended = process.poll() is not None
-        found = re.findall(pattern, open(path).read())
-        if len(found) >= count:
-            return found[-1]
-        if ended:
-            return None
-        time.sleep(0.05)
-    return None
-
-
-def broker(args, folder, name, extra, env, started):
-    """Its socket, once it serves."""
-    log, socket = f"{folder}/{name}.log", f"{folder}/{name}/broker.sock"
-    started.append(subprocess.Popen(
-        [strew.program("strewd"), "--backend", args.backend, "--socket", socket, *extra],
-        stderr=open(log, "w"), env=env))
-    if wait_for(log, "ready at", 1, started[-1], 60) is None:
-        raise RuntimeError(f"{name} does not serve")
-    return socket
-
-
-def start_brokers(args, folder, brokers, env, started):
-    """The trainer's socket and the workers'."""
-    on_gpu = args.backend == "cuda"
+def start_brokers(stage, args, brokers):
+    """The trainer's and the workers', by name."""
+    options = {"backend": args.backend, "slot": "256M"}
     if brokers == 1:
-        return [broker(args, folder, "lead", [], env, started)] * 2
-    # One GPU: two nodes by their host ids. Two: one host, and NCCL takes NVLink.
-    hosts = [dict(env, NCCL_HOSTID=f"node{n}") if args.gpus == 1 else env for n in range(2)]
-    lead = broker(args, folder, "lead", ["--listen", "127.0.0.1:0",
-                                         *(["--device", "0"] if on_gpu else [])], hosts[0], started)
-    port = wait_for(f"{folder}/lead.log", r"may join at port (\d+)", 1, started[-1])
-    joined = broker(args, folder, "joined", ["--join", f"127.0.0.1:{port}", *(
-        ["--device", str(args.gpus - 1)] if on_gpu else [])], hosts[1], started)
-    return lead, joined
+        stage.broker("lead", **options)
+        return "lead", "lead"
+    at = f"127.0.0.1:{scene.free_port()}"
+    for name, how, gpu in (("lead", "--listen", 0), ("joined", "--join", args.gpus - 1)):
+        stage.broker(name, how, at, *(("--device", gpu) if args.gpus else ()),
+                     env=scene.hosts(name, range(args.gpus)), **options)
+    scene.wait_until("two brokers in one epoch", lambda: stage.joined("lead", 2))
+    return "lead", "joined"
 
 
-def run_processes(args, folder, apply, brokers, env, started):
-    """The exit codes of the trainer and both workers."""
-    socket, worker_socket = start_brokers(args, folder, brokers, env, started)
-    with open(f"{folder}/workers.log", "w") as log:
-        ranks = [spawn(args, log, "worker", dict(env, STREW_SOCKET=worker_socket), rank=r,
-                       apply=apply) for r in range(2)]
-    started += ranks
-    if wait_for(f"{folder}/workers.log", "registered", 2, ranks[0]) is None:
-        raise RuntimeError("the workers did not register")
-    with open(f"{folder}/trainer.log", "w") as log:
-        started.append(spawn(args, log, "trainer", dict(env, STREW_SOCKET=socket)))
-    return [process.wait(300) for process in (started[-1], *ranks)]
+def check(stage, args, alloc, apply, brokers):
+    """Every version comes to both workers, bit for bit."""
+    def start(name, role, broker, *options):
+        return stage.start(
+            name, sys.executable, __file__, "--role", role, "--config", args.config, "--versions",
+            args.versions, "--seed", args.seed, "--device", args.device, *options,
+            env={"STREW_SOCKET": str(stage.socket(broker)),
+                 "PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:{alloc == 'expandable'}"})
 
-
-def run(args, alloc, apply, brokers):
-    """True if every version came to both workers, bit for bit."""
-    env = dict(os.environ, NCCL_SOCKET_IFNAME=os.environ.get("NCCL_SOCKET_IFNAME", "lo"),
-               PYTORCH_CUDA_ALLOC_CONF=f"expandable_segments:{alloc == 'expandable'}")
-    with tempfile.TemporaryDirectory(prefix="strew-torch-") as folder:
-        started, last = [], ""
-        try:
-            codes = run_processes(args, folder, apply, brokers, env, started)
-        except (RuntimeError, subprocess.TimeoutExpired) as reason:
-            codes, last = [], str(reason)
-        finally:
-            for process in reversed(started):
-                if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
-                    process.wait(30)
-        ok = codes == [0, 0, 0]
-        logs = {name: open(f"{folder}/{name}").read() for name in sorted(os.listdir(folder))
-                if name.endswith(".log")}
-    last = last or (logs.get("trainer.log", "").strip().splitlines() or [""])[-1]
-    print(f"{'ok' if ok else 'FAILED'} alloc={alloc} apply={apply} brokers={brokers}: {last}",
-          flush=True)
-    if not ok:
-        for name, text in logs.items():
-            print(f"--- {name}\n{text[-3000:]}", flush=True)
-    for line in logs.get("lead.log", "").splitlines():
-        if "mapped" in line:
-            print("    " + line.strip(), flush=True)
-    return ok
+    trainers, workers = start_brokers(stage, args, brokers)
+    ranks = [start(f"worker{rank}", "worker", workers, "--rank", rank, "--apply", apply)
+             for rank in range(2)]
+    for rank in ranks:
+        rank.says("registered", 120)
+    one = start("trainer", "trainer", trainers)
+    for process in (one, *ranks):
+        process.end(seconds=300)
+    mapped = [line for line in stage.processes[0].log.splitlines() if "mapped" in line]
+    print(one.log.splitlines()[-1], *mapped, sep="\n    ")
 
 
 def main():
@@ -281,8 +223,11 @@ def main():
         return 77
     if args.gpus:
         print(args.gpus, "of", torch.cuda.get_device_name(0), torch.__version__, flush=True)
-    results = [run(args, a, p, b) for b in args.brokers for p in args.apply for a in args.alloc]
-    failed = results.count(False)
+    programs = pathlib.Path(strew.program("strewd")).parent
+    results = [scene.run_test(f"alloc={a} apply={p} brokers={b}",
+                              lambda stage, ways=(a, p, b): check(stage, args, *ways), programs)
+               for b in args.brokers for p in args.apply for a in args.alloc]
+    failed = results.count("FAILED")
     print(f"torch_check: {'ok' if not failed else 'FAILED'} runs={len(results)} failed={failed} "
           f"seed={args.seed}")
     return 1 if failed else 0
