@@ -2,17 +2,22 @@
 #include "broker/plans_internal.h"
 #include <errno.h>
 #include <stdlib.h>
+#include <xxhash.h>
 
-/* Names a publication and a set of crews. */
+/*
+ * Names what crews want of a publication at this root. Keys are small numbers, of which sums are
+ * soon equal: who took another's slot types for its own would be written in another dtype's values.
+ */
 static uint64_t mark_of(
 	const struct publication *publication, const struct crew *const *crews, size_t ncrews)
 {
-	uint64_t mark = publication->key;
+	const uint64_t first[] = {publication->key, publication->own_root};
+	uint64_t mark = XXH3_64bits(first, sizeof(first));
 
 	for (size_t i = 0; i < ncrews; i++) {
-		mark = mark * 31 + crews[i]->key;
+		mark = XXH3_64bits_withSeed(&crews[i]->key, sizeof(crews[i]->key), mark);
 	}
-	return mark;
+	return mark ? mark : 1;
 }
 
 /* Their layouts; malloc'd, NULL without memory. */
@@ -40,7 +45,7 @@ int plans_wanted(struct plans *plans, const struct plan_for *plan_for,
 	const struct crew *const *crews, size_t ncrews, struct slot_types *ret_types)
 {
 	const struct publication *publication = plan_for->publication;
-	uint64_t mark = mark_of(publication, crews, ncrews) * 31 + publication->own_root;
+	uint64_t mark = mark_of(publication, crews, ncrews);
 	size_t at = mark % MARKS_MAX;
 	int rc = 0;
 

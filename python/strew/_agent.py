@@ -319,11 +319,8 @@ class Agent(Closing):
         return event
 
     def _moved(self) -> Moved | None:
-        found = self._watch.moved()
-        for moved in filter(None, (lookup() for lookup in self._lookups)):
-            name, why = next(iter(moved.items()))
-            found = name, why, len(moved)
-            break
+        moved = next(filter(None, (lookup() for lookup in self._lookups)), None)
+        found = (*next(iter(moved.items())), len(moved)) if moved else self._watch.moved()
         if found is None:
             return None
         name, why, count = found
