@@ -137,8 +137,7 @@ static void on_data(void *data, uint32_t events)
 	submit_pending(server);
 }
 
-static int check_brokers(
-	const struct server *server, const struct msg_epoch *said, struct error *err)
+static int check_epoch(const struct server *server, const struct msg_epoch *said, struct error *err)
 {
 	if (said->nbrokers != said->ranks || !said->rank || said->rank >= said->ranks ||
 		said->brokers[said->rank] != server->broker_id) {
@@ -146,6 +145,14 @@ static int check_brokers(
 			"epoch %llu does not name this broker as number %u "
 			"of %u",
 			(unsigned long long)said->epoch, said->rank, said->ranks);
+	}
+	/* What arrives is written into slots, which are as long as this broker has made them. */
+	if (said->slot_bytes < LIMIT_SLOT_BYTES_MIN ||
+		said->slot_bytes > server->options.slot_bytes) {
+		return error_set(err, -EPROTO,
+			"epoch %llu has slots of %llu bytes, this broker offers %llu",
+			(unsigned long long)said->epoch, (unsigned long long)said->slot_bytes,
+			(unsigned long long)server->options.slot_bytes);
 	}
 	return 0;
 }
@@ -155,7 +162,7 @@ int join_take_epoch(struct server *server, const struct msg_epoch *said, struct 
 	struct lead_link *link = &server->lead;
 	char address[SOCKET_REMOTE_BYTES];
 	struct error err;
-	int rc = check_brokers(server, said, ret_err);
+	int rc = check_epoch(server, said, ret_err);
 
 	if (rc) {
 		return rc;

@@ -112,6 +112,33 @@ static void test_epochs_that_make_no_sense(void **state)
 	raw_close(&link);
 }
 
+/* Slots that are longer than the broker's own, which a bucket would be written past, or too short.
+ */
+static void test_slots_that_it_has_not(void **state)
+{
+	static const uint64_t lengths[] = {0, LIMIT_SLOT_BYTES_MIN - 1, LIMIT_SLOT_BYTES_MIN + 1,
+		LIMIT_SLOT_BYTES_MAX, UINT64_MAX};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(lengths); i++) {
+		struct message message;
+		struct raw link;
+
+		leader_join(&link);
+		message_init(&message, MSG_EPOCH, 0);
+		message.u.epoch.epoch = 70 + i;
+		message.u.epoch.rank = 1;
+		message.u.epoch.ranks = 2;
+		message.u.epoch.carrier = CARRIER_TCP;
+		message.u.epoch.slot_bytes = lengths[i];
+		message.u.epoch.brokers = (uint64_t[]){LEADER_ID, leader_joiner};
+		message.u.epoch.nbrokers = 2;
+		raw_send(&link, &message);
+		raw_expect_end(&link);
+		raw_close(&link);
+	}
+}
+
 static void test_decisions_about_nothing(void **state)
 {
 	struct raw link, data;
@@ -321,6 +348,7 @@ int main(void)
 		CASE(test_epochs_that_overtake),
 		CASE(test_a_lead_that_counts_from_one),
 		CASE(test_epochs_that_make_no_sense),
+		CASE(test_slots_that_it_has_not),
 		CASE(test_decisions_about_nothing),
 		CASE(test_a_lead_that_goes_away),
 		CASE(test_manifests_that_lie),
