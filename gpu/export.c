@@ -116,7 +116,9 @@ int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, stru
 	/* An empty range still has a place, and its allocation is wanted. */
 	len_bytes = MAX(len_bytes, 1);
 	rc = add_host(set, address, len_bytes, err);
-	if (rc == -ENOENT) {
+	if (rc == 0) {
+		rc = export_cuda_note(set, address, err);
+	} else if (rc == -ENOENT) {
 		rc = export_cuda_add(set, address, len_bytes, &range, err);
 	}
 	if (rc == -ENOTSUP) {

@@ -39,8 +39,9 @@ size_t export_count(const struct export_set *set);
 /* Is the allocation a twin? */
 bool export_pulls(const struct export_set *set, uint32_t allocation);
 /*
- * All memory that has a place in a twin → the twins: at once out of host memory, on `stream`
- * within a GPU. With both the stream is waited for first.
+ * All memory that has a place in a twin → the twins: on `stream` within a GPU, and out of host
+ * memory at once, but behind what the stream has yet to do if some memory of the set is the
+ * driver's.
  */
 int export_twins_fill(const struct export_set *set, void *stream, struct error *err);
 /* Twins → memory: copies whose source space and place are a twin's. All is there on return. */
@@ -59,8 +60,9 @@ int export_verify(const struct export_set *set, struct error *err);
 
 /*
  * Words of a page that a stream writes when it gets there. `page` is memory of this process
- * (a mapped memfd); it is registered with the driver at the first call with a GPU stream.
- * With host memory only, or `on_gpu` false, the word is written at once by the CPU.
+ * (a mapped memfd); it is registered with the driver at the first call with a busy stream.
+ * Where no memory of the set is the driver's (nor pinned or managed by it), the word is written
+ * at once by the CPU.
  */
 struct export_page;
 int export_page_create(void *page, size_t len_bytes, struct export_page **ret_page);

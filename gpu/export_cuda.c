@@ -197,8 +197,13 @@ static int add_legacy(struct export_set *set, struct export_entry *entry, uint64
 	return export_insert(set, entry, err);
 }
 
-/* Fills where the memory is, and refuses what no handle can be made of. */
-static int probe(uint64_t address, struct export_entry *entry, struct error *err)
+/*
+ * Fills where the memory is, and refuses what no handle can be made of. The context is retained for
+ * that too where the memory is the driver's, managed or pinned: streams write there, and are waited
+ * for in it.
+ */
+static int probe(
+	struct export_set *set, uint64_t address, struct export_entry *entry, struct error *err)
 {
 	uint64_t type = 0;
 	uint64_t managed = 0;
@@ -209,6 +214,11 @@ static int probe(uint64_t address, struct export_entry *entry, struct error *err
 	if (!attribute(address, CUDA_POINTER_MEMORY_TYPE, &type)) {
 		return -ENOTSUP; /* somebody else's host memory, or nobody's */
 	}
+	rc = CUDA(err, cuPointerGetAttribute, &ordinal, CUDA_POINTER_ORDINAL, address);
+	rc = rc ? rc : retain_context(set, (int)ordinal, err);
+	if (rc) {
+		return rc;
+	}
 	if (attribute(address, CUDA_POINTER_IS_MANAGED, &managed) && managed) {
 		return error_set(
 			err, -ENOTSUP, "0x%" PRIx64 " is managed memory: " CANNOT, address);
@@ -217,18 +227,25 @@ static int probe(uint64_t address, struct export_entry *entry, struct error *err
 		return error_set(
 			err, -ENOTSUP, "0x%" PRIx64 " is pinned host memory: " CANNOT, address);
 	}
-	rc = CUDA(err, cuPointerGetAttribute, &ordinal, CUDA_POINTER_ORDINAL, address);
-	if (rc == 0) {
-		rc = CUDA(err, cuDeviceGet, &device, (int)ordinal);
-	}
-	if (rc == 0) {
-		rc = CUDA(err, cuDeviceGetUuid, &uuid, device);
-	}
+	rc = CUDA(err, cuDeviceGet, &device, (int)ordinal);
+	rc = rc ? rc : CUDA(err, cuDeviceGetUuid, &uuid, device);
 	if (rc == 0) {
 		entry->ordinal = (int)ordinal;
 		memcpy(entry->uuid, uuid.bytes, GPU_UUID_BYTES);
 	}
 	return rc;
+}
+
+int export_cuda_note(struct export_set *set, uint64_t address, struct error *err)
+{
+	uint64_t type, ordinal = 0;
+	int rc;
+
+	if (cuda_driver_load(true, NULL) || !attribute(address, CUDA_POINTER_MEMORY_TYPE, &type)) {
+		return 0;
+	}
+	rc = CUDA(err, cuPointerGetAttribute, &ordinal, CUDA_POINTER_ORDINAL, address);
+	return rc ? rc : retain_context(set, (int)ordinal, err);
 }
 
 int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes,
@@ -246,14 +263,11 @@ int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes
 	if (cuda_driver_load(true, NULL)) {
 		return -ENOTSUP; /* somebody else's host memory, or nobody's */
 	}
-	rc = probe(address, &entry, err);
+	rc = probe(set, address, &entry, err);
 	if (rc == 0) {
 		ret_range->ordinal = entry.ordinal;
 		memcpy(ret_range->uuid, entry.uuid, GPU_UUID_BYTES);
 		attribute(address, CUDA_POINTER_BUFFER_ID, &ret_range->buffer_id);
-		rc = retain_context(set, entry.ordinal, err);
-	}
-	if (rc == 0) {
 		rc = export_cuda_push(set, entry.ordinal, err);
 	}
 	if (rc) {

@@ -74,35 +74,19 @@ static int register_page(struct export_page *page, int ordinal, struct error *er
 	return rc;
 }
 
-/* A GPU that the set has memory on; -1 if none. */
-static int first_gpu(const struct export_set *set)
-{
-	for (size_t i = 0; set && i < set->nentries; i++) {
-		if (set->entries[i].kind != HANDLE_MEMFD) {
-			return set->entries[i].ordinal;
-		}
-	}
-	for (size_t i = 0; set && i < set->ntwins; i++) {
-		if (set->twins[i].ordinal >= 0) {
-			return set->twins[i].ordinal;
-		}
-	}
-	return -1;
-}
-
 int export_page_write(struct export_page *page, const struct export_set *set, void *stream,
 	size_t word, uint64_t value, struct error *err)
 {
-	int ordinal = first_gpu(set);
-	int rc;
+	int ordinal, rc;
 
 	if (word >= page->nwords) {
 		return error_set(err, -EINVAL, "word %zu of %zu", word, page->nwords);
 	}
-	if (ordinal < 0) {
+	if (!set || !set->ncontexts) {
 		__atomic_store_n(&page->words[word], value, __ATOMIC_RELEASE);
 		return 0;
 	}
+	ordinal = set->contexts[0].ordinal;
 	rc = export_cuda_push(set, ordinal, err);
 	if (rc) {
 		return rc;

@@ -62,7 +62,8 @@ struct export_twin {
 struct export_set {
 	struct export_entry *entries; /* sorted by base */
 	size_t nentries, cap_entries;
-	struct export_context *contexts; /* primary contexts retained by this set */
+	struct export_context
+		*contexts; /* primary, of GPUs whose streams may write to it; retained */
 	size_t ncontexts, cap_contexts;
 	struct export_range *pulls; /* none overlaps; sorted by base, once settled by twin first */
 	size_t npulls, cap_pulls;
@@ -82,6 +83,8 @@ int export_insert(struct export_set *set, const struct export_entry *entry, stru
  */
 int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes,
 	struct export_range *ret_range, struct error *err);
+/* Of host memory that is exported as such: is it the driver's too, so that streams write there? */
+int export_cuda_note(struct export_set *set, uint64_t address, struct error *err);
 int export_cuda_handle(const struct export_set *set, const struct export_entry *entry,
 	struct handle *handle, struct error *err);
 int export_cuda_verify(
@@ -105,7 +108,7 @@ int export_cuda_range_verify(
 /* Queues a copy within the GPU of the twin. */
 int export_cuda_carry(const struct export_set *set, const struct export_twin *twin, cuda_ptr dst,
 	cuda_ptr src, uint64_t len_bytes, struct cuda_stream *stream, struct error *err);
-/* Until the stream has nothing left to do; at once where the set has nothing on a GPU. */
+/* Until the stream has nothing left to do; at once where no memory of the set is the driver's. */
 int export_cuda_wait(const struct export_set *set, struct cuda_stream *stream, struct error *err);
 
 /* Makes the primary context of a GPU of the set current; the pop restores the caller's. */

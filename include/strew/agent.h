@@ -173,9 +173,9 @@ STREW_API int strew_agent_wait(
 
 /*
  * Held gate: says that the engine does not use its parameters once `stream`
- * (a CUstream, NULL for the default stream; ignored for host memory) has
- * finished what was queued before this call. Does not wait. All members of a
- * group must call it at the same step.
+ * (a CUstream, NULL for the default stream; ignored where all memory is host
+ * memory that CUDA has neither pinned nor manages) has finished what was queued before this call.
+ * Does not wait. All members of a group must call it at the same step.
  */
 STREW_API int strew_agent_ready(struct strew_agent *agent, void *stream);
 

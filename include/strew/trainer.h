@@ -118,7 +118,8 @@ STREW_API int strew_trainer_reconnect(struct strew_trainer *trainer, int timeout
 
 /*
  * Publishes `version` of everything declared, as it is after what `stream` (a
- * CUstream; ignored for host memory) has queued by now. Returns at once; the memory is
+ * CUstream; ignored where all memory is host memory that CUDA has neither
+ * pinned nor manages) has queued by now. Returns at once; the memory is
  * lent until strew_trainer_wait_released() returns 0. timeout_ms is the update's
  * deadline (0: 60,000). -EBUSY: an earlier update has not been reported yet.
  * A refusal by the broker (a version that is not above the committed one, another
