@@ -32,7 +32,6 @@ struct bench_batch_attributes {
 	X(cuMemcpyDtoH, cuMemcpyDtoH_v2, (void *, cuda_ptr, size_t))                               \
 	X(cuMemsetD8Async, cuMemsetD8Async,                                                        \
 		(cuda_ptr, unsigned char, size_t, struct cuda_stream *))                           \
-	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
 	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
 	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
 		(float *, struct cuda_event *, struct cuda_event *))

@@ -144,7 +144,7 @@ static void batch_gpu(struct load *load, enum load_kind kind)
 		step(load, kind);
 		bench_must(CUDA(&err, cuEventRecord, load->events[i], stream), "an event", &err);
 	}
-	bench_must(BENCH_CUDA(&err, cuStreamSynchronize, stream), "the load", &err);
+	bench_must(CUDA(&err, cuStreamSynchronize, stream), "the load", &err);
 	for (int i = 1; i <= AHEAD; i++) {
 		bench_must(BENCH_CUDA(&err, cuEventElapsedTime, &ms, load->events[i - 1],
 				   load->events[i]),

@@ -142,8 +142,7 @@ static double seconds_since(const struct lane *lane, double start)
 	}
 	must(CUDA(&err, cuEventRecord, lane->end, gpu_stream_native(lane->stream)), "an event",
 		&err);
-	must(BENCH_CUDA(&err, cuStreamSynchronize, gpu_stream_native(lane->stream)), "a raw copy",
-		&err);
+	must(CUDA(&err, cuStreamSynchronize, gpu_stream_native(lane->stream)), "a raw copy", &err);
 	must(BENCH_CUDA(&err, cuEventElapsedTime, &ms, lane->start, lane->end), "a time", &err);
 	return (double)ms * 1e-3;
 }

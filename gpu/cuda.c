@@ -23,6 +23,17 @@ int cuda_enter(struct cuda_device *device, struct error *err)
 	return CUDA(err, cuCtxSetCurrent, device->ctx);
 }
 
+/*
+ * The copy returns when the bytes are staged, and may still be on its way then; the streams that a
+ * kernel reads them from do not wait for the one that it goes by.
+ */
+int cuda_upload(cuda_ptr dst, const void *src, size_t len_bytes, struct error *err)
+{
+	int rc = CUDA(err, cuMemcpyHtoD, dst, src, len_bytes);
+
+	return rc ? rc : CUDA(err, cuStreamSynchronize, NULL);
+}
+
 int cuda_ordinal(const struct cuda_gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES])
 {
 	for (int i = 0; i < gpu->head.info.ndevices; i++) {

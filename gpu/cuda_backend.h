@@ -34,6 +34,8 @@ struct cuda_gpu {
 };
 
 int cuda_enter(struct cuda_device *device, struct error *err);
+/* Pageable memory to the GPU whose context is current; it is there on return. */
+int cuda_upload(cuda_ptr dst, const void *src, size_t len_bytes, struct error *err);
 /* The driver's number of the GPU, or -1. */
 int cuda_ordinal(const struct cuda_gpu *gpu, const uint8_t uuid[GPU_UUID_BYTES]);
 /* See gpu_reaches(). */

@@ -144,7 +144,7 @@ static int upload(
 	if (rc) {
 		return error_prefix(err, "%zu bytes of descriptors", n * size);
 	}
-	rc = CUDA(err, cuMemcpyHtoD, address, array, n * size);
+	rc = cuda_upload(address, array, n * size, err);
 	if (rc) {
 		CUDA(NULL, cuMemFree, address);
 		return rc;

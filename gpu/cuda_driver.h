@@ -159,6 +159,7 @@ enum {
 		(struct cuda_stream **, unsigned, int))                                            \
 	X(cuStreamQuery, cuStreamQuery, (struct cuda_stream *))                                    \
 	X(cuStreamDestroy, cuStreamDestroy_v2, (struct cuda_stream *))                             \
+	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
 	X(cuStreamWaitEvent, cuStreamWaitEvent,                                                    \
 		(struct cuda_stream *, struct cuda_event *, unsigned))                             \
 	X(cuStreamWriteValue64, cuStreamWriteValue64_v2,                                           \

@@ -77,7 +77,7 @@ static int upload_tiles(struct cuda_hashes *hashes, const struct gpu_span *spans
 	hashes->first[nranges] = n;
 	if (n) {
 		rc = CUDA(err, cuMemAlloc, &hashes->tiles, n * sizeof(*tiles));
-		rc = rc ? rc : CUDA(err, cuMemcpyHtoD, hashes->tiles, tiles, n * sizeof(*tiles));
+		rc = rc ? rc : cuda_upload(hashes->tiles, tiles, n * sizeof(*tiles), err);
 	}
 	free(tiles);
 	return rc;

@@ -38,10 +38,10 @@ def test_updates(stage):
     scene.untouched(workers, 3)
 
 
-def test_parts(stage):
+def parts(stage, **settings):
     """Made one after another in the same memory of a GPU."""
     driver(stage)
-    stage.broker(backend="cuda")
+    stage.broker(backend="cuda", env=settings)
     workers = []
     for i, (gate, apply) in enumerate((("held", "staged"), ("live", "direct"))):
         workers += group(stage, "--gate", gate, "--apply", apply, "--replica", i, prefix=f"r{i}-")
@@ -55,6 +55,16 @@ def test_parts(stage):
             worker.says(f"version {version} ok")
     publisher.end()
     scene.untouched(workers, 3)
+
+
+def test_parts(stage):
+    parts(stage)
+
+
+def test_descriptors_on_their_way(stage):
+    """A copy out of pageable memory may return when the bytes are staged: no plan runs before."""
+    (stage.dir / "faults").write_text("cuMemcpyHtoD:1+=slow:20")
+    parts(stage, STANDIN_DIR=str(stage.dir))
 
 
 def test_no_memory_for_shadows(stage):

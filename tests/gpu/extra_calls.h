@@ -15,7 +15,6 @@
 	X(cuMemAllocManaged, cuMemAllocManaged, (cuda_ptr *, size_t, unsigned))                    \
 	X(cuMemsetD8Async, cuMemsetD8Async,                                                        \
 		(cuda_ptr, unsigned char, size_t, struct cuda_stream *))                           \
-	X(cuStreamSynchronize, cuStreamSynchronize, (struct cuda_stream *))                        \
 	X(cuCtxSynchronize, cuCtxSynchronize, (void))                                              \
 	X(cuEventElapsedTime, cuEventElapsedTime,                                                  \
 		(float *, struct cuda_event *, struct cuda_event *))

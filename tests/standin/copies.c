@@ -59,9 +59,40 @@ static unsigned copy_now(
 									       : CUDA_OK;
 }
 
+/* What cuMemcpyHtoD has taken out of pageable memory, and has not put into its place yet. */
+struct staged {
+	cuda_ptr dst;
+	size_t len_bytes;
+	unsigned char bytes[];
+};
+
+static unsigned land(int device, void *data)
+{
+	struct staged *staged = data;
+	unsigned result = CUDA_OK;
+
+	if (device >= 0) {
+		result = standin_bytes(device, staged->dst, staged->bytes, staged->len_bytes, true);
+	}
+	free(staged);
+	return result;
+}
+
+/* Done on return, unless the plan makes it slow: the real one may return before, if pageable. */
 unsigned cuMemcpyHtoD_v2(cuda_ptr dst, const void *src, size_t len_bytes)
 {
+	struct staged *staged;
+
 	ENTER_CTX(cuMemcpyHtoD);
+	if (fault.kind == FAULT_SLOW && !is_host((uintptr_t)src)) {
+		staged = malloc(sizeof(*staged) + len_bytes);
+		if (!staged) {
+			return CUDA_OUT_OF_MEMORY;
+		}
+		*staged = (struct staged){dst, len_bytes};
+		memcpy(staged->bytes, src, len_bytes);
+		return stream_call(ctx, NULL, &fault, land, staged);
+	}
 	return copy_now(ctx, dst, (void *)(uintptr_t)src, len_bytes, true);
 }
 
