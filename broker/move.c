@@ -437,8 +437,9 @@ static int move_all(struct run *run, struct job_move *work, struct error *err)
 			count_done(run, buckets->v[i - run->moves->nslots].len_bytes);
 		}
 	}
-	/* The trainer gets its memory back as soon as the last read of it is done. */
-	if (rc == 0 && work->wire && run->base->gather.n) {
+	/* The trainer gets its memory back as soon as the last read of it is done; what a root
+	 * sends from where it lies is hashed there too. */
+	if (rc == 0 && work->wire && (run->base->gather.n || run->hash)) {
 		rc = wait_lane(run, &run->moves->gather, err);
 		stamp(run, &work->stages.gather_ns);
 	}

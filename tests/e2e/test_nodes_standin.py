@@ -99,6 +99,23 @@ def test_roots_everywhere(stage):
     scene.untouched(workers, 3)
 
 
+def test_memory_is_lent_until_it_is_hashed(stage):
+    """Sent from where it lies, nothing is gathered: the hash is then the last to read it."""
+    lead, _ = nodes(stage, "lead", "node")
+    workers = group(stage, "node", "--apply", "direct")
+    publisher = trainer(stage, "--versions", 2, "--parts", 4, "--hash", broker="lead")
+    plan(lead, "strew_hash:1+=slow:100")
+    for version in (1, 2):
+        for part in range(1, 5):
+            publisher.line()
+            publisher.says(f"version {version} part {part} of 4 released")
+        publisher.says(f"version {version} committed")
+        for worker in workers:
+            worker.says(f"version {version} ok")
+    publisher.end()
+    scene.untouched(workers, 2)
+
+
 def test_flipped_bit(stage):
     """The kernel that hashes finds what NCCL has changed; no staged group takes it over."""
     lead, _ = nodes(stage, "lead", "node")
