@@ -65,7 +65,7 @@ struct issue {
 	struct gpu_bounce *bounce;
 	struct gpu_device *far; /* … and this is the target's device */
 };
-#define ISSUES_MAX 16 /* of one sort of copies */
+#define ISSUES_MAX 81 /* of one sort of copies: 8 GPUs and host memory, each to each */
 
 struct issues {
 	struct issue v[ISSUES_MAX];

@@ -67,6 +67,25 @@ def test_descriptors_on_their_way(stage):
     parts(stage, STANDIN_DIR=str(stage.dir))
 
 
+def test_eight_gpus(stage):
+    """A trainer rank on each, workers on half of them: a way from each GPU to each of theirs."""
+    driver(stage, devices=8)
+    stage.broker(backend="cuda")
+    workers = [stage.start(f"worker{rank}", "tp_worker", "--config", scene.CONFIGS / "tiny-llama.json",
+                           "--model", "m", "--rank", rank, "--size", 4, "--socket", stage.socket(),
+                           "--device", 2 * rank, "--check", 7, "--apply", "direct")
+               for rank in range(4)]
+    for worker in workers:
+        worker.says("registered")
+    ranks = [stage.trainer("--device", rank, "--seed", 7, "--versions", 2, "--rank", rank, "--ranks", 8,
+                           name=f"rank{rank}") for rank in range(8)]
+    for version in (1, 2):
+        publish(ranks, workers, version)
+    for rank in ranks:
+        rank.end()
+    scene.untouched(workers, 2)
+
+
 def test_no_memory_for_shadows(stage):
     """Staged apply is refused, with the bytes that are missing; direct apply needs none."""
     driver(stage)
