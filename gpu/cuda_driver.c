@@ -64,6 +64,7 @@ static bool is_sticky(unsigned result)
 	switch (result) {
 	case CUDA_ECC_UNCORRECTABLE:
 	case CUDA_NVLINK_UNCORRECTABLE:
+	case CUDA_CONTAINED:
 	case CUDA_ILLEGAL_ADDRESS:
 	case CUDA_LAUNCH_TIMEOUT:
 	case CUDA_CONTEXT_IS_DESTROYED:
@@ -74,6 +75,7 @@ static bool is_sticky(unsigned result)
 	case CUDA_INVALID_ADDRESS_SPACE:
 	case CUDA_INVALID_PC:
 	case CUDA_LAUNCH_FAILED:
+	case CUDA_EXTERNAL_DEVICE:
 		return true;
 	default:
 		return false;
