@@ -32,6 +32,7 @@
 #define LIMIT_PARAMETERS 131072u      /* of one layout */
 #define LIMIT_PIECES 1048576u	      /* of one layout */
 #define LIMIT_BOXES 1048576u	      /* of one manifest */
+#define LIMIT_SHARED_STEPS (1u << 25) /* until no two pieces of a layout write one element */
 #define LIMIT_PARTS_BYTES (64u << 20) /* a layout or manifest on the wire, all parts */
 #define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */

@@ -33,6 +33,7 @@
 	X(LIMIT_PARAMETERS, "of a layout")                                                         \
 	X(LIMIT_PIECES, "of a layout")                                                             \
 	X(LIMIT_BOXES, "of a manifest")                                                            \
+	X(LIMIT_SHARED_STEPS, "until no two pieces of a layout write one element")                 \
 	X(LIMIT_PARTS_BYTES, "of a layout or manifest on its way")                                 \
 	X(LIMIT_ALL_PARTS_BYTES, "of all layouts that are being registered at a broker")           \
 	X(LIMIT_REPORT_GROUPS, "groups of an update, and of a report")                             \

@@ -4,7 +4,8 @@
  * cluster is one block. Within a cluster three ways are tried in turn: pairs
  * with few steps (blocks of one stride take a handful of steps a pair, however
  * many rows they have); all runs sorted, if there are not too many (a thousand
- * interleaved columns); pairs with very many steps. All three are exact.
+ * interleaved columns); pairs with all steps that are left. All three are exact, and all
+ * clusters share the steps: there may be half a million of them.
  */
 #include "plan/block.h"
 #include "base/util.h"
@@ -13,8 +14,7 @@
 
 #define FEW_STEPS 64u		  /* a block of the cluster … */
 #define FEW_STEPS_BASE (1u << 16) /* … and this many for the cluster */
-#define MANY_STEPS (1ull << 30)	  /* a few seconds */
-#define RUNS_MAX (8u << 20)	  /* sorted at once: 128 MiB */
+#define RUN_STEPS 16u		  /* as many as sorting one of millions of runs takes time for */
 
 void block_make(int ndim, const uint64_t *extent, const uint64_t *stride, uint64_t element_bytes,
 	uint64_t lo, struct block *ret_block)
@@ -163,27 +163,24 @@ static int share(struct view_of a, struct view_of b, uint64_t *steps)
 	return 0;
 }
 
-/* 1 and *ret_a < *ret_b (places in the array), 0, or -EAGAIN. */
+/* 0, or 1 or -EAGAIN (out of steps) and at which two: *ret_a < *ret_b, places in the array. */
 static int shared_by_pairs(
-	const struct block *v, size_t n, uint64_t steps, size_t *ret_a, size_t *ret_b)
+	const struct block *v, size_t n, uint64_t *steps, size_t *ret_a, size_t *ret_b)
 {
 	for (size_t i = 0; i < n; i++) {
 		struct view_of a = {&v[i], 0, (int64_t)v[i].lo, (int64_t)v[i].span};
 
 		for (size_t j = i + 1; j < n && v[j].lo < v[i].lo + v[i].span; j++) {
 			struct view_of b = {&v[j], 0, (int64_t)v[j].lo, (int64_t)v[j].span};
-			int r;
+			int r = -EAGAIN;
 
-			if (!steps) {
-				return -EAGAIN;
-			}
-			steps--;
-			r = share(a, b, &steps);
-			if (r == 1) {
-				*ret_a = i;
-				*ret_b = j;
+			if (*steps) {
+				--*steps;
+				r = share(a, b, steps);
 			}
 			if (r) {
+				*ret_a = i;
+				*ret_b = j;
 				return r;
 			}
 		}
@@ -271,23 +268,28 @@ static int shared_by_runs(
 	return r;
 }
 
-static int shared_in_cluster(const struct block *v, size_t n, size_t *ret_a, size_t *ret_b)
+static int shared_in_cluster(
+	const struct block *v, size_t n, uint64_t *steps, size_t *ret_a, size_t *ret_b)
 {
+	uint64_t few = MIN(*steps, FEW_STEPS_BASE + FEW_STEPS * (uint64_t)n), left = few;
 	uint64_t nruns;
-	int r = shared_by_pairs(v, n, FEW_STEPS_BASE + FEW_STEPS * (uint64_t)n, ret_a, ret_b);
+	int r = shared_by_pairs(v, n, &left, ret_a, ret_b);
 
+	*steps -= few - left;
 	if (r != -EAGAIN) {
 		return r;
 	}
 	nruns = count_runs(v, n);
-	if (nruns <= RUNS_MAX) {
+	if (nruns <= *steps / RUN_STEPS) {
+		*steps -= nruns * RUN_STEPS;
 		return shared_by_runs(v, n, nruns, ret_a, ret_b);
 	}
-	r = shared_by_pairs(v, n, MANY_STEPS, ret_a, ret_b);
+	r = shared_by_pairs(v, n, steps, ret_a, ret_b);
 	return r == -EAGAIN ? -E2BIG : r;
 }
 
-int blocks_find_shared(struct block *blocks, size_t n, uint32_t *ret_a, uint32_t *ret_b)
+int blocks_find_shared(
+	struct block *blocks, size_t n, uint64_t *steps, uint32_t *ret_a, uint32_t *ret_b)
 {
 	size_t first = 0;
 
@@ -295,15 +297,17 @@ int blocks_find_shared(struct block *blocks, size_t n, uint32_t *ret_a, uint32_t
 	while (first < n) {
 		uint64_t end = blocks[first].lo + blocks[first].span;
 		size_t past = first + 1, a = 0, b = 0;
-		int r;
+		int r = 0;
 
 		while (past < n && blocks[past].space == blocks[first].space &&
 			blocks[past].lo < end) {
 			end = MAX(end, blocks[past].lo + blocks[past].span);
 			past++;
 		}
-		r = past - first > 1 ? shared_in_cluster(blocks + first, past - first, &a, &b) : 0;
-		if (r == 1) {
+		if (past - first > 1) {
+			r = shared_in_cluster(blocks + first, past - first, steps, &a, &b);
+		}
+		if (r == 1 || r == -E2BIG) {
 			*ret_a = blocks[first + a].id;
 			*ret_b = blocks[first + b].id;
 		}

@@ -29,9 +29,11 @@ void block_make(int ndim, const uint64_t *extent, const uint64_t *stride, uint64
 
 /*
  * Looks for two blocks that share a byte. Sorts the blocks. Returns 1 and the
- * ids of two (in their order in memory) if there are any, 0 if there are none; -ENOMEM; -E2BIG if
- * they are interleaved in ways too irregular to be sure within a few seconds.
+ * ids of two (in their order in memory) if there are any, 0 if there are none; -ENOMEM; -E2BIG and
+ * the ids of the two at which it gave up, if they are interleaved in ways too irregular to
+ * be sure within *steps; what it took is subtracted from them. A step takes some 10 ns.
  */
-int blocks_find_shared(struct block *blocks, size_t n, uint32_t *ret_a, uint32_t *ret_b);
+int blocks_find_shared(
+	struct block *blocks, size_t n, uint64_t *steps, uint32_t *ret_a, uint32_t *ret_b);
 
 #endif

@@ -305,9 +305,27 @@ static int refuse_shared(const struct layout *layout, const struct piece *a, con
 		parameter_a, tensor_a);
 }
 
+static int refuse_tangled(const struct layout *layout, const struct piece *a, const struct piece *b,
+	struct error *err)
+{
+	const char *parameter_a = layout->parameters[a->parameter].name;
+	const char *parameter_b = layout->parameters[b->parameter].name;
+
+	if (a->parameter != b->parameter) {
+		return error_set(err, -E2BIG,
+			"parameters %.56s and %.56s: their pieces interleave too irregularly to be "
+			"checked in %u steps",
+			parameter_a, parameter_b, LIMIT_SHARED_STEPS);
+	}
+	return error_set(err, -E2BIG,
+		"parameter %.120s: its pieces interleave too irregularly to be checked in %u steps",
+		parameter_a, LIMIT_SHARED_STEPS);
+}
+
 static int check_shared(const struct layout *layout, struct error *err)
 {
 	struct block *blocks = malloc((layout->npieces + 1) * sizeof(*blocks));
+	uint64_t steps = LIMIT_SHARED_STEPS;
 	uint32_t a, b;
 	size_t n = 0;
 	int r;
@@ -328,18 +346,15 @@ static int check_shared(const struct layout *layout, struct error *err)
 		blocks[n].space = parameter->allocation;
 		blocks[n++].id = (uint32_t)i;
 	}
-	r = blocks_find_shared(blocks, n, &a, &b);
+	r = blocks_find_shared(blocks, n, &steps, &a, &b);
 	free(blocks);
 	if (r == 1) {
 		return refuse_shared(layout, &layout->pieces[a], &layout->pieces[b], err);
 	}
-	if (r < 0) {
-		return error_set(err, r,
-			r == -ENOMEM ? "out of memory for %zu pieces"
-				     : "%zu pieces are interleaved too irregularly to be checked",
-			layout->npieces);
+	if (r == -E2BIG) {
+		return refuse_tangled(layout, &layout->pieces[a], &layout->pieces[b], err);
 	}
-	return 0;
+	return r < 0 ? error_set(err, r, "out of memory for %zu pieces", layout->npieces) : 0;
 }
 
 int layout_seal(struct layout *layout, bool partial, struct error *err)

@@ -371,12 +371,67 @@ static void interleaved_columns(void **state)
 	}
 }
 
+/*
+ * Pairs of pieces of strides 4 and 2, each pair in an allocation of its own: to be sure of one
+ * takes as many steps as it has elements. One pair of 2^22 is checked, sixteen are more than a
+ * layout has.
+ */
+static int seal_pairs(uint32_t pairs, uint64_t elements, struct error *err)
+{
+	struct tensor t = {"t", STREW_U8, 1, {elements}};
+	struct layout layout;
+	uint32_t tensor, parameter;
+	int r;
+
+	layout_init(&layout);
+	assert_int_equal(layout_add_tensor(&layout, &t, &tensor, err), 0);
+	for (uint32_t i = 0; i < 2 * pairs; i++) {
+		uint64_t stride = i % 2 ? 2 : 4;
+		char name[16];
+		struct parameter p = {.name = name,
+			.allocation = i / 2,
+			.offset_bytes = i % 2,
+			.dtype = STREW_U8,
+			.ndim = 1,
+			.shape = {elements},
+			.stride = {stride}};
+		struct piece piece = {.tensor = tensor,
+			.ndim = 1,
+			.view = {elements},
+			.box = {{0}, {elements}},
+			.stride = {stride}};
+
+		snprintf(name, sizeof(name), "%s%u", i % 2 ? "odd" : "even", i / 2);
+		assert_int_equal(layout_add_parameter(&layout, &p, &parameter, err), 0);
+		piece.parameter = parameter;
+		assert_int_equal(layout_add_piece(&layout, &piece, err), 0);
+	}
+	r = layout_seal(&layout, false, err);
+	assert_int_equal(layout.sealed, r == 0);
+	layout_finish(&layout);
+	return r;
+}
+
+static void tangled_for_long(void **state)
+{
+	struct error err;
+
+	(void)state;
+	assert_int_equal(seal_pairs(1, 1u << 22, &err), 0);
+	assert_int_equal(seal_pairs(16, 1u << 22, &err), -E2BIG);
+	assert_non_null(strstr(err.text, "parameters even"));
+	assert_non_null(strstr(err.text, "interleave too irregularly to be checked in"));
+	/* The broker that is told this stops for no longer than for any other. */
+	assert_int_equal(seal_pairs(8, 1u << 27, &err), -E2BIG);
+	assert_non_null(strstr(err.text, "parameters even0 and odd0: "));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(bad_pieces),
 		cmocka_unit_test(bad_names), cmocka_unit_test(sealing), cmocka_unit_test(casts),
 		cmocka_unit_test(empty_pieces), cmocka_unit_test(shared_at_random),
-		cmocka_unit_test(interleaved_columns)};
+		cmocka_unit_test(interleaved_columns), cmocka_unit_test(tangled_for_long)};
 
 	test_seed();
 	return TEST_RUN(tests);
