@@ -112,9 +112,11 @@ static void end_subset(struct client *client, int code, const char *text)
 
 	told->subset_serial = told->subset_request = 0;
 	if (request && code) {
-		choices_cut(seat_of(client), told->subset - 1);
+		/* What stands was named again, and does not fall with this. */
+		choices_cut(seat_of(client), MAX(told->subset - 1, told->subsets));
 		client_error(client, request, code, text);
 	} else if (request) {
+		told->subsets = MAX(told->subsets, told->subset);
 		client_ok(client, request, told->subset);
 	}
 }
@@ -314,6 +316,22 @@ static void send_subsets(struct client *client)
 	client->told.subset_serial = 0;
 }
 
+/* By the lead's rules, as a new lead hears of what is kept here alone. */
+static int keep_subset(struct client *client, const struct msg_subset *said, struct error *err)
+{
+	const struct manifest *declared = &client->session.holder->declared;
+	int rc;
+
+	if (said->subset > client->told.subsets) {
+		return choices_keep(seat_of(client), declared, said, err);
+	}
+	rc = bits_check(said->tensors, said->ntensors, declared->ntensors, err);
+	if (rc == 0 && !choices_same(seat_of(client), said)) {
+		rc = error_set(err, -EEXIST, "subset %u has other tensors already", said->subset);
+	}
+	return rc;
+}
+
 void ranks_subset(struct client *client, const struct message *message)
 {
 	const struct msg_subset *said = &message->u.subset;
@@ -325,7 +343,7 @@ void ranks_subset(struct client *client, const struct message *message)
 		rc = error_set(&err, -EBUSY,
 			"subset: not every rank of the trainer has declared its tensors");
 	} else {
-		rc = choices_keep(seat_of(client), &client->session.holder->declared, said, &err);
+		rc = keep_subset(client, said, &err);
 	}
 	if (rc) {
 		client_error(client, message->serial, rc, err.text);

@@ -185,9 +185,12 @@ static inline bool node_partial(const struct node *node)
 int subset_take(struct server *server, struct model *model, uint32_t rank,
 	const struct msg_subset *said, uint64_t serial, struct error *err);
 void lead_subset(struct client *client, const struct message *message);
-/* Keeps what a rank names, in its seat; the numbers come in order. */
+/* Keeps what a rank names, in its seat; the numbers come in order. Other tensors for a number that
+ * was named forget those behind it, the same ones nothing. */
 int choices_keep(struct seat *seat, const struct manifest *declared, const struct msg_subset *said,
 	struct error *err);
+/* Of a number that was named, and bits as many as the declaration has. */
+bool choices_same(const struct seat *seat, const struct msg_subset *said);
 void choices_cut(struct seat *seat, uint32_t n); /* forgets those behind the first n */
 void seat_finish(struct seat *seat);
 void subsets_drop(struct server *server, struct model *model);

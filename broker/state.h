@@ -97,6 +97,7 @@ struct told {
 	uint64_t subset_serial;	 /* of our request to name a subset, 0: none waits */
 	uint64_t subset_request; /* the trainer's own */
 	uint32_t subset;
+	uint32_t subsets;	 /* that the lead has said ok to: they stand */
 	uint64_t cancel_serial;	 /* of our request to give an update up, 0: none waits */
 	uint64_t cancel_request; /* the trainer's own */
 };

@@ -29,6 +29,12 @@ void seat_finish(struct seat *seat)
 	memset(seat, 0, sizeof(*seat));
 }
 
+bool choices_same(const struct seat *seat, const struct msg_subset *said)
+{
+	return !said->ntensors ||
+	       memcmp(said->tensors, seat->choices->v[said->subset - 1], said->ntensors) == 0;
+}
+
 int choices_keep(struct seat *seat, const struct manifest *declared, const struct msg_subset *said,
 	struct error *err)
 {
@@ -43,6 +49,9 @@ int choices_keep(struct seat *seat, const struct manifest *declared, const struc
 	if (said->subset > n + 1) {
 		return error_set(
 			err, -EINVAL, "subset %u comes before subset %u", said->subset, n + 1);
+	}
+	if (said->subset <= n && choices_same(seat, said)) {
+		return 0; /* those behind it were named for this one, and stand as it does */
 	}
 	if (!choices) {
 		choices = seat->choices = calloc(1, sizeof(*choices));
@@ -305,9 +314,7 @@ int subset_take(struct server *server, struct model *model, uint32_t rank,
 	}
 	if (said->subset <= model->nsubsets && said->subset <= n) {
 		rc = bits_check(said->tensors, said->ntensors, seat_declared(seat)->ntensors, err);
-		if (rc == 0 && said->ntensors &&
-			memcmp(said->tensors, seat->choices->v[said->subset - 1], said->ntensors) !=
-				0) {
+		if (rc == 0 && !choices_same(seat, said)) {
 			rc = error_set(
 				err, -EEXIST, "subset %u has other tensors already", said->subset);
 		}

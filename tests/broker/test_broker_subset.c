@@ -2,6 +2,7 @@
  * Subsets at three real brokers: each tensor has the version that brought it last and no other
  * byte changes, in every replica; who does not hold the base sits out, and who is DIRTY stays so.
  */
+#include "base/clock.h"
 #include "base/util.h"
 #include "broker/nodes.h"
 #include "broker/subset.h"
@@ -179,6 +180,103 @@ static void test_names(void **state)
 	raw_close(&raw);
 }
 
+static void say_subset(struct raw *raw, uint32_t subset, uint8_t bits)
+{
+	struct message message;
+
+	message_init(&message, MSG_SUBSET, ++raw->serial);
+	message.u.subset.subset = subset;
+	message.u.subset.tensors = &bits;
+	message.u.subset.ntensors = 1;
+	raw_send(raw, &message);
+}
+
+static void names_well(struct raw *raw, uint32_t subset, uint8_t bits)
+{
+	struct message message;
+
+	say_subset(raw, subset, bits);
+	raw_expect(raw, MSG_OK, &message);
+	assert_int_equal(message.serial, raw->serial);
+	assert_int_equal(message.u.ok.value, subset);
+	message_finish(&message);
+}
+
+static void names_what_stands(struct raw *raw, const uint8_t *bits, uint32_t n)
+{
+	for (uint32_t i = 1; i <= n; i++) {
+		names_well(raw, i, bits[i - 1]);
+		say_subset(raw, i, bits[i - 1] ^ 3);
+		raw_expect_error(raw, -EEXIST, "has other tensors already");
+	}
+}
+
+/* The lead that came in the place of another has all of the rank's subsets, without its doing. */
+static void wait_subsets(const char *model, uint32_t subsets)
+{
+	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
+	uint32_t found = 0;
+
+	while (found != subsets && !deadline_passed(deadline)) {
+		struct message reply;
+
+		broker_status(&nodes[0], &reply);
+		for (size_t i = 0; i < reply.u.status_reply.ntrainers; i++) {
+			if (strcmp(reply.u.status_reply.trainers[i].model, model) == 0) {
+				found = reply.u.status_reply.trainers[i].subsets;
+			}
+		}
+		message_finish(&reply);
+		sleep_ms(5);
+	}
+	assert_int_equal(found, subsets);
+}
+
+/* What stands may be named again, and stands: it, and those behind it, also when the lead is lost
+ * before it has answered, or refuses. */
+static void test_what_stands_is_named_again(void **state)
+{
+	static const struct rows rows[] = {
+		{"a", STREW_F32, 4, 5, 0, 4}, {"b", STREW_F32, 3, 3, 0, 3}};
+	static const uint8_t bits[] = {1, 2, 3, 1};
+	struct message reply;
+	struct draft draft;
+	struct raw raw;
+
+	(void)state;
+	for (unsigned node = 0; node < 2; node++) {
+		draft_trainer(&draft, "again", 0, rows, 2);
+		raw_open(&raw, &nodes[node], ROLE_TRAINER);
+		draft_register(&raw, &draft);
+		draft_finish(&draft);
+		for (uint32_t i = 1; i <= 3; i++) {
+			names_well(&raw, i, bits[i - 1]);
+		}
+		names_what_stands(&raw, bits, 3);
+		/* They are still there: the fourth is the next one. */
+		names_well(&raw, 4, bits[3]);
+		expect_status("again", 0, 4, 0, 0);
+		if (node == 0) {
+			raw_close(&raw);
+			broker_wait_no_ranks(&nodes[0]);
+		}
+	}
+	assert_int_equal(kill(nodes[0].pid, SIGSTOP), 0);
+	say_subset(&raw, 1, bits[0]);
+	broker_status(&nodes[1], &reply); /* it has been read by then */
+	message_finish(&reply);
+	assert_int_equal(broker_stop(&nodes[0], SIGKILL), 256 + SIGKILL);
+	raw_expect_error(&raw, -ECONNRESET, "the lead is gone");
+	say_subset(&raw, 1, bits[0]);
+	raw_expect_error(&raw, -EBUSY, "not every rank");
+	broker_start(&nodes[0], (const char *[]){"--listen", nodes_address, NULL});
+	broker_wait_brokers(&nodes[0], NODES);
+	wait_subsets("again", 4);
+	names_what_stands(&raw, bits, 4);
+	expect_status("again", 0, 4, 0, 0);
+	raw_close(&raw);
+}
+
 /* Who comes after the base was committed, with no sibling on its node, sits out, untouched, until a
  * whole version. */
 static void test_who_does_not_hold_the_base(void **state)
@@ -316,6 +414,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_each_tensor_has_its_version),
 		CASE(test_names),
+		CASE(test_what_stands_is_named_again),
 		CASE(test_who_does_not_hold_the_base),
 		CASE(test_dirty_stays_dirty),
 		CASE(test_reconnect),
