@@ -143,6 +143,7 @@ static void read_done(struct job *job)
 		tell_version(owner, &answer.u.read_out.state, &answer.u.read_out.version);
 		answer.fds[answer.nfds++] = fd_take(&work->fd);
 		client_send(reader, &answer);
+		reader->read_out = true;
 	}
 	fd_close(&work->fd);
 	free(work);
@@ -189,6 +190,14 @@ static int find(const struct client *reader, const struct msg_read *asked,
 	return 0;
 }
 
+/* An answer holds up to LIMIT_READ_BYTES until the reader has it, wherever it waits: one at a time.
+ */
+static bool has_taken(struct client *reader)
+{
+	reader->read_out = reader->read_out && !conn_is_taken(reader->conn);
+	return !reader->read_out;
+}
+
 void read_begin(struct client *client, const struct message *message)
 {
 	const struct msg_read *asked = &message->u.read;
@@ -205,6 +214,8 @@ void read_begin(struct client *client, const struct message *message)
 		rc = error_set(&err, -EBUSY, "an update is under way");
 	} else if (rc == 0 && client->reading) {
 		rc = error_set(&err, -EBUSY, "the last read is not answered yet");
+	} else if (rc == 0 && !has_taken(client)) {
+		rc = error_set(&err, -EBUSY, "read the answer to the last read first");
 	}
 	work = rc ? NULL : calloc(1, sizeof(*work));
 	if (rc == 0 && !work) {

@@ -121,7 +121,8 @@ struct client {
 	bool declared;	     /* a trainer's seal was answered */
 	struct told told;
 	bool release_due; /* gone; its memory is unmapped when the node is idle */
-	bool reading;	  /* a job reads a worker's memory for it */
+	bool reading;	  /* a job reads a worker's memory for it … */
+	bool read_out;	  /* … or has: the answer was sent, and was not seen to be taken yet */
 	bool looker;	  /* it came when no connection was left but to look: see room.c */
 	bool gone;	  /* the connection is closed; freed when its last job is done */
 	unsigned jobs;

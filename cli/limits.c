@@ -25,6 +25,7 @@
 	X(LIMIT_NAME_BYTES, "of a tensor's or parameter's name")                                   \
 	X(LIMIT_MODEL_BYTES, "of a model's name")                                                  \
 	X(LIMIT_OUTBOX_BYTES, "queued for a process that does not read")                           \
+	X(LIMIT_OUTBOX_FDS, "descriptors queued for a process that does not read")                 \
 	X(LIMIT_BROKER_OUTBOX_BYTES, "queued for a broker that does not read")                     \
 	X(LIMIT_ALLOCATIONS, "of one process")                                                     \
 	X(LIMIT_CHUNKS, "of VMM memory of one process")                                            \

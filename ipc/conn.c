@@ -4,11 +4,13 @@
 #include "ipc/frame.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 /* A frame on its way out. */
@@ -36,7 +38,7 @@ struct conn {
 	unsigned nfds;
 	/* out */
 	struct out *first, **last;
-	size_t queued;
+	size_t queued, queued_fds;
 	uint64_t said_ns, heard_ns;
 };
 
@@ -138,6 +140,15 @@ bool conn_wants_write(const struct conn *conn)
 	return conn->first != NULL && !conn->failed;
 }
 
+bool conn_is_taken(const struct conn *conn)
+{
+	int unread;
+
+	/* Of a Unix socket it counts what the peer has not read; where nobody counts it, nothing.
+	 */
+	return !conn->first && (ioctl(conn->fd, SIOCOUTQ, &unread) < 0 || unread == 0);
+}
+
 short conn_events(const struct conn *conn)
 {
 	return conn_wants_write(conn) ? POLLIN | POLLOUT : POLLIN;
@@ -191,6 +202,7 @@ int conn_flush(struct conn *conn)
 			conn->failed = -errno;
 			return conn->failed;
 		}
+		conn->queued_fds -= out->nfds;
 		close_fds(out->fds, &out->nfds);
 		out->at += (size_t)n;
 		if (out->at < out->len) {
@@ -254,6 +266,11 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 		rc = error_set(
 			err, -E2BIG, "the peer does not read: %zu bytes wait for it", conn->queued);
 	}
+	/* Each may hold memory, far more than the frame that it waits with. */
+	if (rc == 0 && conn->queued_fds + message->nfds > LIMIT_OUTBOX_FDS) {
+		rc = error_set(err, -E2BIG, "the peer does not read: %zu descriptors wait for it",
+			conn->queued_fds);
+	}
 	if (rc == 0 && conn->guard) {
 		rc = add_tag(conn, out, err);
 	}
@@ -269,6 +286,7 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 	out->nfds = message->nfds;
 	message->nfds = 0;
 	conn->queued += out->len;
+	conn->queued_fds += out->nfds;
 	*conn->last = out;
 	conn->last = &out->next;
 	rc = conn_flush(conn);

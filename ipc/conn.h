@@ -2,7 +2,7 @@
  * A connection: frames in and out of one non-blocking stream socket, Unix (with
  * fds) or TCP (without). Reads never pass the end of the frame under way, so
  * that fds that arrive belong to that frame. What cannot be written yet is
- * queued, up to LIMIT_OUTBOX_BYTES. No state machine, no dispatch.
+ * queued, up to LIMIT_OUTBOX_BYTES and LIMIT_OUTBOX_FDS. No state machine, no dispatch.
  */
 #ifndef IPC_CONN_H
 #define IPC_CONN_H
@@ -55,6 +55,8 @@ int conn_send(struct conn *conn, struct message *message, struct error *err);
  */
 int conn_flush(struct conn *conn);
 bool conn_wants_write(const struct conn *conn);
+/* Has the peer read all that was sent to it? For a Unix socket. */
+bool conn_is_taken(const struct conn *conn);
 /* What to wait for, as poll(2) and epoll(7) alike have it: input, and room where output waits. */
 short conn_events(const struct conn *conn);
 

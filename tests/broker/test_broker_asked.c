@@ -6,6 +6,7 @@
 #include "broker/peers.h"
 #include "strew/strew.h"
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -371,6 +372,55 @@ static void test_reading_back(void **state)
 	strew_host_free(memory);
 }
 
+static void expect_read_out(struct raw *observer, uint64_t serial)
+{
+	struct message message;
+
+	raw_expect(observer, MSG_READ_OUT, &message);
+	assert_int_equal(message.serial, serial);
+	assert_int_equal(message.nfds, 1);
+	message_finish(&message);
+}
+
+/* Reads on and on, and takes no answer: there is one, whose memory is all that is held for it. */
+static void test_reading_back_without_taking_it(void **state)
+{
+	struct strew_agent *agent;
+	struct message message;
+	struct layout layout;
+	struct raw observer;
+	uint64_t worker, serial;
+	void *memory;
+
+	(void)state;
+	assert_int_equal(strew_host_alloc(LIVE_BYTES, &memory), 0);
+	agent = start_scattered(memory);
+	raw_open(&observer, &one_broker, ROLE_OBSERVER);
+	ask_layout(&observer, 0, &layout, &message);
+	worker = message.u.laid_out.worker;
+	layout_finish(&layout);
+	message_finish(&message);
+	for (int turn = 0; turn < 3; turn++) {
+		struct pollfd pollfd = {.fd = conn_fd(observer.conn), .events = POLLIN};
+
+		ask_read(&observer, worker, 0, 0, LIVE_BYTES);
+		serial = observer.serial;
+		assert_int_equal(poll(&pollfd, 1, PATIENCE_MS), 1);
+		for (int i = 0; i < 8; i++) {
+			ask_read(&observer, worker, 0, 0, LIVE_BYTES);
+			broker_status(&one_broker, &message); /* it has been looked at by then */
+			message_finish(&message);
+		}
+		expect_read_out(&observer, serial);
+		for (int i = 0; i < 8; i++) {
+			raw_expect_error(&observer, -EBUSY, "read the answer to the last read");
+		}
+	}
+	raw_close(&observer);
+	strew_agent_close(agent);
+	strew_host_free(memory);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, one_check)
 
 int main(void)
@@ -379,6 +429,7 @@ int main(void)
 		CASE(test_progress),
 		CASE(test_explain_in_pages),
 		CASE(test_reading_back),
+		CASE(test_reading_back_without_taking_it),
 	};
 
 	return test_finish(cmocka_run_group_tests(tests, one_start, one_finish), test_fds_at_start);

@@ -446,7 +446,6 @@ static void test_slow_reader(void **state)
 	free(bytes);
 }
 
-/* A peer that does not read costs LIMIT_OUTBOX_BYTES, then the connection ends. */
 /* Refused by its header: nothing of the payload is waited for. */
 static void test_a_limit_of_its_own(void **state)
 {
@@ -468,6 +467,7 @@ static void test_a_limit_of_its_own(void **state)
 	free(frame);
 }
 
+/* A peer that does not read costs LIMIT_OUTBOX_BYTES, then the connection ends. */
 static void test_outbox_limit(void **state)
 {
 	uint8_t *bytes = calloc(1, LIMIT_FRAME_BYTES);
@@ -498,6 +498,68 @@ static void test_outbox_limit(void **state)
 	assert_int_equal(receive(&a), -ECONNRESET);
 	close_ends(&a);
 	free(bytes);
+}
+
+/* And no more than LIMIT_OUTBOX_FDS, however small their frames are. */
+static void test_outbox_limit_of_descriptors(void **state)
+{
+	uint8_t *bytes = calloc(1, LIMIT_FRAME_BYTES);
+	int open_before;
+	unsigned n = 0;
+	struct message message;
+	struct ends a;
+	int rc;
+
+	(void)state;
+	open_ends(&a, true);
+	/* Nothing behind this one gets into the socket. */
+	fill_part(&message, bytes, 0);
+	do {
+		assert_int_equal(conn_send(a.conn, &message, &a.err), 0);
+	} while (!conn_wants_write(a.conn));
+	assert_false(conn_is_taken(a.conn));
+	open_before = test_count_fds();
+	do {
+		message_init(&message, MSG_OK, 1);
+		message.fds[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		message.nfds = 1;
+		rc = conn_send(a.conn, &message, &a.err);
+		assert_int_equal(message.nfds, 0);
+	} while (rc == 0 && ++n < 1000);
+	assert_int_equal(rc, -E2BIG);
+	assert_non_null(strstr(a.err.text, "descriptors wait"));
+	assert_int_equal(n, LIMIT_OUTBOX_FDS);
+	assert_int_equal(test_count_fds(), open_before + LIMIT_OUTBOX_FDS);
+	close_ends(&a);
+	free(bytes);
+}
+
+/* What has gone into the socket is taken when the peer has read the last byte of it. */
+static void test_what_is_taken(void **state)
+{
+	struct message message;
+	struct ends a, b = {.raw = -1};
+
+	(void)state;
+	open_ends(&a, true);
+	assert_int_equal(conn_create(a.raw, true, &b.conn), 0);
+	a.raw = -1;
+	assert_true(conn_is_taken(a.conn));
+	for (unsigned i = 0; i < 2; i++) {
+		message_init(&message, MSG_OK, 1);
+		message.fds[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		message.nfds = 1;
+		assert_int_equal(conn_send(a.conn, &message, &a.err), 0);
+		assert_false(conn_wants_write(a.conn));
+		assert_false(conn_is_taken(a.conn));
+	}
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(receive(&b), 1);
+		message_finish(&b.message);
+		assert_int_equal(conn_is_taken(a.conn), i == 1);
+	}
+	close_ends(&a);
+	close_ends(&b);
 }
 
 /* A message that cannot be encoded is one that the peer waits for in vain. */
@@ -618,6 +680,8 @@ int main(void)
 		cmocka_unit_test(test_slow_reader),
 		cmocka_unit_test(test_a_limit_of_its_own),
 		cmocka_unit_test(test_outbox_limit),
+		cmocka_unit_test(test_outbox_limit_of_descriptors),
+		cmocka_unit_test(test_what_is_taken),
 		cmocka_unit_test(test_failed_encoding_ends_it),
 		cmocka_unit_test(test_waiting),
 		cmocka_unit_test(test_noise),
