@@ -38,10 +38,11 @@ struct strew_agent {
 	/* the group, as last heard */
 	enum strew_group_state state;
 	uint64_t version;
-	bool pending;	      /* an update is under way: check or hold was seen, done was not */
-	uint64_t update;      /* that one, else the last one whose done was seen */
-	uint32_t holds;	      /* not pending: enum memory_holds, of `update` */
-	bool ready;	      /* ready was said, and resume was not granted */
+	bool done;	 /* `state` is that of an update's end, not the one it registered with */
+	bool pending;	 /* an update is under way: check or hold was seen, done was not */
+	uint64_t update; /* that one, else the last one whose done was seen */
+	uint32_t holds;	 /* not pending: enum memory_holds, of `update` */
+	bool ready;	 /* ready was said, and resume was not granted */
 	uint64_t ready_count; /* what the page's ready word gets to */
 	/* events */
 	struct strew_event events[WORKER_EVENTS];
@@ -58,7 +59,7 @@ bool worker_next_event(struct strew_agent *agent, struct strew_event *ret_event)
 /* What is known of the group's memory now, both of one moment: see LOST in strew/agent.h. */
 enum strew_group_state worker_state(const struct strew_agent *agent, uint64_t *ret_version);
 /* The same for a registration that follows: STALE if others may have committed without it, and what
- * was passed on to this one if it has heard nothing itself. */
+ * was passed on to this one if it has heard nothing itself of its memory. */
 void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version);
 /* The session is open again, and the broker before has ended: completes that in agent->reg by what
  * its page says of the update that was under way. `before`: agent->reg before worker_left(). */

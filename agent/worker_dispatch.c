@@ -94,17 +94,29 @@ enum strew_group_state worker_state(const struct strew_agent *agent, uint64_t *r
 	return agent->reg.apply == STREW_APPLY_DIRECT ? STREW_GROUP_DIRTY : STREW_GROUP_IN_DOUBT;
 }
 
+/*
+ * That others of the group were missing when this worker registered says nothing of its own memory,
+ * and that they have come since is no message: what was passed on to that broker is still true.
+ * Behind an update's end it may be that others have committed.
+ */
+static bool is_untold(
+	const struct strew_agent *agent, enum strew_group_state state, uint64_t version)
+{
+	bool apart = state == STREW_GROUP_FORMING || state == STREW_GROUP_LOST;
+
+	return !agent->state || (apart && !agent->done) ||
+	       (state == STREW_GROUP_FORMING && version == 0);
+}
+
 void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t *ret_version)
 {
 	uint64_t version;
-	uint32_t state = worker_state(agent, &version);
+	enum strew_group_state state = worker_state(agent, &version);
 	bool torn = state == STREW_GROUP_PENDING || state == STREW_GROUP_DIRTY ||
 		    state == STREW_GROUP_IN_DOUBT;
-	bool untold = !agent->state || (state == STREW_GROUP_FORMING && version == 0);
 
-	/* That a group is still FORMING says nothing of this worker's memory. */
-	if (untold && !torn) {
-		state = agent->reg.state;
+	if (is_untold(agent, state, version) && !torn) {
+		state = (enum strew_group_state)agent->reg.state;
 		version = agent->reg.version;
 	}
 	if (agent->pending && state == STREW_GROUP_CURRENT) {
@@ -120,7 +132,7 @@ void worker_left(const struct strew_agent *agent, uint32_t *ret_state, uint64_t 
  */
 void worker_found(struct strew_agent *agent, const struct msg_register *before)
 {
-	bool told = agent->state && (agent->state != STREW_GROUP_FORMING || agent->version);
+	bool told = !is_untold(agent, agent->state, agent->version);
 	uint32_t heard = told ? (uint32_t)agent->state : before->state;
 	uint64_t written = agent->session.written;
 	struct msg_register *reg = &agent->reg;
@@ -247,6 +259,7 @@ static int on_done(struct strew_agent *agent, const struct msg_done *done, struc
 			done->state);
 	}
 	agent->pending = false;
+	agent->done = true;
 	agent->state = (enum strew_group_state)done->state;
 	agent->version = done->version;
 	agent->update = done->update;

@@ -112,7 +112,7 @@ static void begin_again(struct strew_agent *agent)
 	agent->version = 0;
 	agent->update = agent->reg.update;
 	agent->holds = agent->reg.holds;
-	agent->pending = agent->ready = agent->lost_told = false;
+	agent->done = agent->pending = agent->ready = agent->lost_told = false;
 	agent->nevents = 0;
 	agent_session_signal(&agent->session, false);
 	agent_request_clear(&agent->session, &agent->request);

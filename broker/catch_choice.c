@@ -23,8 +23,8 @@ static bool has_twins(const struct group *group)
 }
 
 /*
- * Have its workers held no version, as far as they know? What was STALE when it registered has one,
- * which nobody remembers.
+ * Have its workers held no version, as far as they know? What was STALE when it registered is not
+ * new, also at version 0.
  */
 static bool is_fresh(const struct team *team)
 {

@@ -129,12 +129,15 @@ int team_place(struct client *client, struct error *err)
 static void say_registered(struct client *client)
 {
 	struct team *team = client->team;
+	enum strew_group_state state = group_state(&team->group);
 	struct message message;
 
+	/* STALE also in the middle of an update: FORMING would leave it what it said it was. */
+	if (state != STREW_GROUP_PENDING) {
+		state = group_member_state(&team->group, client->member);
+	}
 	message_init(&message, MSG_REGISTERED, client->session.seal_serial);
-	message.u.registered.state = team->group.phase == PHASE_IDLE
-					     ? group_member_state(&team->group, client->member)
-					     : group_state(&team->group);
+	message.u.registered.state = state;
 	message.u.registered.version = group_member_version(&team->group, client->member);
 	message.u.registered.bytes = layout_bytes(&client->session.worker->layout);
 	message.u.registered.shadow = client->session.worker->shadow_bytes;
@@ -219,6 +222,8 @@ static void read_held(struct client *client, struct group_event *event)
 		event->version = GROUP_VERSION_MIXED;
 		return;
 	default:
+		/* Whole, of a version that was committed; but others may have a later one. */
+		event->version = reg->version;
 		event->stale = reg->version || reg->state == STREW_GROUP_STALE;
 		break;
 	}

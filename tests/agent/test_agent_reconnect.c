@@ -79,10 +79,11 @@ static enum strew_group_state comes_as(void)
 {
 	bool torn = told.state == STREW_GROUP_IN_DOUBT || told.state == STREW_GROUP_DIRTY;
 
-	return torn && told.holds != HOLDS_NOTHING	? STREW_GROUP_DIRTY
-	       : torn || told.state == STREW_GROUP_LOST ? STREW_GROUP_STALE
-	       : told.state				? told.state
-							: STREW_GROUP_CURRENT;
+	return torn && told.holds != HOLDS_NOTHING ? STREW_GROUP_DIRTY
+	       : torn || told.state == STREW_GROUP_LOST || told.state == STREW_GROUP_FORMING
+		       ? STREW_GROUP_STALE
+	       : told.state ? told.state
+			    : STREW_GROUP_CURRENT;
 }
 
 static void next_script(struct fake *fake)
@@ -269,6 +270,60 @@ static void test_doubt(void **arg)
 	}
 }
 
+/* What a second broker says of the group, to a worker that came to it CURRENT at version 2. */
+enum second_says {
+	FORMS,		    /* when it registers; it stands later, without a message */
+	LACKS,		    /* LOST, the same way */
+	FORMS_THEN_CHECKED, /* the next update begins, and ends with that broker */
+	FORMS_AT_ITS_END,   /* that update has ended, perhaps by a commit of others */
+	SECOND_SAYS_COUNT
+};
+
+static void second_script(struct fake *fake)
+{
+	fake_take_share(fake, MSG_REGISTER);
+	fake_registered(fake, fake->step == LACKS ? STREW_GROUP_LOST : STREW_GROUP_FORMING, 2);
+	page_store(&fake->ours, WORD_WRITTEN, WRITTEN_NONE);
+	page_tell_group(&fake->ours, STREW_GROUP_CURRENT, 2);
+	if (fake->step >= FORMS_THEN_CHECKED) {
+		fake_check(fake, 6, 3, WIRE_OK);
+	}
+	if (fake->step == FORMS_AT_ITS_END) {
+		fake_done(fake, 6, 2, STREW_OUTCOME_SAT_OUT, STREW_GROUP_FORMING);
+	}
+	fake_drop(fake);
+}
+
+static void test_group_that_forms(void **arg)
+{
+	static const struct told expected[SECOND_SAYS_COUNT] = {
+		{STREW_GROUP_CURRENT, 2, 5, HOLDS_ALL}, {STREW_GROUP_CURRENT, 2, 5, HOLDS_ALL},
+		{STREW_GROUP_IN_DOUBT, 2, 6, HOLDS_NOTHING},
+		{STREW_GROUP_FORMING, 2, 6, HOLDS_NOTHING}};
+
+	(void)arg;
+	for (int says = 0; says < SECOND_SAYS_COUNT; says++) {
+		struct fake first = {
+			.script = first_script, .at = path, .mortal = true, .step = COMMITTED};
+		struct fake second = {
+			.script = second_script, .at = path, .mortal = true, .step = says};
+		struct strew_agent *agent;
+
+		fake_start(&first);
+		agent = open_registered(STREW_GATE_HELD, 0);
+		lose(agent, STREW_GATE_HELD, COMMITTED);
+		fake_stop(&first);
+		fake_start(&second);
+		assert_int_equal(strew_agent_reconnect(agent, PATIENCE_MS), 0);
+		if (says == FORMS_AT_ITS_END) {
+			expect_event(agent, STREW_EVENT_DONE);
+		}
+		expect_event(agent, STREW_EVENT_LOST);
+		fake_stop(&second);
+		serve_again(agent, STREW_GATE_HELD, expected[says]);
+	}
+}
+
 /* Each failure leaves the worker as it was, and what it holds is told to the one that comes. */
 static void run_failures(int serve_thread)
 {
@@ -401,6 +456,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_what_is_told),
 		TEST(test_doubt),
+		TEST(test_group_that_forms),
 		TEST(test_failures),
 		TEST(test_withdrawn),
 		TEST(test_wait_current),

@@ -132,8 +132,8 @@ static void hears(unsigned g, unsigned m, const struct w_heard *heard)
 	switch (heard->type) {
 	case MSG_REGISTERED:
 		worker->stage = W_LIVE;
-		/* As worker_left(): a group that forms says nothing of this worker's memory. */
-		if (heard->state != STREW_GROUP_FORMING || heard->version) {
+		/* As worker_left(): what does not stand says nothing of this worker's memory. */
+		if (heard->state != STREW_GROUP_FORMING && heard->state != STREW_GROUP_LOST) {
 			worker->heard_state = heard->state;
 			worker->heard_version = heard->version;
 		}
