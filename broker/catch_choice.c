@@ -22,17 +22,18 @@ static bool has_twins(const struct group *group)
 	return false;
 }
 
-/*
- * Have its workers held no version, as far as they know? What was STALE when it registered is not
- * new, also at version 0.
- */
-static bool is_fresh(const struct team *team)
+bool catch_member_is_fresh(const struct team *team, uint32_t member)
+{
+	const struct msg_register *reg = &team->clients[member]->session.reg;
+
+	return !team->group.members[member].version && !reg->version &&
+	       reg->state != STREW_GROUP_STALE;
+}
+
+bool catch_is_fresh(const struct team *team)
 {
 	for (uint32_t i = 0; i < team->group.nmembers; i++) {
-		const struct msg_register *reg = &team->clients[i]->session.reg;
-
-		if (team->group.members[i].version || reg->version ||
-			reg->state == STREW_GROUP_STALE) {
+		if (!catch_member_is_fresh(team, i)) {
 			return false;
 		}
 	}
@@ -61,7 +62,7 @@ bool catch_wanted(struct server *server, const struct team *team)
 
 	return group->phase == PHASE_IDLE && group->npresent == group->nmembers &&
 	       (group->state == STREW_GROUP_STALE || group->state == STREW_GROUP_DIRTY) &&
-	       !has_twins(group) && (is_fresh(team) || is_alone(server, team));
+	       !has_twins(group) && (catch_is_fresh(team) || is_alone(server, team));
 }
 
 bool catch_holds(const struct team *team, uint64_t version)

@@ -96,6 +96,10 @@ static void submit(struct server *server, struct team *team, enum catch_step ste
 	work->lump = lump;
 	work->job.limit_ms = step == CATCH_PLAN ? 0 : LIMIT_UPDATE_MS + LIMIT_HUNG_MS;
 	work->data = team;
+	if (step != CATCH_PLAN) {
+		/* What is DIRTY after this is so in more than one manifest's tensors. */
+		memset(&team->written, 0, sizeof(team->written));
+	}
 	rc = make_crew(team, &work->to);
 	if (rc == 0 && step != CATCH_COMMIT) {
 		rc = from ? make_crew(from, &work->from) : -ENOENT;

@@ -260,6 +260,10 @@ void team_join(struct client *client)
 		team->group.state = STREW_GROUP_FORMING;
 	}
 	team->key = ++client->server->next_key;
+	if (event.version == GROUP_VERSION_MIXED) {
+		/* Written before it came here. */
+		memset(&team->written, 0, sizeof(team->written));
+	}
 	team_step(client->server, team, &event);
 	team_learn(client->server, team);
 	say_registered(client);

@@ -113,7 +113,7 @@ static void do_begin(struct server *server, struct model *model, uint32_t *roots
 {
 	struct update *update = &model->update;
 	const struct publication *publication = model_publication(model, update->subset);
-	uint64_t now = clock_ns();
+	uint64_t now = clock_ns(), base;
 	struct message message;
 	struct msg_begin begin;
 
@@ -127,6 +127,11 @@ static void do_begin(struct server *server, struct model *model, uint32_t *roots
 	begin.manifest_hash = publication->hash;
 	begin.subset = update->subset;
 	begin.base = update->base;
+	/* Always: what is begun is what a commit will have brought. */
+	base = brought_begin(model);
+	if (!update->subset && (update->flags & STREW_PUBLISH_PARTIAL)) {
+		begin.base = base;
+	}
 	begin.slot_bytes = server->epoch.slot_bytes;
 	begin.flags = update->flags;
 	begin.timeout_ms = update->deadline_ns > now
@@ -217,6 +222,7 @@ static void send_decision(struct server *server, struct model *model, enum messa
 	if (type == MSG_GO) {
 		node_go(server, &message.u.decision);
 	} else if (type == MSG_COMMIT) {
+		brought_commit(model, update->version);
 		model->committed = update->version;
 		model->decided = true;
 		node_commit(server, &message.u.decision);
@@ -307,7 +313,8 @@ void lead_ready(struct server *server)
 	}
 	for (struct model *model = server->models; model; model = model->next) {
 		if (may_begin(server, model, roots)) {
-			if (!catchup_yield(server, model->name, !model->update.subset)) {
+			if (!catchup_yield(server, model->name,
+				    is_whole(model->update.flags, model->update.subset))) {
 				return; /* in the next round */
 			}
 			server->active = model;

@@ -189,7 +189,7 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	}
 	node->epoch = begin->epoch;
 	node->serial = begin->update;
-	if (!catchup_yield(server, begin->model, !begin->subset)) {
+	if (!catchup_yield(server, begin->model, is_whole(begin->flags, begin->subset))) {
 		keep_begin(node, begin);
 		return;
 	}
@@ -266,6 +266,9 @@ void node_go(struct server *server, const struct msg_decision *go)
 	for (size_t i = 0; i < node->nteams; i++) {
 		bool on = listed(go, node->teams[i]->group.replica);
 
+		if (on) {
+			brought_go(server, node->teams[i]);
+		}
 		team_step(server, node->teams[i],
 			&(struct group_event){.type = on ? GE_GO : GE_SKIP,
 				.touched = node->touched,
@@ -437,7 +440,8 @@ void node_tick(struct server *server, uint64_t now)
 	struct group_event event = {
 		.type = GE_LATE, .text = "its engine did not hold the gate before the deadline"};
 
-	if (node->begin_waits && catchup_yield(server, node->begin.model, !node->begin.subset)) {
+	if (node->begin_waits && catchup_yield(server, node->begin.model,
+					 is_whole(node->begin.flags, node->begin.subset))) {
 		struct msg_begin begin = node->begin;
 
 		node->begin_waits = false;

@@ -126,7 +126,8 @@ void node_collect_teams(struct server *server, const char *model)
 		team = team_next(server, team, model)) {
 		struct group_outcome *absent = &node->absent[node->nabsent];
 
-		if (group_stands(&team->group, text) && has_base(node, &team->group, text)) {
+		if (group_stands(&team->group, text) && has_base(node, &team->group, text) &&
+			brought_enough(server, team, text)) {
 			if (add_crew(node, team) == 0) {
 				continue;
 			}

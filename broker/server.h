@@ -177,6 +177,19 @@ static inline bool node_partial(const struct node *node)
 	return (node->flags & STREW_PUBLISH_PARTIAL) || node->subset;
 }
 
+/* Has an update like that all tensors? Else it heals no group that another one has spoilt. */
+static inline bool is_whole(uint32_t flags, uint32_t subset)
+{
+	return !subset && !(flags & STREW_PUBLISH_PARTIAL);
+}
+
+/* brought.c: what a partial version leaves out */
+uint64_t brought_begin(struct model *model); /* lead: the base of what begins, if it is partial */
+void brought_commit(struct model *model, uint64_t version); /* lead, before it is `committed` */
+void brought_go(struct server *server, struct team *team);  /* the node's update writes it */
+/* May it take the node's update? Else why not, into text. */
+bool brought_enough(struct server *server, const struct team *team, char text[LIMIT_TEXT_BYTES]);
+
 /* subsets.c: tensors that are published by themselves */
 /*
  * What a rank of any broker names. The answer to `serial` goes out when every rank has named its

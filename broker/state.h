@@ -62,12 +62,20 @@ struct catching {
 	size_t ntried;
 };
 
+/* The last update that went on to write a group (brought.c). */
+struct written {
+	uint64_t hash; /* of its manifest; 0: none here, or by catching up */
+	uint64_t version;
+	uint64_t committed; /* at its begin, as far as this broker knew */
+};
+
 /* A group, with what the pure machine does not know. */
 struct team {
 	struct group group;
 	struct client *clients[LIMIT_MEMBERS];
 	uint64_t key;	     /* new with every change of its members: the crew's */
 	uint64_t settle_due; /* while the group is settling */
+	struct written written;
 	/* in the node's update: */
 	bool taking_part; /* begin was given to it */
 	bool said;	  /* it has said what the node waits for */
@@ -176,6 +184,12 @@ struct remembered {
 	uint64_t base;	 /* … else on this version */
 };
 
+/* At the lead: which versions have come with one manifest (brought.c). */
+struct brought {
+	uint64_t hash, base, upto; /* all versions above base, to upto, with that one */
+	uint64_t begun;		   /* the hash of what is under way, or was last */
+};
+
 /* A model that is published here (lead), or was announced by the lead (others). */
 struct model {
 	char name[LIMIT_MODEL_BYTES];
@@ -195,6 +209,7 @@ struct model {
 	/* lead: */
 	struct blob blob; /* the sealed manifest, for brokers that join */
 	struct update update;
+	struct brought brought;
 	/* others: */
 	uint64_t doubted;	 /* version that may be committed: the lead was gone then */
 	uint64_t leaving_serial; /* of the last undeclare that the lead has not answered, 0: none */

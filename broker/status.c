@@ -62,7 +62,7 @@ static void fill_trainer(const struct model *model, struct status_trainer *said)
 	said->version = model->committed;
 	said->subsets = model->nsubsets;
 	said->subset = model->committed_subset;
-	said->base = model->committed_base;
+	said->base = model->committed_subset ? model->committed_base : 0;
 	string_copy(said->stage, sizeof(said->stage), update_state_name(model->update.state));
 }
 

@@ -41,7 +41,12 @@ struct strew_tensor {
 	const void *data; /* as of a parameter; what cannot be mapped is copied by publish */
 };
 
-#define STREW_PUBLISH_PARTIAL 1u /* parameters that no tensor covers are not an error */
+/*
+ * Parameters that no tensor covers are not an error, and keep their bytes. A group that is DIRTY,
+ * or has missed a version, in tensors that are not brought sits out, until a version of all that it
+ * takes.
+ */
+#define STREW_PUBLISH_PARTIAL 1u
 /*
  * Commit every group or none: every group of every broker that is there. A broker that was lost
  * aborts it until it is back, for 10 minutes at most; one that has left in order does not, nor one

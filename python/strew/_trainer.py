@@ -473,7 +473,8 @@ class Trainer(Closing):
             stream: a torch stream or the address of a CUstream; None: torch's current one.
                 What is declared lies on one GPU. Streams that `__cuda_array_interface__` names are
                 waited for before.
-            partial: parameters that no tensor covers are not an error.
+            partial: parameters that no tensor covers are not an error. A group that is DIRTY, or
+                has missed a version, in tensors that are not brought sits out.
             scope_all: commit every group or none.
             hash: compare a hash of what goes over the wire at both ends; a difference aborts the
                 update. It is done anyway where a group with staged apply is served by wire; where
