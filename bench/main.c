@@ -1,4 +1,5 @@
 /* strew-bench: which subcommand. */
+#include "base/output.h"
 #include "bench/bench.h"
 #include <string.h>
 
@@ -19,7 +20,7 @@ static const char help[] =
 	"\n"
 	"Exit codes: 0 in order, 1 failure (wrong bytes too), 2 usage, 3 no usable device.\n";
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
 	const struct {
 		const char *name;
@@ -54,4 +55,9 @@ int main(int argc, char **argv)
 	}
 	fprintf(stderr, "strew-bench: %s: no such subcommand; see strew-bench --help\n", argv[1]);
 	return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	return output_end("strew-bench", run(argc, argv));
 }

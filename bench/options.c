@@ -1,5 +1,6 @@
 /* Options of the subcommands, and what all say about the machine. */
 #include "base/clock.h"
+#include "base/output.h"
 #include "bench/bench.h"
 #include "bench/driver.h"
 #include "wire/nccl.h"
@@ -75,7 +76,7 @@ static void take_common(const char *program, int which, const char *value, const
 		return;
 	case 'h':
 		fputs(help, stdout);
-		exit(EXIT_OK);
+		exit(output_end(program, EXIT_OK));
 	default:
 		fprintf(stderr, "see %s --help\n", program);
 		exit(EXIT_USAGE);

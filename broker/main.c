@@ -1,5 +1,6 @@
 /* strewd: options and exit codes. */
 #include "base/log.h"
+#include "base/output.h"
 #include "base/util.h"
 #include "broker/ending.h"
 #include "broker/server.h"
@@ -182,10 +183,10 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 			break;
 		case OPT_HELP:
 			fputs(help, stdout);
-			exit(0);
+			exit(output_end("strewd", 0));
 		case OPT_VERSION:
 			puts("strewd " STREW_VERSION);
-			exit(0);
+			exit(output_end("strewd", 0));
 		case '?':
 			/* getopt has said which one, on its line. */
 			exit(2);

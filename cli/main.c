@@ -1,4 +1,5 @@
 /* strew: which subcommand, and the help that leads to each. */
+#include "base/output.h"
 #include "cli/cli.h"
 #include <getopt.h>
 #include <stdio.h>
@@ -41,7 +42,7 @@ bool has_argument(int argc, char *const *argv)
 	return optind < argc;
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
 	const struct {
 		const char *name;
@@ -77,4 +78,9 @@ int main(int argc, char **argv)
 	}
 	fprintf(stderr, "strew: %s: no such subcommand; see strew --help\n", argv[1]);
 	return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	return output_end("strew", run(argc, argv));
 }

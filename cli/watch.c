@@ -179,7 +179,8 @@ int status_watch(const char *socket, bool json)
 	watcher->terminal = !json && isatty(STDOUT_FILENO);
 	signal(SIGINT, leave);
 	signal(SIGTERM, leave);
-	for (uint64_t serial = 2; rc == 0; serial++) {
+	/* Who can't be written to any more is watched for by nobody: main says so. */
+	for (uint64_t serial = 2; rc == 0 && !ferror(stdout); serial++) {
 		struct pollfd hangup = {conn_fd(conn), POLLIN, 0};
 		struct message question, reply;
 
@@ -198,7 +199,7 @@ int status_watch(const char *socket, bool json)
 	fflush(stdout);
 	conn_destroy(conn);
 	free(watcher);
-	if (ask_failed("strew status", rc, &err) == EXIT_UNREACHABLE) {
+	if (rc && ask_failed("strew status", rc, &err) == EXIT_UNREACHABLE) {
 		fputs("strew status: the broker is gone\n", stderr);
 	}
 	return EXIT_RUNTIME;

@@ -303,6 +303,28 @@ def test_output_ends_in_a_closed_pipe(stage):
     assert result.returncode == 0 and result.stderr == "", result
 
 
+def test_output_that_is_lost(stage):
+    """A full disk is no success, and --watch ends."""
+    stage.broker()
+    stage.workers(1)
+    stage.push(scene.safetensors(stage.dir / "m.safetensors", {"t": ("U8", [4], b"1234")}), 1)
+    own = ("--socket", stage.socket())
+    for argv in (("strew", "--help"), ("strew", "--version"), ("strew", "status", "--help"),
+                 ("strew", "status", *own), ("strew", "status", "--json", *own),
+                 ("strew", "status", "--watch", *own), ("strew", "status", "--limits"),
+                 ("strew", "events", *own), ("strew", "explain", "model.norm.weight", *own),
+                 ("strewd", "--help"), ("strewd", "--version"), ("strew-bench", "--help"),
+                 ("strew-bench", "shapes", "--json", "--model",
+                  scene.ROOT / "bench" / "models" / "llama-3.1-8b.json"),
+                 ("strew-bench", "shapes", "--help")):
+        with open("/dev/full", "wb") as full:
+            result = subprocess.run([stage.bin / argv[0], *map(str, argv[1:])], stdout=full,
+                                    stderr=subprocess.PIPE, text=True, env=stage.env, timeout=60,
+                                    check=False)
+        assert result.returncode == 1, (argv, result)
+        assert result.stderr.count("\n") == 1 and "the output is lost" in result.stderr, result
+
+
 def test_limits(stage):
     """Those of base/limits.h, in a table and as JSON; no broker is needed."""
     source = (scene.ROOT / "base" / "limits.h").read_text()
