@@ -3,6 +3,7 @@
 #include "base/util.h"
 #include "cli/checkpoint.h"
 #include "cli/cli.h"
+#include "cli/push_look.h"
 #include "cli/reader.h"
 #include <errno.h>
 #include <getopt.h>
@@ -36,7 +37,9 @@ static const char help[] =
 	"  --timeout SECONDS  deadline of the update, and of each answer before it (default 60)\n"
 	"  --help\n"
 	"\n"
-	"Ends with 0 if every group took the version and there was at least one.\n"
+	"Ends with 0 if every group took the version and there was at least one. Ctrl-C ends this\n"
+	"program and not an update that is under way: the version may still be committed (see\n"
+	"strew events).\n"
 	"\n"
 	"Example: strew push checkpoints/step-200 --model llama --version 200\n";
 
@@ -49,7 +52,8 @@ struct push {
 	struct reader_file *files;
 	struct reader *reader;
 	bool on_terminal;
-	uint64_t shown; /* bytes, by the bar */
+	uint64_t shown; /* bytes, by the bar … */
+	bool bar_open;	/* … which a sentence must not be written behind */
 	struct strew_trainer *trainer;
 };
 
@@ -69,6 +73,17 @@ static void progress(void *arg, uint64_t done)
 	fprintf(stderr, "\rreading [%.*s%*s] %s%s", (int)filled, "################################",
 		(int)(BAR_COLUMNS - filled), "", format_bytes(bytes, sizeof(bytes), done),
 		done == whole ? "\n" : "");
+}
+
+/* What a call has ended with; behind a deadline, also what the broker is waiting for. */
+static void say_failure(const struct push *push, int rc, const char *why)
+{
+	char progress[LIMIT_TEXT_BYTES] = "";
+
+	if (rc == -ETIMEDOUT) {
+		push_look_progress(push->socket, push->model, progress);
+	}
+	fprintf(stderr, "%sstrew push: %s%s\n", push->bar_open ? "\n" : "", why, progress);
 }
 
 /* Lets the shards be read into memory of the broker's reach, by threads. */
@@ -168,8 +183,8 @@ static int read_and_declare(struct push *push)
 		}
 	}
 	if (rc < 0) {
-		fprintf(stderr, "%sstrew push: %s\n", push->on_terminal && push->shown ? "\n" : "",
-			err.text);
+		push->bar_open = push->on_terminal && push->shown;
+		say_failure(push, rc, err.text);
 		return rc;
 	}
 	print_read(push, &result);
@@ -189,21 +204,45 @@ static void print_groups(const struct strew_report *report)
 	}
 }
 
+/* No group was asked, as a rule since there is none. */
+static void say_nowhere(const struct push *push, const struct strew_report *report)
+{
+	static const char nobody[] = "no worker of this model is registered";
+	const char *text = report->text && report->text[0] ? report->text : nobody;
+	char more[LIMIT_TEXT_BYTES];
+
+	if (strcmp(text, nobody) == 0) {
+		push_look_models(push->socket, more);
+	} else {
+		push_look_progress(push->socket, push->model, more);
+	}
+	fprintf(stderr, "strew push: version %" PRIu64 " of %s went nowhere: %s%s\n",
+		report->version, push->model, text, more);
+}
+
 /* Says how it went. True if every group has the version. */
 static bool print_report(const struct push *push, const struct strew_report *report)
 {
 	char bytes[32], wire[32];
 	bool all = report->ngroups > 0 && report->outcome == STREW_OUTCOME_COMMITTED;
+	bool nothing;
 
 	print_groups(report);
 	for (size_t i = 0; i < report->ngroups; i++) {
 		all &= report->groups[i].outcome == STREW_OUTCOME_COMMITTED;
 	}
+	nothing = all && report->tensors && report->unwanted == report->tensors;
 	if (report->unwanted) {
 		printf("no worker wants %" PRIu64 " of %" PRIu64 " tensors\n", report->unwanted,
 			report->tensors);
 	}
-	if (all) {
+	if (nothing) {
+		fprintf(stderr,
+			"strew push: version %" PRIu64
+			" of %s is committed and has changed nothing: "
+			"no worker wants any of the checkpoint's tensors\n",
+			report->version, push->model);
+	} else if (all) {
 		printf("version %" PRIu64 " of %s committed in %zu %s: %" PRIu64 " tensors, %s "
 		       "(%s to other brokers) in %.3f s (wait %.3f, accept %.3f, move %.3f, "
 		       "commit %.3f)\n",
@@ -213,10 +252,7 @@ static bool print_report(const struct push *push, const struct strew_report *rep
 			format_bytes(wire, sizeof(wire), report->wire_bytes), report->total_s,
 			report->wait_s, report->accept_s, report->move_s, report->commit_s);
 	} else if (!report->ngroups) {
-		fprintf(stderr, "strew push: version %" PRIu64 " went nowhere: %s\n",
-			report->version,
-			report->text && report->text[0] ? report->text
-							: "no worker has registered for the model");
+		say_nowhere(push, report);
 	} else {
 		const char *text = report->text;
 
@@ -226,7 +262,7 @@ static bool print_report(const struct push *push, const struct strew_report *rep
 		fprintf(stderr, "strew push: version %" PRIu64 " of %s is not in every group: %s\n",
 			report->version, push->model, text ? text : "");
 	}
-	return all;
+	return all && !nothing;
 }
 
 static int publish(struct push *push)
@@ -248,7 +284,7 @@ static int publish(struct push *push)
 		rc = strew_trainer_wait_report(push->trainer, wait_ms, &report);
 	}
 	if (rc < 0) {
-		fprintf(stderr, "strew push: %s\n", strew_error());
+		say_failure(push, rc, strew_error());
 		return EXIT_RUNTIME;
 	}
 	all = print_report(push, &report);
@@ -261,6 +297,10 @@ static int push_checkpoint(struct push *push)
 	struct strew_trainer_options options = {.socket = push->socket,
 		.model = push->model,
 		.timeout_ms = (int)push->timeout_s * 1000};
+	const struct push_look look = {.socket = push->socket,
+		.model = push->model,
+		.version = push->version,
+		.partial = push->partial ? &push->checkpoint : NULL};
 	struct error err = {0};
 	int rc = checkpoint_open(push->path, &push->checkpoint, &err);
 
@@ -274,6 +314,10 @@ static int push_checkpoint(struct push *push)
 		fprintf(stderr, "strew push: %s\n", strew_error());
 		return rc == -EINVAL || rc == -E2BIG || rc == -EPROTO ? EXIT_RUNTIME
 								      : EXIT_UNREACHABLE;
+	}
+	if (push_look(&look, &err)) {
+		fprintf(stderr, "strew push: %s\n", err.text);
+		return EXIT_RUNTIME;
 	}
 	return read_and_declare(push) < 0 ? EXIT_RUNTIME : publish(push);
 }

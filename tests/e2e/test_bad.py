@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 
 import scene
@@ -164,7 +165,9 @@ def test_version_that_is_not_above(stage):
     trainer.end()
     path = safetensors(stage.dir / "m.safetensors", bert())
     for version in (5, 4, 1):
-        refused(stage, stage.push(path, version), 1, f"version {version}", "5")
+        result = stage.push(path, version)
+        refused(stage, result, 1, f"version {version} of m ", "5")
+        assert "read " not in result.stdout, result.stdout
     scene.untouched(workers, 5)
 
 
@@ -172,7 +175,73 @@ def test_no_worker_for_the_model(stage):
     stage.broker()
     workers = stage.workers(2, config=CONFIG)
     path = safetensors(stage.dir / "m.safetensors", bert())
-    refused(stage, stage.push(path, 1, model="another"), 1, "version 1")
+    result = stage.push(path, 1, model="another")
+    refused(stage, result, 1, "version 1 of another ", "no worker of this model",
+            "registered here: m")
+    assert "read " not in result.stdout, result.stdout
+    scene.untouched(workers)
+    scene.wait_until("no group", lambda: not stage.status()["groups"])
+    refused(stage, stage.push(path, 1), 1, "version 1 of m ", "no worker is registered here")
+
+
+def test_no_worker_for_the_model_on_two_nodes(stage):
+    """The other node may have one, which only an update finds out."""
+    stage.two_nodes()
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    workers = stage.workers(2, config=CONFIG, broker="lead")
+    for broker in ("lead", "node"):
+        refused(stage, stage.push(path, 1, model="another", broker=broker), 1,
+                "version 1 of another ", "no worker of this model",
+                "registered here: m" if broker == "lead" else "no worker is registered here")
+    scene.untouched(workers)
+
+
+def test_partial_of_nothing(stage):
+    """With --partial too, some tensor must be a worker's: no version is spent on none of them."""
+    lead, _ = stage.two_nodes()
+    path = safetensors(stage.dir / "m.safetensors", {"nobody.wants.it": ("U8", [3], b"abc")})
+    workers = stage.workers(2, config=CONFIG, broker="lead")
+    # On another node there might be a worker that wants it.
+    refused(stage, stage.push(path, 1, "--partial", broker="lead"), 1, "version 1 of m ",
+            "has changed nothing")
+    assert stage.status("lead")["groups"][0]["version"] == 1
+    for worker in workers:
+        worker.stop()
+    lead.stop()
+    stage.broker()
+    workers = stage.workers(2, config=CONFIG, prefix="b-")
+    result = stage.push(path, 1, "--partial")
+    refused(stage, result, 1, "no worker of m wants any", "1 tensors")
+    assert "read " not in result.stdout, result.stdout
+    assert stage.status()["updates"] == 0
+    scene.untouched(workers)
+
+
+def test_push_says_what_it_waited_for(stage):
+    """Past its deadline: which update is in the way, and whom that waits for."""
+    stage.broker()
+    _, stopped = stage.workers(2)
+    stage.workers(1, model="b", prefix="b-")
+    trainer = stage.trainer("--seed", 1)
+    stopped.popen.send_signal(signal.SIGSTOP)
+    trainer.line()
+    scene.wait_until("version 1 under way", lambda: stage.run(
+        "strew", "status", "--socket", stage.socket()).stdout.count("accepting"))
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    refused(stage, stage.push(path, 1, "--timeout", 1, model="b"), 1, "version 1 of b ", "deadline",
+            "; version 1 of m: accepting, waits for ", f"process {stopped.pid} ")
+    stopped.popen.send_signal(signal.SIGCONT)
+    trainer.says("version 1 committed")
+
+
+def test_push_beside_a_lead_that_is_silent(stage):
+    lead, _ = stage.two_nodes()
+    workers = stage.workers(2, broker="node", config=CONFIG)
+    path = safetensors(stage.dir / "m.safetensors", bert())
+    lead.popen.send_signal(signal.SIGSTOP)
+    refused(stage, stage.push(path, 1, "--timeout", 1, broker="node"), 1,
+            "did not answer in time; no update is under way here: the lead")
+    lead.popen.send_signal(signal.SIGCONT)
     scene.untouched(workers)
 
 

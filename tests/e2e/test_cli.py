@@ -196,6 +196,7 @@ def test_run_the_whole_job(stage):
 def test_push_shows_progress_on_a_terminal(stage):
     """A bar on a terminal; elsewhere one line a fact and nothing else."""
     stage.broker(slot="8M")
+    stage.workers(1)
     tensors = {f"t{i}": ("U8", [1 << 20], bytes(1 << 20)) for i in range(20)}
     path = scene.safetensors(stage.dir / "m.safetensors", tensors)
     argv = ["strew", "push", path, "--model", "m", "--version", 1, "--socket", stage.socket()]
