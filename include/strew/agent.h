@@ -25,7 +25,7 @@ struct strew_agent_options {
 	uint32_t replica;	/* which copy of the model this group serves */
 	uint32_t part;		/* which part of the replica (pipeline stage, node) */
 	uint32_t member;	/* this worker's rank among the group's members on this node */
-	uint32_t members;	/* members of the group on this node, >= 1 */
+	uint32_t members;	/* members of the group on this node; 0: 1 */
 	enum strew_gate gate;	/* 0: STREW_GATE_HELD */
 	enum strew_apply apply; /* 0: STREW_APPLY_STAGED */
 	int partial;		/* accept updates that leave parameters uncovered */
