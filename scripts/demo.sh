@@ -53,10 +53,34 @@ while (($#)); do
 	printf -v "${1#--}" '%s' "$2"
 	shift 2
 done
-case $backend in
-auto | cuda | host) ;;
-*) say "demo.sh: --backend $backend: auto, cuda or host is wanted"; exit 2 ;;
-esac
+
+# Before anything is built or started.
+one_of() {
+	local option=$1 word
+
+	for word in "${@:2}"; do
+		[[ ${!option} != "$word" ]] || return 0
+	done
+	say "demo.sh: --$option ${!option}: one of ${*:2} is wanted; see demo.sh --help"
+	exit 2
+}
+
+number() {
+	local option=$1 most=$2
+
+	if [[ ! ${!option} =~ ^[1-9][0-9]{0,5}$ ]] || ((${!option} > most)); then
+		say "demo.sh: --$option ${!option}: a number from 1 to $most is wanted; see demo.sh --help"
+		exit 2
+	fi
+}
+
+one_of backend auto cuda host
+one_of gate held live
+one_of apply staged direct
+number workers 64
+number ranks 256
+number versions 100000
+number timeout 3600
 if [[ -z $slot && $model == */examples/configs/* && -z $checkpoint ]]; then
 	slot=256K # several buckets even for a small model
 fi
@@ -76,7 +100,8 @@ if ((do_build)); then
 		build "$build" -DSTREW_TESTS=OFF
 	fi
 fi
-bin=$(cd "$build" 2>/dev/null && pwd)/bin
+[[ -d $build ]] || die "demo.sh: $build: no such build folder: leave out --no-build"
+bin=$(cd "$build" && pwd)/bin
 for program in strewd strew tp_worker trainer; do
 	[[ -x $bin/$program ]] || die "demo.sh: $bin/$program is missing: build first"
 done

@@ -295,6 +295,23 @@ def test_usage_errors(stage):
         assert names in result.stderr and result.stderr.count("\n") == 1, (argv, result.stderr)
 
 
+def test_demo_usage(stage):
+    """What the demo cannot do it says at once, and leaves nothing behind."""
+    demo = str(scene.ROOT / "scripts" / "demo.sh")
+    for option, value in (("--workers", "x"), ("--workers", "65"), ("--ranks", "0"),
+                          ("--versions", "0"), ("--timeout", "0"), ("--timeout", "1.5"),
+                          ("--backend", "tpu"), ("--gate", "shut"), ("--apply", "")):
+        result = stage.run(demo, "--no-build", "--build", stage.bin.parent, option, value,
+                           env={"TMPDIR": str(stage.dir)})
+        assert result.returncode == 2 and result.stderr.count("\n") == 1, (option, result)
+        assert f"{option} {value}: " in result.stderr, result.stderr
+    result = stage.run(demo, "--no-build", "--build", stage.dir / "absent")
+    assert result.returncode == 1 and "absent: no such build folder" in result.stderr, result
+    result = stage.run(demo, "--no-build", "--build", stage.dir)
+    assert result.returncode == 1 and "bin/strewd is missing" in result.stderr, result
+    assert not list(stage.dir.iterdir())
+
+
 def test_output_ends_in_a_closed_pipe(stage):
     """`strew status | head -0` is no crash."""
     stage.broker()
