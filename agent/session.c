@@ -74,7 +74,7 @@ static int check_peer(const struct agent_session *session, const char *path, str
 	struct peer peer;
 	int rc;
 
-	if ((option && *option) || (env && *env)) {
+	if (option || env) {
 		return 0;
 	}
 	rc = socket_peer(conn_fd(session->conn), &peer);

@@ -5,6 +5,7 @@
 #include "broker/ending.h"
 #include "broker/server.h"
 #include "broker/waits.h"
+#include "ipc/socket.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -231,11 +232,16 @@ int main(int argc, char **argv)
 		.join_timeout_s = 60};
 	struct server *server;
 	struct error err = {0};
+	char path[108];
 	bool again;
 	int rc;
 
 	log_init("strewd", LOG_LEVEL_INFO);
 	parse_options(argc, argv, &options);
+	if (socket_path(options.socket, path, &err)) {
+		fprintf(stderr, "strewd: %s; see strewd --help\n", err.text);
+		return 2;
+	}
 	rc = server_create(&options, &server, &err);
 	if (rc) {
 		fprintf(stderr, "strewd: %s\n", err.text);

@@ -5,6 +5,7 @@
 #include "cli/cli.h"
 #include "cli/push_look.h"
 #include "cli/reader.h"
+#include "ipc/socket.h"
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -382,9 +383,15 @@ int cmd_push(int argc, char **argv)
 	struct push push = {.timeout_s = LIMIT_UPDATE_MS / 1000};
 	bool helped = false;
 	int code = parse(argc, argv, &push, &helped);
+	struct error err = {0};
+	char path[108];
 
 	if (code || helped) {
 		return code;
+	}
+	if (socket_path(push.socket, path, &err)) {
+		fprintf(stderr, "strew push: %s\n", err.text);
+		return EXIT_USAGE;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	code = push_checkpoint(&push);

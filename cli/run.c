@@ -404,32 +404,62 @@ static int launch_all(struct launch *launch)
 	return code;
 }
 
+/* Is that the option, in full or cut as getopt lets it be cut: to `least` letters? */
+static bool is_option(const char *argument, const char *name, size_t least)
+{
+	size_t n = strcspn(argument, "=");
+
+	return n >= 2 + least && n <= 2 + strlen(name) && strncmp(argument, "--", 2) == 0 &&
+	       strncmp(argument + 2, name, n - 2) == 0;
+}
+
+static bool take_socket(struct launch *launch, const char *socket)
+{
+	if (!socket || !socket[0]) {
+		fputs("strew run: --socket has no path: leave it out for a private one\n", stderr);
+		return false;
+	}
+	if (!string_copy(launch->socket, sizeof(launch->socket), socket)) {
+		fprintf(stderr, "strew run: --socket %s: longer than %zu bytes\n", socket,
+			sizeof(launch->socket) - 1);
+		return false;
+	}
+	return true;
+}
+
 /* Everything before "--" but --socket is the broker's. 0, or the exit code. */
 static int parse(int argc, char **argv, struct launch *launch, bool *ret_help)
 {
 	size_t n = 0;
 	int i;
 
+	/* Ahead of the user's: an option of theirs that lacks its value must not swallow these. */
 	launch->broker_argv[n++] = launch->name;
+	launch->broker_argv[n++] = launch->socket_option;
+	launch->broker_argv[n++] = launch->socket;
+	launch->broker_argv[n++] = launch->ready_option;
+	launch->broker_argv[n++] = launch->ready_text;
 	for (i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
-		const char *socket = NULL;
-
 		if (strcmp(argv[i], "--help") == 0) {
 			fputs(help, stdout);
 			*ret_help = true;
 			return EXIT_OK;
 		}
-		if (strncmp(argv[i], "--socket=", 9) == 0) {
-			socket = argv[i] + 9;
-		} else if (strcmp(argv[i], "--socket") == 0 && i + 1 < argc) {
-			socket = argv[++i];
+		/* The last one counts for strewd, which would serve elsewhere, or say it to nobody.
+		 */
+		if (is_option(argv[i], "ready-fd", 1)) {
+			fputs("strew run: --ready-fd is what it waits on itself\n", stderr);
+			return EXIT_USAGE;
+		}
+		if (is_option(argv[i], "socket", 2)) {
+			char *value = strchr(argv[i], '=');
+			bool next = !value && i + 1 < argc && strcmp(argv[i + 1], "--") != 0;
+
+			if (!take_socket(launch, value ? value + 1 : next ? argv[++i] : NULL)) {
+				return EXIT_USAGE;
+			}
 		} else {
 			launch->broker_argv[n++] = argv[i];
-		}
-		if (socket && !string_copy(launch->socket, sizeof(launch->socket), socket)) {
-			fprintf(stderr, "strew run: --socket %s: longer than %zu bytes\n", socket,
-				sizeof(launch->socket) - 1);
-			return EXIT_USAGE;
 		}
 	}
 	if (i + 1 >= argc) {
@@ -437,10 +467,6 @@ static int parse(int argc, char **argv, struct launch *launch, bool *ret_help)
 		return EXIT_USAGE;
 	}
 	launch->command = argv + i + 1;
-	launch->broker_argv[n++] = launch->socket_option;
-	launch->broker_argv[n++] = launch->socket;
-	launch->broker_argv[n++] = launch->ready_option;
-	launch->broker_argv[n++] = launch->ready_text;
 	return EXIT_OK;
 }
 

@@ -23,9 +23,15 @@ int socket_path(const char *option, char ret_path[108], struct error *err)
 	char path[512];
 	int n;
 
-	if (option && *option) {
+	/* An unset variable in a script must not lead to another broker than the one meant. */
+	if ((option && !*option) || (!option && env && !*env)) {
+		return error_set(err, -EINVAL, "%s",
+			option ? "the socket's path is empty: leave it out for the default one"
+			       : "$STREW_SOCKET is empty: unset it for the default socket");
+	}
+	if (option) {
 		n = snprintf(path, sizeof(path), "%s", option);
-	} else if (env && *env) {
+	} else if (env) {
 		n = snprintf(path, sizeof(path), "%s", env);
 	} else if (runtime && *runtime) {
 		n = snprintf(path, sizeof(path), "%s/strew/broker.sock", runtime);

@@ -20,7 +20,7 @@ struct strew_agent;
 
 /* Who this worker is. Zero-initialise, then fill in; strings are copied. */
 struct strew_agent_options {
-	const char *socket;	/* NULL: $STREW_SOCKET, else the default path */
+	const char *socket;	/* NULL: $STREW_SOCKET, else the default path; none is "" */
 	const char *model;	/* required */
 	uint32_t replica;	/* which copy of the model this group serves */
 	uint32_t part;		/* which part of the replica (pipeline stage, node) */

@@ -18,7 +18,7 @@ extern "C" {
 struct strew_trainer;
 
 struct strew_trainer_options {
-	const char *socket; /* NULL: $STREW_SOCKET, else the default path */
+	const char *socket; /* NULL: $STREW_SOCKET, else the default path; none is "" */
 	const char *model;  /* required */
 	uint32_t rank;	    /* of this process among the model's trainer ranks */
 	uint32_t ranks;	    /* 0: 1 */

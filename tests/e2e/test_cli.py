@@ -62,6 +62,9 @@ def test_run_gives_a_private_socket(stage):
 
 def test_run_serves_at_a_given_socket(stage):
     path = stage.socket("given")
+    result = stage.run("strew", "run", f"--sock={path}", "--backend=host", "--", "sh", "-c",
+                       f"test $STREW_SOCKET = {path} && {stage.bin}/strew status")
+    assert result.returncode == 0, result.stderr
     result = stage.run("strew", "run", "--socket", path, "--backend=host", "--slot", "1M", "--",
                        "sh", "-c", f"test $STREW_SOCKET = {path} && {stage.bin}/strew status "
                        f"--json --socket {path}")
@@ -174,6 +177,8 @@ def test_run_passes_the_brokers_failure_on(stage):
     assert result.returncode == 4, (result.returncode, result.stderr)
     result = stage.run("strew", "run", "--nonsense", "--", "true")
     assert result.returncode == 2 and "nonsense" in result.stderr, result.stderr
+    result = stage.run("strew", "run", "--backend", "host", "--key-file", "--", "true")
+    assert result.returncode == 2 and "'--key-file' requires an argument" in result.stderr, result
     result = stage.run("strew", "run", "--backend", "host")
     assert result.returncode == 2 and "-- COMMAND" in result.stderr, result.stderr
 
@@ -262,6 +267,8 @@ def test_usage_errors(stage):
         (("strew", "run"), "-- COMMAND"),
         (("strew", "run", "--"), "-- COMMAND"),
         (("strew", "run", "--socket", "/" + "x" * 200, "--", "true"), "longer than 107"),
+        (("strew", "run", "--socket", "--", "true"), "has no path"),
+        (("strew", "run", "--ready=7", "--", "true"), "--ready-fd"),
         (("strew", "status", "extra"), "extra"),
         (("strew", "status", "--nonsense"), "nonsense"),
         (("strew", "status", "--socket", "/" + "x" * 200), "xxx"),
@@ -293,6 +300,34 @@ def test_usage_errors(stage):
         result = stage.run(*argv)
         assert result.returncode == 2, (argv, result)
         assert names in result.stderr and result.stderr.count("\n") == 1, (argv, result.stderr)
+
+
+def test_empty_socket(stage):
+    """`--socket "$UNSET"` reaches no other broker, nor does an empty $STREW_SOCKET."""
+    path = scene.safetensors(stage.dir / "m.safetensors", {"t": ("U8", [4], b"1234")})
+    default = {"XDG_RUNTIME_DIR": str(stage.dir)}
+    (stage.dir / "strew").mkdir(mode=0o700)
+    broker = stage.start("default", "strewd", "--backend", "host", env=default)
+    broker.says("ready at")
+    assert stage.run("strew", "status", env=default).returncode == 0
+    for argv in (("status",), ("status", "--watch"), ("events",), ("explain", "t"), ("doctor",),
+                 ("verify", path), ("push", path, "--model", "m", "--version", 1)):
+        for args, env, said in ((("--socket", ""), {}, "path is empty"),
+                                ((), {"STREW_SOCKET": ""}, "$STREW_SOCKET is empty")):
+            result = stage.run("strew", *argv, *args, env={**default, **env})
+            assert result.returncode == 2 and said in result.stderr, (argv, args, result)
+            assert result.stderr.count("\n") == 1, result.stderr
+    result = stage.run("strewd", "--backend", "host", "--socket", "", env=default)
+    assert result.returncode == 2 and "path is empty" in result.stderr, result
+    result = stage.run("strewd", "--backend", "host", env={**default, "STREW_SOCKET": ""})
+    assert result.returncode == 2 and "$STREW_SOCKET is empty" in result.stderr, result
+    result = stage.run(*RUN, "--socket", "", "--", "true", env=default)
+    assert result.returncode == 2 and "--socket has no path" in result.stderr, result
+    result = stage.run(*RUN, "--", "true", env={"STREW_SOCKET": ""})
+    assert result.returncode == 0, result
+    config = scene.CONFIGS / "tiny-llama.json"
+    result = stage.run("tp_worker", "--config", config, "--model", "m", "--socket", "", env=default)
+    assert result.returncode and "path is empty" in result.stderr, result
 
 
 def test_demo_usage(stage):
