@@ -80,17 +80,19 @@ def _do(model: Any, do: str, **said: Any) -> None:
 
 
 def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpoint: str | None,
-          apply: str, socket: str | None, timeout: float) -> None:
-    """Registers the parameters; a second time looks whether they are."""
+          apply: str, socket: str | None, timeout: float, path: str | None = None) -> None:
+    """Registers the parameters; a second time looks whether they are.
+
+    checkpoint: what the engine has loaded; None: random weights. path: of its model.
+    """
     from ._agent import Agent
-    from ._engine import Receiver, accepts_partial, read_described
+    from ._engine import Receiver, read_described
     place = _find_place(model, socket)
     if model in _receivers:
         _receivers[model].prepare()
         _receivers[model].finish()
         return
-    layout = _layout(model, read_described(tensors), checkpoint)
-    partial = accepts_partial(layout)
+    layout, partial = _layout(model, read_described(tensors), checkpoint, path)
     receiver = Receiver(layout, lambda: Agent(
         name, replica=replica, part=place.part, rank=place.rank, size=place.size, apply=apply,
         partial=partial, socket=socket, timeout=timeout), _synchronize, timeout)
@@ -127,21 +129,25 @@ def _synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def _layout(model: Any, described: Any, checkpoint: str | None) -> Any:
-    """What SGLang changes after loading is refused: it runs its own hook at an update's end, and
-    there is no telling here whether it has."""
+def _layout(model: Any, described: Any, checkpoint: str | None, path: str | None) -> Any:
+    """Also whether updates may leave elements as they are. What SGLang changes after loading is
+    refused: it runs its own hook at an update's end, and there is no telling here whether it has.
+    """
     import torch
 
-    from ._engine import MadeUp, Values, find_checkpoint
+    from ._engine import MadeUp, Values, accepts_partial, find_checkpoint, find_described
     from ._record import record_layout
     values: Mapping[str, Any]
     if checkpoint is None:  # random weights: nobody misses them
+        named = find_described(path) if path is not None else None
         values = MadeUp(described)
         with torch.no_grad():
             model.load_weights(list(values.items()))
     else:
-        values = Values(find_checkpoint(checkpoint), described)
-    return record_layout(model, model.load_weights, described, prove=values)
+        loaded = find_checkpoint(checkpoint)
+        named, values = loaded.described(), Values(loaded, described)
+    layout = record_layout(model, model.load_weights, described, prove=values)
+    return layout, accepts_partial(layout, model, model.load_weights, described, named)
 
 
 def _tensors(do: str, said: dict[str, Any], host: bool = False) -> list[tuple[str, Any]]:
@@ -175,10 +181,10 @@ class _Engine:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
-    def path(self) -> str | None:
-        """Of what it has loaded; None if its weights are random."""
+    def path(self) -> tuple[str, bool]:
+        """Of its model, and whether it has loaded that: not so if its weights are random."""
         args = self._engine.server_args
-        return None if str(args.load_format).endswith("dummy") else args.model_path
+        return args.model_path, not str(args.load_format).endswith("dummy")
 
     def call(self, do: str, **said: Any) -> None:
         """load() in each scheduler."""
@@ -218,7 +224,7 @@ class _Server:
         self._url, self._timeout = url.rstrip("/"), timeout
         said = self._get("get_server_info")
         self._ranks = int(said.get("tp_size", 1))
-        self._path = None if str(said.get("load_format")).endswith("dummy") else said["model_path"]
+        self._path = said["model_path"], not str(said.get("load_format")).endswith("dummy")
 
     def _send(self, path: str, body: dict[str, Any] | None) -> Any:
         import urllib.request
@@ -247,8 +253,8 @@ class _Server:
             if failure.code != 404:
                 raise
 
-    def path(self) -> str | None:
-        """Of what it has loaded; None if its weights are random."""
+    def path(self) -> tuple[str, bool]:
+        """Of its model, and whether it has loaded that: not so if its weights are random."""
         return self._path
 
     def call(self, do: str, **said: Any) -> None:
@@ -334,9 +340,10 @@ class EngineTrainer:
                 self._engines = [_Server(one, timeout + 60) if isinstance(one, str)
                                  else _Engine(one) for one in given]
             for index, engine in enumerate(self._engines):
+                path, loaded = engine.path()
                 engine.call("init", name=model, replica=replica + index, apply=apply,
                             tensors=self._source.described, socket=engine_socket, timeout=30.0,
-                            checkpoint=checkpoint or engine.path())
+                            checkpoint=checkpoint or (path if loaded else None), path=path)
         except BaseException:
             self._trainer.close()
             raise

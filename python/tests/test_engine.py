@@ -4,6 +4,7 @@ import functools
 import os
 import threading
 import time
+import types
 
 import pytest
 from conftest import Broker
@@ -84,8 +85,78 @@ def test_a_parameter_that_no_tensor_fills():
     missing = next(iter(SHAPES))
     layout = strew.record_layout(module, module.load_weights, named)
     with pytest.raises(strew.InvalidArgument, match=f"no tensor of the trainer fills .*{missing}"):
-        accepts_partial(layout)
-    assert not accepts_partial(strew.record_layout(module, module.load_weights, SHAPES))
+        accepts_partial(layout, module, module.load_weights, named, SHAPES)
+    layout = strew.record_layout(module, module.load_weights, SHAPES)
+    assert not accepts_partial(layout, module, module.load_weights, SHAPES, SHAPES)
+
+
+class Merged(nn.Module):
+    """Fused parameters, one of which the engine changes while it loads, and a padded vocabulary."""
+
+    SHAPES = {"gate": (torch.float32, (4, 3)), "up": (torch.float32, (4, 3)),
+              "k": (torch.float32, (2, 3)), "v": (torch.float32, (2, 3)),
+              "rows": (torch.float32, (5, 3))}
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up, self.kv = (nn.Parameter(torch.zeros(n, 3), requires_grad=False)
+                                 for n in (8, 4))
+        self.embed = nn.Module()
+        self.embed.weight = nn.Parameter(torch.zeros(8, 3), requires_grad=False)
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            for target, parts in ((self.gate_up, ("gate", "up")), (self.kv, ("k", "v")),
+                                  (self.embed.weight, ("rows",))):
+                if name in parts:
+                    n = tensor.shape[0]
+                    target.data.narrow(0, n * parts.index(name), n).copy_(tensor)
+
+    def reload(self, weights):
+        self.load_weights((n, t * 2 if n in ("k", "v") else t) for n, t in weights)
+
+
+def judge_merged(sent, checkpoint, rows=None):
+    """As an engine's adapter does it, whose trainer sends these tensors."""
+    values = random_values(Merged.SHAPES, 1)
+    module = Merged()
+    module.reload(values.items())
+    if rows is not None:
+        module.embed.shard_indices = types.SimpleNamespace(
+            num_elements_padded=8, num_org_elements=rows, num_added_elements=0)
+    described = {name: (value.dtype, tuple(value.shape)) for name, value in values.items()
+                 if name in sent}
+    layout = strew.record_layout(module, module.load_weights, described, reload=module.reload,
+                                 prove={name: values[name] for name in described})
+    assert not layout.refused and layout.loader == ["kv"]
+    return accepts_partial(layout, module, module.load_weights, described, checkpoint)
+
+
+def test_a_parameter_that_is_filled_in_part():
+    """Padding is what the engine's own checkpoint leaves too; not a tensor that the trainer lacks,
+    whether the parameter is written raw or by the loader."""
+    every, extra = set(Merged.SHAPES), {"nowhere": (torch.float32, (2, 2))}
+    assert judge_merged(every, Merged.SHAPES)
+    assert judge_merged(every, {**Merged.SHAPES, **extra})
+    with pytest.raises(strew.InvalidArgument, match=r"in part: gate_up lacks up \(1 parameters\)"):
+        judge_merged(every - {"up"}, Merged.SHAPES)
+    with pytest.raises(strew.InvalidArgument, match="in part: kv lacks k .*engine's checkpoint"):
+        judge_merged(every - {"k"}, Merged.SHAPES)
+    with pytest.raises(strew.InvalidArgument, match="gate_up lacks up; kv lacks v"):
+        judge_merged(every - {"up", "v"}, {**Merged.SHAPES, **extra})
+
+
+def test_padding_of_random_weights():
+    """Where there is no checkpoint only the embedding's own word tells."""
+    every = set(Merged.SHAPES)
+    assert judge_merged(every, None, rows=5)
+    with pytest.raises(strew.InvalidArgument, match=r"gate_up \(12 of 24 elements\)\. Without"):
+        judge_merged(every - {"up"}, None, rows=5)
+    with pytest.raises(strew.InvalidArgument, match=r"in part: kv \(6 of 12 elements\)\. Without"):
+        judge_merged(every - {"v"}, None, rows=5)
+    for rows in (6, None):
+        with pytest.raises(strew.InvalidArgument, match=r"embed.weight \(9 of 24 elements\)"):
+            judge_merged(every, None, rows=rows)
 
 
 def test_updates(broker):

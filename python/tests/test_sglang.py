@@ -420,6 +420,36 @@ def test_what_is_changed_after_loading_is_refused(broker, caller, loaded, caplog
     trainer.close()
 
 
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+@pytest.mark.parametrize("lacks, words", [
+    ("up.weight", "gate_up lacks up.weight"), ("experts.2.w3", "w13 lacks experts.2.w3"),
+    ("k.bias", "qkv_bias lacks k.bias")])
+def test_half_of_a_fused_parameter_is_missing(broker, caller, loaded, caplog, load_format, lacks,
+                                              words):
+    """Or is called otherwise: no version of which a half is the old one's gets in."""
+    module, path, policy = loaded
+    policy.values["called." + lacks] = policy.values.pop(lacks)
+    engine = Engine(module, caller, path)
+    engine.server_args.load_format = load_format
+    trainer = strew.sglang.EngineTrainer(engine, policy, socket=broker.socket,
+                                         engine_socket=str(broker.socket))
+    assert f"in part: {words} (1 parameters)" in caplog.text
+    assert module not in strew.sglang._receivers
+    trainer.close()
+
+
+def test_a_checkpoint_that_has_more(broker, caller, loaded):
+    """What the engine's loader puts nowhere is not missed; the vocabulary's padding is none."""
+    module, path, policy = loaded
+    save(pathlib.Path(path), {**policy.values, "extra": torch.zeros(2, 2)})
+    trainer = strew.sglang.EngineTrainer(Engine(module, caller, path), policy,
+                                         socket=broker.socket, engine_socket=str(broker.socket))
+    policy.change(1)
+    assert trainer.send_weights().committed
+    filled(module, policy)
+    trainer.close()
+
+
 def test_random_weights_prove_themselves(broker, caller, loaded):
     module, path, policy = loaded
     engine = Engine(module, caller, path)

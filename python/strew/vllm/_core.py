@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .._agent import Agent
+from .._checkpoint import Checkpoint
 from .._engine import (
     Described,
     MadeUp,
@@ -21,6 +22,7 @@ from .._engine import (
     Values,
     accepts_partial,
     find_checkpoint,
+    find_described,
     find_place,
     read_described,
 )
@@ -83,11 +85,7 @@ class Core:
                                       "arrived: start it anew")
             self.receiver.prepare()
             return
-        place, layout = self._place, self._layout(said)
-        if layout.refused:
-            raise InvalidArgument(errno.ENOTSUP, "strew cannot fill all of this engine's "
-                                  f"parameters: {_few(layout.refused)}")
-        partial = accepts_partial(layout)
+        place, (layout, partial) = self._place, self._layout(said)
         receiver = Receiver(
             layout, lambda: Agent(said.model, replica=place.replica, part=place.part,
                                   rank=place.rank, size=place.size, apply=said.apply,
@@ -142,19 +140,20 @@ class Core:
             finally:
                 finalize_layerwise_reload(self.model, self.config.model_config)
 
-    def _checkpoint(self, said: Init) -> Mapping[str, torch.Tensor] | None:
+    def _checkpoint(self, said: Init) -> Checkpoint | None:
         """What the engine has loaded; None: nothing but random values."""
         if said.checkpoint is None and self.config.load_config.load_format == "dummy":
             return None
         model = self.config.model_config
         return find_checkpoint(said.checkpoint or model.model, model.revision)
 
-    def _layout(self, said: Init) -> Layout:
+    def _layout(self, said: Init) -> tuple[Layout, bool]:
+        """Also whether updates may leave elements as they are."""
         checkpoint = self._checkpoint(said)
         if said.tensors is not None:
             described: Described = read_described(said.tensors)
         elif checkpoint is not None:
-            described = checkpoint.described()  # type: ignore[attr-defined]
+            described = checkpoint.described()
         else:
             raise InvalidArgument(errno.EINVAL, "an engine with random weights has no checkpoint "
                                   "to take the tensors' names from: pass tensors=")
@@ -174,9 +173,16 @@ class Core:
                 raise InvalidArgument(errno.ENOTSUP, "this vLLM cannot load again, which random "
                                       "weights need: load a checkpoint")
             layout = record_layout(self.model, self._load, described, prove=values, reload=reload)
+            if layout.refused:
+                raise InvalidArgument(errno.ENOTSUP, "strew cannot fill all of this engine's "
+                                      f"parameters: {_few(layout.refused)}")
+            model = self.config.model_config
+            partial = accepts_partial(
+                layout, self.model, self._load, described, checkpoint.described()
+                if checkpoint is not None else find_described(model.model, model.revision))
         if self._plain(layout):
             layout.reloader = None
-        return layout
+        return layout, partial
 
     def _plain(self, layout: Layout) -> bool:
         """Is there nothing for the loader to do? Quantized ones may keep more than is seen."""
