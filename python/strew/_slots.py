@@ -11,6 +11,11 @@ import torch
 from ._errors import NotShareable
 
 
+def _place(data: torch.Tensor) -> tuple[Any, ...]:
+    """Which elements a tensor has."""
+    return (data.untyped_storage()._cdata, data.storage_offset(), data.shape, data.stride())
+
+
 class Slot:
     """Where modules keep a parameter or buffer, and what it was before the loader ran."""
 
@@ -18,35 +23,33 @@ class Slot:
         self.names: list[str] = []
         self.tensor: torch.Tensor = owner[key]
         self.data: torch.Tensor = self.tensor.data
-        self.before = (self.data.untyped_storage()._cdata, self.data.storage_offset(),
-                       self.data.shape, self.data.stride())
         # Each (dictionary of a module, key, what was there).
         self.places: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        self._datas: list[torch.Tensor] = []  # of each its data then
         self.tie(name, owner, key)
 
     def tie(self, name: str, owner: dict[str, Any], key: str) -> None:
         """The same memory goes by another name too."""
         self.names.append(name)
         self.places.append((owner, key, owner[key]))
+        self._datas.append(owner[key].data)
 
-    def _moved(self, now: Any, was: torch.Tensor) -> bool:
-        if now is not was:
-            return True
-        data = now.data
-        return self.before != (data.untyped_storage()._cdata, data.storage_offset(), data.shape,
-                               data.stride())
+    @staticmethod
+    def _moved(now: Any, was: torch.Tensor, data: torch.Tensor) -> bool:
+        return now is not was or now.dtype != data.dtype or _place(now.data) != _place(data)
 
     def now(self) -> Any:
         """As the modules have it at present, where it has changed; None if one has it no more."""
-        for owner, key, was in self.places:
-            if self._moved(owner.get(key), was):
+        for (owner, key, was), data in zip(self.places, self._datas):
+            if self._moved(owner.get(key), was, data):
                 return owner.get(key)
         return self.tensor
 
     @property
     def changed(self) -> bool:
-        """True if the loader has put something else in its place."""
-        return any(self._moved(owner.get(key), was) for owner, key, was in self.places)
+        """True if the loader has put something else in its place, or sees it otherwise."""
+        return any(self._moved(owner.get(key), was, data)
+                   for (owner, key, was), data in zip(self.places, self._datas))
 
     @property
     def plain(self) -> bool:
@@ -54,11 +57,10 @@ class Slot:
         return all("_parameters" in owner for owner, _, _ in self.places)
 
     def restore(self) -> None:
-        """The engine's own memory again, by every name."""
-        for owner, key, was in self.places:
-            if was.data.untyped_storage()._cdata != self.before[0] or \
-                    was.data.storage_offset() != self.before[1]:
-                was.data = self.data
+        """The engine's own memory again, by every name, in the shape and dtype that it had."""
+        for (owner, key, was), data in zip(self.places, self._datas):
+            if self._moved(was, was, data):
+                was.data = data
             owner[key] = was
 
 
@@ -77,8 +79,7 @@ def find_slots(module: torch.nn.Module) -> list[Slot]:
             if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
                 continue
             name = f"{prefix}.{key}" if prefix else key
-            place = (tensor.data.untyped_storage()._cdata, tensor.data.storage_offset(),
-                     tensor.shape, tensor.data.stride())
+            place = _place(tensor.data)
             if tensor.is_meta:
                 raise NotShareable(errno.ENOTSUP, f"parameter {name} has no memory yet (it is "
                                    "on the meta device)")

@@ -206,6 +206,46 @@ def test_a_module_whose_tensors_are_replaced():
     assert list(layout.moved()) == ["1.weight"]
 
 
+@pytest.mark.parametrize("shape, dtype, see", [
+    ((4, 4), torch.float32, lambda data: data.t()), ((4, 6), torch.float32, lambda data: data.t()),
+    ((4, 6), torch.float32, lambda data: data.view(6, 4)),
+    ((4, 4), torch.uint8, lambda data: data.view(torch.int8))])
+def test_a_hook_that_sees_the_same_memory_otherwise(shape, dtype, see):
+    """Its shape, strides and dtype are those that the engine had."""
+    module = nn.Module()
+    module.w = nn.Parameter(torch.ones(shape).to(dtype), requires_grad=False)
+    module.tied = module.w
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module.w.data.copy_(tensor)
+        module.w.data = see(module.w.data)
+    before = module.w.shape, module.w.stride(), module.w.dtype, module.w.data_ptr()
+    layout = strew.record_layout(module, load_weights, {"w": (dtype, shape)})
+    assert (module.w.shape, module.w.stride(), module.w.dtype, module.w.data_ptr()) == before
+    assert module.tied is module.w and not layout.moved()
+    if shape == (4, 4) and dtype == torch.float32:
+        piece, = layout.parameters["w"].pieces
+        assert piece.stride == (1, 4)  # the engine has it transposed
+    else:
+        assert "shape" in layout.refused["w"] or "dtype" in layout.refused["w"]
+
+
+def test_a_tensor_that_goes_by_two_dtypes():
+    """Each name keeps its own."""
+    module = nn.Module()
+    module.w = nn.Parameter(torch.ones(4, dtype=torch.uint8), requires_grad=False)
+    module.signed = module.w.data.view(torch.int8)
+
+    def load_weights(weights):
+        for _, tensor in weights:
+            module.w.data.copy_(tensor)
+        module.signed = module.w.data.clone()
+    layout = strew.record_layout(module, load_weights, {"w": (torch.uint8, (4,))})
+    assert module.w.dtype == torch.uint8 and module.signed.dtype == torch.int8
+    assert module.signed.data_ptr() == module.w.data_ptr() and not layout.moved()
+
+
 def test_prove_finds_what_the_engine_changed_after_loading(tmp_path, broker):
     safetensors = pytest.importorskip("safetensors.torch")
     described = Fused.checkpoint()

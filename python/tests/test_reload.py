@@ -274,6 +274,34 @@ def test_tied_names_keep_their_address():
     assert torch.equal(own.data, values["weight"].t() * 3 * 0.5)
 
 
+def test_a_hook_that_transposes_in_place():
+    """Its parameter lies in memory as captured graphs know it, behind the rehearsal and a load."""
+    described = {name: (F32, (4, 4)) for name in ("w", "s")}
+    values = random_values(described)
+    module = nn.Module()
+    for name in described:
+        setattr(module, name, nn.Parameter(torch.zeros(4, 4), requires_grad=False))
+
+    def load_weights(weights):
+        for name, tensor in weights:
+            getattr(module, name).data.copy_(tensor)
+
+    def reload(weights):
+        load_weights(weights)
+        module.w.data = module.w.data.t()
+        module.s.data.mul_(2)
+    reload(values.items())
+    before = {name: (p.stride(), p.data_ptr(), p.detach().clone())
+              for name, p in module.named_parameters()}
+    layout = strew.record_layout(module, reload, values, prove=values, reload=reload)
+    assert list(layout.parameters) == ["w"] and layout.loader == ["s"] and not layout.refused
+    for _ in range(2):
+        for name, p in module.named_parameters():
+            stride, address, was = before[name]
+            assert p.stride() == stride and p.data_ptr() == address and torch.equal(p, was), name
+        layout.reloader.run()
+
+
 def test_ctrl_c_in_the_rehearsal():
     """The engine has its own memory with its own values again."""
     described = described_by(Absorbed)
