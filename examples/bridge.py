@@ -167,9 +167,20 @@ class VLLMWeightBridge:
         return False
 
     def _publish(self, **options):
-        report = self._trainer.publish(self._update_count + 1,
-                                       timeout=self.config.timeout_seconds, **options)
-        self._update_count = report.version
+        version = self._update_count + 1
+        try:
+            report = self._trainer.publish(version, timeout=self.config.timeout_seconds, **options)
+        except strew.NotCommitted as failure:
+            if failure.report.outcome == "lost":  # it was decided: the number is spent
+                self._update_count = version
+            raise
+        except (strew.Timeout, KeyboardInterrupt):
+            # The next update is of other weights. Several ranks count alike: there the same
+            # number hears how this one has ended.
+            if self.config.world_size == 1:
+                self._update_count = version
+            raise
+        self._update_count = version
         if int(os.environ.get("WEIGHT_UPDATER_DEBUG", 0)):
             for group in report.groups:
                 print(f"[Bridge] node {group.node} replica {group.replica}: {group.outcome} "

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ._errors import BrokerLost, Error, NotCommitted, Timeout
+from ._errors import BrokerLost, Busy, Error, NotCommitted, Timeout
 from ._trainer import Publishing, Report, Trainer
 
 logger = logging.getLogger("strew.control")
@@ -68,6 +68,8 @@ class Publisher:
         finds the next broker if the one before is gone.
         """
         self.drop()
+        # Also of the same version: its report is not that of the weights as they are now.
+        self._trainer.take_left()
         if self._lost:
             self._trainer.reconnect(self._timeout)
             self._lost = False
@@ -87,11 +89,10 @@ class Publisher:
         assert self._handle is not None
         try:
             report = self._handle.report(self._timeout + 30.0)
-        except NotCommitted:
-            self._handle = None
+        except (Busy, Timeout):
             raise
-        except BrokerLost:
-            self._handle, self._lost = None, True
+        except Error as failure:
+            self._handle, self._lost = None, self._lost or isinstance(failure, BrokerLost)
             raise
         self._handle = None
         if not any(group.outcome == "committed" for group in report.groups):

@@ -15,7 +15,7 @@ from ._errors import Error, InvalidArgument, NotCommitted, NotShareable
 from ._host import host_empty
 from ._lib import MAX_DIMS, lib
 from ._tensors import DTYPE_NAMES, SIZES, describe, dtype_number, is_torch, local_box
-from ._trainer import Report, Trainer, stream_address, strip_prefixes
+from ._trainer import Publishing, Report, Trainer, stream_address, strip_prefixes
 
 MAX_PARTS = 64  # a part is a subset, and a model has at most so many
 ALIGN = 256  # what lies so behind one another goes over the wire from where it is
@@ -156,6 +156,7 @@ class Parts:
         self._slots: list[Slot] = []
         self._index: dict[str, int] = {}
         self._subsets: list[int] = []
+        self._running: Publishing  # the update that is open, or was
         self._put = 0  # parts that were put in this update
         self._lent = False
         self._patience = 0.0
@@ -209,10 +210,8 @@ class Parts:
                 once=("part", len(self._subsets)), out=said))
 
     def publish(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
-                deadline_ms: int) -> None:
+                deadline_ms: int) -> Publishing:
         """Makes and puts all parts of a version; the report is to come. A failure ends it."""
-        if self._unended:
-            self._end(self._unended)
         self._prepare()
         mine = True  # also if Ctrl-C comes between opening and knowing it
         try:
@@ -221,17 +220,26 @@ class Parts:
             except Error:
                 mine = False
                 raise
+            self._running = Publishing(self._trainer, version, begun=True)
             self._put, self._lent = 0, False
             self._patience = deadline_ms / 1000 + self._trainer._timeout
             self._put_all(source)
             self._handle.long(lib.strew_trainer_close_parts)
+            self._trainer._last = self._running
         except BaseException as failure:
             if not mine:
                 raise
             ended = self._end(f"{type(failure).__name__}: {failure}")
             if isinstance(failure, Error) and failure.code == CANCELED and ended is not None:
+                self._running._told = True
                 raise NotCommitted(ended, ended.text) from None
             raise
+        return self._running
+
+    def end_left(self) -> None:
+        """Ends a version that was to be given up, if that could not be done in time."""
+        if self._unended:
+            self._end(self._unended)
 
     def _put_all(self, source: Iterator[tuple[str, Any]]) -> None:
         due = 0
@@ -341,6 +349,5 @@ class Parts:
                 return None
         with contextlib.suppress(Error):
             self._handle.wait(lib.strew_trainer_wait_released, self._trainer._timeout)
-        with contextlib.suppress(Error):
-            return self._trainer._take_report(self._trainer._timeout)
-        return None
+        self._trainer._last = self._running
+        return self._running._give_up(self._trainer._timeout)

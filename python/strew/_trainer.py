@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _lib
-from ._errors import Error, InvalidArgument, Moved, NotCommitted, NotShareable, Timeout
+from ._errors import (
+    BrokerLost,
+    Busy,
+    Error,
+    InvalidArgument,
+    Moved,
+    NotCommitted,
+    NotShareable,
+    Timeout,
+)
 from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
 from ._tensors import Described, OneGpu, describe, kinds, local_box, plain_types
 from ._watch import Watch
@@ -154,22 +163,31 @@ def _flags(version: int, partial: bool, scope_all: bool, hash_wire: bool) -> int
         (PUBLISH_HASH if hash_wire else 0)
 
 
+_NOT_YET = (errno.ETIMEDOUT, errno.EBUSY, errno.ENOMEM)  # the library still has it
+
+
 class Publishing:
     """An update on its way, from Trainer.publish_async()."""
 
-    def __init__(self, trainer: Trainer, version: int,
-                 names: frozenset[str] | None = None) -> None:
+    def __init__(self, trainer: Trainer, version: int, names: frozenset[str] | None = None,
+                 begun: bool = False) -> None:
         self._trainer = trainer
         self._names = names  # of a subset
         self.version = version
+        self._begun = begun  # False: Ctrl-C may have come before or behind the library's call
+        self._said = _lib.Report()  # not finished yet where it has a version
         self._report: Report | None = None
+        self._failure: Error | None = None  # why there will be no report
+        self._told = False  # somebody has heard how it ended, or gave it up
+        self._given_up = False
 
     def wait_released(self, timeout: float | None = 60.0) -> None:
         """Waits (seconds; None: for ever) until the tensors may change again.
 
         Timeout: the memory is still lent.
         """
-        if self._report is None:
+        # Behind a later update nothing of this one is lent.
+        if self._report is None and self._trainer._last is self:
             try:
                 self._trainer._handle.wait(lib.strew_trainer_wait_released, timeout)
             except Timeout as late:
@@ -186,16 +204,62 @@ class Publishing:
 
         InvalidArgument if only= had names that no rank has declared; then it has come all the same.
         """
+        try:
+            self._take(timeout)
+        except Timeout as late:
+            raise Timeout(late.code, f"{self._late('no report')} in {timeout:g} s") from None
+        self._told = True
         if self._report is None:
-            try:
-                self._report = self._trainer._take_report(timeout)
-            except Timeout as late:
-                raise Timeout(late.code, f"{self._late('no report')} in {timeout:g} s") from None
+            assert self._failure is not None
+            raise self._failure
         if self._report.outcome in ("aborted", "lost"):
             raise NotCommitted(self._report, self._report.text)
         if self._names is not None:
             self._trainer._check_names(self._names, self._report)
         return self._report
+
+    def _take(self, timeout: float | None) -> None:
+        """Takes the report, or why there is none, from the library. Timeout and Busy: not yet."""
+        if self._over():
+            return
+        try:
+            self._trainer._handle.wait(self._ask, timeout)
+        except Error as failure:
+            if failure.code in _NOT_YET:
+                raise
+            self._failure = failure
+
+    def _over(self) -> bool:
+        return self._report is not None or self._failure is not None
+
+    def _ask(self, address: int, timeout_ms: int) -> int:
+        """By one thread at a time: what another has taken is there already."""
+        if self._over():
+            return 0
+        said = self._said
+        # Ctrl-C behind the library's success leaves it in `said`, for the next time.
+        if not said.version:
+            code: int = lib.strew_trainer_wait_report(address, timeout_ms, ctypes.byref(said))
+            if code < 0:
+                return code
+        report = _make_report(said)
+        if report.outcome != "aborted":
+            self._trainer._committed = report.version
+        self._report = report
+        lib.strew_report_finish(ctypes.byref(said))
+        return 0
+
+    def _give_up(self, timeout: float) -> Report | None:
+        """Behind the library's word that it ends: what came of it, which nobody asks for, unless it
+        was too late for that."""
+        self._given_up = True
+        with contextlib.suppress(Error):
+            self._take(timeout)
+            self._told = self._report is None or self._report.outcome == "aborted"
+        return self._report
+
+    def _is(self, version: int, names: frozenset[str] | None) -> bool:
+        return (self.version, self._names) == (version, names)
 
 
 class Trainer(Closing):
@@ -222,6 +286,7 @@ class Trainer(Closing):
         self._timeout = options.timeout_ms / 1000
         self._rank, self._size = options.rank, options.ranks
         self._committed = 0  # the version that was, as far as this trainer has heard
+        self._last: Publishing | None = None  # the update that was begun last
         self._subsets: dict[frozenset[str], int] = {}
         self._misspelt: dict[frozenset[str], str] = {}  # those with names that no rank knows
         self._keep: list[Any] = []
@@ -481,13 +546,21 @@ class Trainer(Closing):
                 all apply directly, what was written by then is dirty.
             timeout: seconds, the update's deadline; an hour at most, which None means too.
 
-        Busy: an earlier one has not been reported. Moved: a tensor lies elsewhere now. What the
+        An earlier update whose report nobody has taken (publish() was left by Ctrl-C or Timeout, a
+        handle was dropped) is looked at first: where it is of this version, and of the same
+        `only`, its handle is returned and nothing is published anew; else its report is taken, and
+        this one goes on behind it.
+
+        Busy: that report has not come yet. Moved: a tensor lies elsewhere now. What the
         broker refuses (a version that goes back) comes in the handle's waits.
         """
         if self._parts is not None:
             raise InvalidArgument(errno.EINVAL, "publish: what declare_parts() has declared is "
                                   "published with source=")
         names = None if only is None else frozenset(only)
+        left = self._left_behind(version, names, 0.0)
+        if left is not None:
+            return left
         if names in self._misspelt:
             raise InvalidArgument(errno.ENOENT, self._misspelt[names])
         if self._sealed:
@@ -498,13 +571,54 @@ class Trainer(Closing):
         deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
         self._watch.synchronize()
         at = stream_address(stream, self._gpu.index)
-        if names is None:
-            self._handle.call(lib.strew_trainer_publish, version, at, flags, deadline_ms)
-        else:
-            self._handle.call(lib.strew_trainer_publish_subset, self._subset(names),
-                              self._committed if base is None else base, version, at, flags,
-                              deadline_ms)
-        return Publishing(self, version, names)
+        number = 0 if names is None else self._subset(names)
+        before, self._last = self._last, Publishing(self, version, names)
+        try:
+            if names is None:
+                self._handle.call(lib.strew_trainer_publish, version, at, flags, deadline_ms)
+            else:
+                self._handle.call(lib.strew_trainer_publish_subset, number,
+                                  self._committed if base is None else base, version, at, flags,
+                                  deadline_ms)
+        except Exception:
+            self._last = before
+            raise
+        self._last._begun = True
+        return self._last
+
+    def take_left(self) -> None:
+        """Takes the report of an update that was left behind, whatever it says; Busy: not yet."""
+        self._left_behind(0, None, 0.0)
+
+    def _left_behind(self, version: int, names: frozenset[str] | None,
+                     timeout: float) -> Publishing | None:
+        """The last update, if nobody has heard how it ended and it is this one. The report of
+        another is taken (seconds); Busy where it has not come."""
+        if self._parts is not None:
+            self._parts.end_left()
+        left = self._last
+        if left is None or left._told:
+            return None
+        if not left._begun:
+            try:
+                left._take(0.0)
+            except Timeout:
+                left._begun = True
+            if left._failure is not None:  # there is none that a report would come of
+                left._told = True
+                return None
+        if left._is(version, names) and not left._given_up:
+            return left
+        try:
+            left._take(timeout)
+        except Timeout:
+            raise Busy(errno.EBUSY, f"publish: version {left.version} has not been reported yet"
+                       ) from None
+        if left._given_up and left._is(version, names) and left._report is not None and \
+                left._report.outcome != "aborted":
+            return left  # it was too late for that
+        left._told = True
+        return None
 
     def publish(self, version: int, *, source: Iterable[tuple[str, Any]] | None = None,
                 only: Iterable[str] | None = None, base: int | None = None,
@@ -521,7 +635,9 @@ class Trainer(Closing):
                 part.
 
         Raises NotCommitted if no group has the version; groups that sat out are in the report.
-        Ctrl-C leaves the update running; its memory is lent until close() has returned.
+        Ctrl-C and Timeout leave the update running, and its memory lent. The same call again waits
+        for that one's report, and publishes nothing anew; one of another version waits for it too,
+        at most its own timeout (Busy then), and goes on behind it.
 
         With source: what source raises, and Ctrl-C, ends the update for all ranks, which hear why
         in NotCommitted, and is raised here; the version may be published again. A tensor that is
@@ -533,43 +649,35 @@ class Trainer(Closing):
         """
         deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
         patience = deadline_ms / 1000 + self._timeout
+        names = None if only is None else frozenset(only)
+        left = self._left_behind(version, names, patience)
+        if left is not None:
+            return left.report(patience)
         if source is not None:
             items = iter(source)
             try:
-                self._publish_source(items, version, _flags(version, partial, scope_all, hash),
-                                     deadline_ms, only is None and base is None and stream is None)
-                return Publishing(self, version).report(patience)
+                return self._publish_source(
+                    items, version, _flags(version, partial, scope_all, hash), deadline_ms,
+                    only is None and base is None and stream is None).report(patience)
             except Error as failure:
                 # Not where a rank is dead: what makes tensors together would wait for it.
                 if self._size == 1 or not _RANK_LOST.search(failure.sentence):
                     with contextlib.suppress(Exception):  # the first failure is the one to tell
                         collections.deque(items, maxlen=0)
                 raise
-        handle = self.publish_async(version, only=only, base=base, stream=stream, partial=partial,
+        handle = self.publish_async(version, only=names, base=base, stream=stream, partial=partial,
                                     scope_all=scope_all, hash=hash, timeout=timeout)
         return handle.report(patience)
 
     def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
-                        deadline_ms: int, alone: bool) -> None:
+                        deadline_ms: int, alone: bool) -> Publishing:
         if self._parts is None:
             raise InvalidArgument(errno.EINVAL, "publish: source= is for what declare_parts() has "
                                   "declared, and nothing has been")
         if not alone:
             raise InvalidArgument(errno.EINVAL, "publish: source= brings everything, and is copied "
                                   "on the current stream: no only=, base= or stream= beside it")
-        self._parts.publish(source, version, flags, deadline_ms)
-
-    def _take_report(self, timeout: float | None) -> Report:
-        said = _lib.Report()
-        self._handle.wait(
-            lambda at, ms: lib.strew_trainer_wait_report(at, ms, ctypes.byref(said)), timeout)
-        try:
-            report = _make_report(said)
-            if report.outcome != "aborted":
-                self._committed = report.version
-            return report
-        finally:
-            lib.strew_report_finish(ctypes.byref(said))
+        return self._parts.publish(source, version, flags, deadline_ms)
 
     def reconnect(self, timeout: float | None = 60.0) -> None:
         """After BrokerLost: declares the same to the broker that serves the socket now.
@@ -581,6 +689,10 @@ class Trainer(Closing):
         """
         self._check_addresses()
         self._handle.reconnect(lib.strew_trainer_reconnect, timeout)
+        if self._last is not None and not self._last._over():
+            self._last._failure = BrokerLost(errno.ECONNRESET, f"version {self._last.version}: its "
+                                             "broker was lost, and its report will not come")
+        self._last = None
 
     def fileno(self) -> int:
         """Polls readable when the broker has said something."""

@@ -87,6 +87,29 @@ def test_an_engine_that_never_comes_is_an_error(environment):
     one.cleanup()
 
 
+@pytest.mark.parametrize("outcome, ranks, spent", [
+    ("aborted", 1, False), ("lost", 1, True), ("lost", 2, True), ("late", 1, True),
+    ("late", 2, False)])
+def test_a_version_that_is_spent(environment, monkeypatch, outcome, ranks, spent):
+    """A number comes again only where nobody can have it."""
+    one = bridge.VLLMWeightBridge(bridge.BridgeConfig(model_name="policy", world_size=ranks))
+    one.initialize()
+    model, tried = make(), []
+
+    def publish(version, **_):
+        tried.append(version)
+        if outcome == "late":
+            raise strew.Timeout(110, "late")
+        raise strew.NotCommitted(types.SimpleNamespace(outcome=outcome, groups=(1,)), outcome)
+
+    monkeypatch.setattr(one._trainer, "publish", publish)
+    for _ in range(2):
+        with pytest.raises(strew.Error):
+            one.broadcast_weights(model)
+    assert tried == [1, 2 if spent else 1]
+    one.cleanup()
+
+
 @pytest.mark.parametrize("nodelist, hosts", [
     ("a", ["a"]), ("a,b", ["a", "b"]), ("n[1-3]", ["n1", "n2", "n3"]),
     ("n[08-10,12],x", ["n08", "n09", "n10", "n12", "x"]),

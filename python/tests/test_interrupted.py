@@ -11,6 +11,7 @@ import time
 
 import numpy
 import pytest
+from conftest import Broker
 from test_package import Instead, host_copy, in_thread, live_agent, whole
 
 import strew
@@ -114,6 +115,153 @@ def test_names_that_no_rank_knows(ranks):
     assert [r.tensors for r in both(ranks, 3, only=["a", "mine"])] == [2, 2]
     for failure in both(ranks, 4, only=["typo"]):
         assert isinstance(failure, strew.Error), failure
+
+
+@pytest.fixture(params=["whole", "parts"])
+def publishing(request, broker):
+    """A trainer, its worker and that one's memory, and publish(version, value) by either route."""
+    target, source = ones(), ones()
+    with strew.Agent("m", gate="live", socket=broker.socket) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        agent.piece(agent.declare("a", target), whole("a", target))
+        agent.register()
+        if request.param == "whole":
+            trainer.declare({"a": source})
+        else:
+            trainer.declare_parts({"a": ("float32", (4,))})
+
+        def publish(version, value, **options):
+            if request.param == "whole":
+                source[...] = value
+            else:
+                options["source"] = [("a", numpy.full(4, value, "float32"))]
+            return trainer.publish(version, **options)
+        yield trainer, agent, target, publish
+
+
+def failing(name, failure, behind=False):
+    """That call of the library, left by an exception before it, or behind its success."""
+    def call(*arguments):
+        if behind:
+            assert getattr(_lib.lib, name)(*arguments) == 0
+        raise failure
+    return Instead(**{name: call})
+
+
+LEFT = [KeyboardInterrupt(), strew.Timeout(110, "late")]
+
+
+@pytest.mark.parametrize("failure", LEFT, ids=["ctrl-c", "timeout"])
+def test_a_report_that_was_left(publishing, monkeypatch, failure):
+    """The same call hears it, and publishes nothing anew; one of another version goes on behind."""
+    trainer, agent, target, publish = publishing
+    for version in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(_trainer, "lib", failing("strew_trainer_wait_report", failure))
+            with pytest.raises(type(failure)):
+                publish(version, version)
+        agent.wait_version(version, 20)  # its memory is lent until then
+        if version == 1:
+            report = publish(1, 9)
+            assert report.committed and report.version == 1 and (target == 1).all()
+    assert publish(3, 3).version == 3 and (target == 3).all() and trainer._committed == 3
+    with pytest.raises(strew.Error, match="version 3"):  # heard by now: anew, and refused
+        publish(3, 3)
+    assert publish(4, 4).committed
+
+
+def test_a_report_that_is_late_is_waited_for(broker):
+    """The broker stands still for longer than publish() waits."""
+    source = ones()
+    with live_agent(broker, "a", source) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket, timeout=0.2) as trainer:
+        trainer.declare({"a": source})
+        trainer.seal(30)
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(strew.Timeout, match="version 1 at trainer rank 0 of 1: no report"):
+                trainer.publish(1, timeout=0.2)
+            with pytest.raises(strew.Busy, match="version 1 has not been reported"):
+                trainer.publish(2, timeout=0.2)
+            with pytest.raises(strew.Busy, match="version 1 has not been reported"):
+                trainer.publish_async(2)
+            again = trainer.publish_async(1)
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(strew.NotCommitted):  # its own deadline may have passed
+            again.report(30)
+        assert trainer.publish(2).committed
+        agent.wait_version(2, 30)
+
+
+def test_a_report_that_ctrl_c_has_cut_off(publishing, monkeypatch):
+    """Behind the library's success: it is not lost, and subsets go on from its version."""
+    trainer, agent, target, publish = publishing
+    with monkeypatch.context() as patch:
+        patch.setattr(_trainer, "lib", failing("strew_trainer_wait_report", KeyboardInterrupt(),
+                                               behind=True))
+        with pytest.raises(KeyboardInterrupt):
+            publish(1, 1)
+    agent.wait_version(1, 20)
+    if trainer._parts is None:
+        assert trainer.publish(2, only=["a"]).committed  # base: 1, which nobody has told the user
+    else:
+        assert publish(1, 9).version == 1
+    assert (target == 1).all()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("publishing", ["whole"], indirect=True)  # opened parts are given up
+def test_ctrl_c_at_the_publishing_itself(publishing, monkeypatch, behind):
+    """Whether it has begun is seen by the next call."""
+    trainer, agent, target, publish = publishing
+    with monkeypatch.context() as patch:
+        patch.setattr(_trainer, "lib",
+                      failing("strew_trainer_publish", KeyboardInterrupt(), behind))
+        with pytest.raises(KeyboardInterrupt):
+            publish(1, 1)
+    if behind:
+        agent.wait_version(1, 20)
+    assert publish(1, 1).version == 1 and (target == 1).all()
+    assert publish(2, 2).version == 2 and (target == 2).all()
+
+
+def test_a_handle_that_was_left_keeps_its_end(broker):
+    """The report that a later call has taken, and what it was refused for."""
+    with live_agent(broker, "a", ones()) as agent, \
+            strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"a": ones()})
+        first = trainer.publish_async(5)
+        assert trainer.publish_async(5) is first
+        agent.wait_version(5, 20)
+        second = None
+        while second is None:  # its report comes behind the worker's
+            with contextlib.suppress(strew.Busy):
+                second = trainer.publish_async(4)
+        assert first.report(0).version == 5
+        first.wait_released(0)
+        assert trainer.publish(6).version == 6
+        with pytest.raises(strew.Error, match="version 4"):
+            second.report(0)
+
+
+def test_a_handle_whose_broker_was_lost(tmp_path):
+    broker = Broker(tmp_path)
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"a": ones()})
+        trainer.seal()
+        broker.process.send_signal(signal.SIGSTOP)
+        running = trainer.publish_async(1)
+        broker.process.kill()
+        broker.process.wait()
+        broker = Broker(tmp_path)
+        trainer.reconnect(30)
+        for _ in range(2):
+            with pytest.raises(strew.BrokerLost, match="version 1"):
+                running.report(0)
+        with live_agent(broker, "a", ones()):
+            assert trainer.publish(1).committed
+    broker.stop()
 
 
 def test_an_empty_tensor_in_a_subset(broker):
