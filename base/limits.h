@@ -16,6 +16,7 @@
 #define LIMIT_OUTBOX_BYTES (8u << 20)	      /* queued for a peer that does not read */
 #define LIMIT_OUTBOX_FDS 128u		      /* the same of descriptors */
 #define LIMIT_BROKER_OUTBOX_BYTES (80u << 20) /* the same for another broker: a manifest fits */
+#define LIMIT_OUTBOX_SOURCES 32u	      /* manifests queued for another broker: all twice */
 #define LIMIT_CONNECTIONS 1024u		      /* of one broker, all kinds */
 #define LIMIT_LOOKERS 16u		      /* connections beyond those, which may only look */
 #define LIMIT_SESSIONS 256u		      /* registered workers and trainers */

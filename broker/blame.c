@@ -4,6 +4,7 @@
  * NCCL does not say who was missing. So the fault is looked for, in this order, with those
  *
  *   who say so themselves: it was their own call that failed, and not another's absence;
+ *   who have not taken what the lead had to tell them first;
  *   (TCP) who have not made their data connection;
  *   who are not ready and have come since the last epoch that stood;
  *   who are not ready.
@@ -20,13 +21,19 @@
 #include <errno.h>
 #include <stdio.h>
 
-enum fault { NOT_CONNECTED, NEWCOMER, NOT_READY };
+enum fault { NOT_TOLD, NOT_CONNECTED, NEWCOMER, NOT_READY };
 
 static bool is_at_fault(const struct member *member, enum fault fault)
 {
 	const struct epoch *epoch = &member->server->epoch;
 
 	if (member->state != MEMBER_IN_EPOCH || member->ready) {
+		return false;
+	}
+	if (epoch->state == EPOCH_TELLING) {
+		return fault == NOT_TOLD && conn_wants_write(member->conn);
+	}
+	if (fault == NOT_TOLD) {
 		return false;
 	}
 	if (fault == NOT_CONNECTED) {
@@ -58,7 +65,7 @@ static void put_on_list(struct member *member, bool sure)
 void blame_making(struct server *server)
 {
 	bool timed_out = clock_ns() - server->epoch.made_from >= waits.epoch_ms * 1000000ull;
-	enum fault fault = NOT_CONNECTED;
+	enum fault fault = NOT_TOLD;
 	struct member *next;
 	bool sure;
 	size_t n;
@@ -67,7 +74,7 @@ void blame_making(struct server *server)
 		fault++;
 	}
 	/* What fails at once may be our own fault, and what has stood was not at fault then. */
-	sure = fault == NOT_CONNECTED || (fault == NEWCOMER && n == 1 && timed_out);
+	sure = fault <= NOT_CONNECTED || (fault == NEWCOMER && n == 1 && timed_out);
 	if (!sure && n > 1) {
 		server->epoch.suspects_most = 1;
 	}
@@ -79,7 +86,9 @@ void blame_making(struct server *server)
 	for (struct member *member = server->members; member; member = next) {
 		next = member->next;
 		if (member->judged) {
-			member_drop(member, "it did not make its communicator in time");
+			member_drop(member,
+				fault == NOT_TOLD ? "it did not take the models' manifests in time"
+						  : "it did not make its communicator in time");
 		}
 	}
 	epoch_gather(server, REGATHER_MS);
@@ -102,8 +111,11 @@ int blame_word(struct member *member, const struct msg_epoch_ready *said, struct
 
 void blame_lost(struct member *member, bool sure)
 {
-	if (member->server->epoch.state == EPOCH_MAKING && member->state == MEMBER_IN_EPOCH &&
-		!member->stood && !member->judged) {
+	enum epoch_state state = member->server->epoch.state;
+
+	/* Where we have ended it ourselves, for want of room or memory, it is not the member's. */
+	if ((state == EPOCH_TELLING || state == EPOCH_MAKING) && member->state == MEMBER_IN_EPOCH &&
+		!member->stood && !member->judged && !conn_gave_up(member->conn)) {
 		put_on_list(member, sure);
 	}
 }

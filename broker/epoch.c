@@ -2,10 +2,14 @@
  * The lead's brokers and their communicator.
  *
  *   NONE ─a broker joined or was lost, or the carrier broke─► GATHERING
- *   GATHERING ─a moment has passed, no update runs─► NAMING ─unique id─► MAKING
+ *   GATHERING ─a moment has passed, no update runs─► TELLING ─all have taken what they were
+ *       told of models─► NAMING ─unique id─► MAKING
  *   MAKING ─every member's communicator is warm─► READY
- *   MAKING ─deadline, or a failure─► who is at fault (blame.c) is dropped, GATHERING
+ *   TELLING, MAKING ─deadline, or a failure─► who is at fault (blame.c) is dropped, GATHERING
  *   NAMING ─deadline─► GATHERING
+ *
+ * The manifests of all models may be a thousand times what a socket takes. They have a deadline of
+ * their own, so that who reads them is not late for the communicator.
  *
  * With no other broker there is no communicator: NAMING ends the last one, and
  * the state is NONE. Updates begin in NONE and READY only. A broker that is
@@ -279,10 +283,40 @@ static void send_manifests(struct member *member)
 	}
 }
 
-static void epoch_start(struct server *server)
+static void name_epoch(struct server *server)
 {
 	struct epoch *epoch = &server->epoch;
 	struct msg_epoch alone = {.ranks = 1};
+
+	epoch->state = EPOCH_NAMING;
+	epoch->deadline = deadline_in_ms(waits.epoch_ms);
+	if (random_bytes(epoch->token, sizeof(epoch->token))) {
+		server_fatal(server, "no random numbers from the kernel");
+	} else if (epoch->ranks == 1) {
+		epoch_submit(server, &alone, NULL);
+	} else if (epoch->carrier == CARRIER_NCCL) {
+		make_id(server);
+	} else {
+		send_epoch(server);
+	}
+}
+
+void epoch_told(struct server *server)
+{
+	if (server->epoch.state != EPOCH_TELLING) {
+		return;
+	}
+	for (const struct member *member = server->members; member; member = member->next) {
+		if (member->state == MEMBER_IN_EPOCH && conn_wants_write(member->conn)) {
+			return;
+		}
+	}
+	name_epoch(server);
+}
+
+static void epoch_start(struct server *server)
+{
+	struct epoch *epoch = &server->epoch;
 
 	epoch->number++;
 	epoch->ranks = 1;
@@ -307,17 +341,10 @@ static void epoch_start(struct server *server)
 	epoch->carrier = epoch->ranks == 1			   ? CARRIER_NONE
 			 : gpu_info(server->gpu)->kind == GPU_CUDA ? CARRIER_NCCL
 								   : CARRIER_TCP;
-	epoch->state = EPOCH_NAMING;
+	epoch->state = EPOCH_TELLING;
+	epoch->made_from = clock_ns();
 	epoch->deadline = deadline_in_ms(waits.epoch_ms);
-	if (random_bytes(epoch->token, sizeof(epoch->token))) {
-		server_fatal(server, "no random numbers from the kernel");
-	} else if (epoch->ranks == 1) {
-		epoch_submit(server, &alone, NULL);
-	} else if (epoch->carrier == CARRIER_NCCL) {
-		make_id(server);
-	} else {
-		send_epoch(server);
-	}
+	epoch_told(server);
 }
 
 static bool may_start(const struct server *server)
@@ -344,7 +371,8 @@ void epoch_tick(struct server *server, uint64_t now)
 		log_warn("epoch %llu: the mover did not come to its name in time",
 			(unsigned long long)epoch->number);
 		epoch_changed(server);
-	} else if (epoch->state == EPOCH_MAKING && !epoch->job_running) {
+	} else if (epoch->state == EPOCH_TELLING ||
+		   (epoch->state == EPOCH_MAKING && !epoch->job_running)) {
 		blame_making(server);
 	} else if (epoch->state == EPOCH_MAKING && epoch->failing) {
 		/* Our own part would wait for its own deadline; its end is what comes next. */
@@ -358,7 +386,7 @@ uint64_t epoch_due(const struct server *server)
 	const struct epoch *epoch = &server->epoch;
 	uint64_t due = UINT64_MAX;
 
-	if (may_start(server) || epoch->state == EPOCH_NAMING ||
+	if (may_start(server) || epoch->state == EPOCH_TELLING || epoch->state == EPOCH_NAMING ||
 		(epoch->state == EPOCH_MAKING && (!epoch->job_running || epoch->failing))) {
 		due = epoch->deadline;
 	}

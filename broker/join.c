@@ -50,6 +50,11 @@ void join_send(struct server *server, struct message *message)
 	loop_modify(link->source, (uint32_t)conn_events(link->conn));
 }
 
+bool join_waits(const struct server *server)
+{
+	return server->lead.conn && conn_wants_write(server->lead.conn);
+}
+
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of)
 {
 	struct lead_link *link = &server->lead;
@@ -302,6 +307,9 @@ static void on_lead(void *data, uint32_t events)
 	if (events & EPOLLOUT) {
 		conn_flush(link->conn);
 		loop_modify(link->source, (uint32_t)conn_events(link->conn));
+		if (link->joined) {
+			ranks_declare_due(server);
+		}
 	}
 	do {
 		rc = conn_receive(link->conn, &message, &err);

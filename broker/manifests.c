@@ -128,6 +128,24 @@ static int merge_rank(struct manifest *manifest, const struct manifest *declared
 	return 0;
 }
 
+/* The one before may still be on its way to somebody. */
+static int make_blob(struct model *model, struct publication *publication, struct error *err)
+{
+	struct blob blob;
+	int rc = blob_from_manifest(&publication->manifest, NULL, &blob, err);
+
+	shared_blob_put(model->blob);
+	model->blob = rc ? NULL : shared_blob_create(&blob);
+	if (rc == 0 && !model->blob) {
+		blob_finish(&blob);
+		rc = error_set(err, -ENOMEM, "out of memory");
+	}
+	if (rc == 0) {
+		publication->hash = blob_hash(&model->blob->blob);
+	}
+	return rc;
+}
+
 static int merge(struct server *server, struct model *model, struct publication *publication,
 	struct error *err)
 {
@@ -148,14 +166,7 @@ static int merge(struct server *server, struct model *model, struct publication 
 	if (rc == 0) {
 		rc = publication_bind(server, model, publication, err);
 	}
-	if (rc == 0) {
-		blob_finish(&model->blob);
-		rc = blob_from_manifest(&publication->manifest, NULL, &model->blob, err);
-	}
-	if (rc == 0) {
-		publication->hash = blob_hash(&model->blob);
-	}
-	return rc;
+	return rc ? rc : make_blob(model, publication, err);
 }
 
 static int make(struct server *server, struct model *model, struct publication **ret_publication,
@@ -261,14 +272,14 @@ void lead_send_manifest(struct model *model, struct member *member)
 	if (!publication) {
 		return;
 	}
-	if (blob_send(member->conn, &model->blob, PART_MANIFEST, &err)) {
+	if (blob_send_shared(member->conn, model->blob, PART_MANIFEST, &err)) {
 		log_warn("broker %s: %s", member->join.name, err.text);
 		return;
 	}
 	message_init(&message, MSG_MANIFEST, 0);
 	string_copy(message.u.manifest.model, sizeof(message.u.manifest.model), model->name);
-	message.u.manifest.parts = blob_parts(&model->blob);
-	message.u.manifest.bytes = model->blob.len;
+	message.u.manifest.parts = blob_parts(&model->blob->blob);
+	message.u.manifest.bytes = model->blob->blob.len;
 	message.u.manifest.hash = publication->hash;
 	message.u.manifest.roots = publication->brokers;
 	message.u.manifest.nroots = publication->nroots;

@@ -65,7 +65,7 @@ static void model_remove(struct server *server, struct model *model)
 	*link = model->next;
 	model_drop_publication(server, model);
 	recall_forget(server, model);
-	blob_finish(&model->blob);
+	shared_blob_put(model->blob);
 	sums_free(model->sums);
 	for (uint32_t i = 0; i < LIMIT_RANKS; i++) {
 		seat_finish(&model->seats[i]);

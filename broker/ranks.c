@@ -132,6 +132,11 @@ void ranks_declare(struct client *client)
 	if (!server->lead.joined) {
 		return; /* ranks_joined() will */
 	}
+	/* Behind what waits: all ranks' shares together are more than an outbox takes. */
+	client->told.declare_due = join_waits(server);
+	if (client->told.declare_due) {
+		return;
+	}
 	if (blob_from_manifest(&session->holder->declared, NULL, &blob, &err)) {
 		client_error(client, session->seal_serial, err.code, err.text);
 		client_drop(client, err.text);
@@ -151,16 +156,24 @@ void ranks_declare(struct client *client)
 	blob_finish(&blob);
 }
 
-void ranks_joined(struct server *server)
+void ranks_declare_due(struct server *server)
 {
 	struct client *next;
 
 	for (struct client *client = server->clients; client; client = next) {
 		next = client->next;
-		if (is_rank(client)) {
+		if (is_rank(client) && client->told.declare_due) {
 			ranks_declare(client);
 		}
 	}
+}
+
+void ranks_joined(struct server *server)
+{
+	for (struct client *client = server->clients; client; client = client->next) {
+		client->told.declare_due = is_rank(client);
+	}
+	ranks_declare_due(server);
 }
 
 /* Is the node at work on what this rank publishes? */
@@ -218,7 +231,7 @@ void ranks_link_down(struct server *server)
 
 	for (struct client *client = server->clients; client; client = client->next) {
 		client->told.declare_serial = 0;
-		client->told.declared = false;
+		client->told.declared = client->told.declare_due = false;
 		if (is_rank(client)) {
 			end_subset(client, -ECONNRESET, "subset: the lead is gone");
 			end_cancel(client, -ESTALE, "cancel: the lead is gone");

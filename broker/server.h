@@ -249,6 +249,7 @@ void member_report(struct seat *seat, const struct message *report);
 
 /* ranks.c (a broker that joined): its own trainer ranks, and what its lead says of them */
 void ranks_joined(struct server *server);
+void ranks_declare_due(struct server *server); /* what was queued for the lead has been taken */
 void ranks_link_down(struct server *server);
 void ranks_declare(struct client *client);
 void ranks_gone(struct client *client);
@@ -307,6 +308,7 @@ void join_epoch_made(struct server *server, struct job_epoch *job);
 void join_stop(struct server *server);
 /* To the lead, if there is a connection. */
 void join_send(struct server *server, struct message *message);
+bool join_waits(const struct server *server); /* something that was sent has not left yet */
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of);
 void join_fill(struct server *server, struct msg_join *ret_join);
 

@@ -90,7 +90,8 @@ struct team {
 
 /* At a broker that joined, of a trainer here: what the lead was told, and what it has answered. */
 struct told {
-	uint64_t declare_serial; /* 0: not declared over this connection to the lead */
+	uint64_t declare_serial; /* 0: not declared over this connection to the lead … */
+	bool declare_due;	 /* … but about to be: what others have declared is on its way */
 	bool declared;		 /* every rank has */
 	uint64_t publish_serial; /* 0: nothing is being published */
 	uint64_t request_serial; /* the trainer's own */
@@ -207,7 +208,7 @@ struct model {
 	uint32_t ranks;	   /* 0: all seats are empty */
 	struct seat seats[LIMIT_RANKS];
 	/* lead: */
-	struct blob blob; /* the sealed manifest, for brokers that join */
+	struct shared_blob *blob; /* the sealed manifest, for brokers that join; NULL: none yet */
 	struct update update;
 	struct brought brought;
 	/* others: */
@@ -314,6 +315,7 @@ struct missed {
 enum epoch_state {
 	EPOCH_NONE,	 /* alone: no communicator is needed */
 	EPOCH_GATHERING, /* the membership has changed; waits a moment for more */
+	EPOCH_TELLING,	 /* what was queued for its brokers is on its way: manifests, of new ones */
 	EPOCH_NAMING,	 /* the mover makes its unique id, or ends the last communicator */
 	EPOCH_MAKING,	 /* communicators are being made */
 	EPOCH_READY,
@@ -331,7 +333,7 @@ struct epoch {
 	uint8_t unique_id[UNIQUE_ID_BYTES];
 	bool job_running, own_ready, own_submitted;
 	struct job_epoch job;
-	uint64_t made_from; /* when the making began */
+	uint64_t made_from; /* when the telling, then the making, began */
 	bool failing;	    /* somebody's part of it has failed */
 	struct trust trust;
 	unsigned suspects_most; /* that may be tried at once; 0: all */

@@ -27,6 +27,7 @@
 	X(LIMIT_OUTBOX_BYTES, "queued for a process that does not read")                           \
 	X(LIMIT_OUTBOX_FDS, "descriptors queued for a process that does not read")                 \
 	X(LIMIT_BROKER_OUTBOX_BYTES, "queued for a broker that does not read")                     \
+	X(LIMIT_OUTBOX_SOURCES, "manifests queued for a broker that does not read")                \
 	X(LIMIT_ALLOCATIONS, "of one process")                                                     \
 	X(LIMIT_CHUNKS, "of VMM memory of one process")                                            \
 	X(LIMIT_ALL_CHUNKS, "of all processes of a broker together")                               \

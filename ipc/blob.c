@@ -67,6 +67,69 @@ int blob_send_wait(struct conn *conn, const struct blob *blob, enum part_of of, 
 	return 0;
 }
 
+struct shared_blob *shared_blob_create(struct blob *blob)
+{
+	struct shared_blob *shared = calloc(1, sizeof(*shared));
+
+	if (shared) {
+		shared->blob = *blob;
+		shared->references = 1;
+		memset(blob, 0, sizeof(*blob));
+	}
+	return shared;
+}
+
+void shared_blob_put(struct shared_blob *shared)
+{
+	if (shared && --shared->references == 0) {
+		blob_finish(&shared->blob);
+		free(shared);
+	}
+}
+
+/* A shared blob on its way to one peer. */
+struct parts {
+	struct conn_source source;
+	struct shared_blob *shared;
+	enum part_of of;
+	unsigned next;
+};
+
+static bool next_part(struct conn_source *source, struct message *ret_message)
+{
+	struct parts *parts = (struct parts *)source;
+
+	if (parts->next == blob_parts(&parts->shared->blob)) {
+		return false;
+	}
+	fill_part(&parts->shared->blob, parts->of, parts->next++, ret_message);
+	return true;
+}
+
+static void free_parts(struct conn_source *source)
+{
+	struct parts *parts = (struct parts *)source;
+
+	shared_blob_put(parts->shared);
+	free(parts);
+}
+
+int blob_send_shared(
+	struct conn *conn, struct shared_blob *shared, enum part_of of, struct error *err)
+{
+	struct parts *parts = calloc(1, sizeof(*parts));
+
+	if (!parts) {
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	parts->source.next = next_part;
+	parts->source.destroy = free_parts;
+	parts->shared = shared;
+	parts->of = of;
+	shared->references++;
+	return conn_send_from(conn, &parts->source, err);
+}
+
 int blob_append(struct blob *blob, const struct msg_part *part, struct error *err)
 {
 	if (part->number != blob->parts) {

@@ -45,6 +45,20 @@ int blob_send(struct conn *conn, const struct blob *blob, enum part_of of, struc
 /* … and the same, waiting for the peer to read. */
 int blob_send_wait(struct conn *conn, const struct blob *blob, enum part_of of, uint64_t deadline,
 	struct error *err);
+
+/* One that is sent to several, each at its own pace: it is kept until the last part has left. Of
+ * one thread. */
+struct shared_blob {
+	struct blob blob;
+	unsigned references;
+};
+
+/* Takes the bytes; NULL: no memory, and nothing is taken. */
+struct shared_blob *shared_blob_create(struct blob *blob);
+void shared_blob_put(struct shared_blob *shared); /* gives one reference up; NULL is fine */
+/* Queues all parts, of which no more than one waits in the outbox. */
+int blob_send_shared(
+	struct conn *conn, struct shared_blob *shared, enum part_of of, struct error *err);
 unsigned blob_parts(const struct blob *blob); /* how many frames it takes */
 
 /* Appends a received part: its number must be blob->parts. -E2BIG over the quota. */

@@ -13,11 +13,16 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* A frame on its way out. */
+/* Of what sources give, written in one go: a peer that keeps up would keep us from all others. */
+#define FLUSH_BYTES (4u << 20)
+
+/* A frame on its way out, or where many come from: then it is the one under way. */
 struct out {
 	struct out *next;
-	uint8_t *bytes;
+	struct conn_source *source; /* owned; NULL: there is this frame alone */
+	uint8_t *bytes;		    /* NULL: the source's next one is due */
 	size_t len, at;
+	bool guarded; /* its tag is made when it goes out, as tags count frames in that order */
 	int fds[LIMIT_FRAME_FDS];
 	unsigned nfds;
 };
@@ -27,7 +32,8 @@ struct conn {
 	bool with_fds;
 	struct conn_guard *guard;
 	uint32_t most; /* bytes of a frame to receive */
-	int failed;    /* sending, sticky */
+	int failed;    /* sending, sticky … */
+	bool gave_up;  /* … and by this side's doing */
 	int in_failed; /* receiving, sticky; the peer may still be told why */
 	/* in: the header, then exactly its payload */
 	uint8_t header[FRAME_HEADER_BYTES];
@@ -39,6 +45,7 @@ struct conn {
 	/* out */
 	struct out *first, **last;
 	size_t queued, queued_fds;
+	unsigned sources;
 	uint64_t said_ns, heard_ns;
 };
 
@@ -81,6 +88,9 @@ static void close_fds(int *fds, unsigned *n)
 static void out_free(struct out *out)
 {
 	close_fds(out->fds, &out->nfds);
+	if (out->source) {
+		out->source->destroy(out->source);
+	}
 	free(out->bytes);
 	free(out);
 }
@@ -140,6 +150,11 @@ bool conn_wants_write(const struct conn *conn)
 	return conn->first != NULL && !conn->failed;
 }
 
+bool conn_gave_up(const struct conn *conn)
+{
+	return conn->gave_up;
+}
+
 bool conn_is_taken(const struct conn *conn)
 {
 	int unread;
@@ -186,13 +201,77 @@ static ssize_t send_some(struct conn *conn, struct out *out)
 	return n;
 }
 
-int conn_flush(struct conn *conn)
+/*
+ * A message that did not go out is one that the peer waits for in vain, so the connection ends:
+ * whoever polls it reads what the peer has said by now, then the end of file.
+ */
+static int fail_send(struct conn *conn, int rc)
 {
-	if (conn->failed) {
-		return conn->failed;
+	if (!conn->failed) {
+		conn->failed = rc;
+		conn->gave_up = true;
+		shutdown(conn->fd, SHUT_RDWR);
 	}
-	while (conn->first) {
-		struct out *out = conn->first;
+	return rc;
+}
+
+static void pop(struct conn *conn)
+{
+	struct out *out = conn->first;
+
+	conn->first = out->next;
+	if (!conn->first) {
+		conn->last = &conn->first;
+	}
+	conn->sources -= out->source != NULL;
+	out_free(out);
+}
+
+static int add_tag(struct conn *conn, struct out *out)
+{
+	uint8_t *bytes = realloc(out->bytes, out->len + CONN_TAG_BYTES);
+
+	if (!bytes) {
+		return -ENOMEM;
+	}
+	out->bytes = bytes;
+	out->guarded = false;
+	conn->guard->put(conn->guard, bytes, bytes + FRAME_HEADER_BYTES,
+		out->len - FRAME_HEADER_BYTES, bytes + out->len);
+	out->len += CONN_TAG_BYTES;
+	conn->queued += CONN_TAG_BYTES;
+	return 0;
+}
+
+/* The source's next frame. 0: there is none any more; or an error. */
+static int draw(struct conn *conn, struct out *out)
+{
+	struct message message;
+	struct error err;
+	int rc;
+
+	if (!out->source->next(out->source, &message)) {
+		return 0;
+	}
+	rc = message_encode(&message, &out->bytes, &out->len, &err);
+	if (rc) {
+		return rc;
+	}
+	out->at = 0;
+	out->guarded = conn->guard != NULL;
+	conn->queued += out->len;
+	return 1;
+}
+
+/* Writes what is left of the frame. 1: not all of it was taken; or an error. */
+static int write_out(struct conn *conn, struct out *out)
+{
+	int rc = out->guarded ? add_tag(conn, out) : 0;
+
+	if (rc) {
+		return fail_send(conn, rc);
+	}
+	while (out->at < out->len) {
 		ssize_t n = send_some(conn, out);
 
 		if (n < 0) {
@@ -205,44 +284,52 @@ int conn_flush(struct conn *conn)
 		conn->queued_fds -= out->nfds;
 		close_fds(out->fds, &out->nfds);
 		out->at += (size_t)n;
-		if (out->at < out->len) {
-			continue;
-		}
-		conn->queued -= out->len;
-		conn->first = out->next;
-		if (!conn->first) {
-			conn->last = &conn->first;
-		}
-		out_free(out);
 	}
+	conn->queued -= out->len;
 	return 0;
 }
 
-/*
- * A message that did not go out is one that the peer waits for in vain, so the connection ends:
- * whoever polls it reads what the peer has said by now, then the end of file.
- */
-static void fail_send(struct conn *conn, int rc)
+int conn_flush(struct conn *conn)
 {
-	if (!conn->failed) {
-		conn->failed = rc;
-		shutdown(conn->fd, SHUT_RDWR);
+	size_t drawn = 0;
+	int rc = conn->failed;
+
+	while (rc == 0 && conn->first) {
+		struct out *out = conn->first;
+
+		if (!out->bytes && drawn >= FLUSH_BYTES) {
+			return 1;
+		}
+		if (!out->bytes) {
+			rc = draw(conn, out);
+			if (rc < 0) {
+				return fail_send(conn, rc);
+			}
+			if (rc == 0) {
+				pop(conn);
+				continue;
+			}
+			drawn += out->len;
+		}
+		rc = write_out(conn, out);
+		if (rc == 0 && out->source) {
+			free(out->bytes);
+			out->bytes = NULL;
+		} else if (rc == 0) {
+			pop(conn);
+		}
 	}
+	return rc;
 }
 
-/* Last of what may fail: a tag that was made and not sent would put the counters out of step. */
-static int add_tag(struct conn *conn, struct out *out, struct error *err)
+static int enqueue(struct conn *conn, struct out *out, struct error *err)
 {
-	uint8_t *bytes = realloc(out->bytes, out->len + CONN_TAG_BYTES);
+	int rc;
 
-	if (!bytes) {
-		return error_set(err, -ENOMEM, "out of memory");
-	}
-	out->bytes = bytes;
-	conn->guard->put(conn->guard, bytes, bytes + FRAME_HEADER_BYTES,
-		out->len - FRAME_HEADER_BYTES, bytes + out->len);
-	out->len += CONN_TAG_BYTES;
-	return 0;
+	*conn->last = out;
+	conn->last = &out->next;
+	rc = conn_flush(conn);
+	return rc < 0 ? error_set(err, rc, "cannot send: %s", strerror(-rc)) : 0;
 }
 
 int conn_send(struct conn *conn, struct message *message, struct error *err)
@@ -271,26 +358,44 @@ int conn_send(struct conn *conn, struct message *message, struct error *err)
 		rc = error_set(err, -E2BIG, "the peer does not read: %zu descriptors wait for it",
 			conn->queued_fds);
 	}
-	if (rc == 0 && conn->guard) {
-		rc = add_tag(conn, out, err);
-	}
 	if (rc) {
 		if (out) {
 			out_free(out);
 		}
-		fail_send(conn, rc);
 		close_fds(message->fds, &message->nfds);
-		return rc;
+		return fail_send(conn, rc);
 	}
 	memcpy(out->fds, message->fds, message->nfds * sizeof(int));
 	out->nfds = message->nfds;
 	message->nfds = 0;
+	out->guarded = conn->guard != NULL;
 	conn->queued += out->len;
 	conn->queued_fds += out->nfds;
-	*conn->last = out;
-	conn->last = &out->next;
-	rc = conn_flush(conn);
-	return rc < 0 ? error_set(err, rc, "cannot send: %s", strerror(-rc)) : 0;
+	return enqueue(conn, out, err);
+}
+
+int conn_send_from(struct conn *conn, struct conn_source *source, struct error *err)
+{
+	struct out *out = calloc(1, sizeof(*out));
+	int rc = conn->failed;
+
+	conn->said_ns = clock_ns();
+	if (rc) {
+		error_set(err, rc, "the connection has failed: %s", strerror(-rc));
+	} else if (!out) {
+		rc = error_set(err, -ENOMEM, "out of memory");
+	} else if (conn->sources == LIMIT_OUTBOX_SOURCES) {
+		rc = error_set(err, -E2BIG, "the peer does not read: %u manifests wait for it",
+			conn->sources);
+	}
+	if (rc) {
+		source->destroy(source);
+		free(out);
+		return fail_send(conn, rc);
+	}
+	out->source = source;
+	conn->sources++;
+	return enqueue(conn, out, err);
 }
 
 /* Takes what came with the bytes; too many or truncated: -EPROTO. */
@@ -467,58 +572,4 @@ int conn_receive(struct conn *conn, struct message *ret_message, struct error *e
 		}
 	}
 	return rc;
-}
-
-static int wait_for(struct conn *conn, short events, uint64_t deadline, struct error *err)
-{
-	struct pollfd pollfd = {.fd = conn->fd, .events = events};
-	int n;
-
-	do {
-		n = poll(&pollfd, 1, deadline_left_ms(deadline));
-	} while (n < 0 && errno == EINTR);
-	if (n < 0) {
-		int rc = -errno;
-
-		return error_set(err, rc, "poll: %s", strerror(-rc));
-	}
-	if (n == 0) {
-		return error_set(err, -ETIMEDOUT, "the peer did not answer in time");
-	}
-	return 0;
-}
-
-int conn_send_wait(struct conn *conn, struct message *message, uint64_t deadline, struct error *err)
-{
-	int rc = conn_send(conn, message, err);
-
-	while (rc == 0 && conn_wants_write(conn)) {
-		rc = wait_for(conn, POLLOUT, deadline, err);
-		if (rc == 0) {
-			rc = conn_flush(conn);
-			if (rc < 0) {
-				error_set(err, rc, "cannot send: %s", strerror(-rc));
-			} else {
-				rc = 0;
-			}
-		}
-	}
-	return rc;
-}
-
-int conn_receive_wait(
-	struct conn *conn, uint64_t deadline, struct message *ret_message, struct error *err)
-{
-	for (;;) {
-		int rc = conn_receive(conn, ret_message, err);
-
-		if (rc) {
-			return rc;
-		}
-		rc = conn_flush(conn);
-		rc = wait_for(conn, (short)(POLLIN | (rc == 1 ? POLLOUT : 0)), deadline, err);
-		if (rc) {
-			return rc;
-		}
-	}
 }

@@ -51,9 +51,26 @@ const struct conn_guard *conn_guard(const struct conn *conn); /* NULL: none */
  */
 int conn_send(struct conn *conn, struct message *message, struct error *err);
 
+/*
+ * Where messages come from that are too much to wait in an outbox: each is asked for when those
+ * before it have been written, so that its bytes need not be anywhere else until then. Without
+ * descriptors.
+ */
+struct conn_source {
+	/* The next one, of which conn_send_from()'s connection keeps nothing. False: there is none
+	 * any more. */
+	bool (*next)(struct conn_source *source, struct message *ret_message);
+	void (*destroy)(struct conn_source *source);
+};
+
+/* Queues all that the source has, which is taken in any case, and destroyed behind its last
+ * message. Fails as conn_send(); -E2BIG: LIMIT_OUTBOX_SOURCES wait already. */
+int conn_send_from(struct conn *conn, struct conn_source *source, struct error *err);
+
 /* Writes what is queued. Returns 1 if something is left (poll for POLLOUT), 0 if not, or an error.
  */
 int conn_flush(struct conn *conn);
+bool conn_gave_up(const struct conn *conn); /* a failure that was this side's has ended it */
 bool conn_wants_write(const struct conn *conn);
 /* Has the peer read all that was sent to it? For a Unix socket. */
 bool conn_is_taken(const struct conn *conn);

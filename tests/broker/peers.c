@@ -373,6 +373,32 @@ void draft_trainer(struct draft *draft, const char *model, uint32_t rank, const 
 	manifest_finish(&manifest);
 }
 
+void draft_large(struct draft *draft, const char *model, size_t ntensors, unsigned name_bytes)
+{
+	static const struct rows one[] = {{"w", STREW_F32, 1, 1, 0, 1}};
+	struct source *sources = calloc(ntensors, sizeof(*sources));
+	struct manifest manifest;
+	struct error err;
+
+	draft_trainer(draft, model, 0, one, 1);
+	blob_finish(&draft->blob);
+	manifest_init(&manifest);
+	assert_non_null(sources);
+	for (size_t i = 0; i < ntensors; i++) {
+		char name[LIMIT_NAME_BYTES];
+		struct tensor tensor = {.name = name, .dtype = STREW_F32, .ndim = 1, .shape = {1}};
+		struct held_box box = {.box = {{0}, {1}}};
+
+		snprintf(name, sizeof(name), "%0*zu", (int)name_bytes, i);
+		sources[i].stride[0] = 1; /* all in one place */
+		assert_int_equal(manifest_add_tensor(&manifest, &tensor, &box.tensor, &err), 0);
+		assert_int_equal(manifest_add_box(&manifest, &box, &err), 0);
+	}
+	assert_int_equal(blob_from_manifest(&manifest, sources, &draft->blob, &err), 0);
+	manifest_finish(&manifest);
+	free(sources);
+}
+
 void draft_finish(struct draft *draft)
 {
 	blob_finish(&draft->blob);

@@ -87,6 +87,8 @@ void draft_worker_at(struct draft *draft, const char *model, uint64_t offset,
 	const struct rows *rows, size_t nrows);
 void draft_trainer(struct draft *draft, const char *model, uint32_t rank, const struct rows *rows,
 	size_t nrows);
+/* So many tensors of one element, with names so long. */
+void draft_large(struct draft *draft, const char *model, size_t ntensors, unsigned name_bytes);
 void draft_finish(struct draft *draft);
 /* Opening, allocation, parts and seal; the descriptor is duplicated. */
 void draft_send(struct raw *raw, const struct draft *draft);

@@ -9,6 +9,7 @@
 #include "broker/joiner.h"
 #include "broker/peers.h"
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 
 /* A making without anybody who spoils it, and the gathering before it. */
@@ -163,6 +164,36 @@ static void test_silent_with_data(void **state)
 	silent(true);
 }
 
+/* It says that it lives, and takes nothing of what the lead has to tell it. */
+static void test_does_not_take_manifests(void **state)
+{
+	struct msg_join join = joiner_join();
+	struct message message;
+	struct joiner joiner;
+	struct draft draft;
+	struct raw large;
+
+	(void)state;
+	/* More than sockets hold. */
+	draft_large(&draft, "large", 50000, 500);
+	raw_open(&large, &lead, ROLE_TRAINER);
+	draft_register(&large, &draft);
+	draft_finish(&draft);
+	assert_true(may_join(&joiner, &join));
+	/* It has been gathered when something is there to be read. */
+	assert_int_equal(
+		poll(&(struct pollfd){conn_fd(joiner.raw.conn), POLLIN, 0}, 1, PATIENCE_MS), 1);
+	message_init(&message, MSG_ALIVE, 0);
+	raw_send(&joiner.raw, &message);
+	commits_within(SPOILT_MS);
+	assert_true(broker_said(&lead, "it did not take the models' manifests in time"));
+	joiner_ends(&joiner);
+	raw_close(&joiner.raw);
+	join.broker_id++;
+	assert_false(may_join(&joiner, &join));
+	raw_close(&large);
+}
+
 /* It comes back at once and fails at once: ever more seldom, and the others make few epochs. */
 static void test_fails_each_time(void **state)
 {
@@ -220,6 +251,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_silent),
 		CASE(test_silent_with_data),
+		CASE(test_does_not_take_manifests),
 		CASE(test_fails_each_time),
 		CASE(test_forgiven),
 	};

@@ -132,6 +132,12 @@ void join_answer(struct server *server, enum message_type type, struct msg_group
 	post(now->to_lead, &letter);
 }
 
+bool join_waits(const struct server *server)
+{
+	(void)server;
+	return false;
+}
+
 void join_send_blob(struct server *server, const struct blob *blob, enum part_of of)
 {
 	(void)server;

@@ -681,6 +681,78 @@ static void test_parts(void **state)
 	conn_destroy(b);
 }
 
+static void receive_parts(struct conn *from, struct conn *to, const struct blob *sent)
+{
+	struct blob got = {0};
+	struct message message;
+	struct error err;
+
+	while (got.len < sent->len) {
+		int rc = conn_receive(to, &message, &err);
+
+		assert_true(rc >= 0);
+		if (rc == 0) {
+			assert_true(conn_flush(from) >= 0);
+			continue;
+		}
+		assert_int_equal(blob_append(&got, &message.u.part, &err), 0);
+		message_finish(&message);
+	}
+	assert_int_equal(blob_check(&got, blob_parts(sent), sent->len, blob_hash(sent), &err), 0);
+	blob_finish(&got);
+}
+
+/* Far more than an outbox holds, with messages between; and the blob is there for as long as one
+ * peer still has to get some of it. */
+static void test_shared(void **state)
+{
+	struct shared_blob *shared;
+	struct blob blob = {0};
+	struct conn *a[2], *b[2];
+	struct message message;
+	struct error err;
+
+	(void)state;
+	blob.len = (9u << 20) + 4321;
+	blob.bytes = malloc(blob.len);
+	test_random_fill(blob.bytes, blob.len);
+	shared = shared_blob_create(&blob);
+	assert_non_null(shared);
+	assert_null(blob.bytes);
+	for (unsigned i = 0; i < 2; i++) {
+		int fds[2];
+
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+		assert_int_equal(conn_create(fds[0], true, &a[i]), 0);
+		assert_int_equal(conn_create(fds[1], true, &b[i]), 0);
+		for (unsigned k = 0; k < LIMIT_OUTBOX_SOURCES; k++) {
+			assert_int_equal(blob_send_shared(a[i], shared, PART_MANIFEST, &err), 0);
+			message_init(&message, MSG_OK, 0);
+			message.u.ok.value = k;
+			assert_int_equal(conn_send(a[i], &message, &err), 0);
+		}
+	}
+	for (unsigned k = 0; k < 3; k++) {
+		receive_parts(a[0], b[0], &shared->blob);
+		assert_int_equal(conn_receive(b[0], &message, &err), 1);
+		assert_int_equal(message.type, MSG_OK);
+		assert_int_equal(message.u.ok.value, k);
+		message_finish(&message);
+	}
+	assert_false(conn_gave_up(a[0]));
+	/* The others wait, and one more is one too many. */
+	assert_int_equal(blob_send_shared(a[1], shared, PART_MANIFEST, &err), -E2BIG);
+	assert_non_null(strstr(err.text, "does not read"));
+	assert_true(conn_gave_up(a[1]));
+	for (unsigned i = 0; i < 2; i++) {
+		conn_destroy(a[i]);
+		conn_destroy(b[i]);
+	}
+	assert_int_equal(shared->references, 1);
+	shared_blob_put(shared);
+	shared_blob_put(NULL);
+}
+
 static void test_quota(void **state)
 {
 	static uint8_t bytes[LIMIT_FRAME_BYTES];
@@ -786,6 +858,7 @@ int main(void)
 		cmocka_unit_test(test_bad_casts),
 		cmocka_unit_test(test_empty_names),
 		cmocka_unit_test(test_parts),
+		cmocka_unit_test(test_shared),
 		cmocka_unit_test(test_quota),
 		cmocka_unit_test(test_large),
 	};
