@@ -482,6 +482,13 @@ static bool client_message(struct client *client, struct message *message)
 	return !client->gone;
 }
 
+/* What takes milliseconds where models are large. Of those one is answered in a round, as 64 of
+ * each of a few connections would be seconds for all others. */
+static bool is_dear(enum message_type type)
+{
+	return type == MSG_EXPLAIN || type == MSG_LAYOUT || type == MSG_SUBSET || type == MSG_SEAL;
+}
+
 static void on_client(void *data, uint32_t events)
 {
 	struct client *client = data;
@@ -514,6 +521,7 @@ static void on_client(void *data, uint32_t events)
 		if (rc == 0) {
 			break;
 		}
+		budget = is_dear(message.type) ? 0 : budget;
 		on = client_message(client, &message);
 		message_finish(&message);
 		if (!on) {

@@ -1,12 +1,13 @@
 /*
  * Manifests that are more together than an outbox may hold: a broker that joins takes them at its
- * own pace, whoever of the two sends them.
+ * own pace, whoever of the two sends them. And questions that look at all of them.
  */
 #include "base/clock.h"
 #include "base/util.h"
 #include "broker/joiner.h"
 #include "broker/leader.h"
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,6 +197,76 @@ static void test_to_the_lead(void **state)
 	leader_finish(&broker);
 }
 
+#define ASKERS 8
+#define QUESTIONS 64 /* as many as one connection's cheap ones in a round */
+
+static void ask_what_is_not_there(struct raw *raw)
+{
+	struct message message;
+
+	for (unsigned i = 0; i < QUESTIONS; i++) {
+		message_init(&message, MSG_EXPLAIN, ++raw->serial);
+		string_copy(message.u.explain.name, sizeof(message.u.explain.name), "w");
+		raw_send(raw, &message);
+	}
+}
+
+/* Each of them looks at all names. Who asks something else waits for one of each connection, not
+ * for all of them. */
+static void test_dear_questions(void **state)
+{
+	struct raw askers[ASKERS], observer;
+	struct broker broker = {0};
+	struct message message;
+	uint64_t from, answered_ns, all_ns;
+
+	(void)state;
+	broker_start(&broker, NULL);
+	trainers_seal(&broker);
+	trainers_declared();
+	for (unsigned i = 0; i < ASKERS; i++) {
+		raw_open(&askers[i], &broker, ROLE_OBSERVER);
+	}
+	raw_open(&observer, &broker, ROLE_OBSERVER);
+	/* All of it is there when the broker looks, in whatever order: one of two comes behind it.
+	 */
+	assert_int_equal(kill(broker.pid, SIGSTOP), 0);
+	for (unsigned i = 0; i < ASKERS; i++) {
+		ask_what_is_not_there(&askers[i]);
+	}
+	message_init(&message, MSG_STATUS, 1);
+	raw_send(&observer, &message);
+	from = clock_ns();
+	assert_int_equal(kill(broker.pid, SIGCONT), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		hear(&observer, &message);
+		assert_int_equal(message.type, MSG_STATUS_REPLY);
+		message_finish(&message);
+		if (i == 0) {
+			message_init(&message, MSG_STATUS, 2);
+			raw_send(&observer, &message);
+		}
+	}
+	answered_ns = clock_ns() - from;
+	for (unsigned i = 0; i < ASKERS * QUESTIONS; i++) {
+		hear(&askers[i / QUESTIONS], &message);
+		assert_int_equal(message.type, MSG_ERROR);
+		message_finish(&message);
+	}
+	all_ns = clock_ns() - from;
+	if (answered_ns > all_ns / 4) {
+		print_error("status after %d ms of %d\n", (int)(answered_ns / 1000000),
+			(int)(all_ns / 1000000));
+	}
+	assert_in_range(answered_ns, 0, all_ns / 4);
+	for (unsigned i = 0; i < ASKERS; i++) {
+		raw_close(&askers[i]);
+	}
+	raw_close(&observer);
+	trainers_leave();
+	broker_finish(&broker);
+}
+
 static void wait_said(const struct broker *broker, const char *text)
 {
 	uint64_t deadline = deadline_in_ms(LONG_MS);
@@ -246,6 +317,7 @@ int main(void)
 		cmocka_unit_test(test_to_a_broker_that_joins),
 		cmocka_unit_test(test_to_the_lead),
 		cmocka_unit_test(test_sealed),
+		cmocka_unit_test(test_dear_questions),
 	};
 
 	return TEST_RUN(tests);
