@@ -144,15 +144,31 @@ static void say_registered(struct client *client)
 	client_send(client, &message);
 }
 
+/*
+ * The last version that a worker of it holds, whatever the group is, and whatever its other
+ * workers hold: only a commit has put it there. What is written in part is of none.
+ */
+static uint64_t held_version(const struct group *group)
+{
+	uint64_t version = 0;
+
+	for (uint32_t i = 0; i < group->nmembers; i++) {
+		const struct group_member *member = &group->members[i];
+
+		if (member->present && member->version != GROUP_VERSION_MIXED) {
+			version = MAX(version, member->version);
+		}
+	}
+	return version;
+}
+
 uint64_t teams_version(struct server *server, const char *name)
 {
 	uint64_t version = 0;
 
 	for (struct team *team = team_next(server, NULL, name); team;
 		team = team_next(server, team, name)) {
-		if (team->group.state == STREW_GROUP_CURRENT) {
-			version = MAX(version, team->group.version);
-		}
+		version = MAX(version, held_version(&team->group));
 	}
 	return version;
 }
@@ -233,17 +249,14 @@ static void read_held(struct client *client, struct group_event *event)
 	}
 }
 
-/* All its members hold a version that this broker knows nothing of: one before it has committed it.
+/* Its workers may hold a version that this broker knows nothing of: one before it has committed it.
  */
 void team_learn(struct server *server, const struct team *team)
 {
 	struct model *model = model_find(server, team->group.model, false);
 
-	if (team->group.state != STREW_GROUP_CURRENT) {
-		return;
-	}
-	if (model && !model->decided && team->group.version > model->committed) {
-		model->committed = team->group.version;
+	if (model && !model->decided) {
+		model->committed = MAX(model->committed, held_version(&team->group));
 	}
 	teams_missed(server, team->group.model);
 }

@@ -273,6 +273,15 @@ static void lead_do(struct server *server, struct model *model, unsigned actions
 	}
 }
 
+/* A worker or a broker that came since may have brought a later version. */
+static bool end_overtaken(struct server *server, struct model *model)
+{
+	unsigned actions = update_overtaken(&model->update, model->committed, clock_ns());
+
+	lead_do(server, model, actions);
+	return actions != 0;
+}
+
 /* One that cannot begin at all ends. */
 static bool may_begin(struct server *server, struct model *model, uint32_t ret_roots[LIMIT_RANKS])
 {
@@ -283,6 +292,9 @@ static bool may_begin(struct server *server, struct model *model, uint32_t ret_r
 	struct error err;
 
 	if (update->state != UPDATE_QUEUED || !publication) {
+		return false;
+	}
+	if (end_overtaken(server, model)) {
 		return false;
 	}
 	missed = missed_name(server, clock_ns());
@@ -454,7 +466,7 @@ void lead_answer(struct server *server, uint32_t node, enum message_type type,
 	uint64_t now = clock_ns();
 	unsigned actions = 0;
 
-	if (!model || answer->epoch != server->epoch.number) {
+	if (!model || answer->epoch != server->epoch.number || end_overtaken(server, model)) {
 		return;
 	}
 	if (type == MSG_ACCEPT) {

@@ -377,6 +377,18 @@ unsigned update_give_up(struct update *update, const char *why, uint64_t now)
 	return update->state == UPDATE_QUEUED ? abort_update(update, now, why) : 0;
 }
 
+unsigned update_overtaken(struct update *update, uint64_t committed, uint64_t now)
+{
+	bool decided = update->state == UPDATE_COMMITTING || update->state == UPDATE_ABORTING;
+	struct error err;
+
+	if (update->state == UPDATE_IDLE || decided ||
+		update_check_version(update->version, committed, &err) == 0) {
+		return 0;
+	}
+	return abort_update(update, now, err.text);
+}
+
 unsigned update_missed(struct update *update, const char *name, uint64_t now)
 {
 	char text[LIMIT_TEXT_BYTES];

@@ -110,6 +110,10 @@ unsigned update_missed(struct update *update, const char *name, uint64_t now);
 /* One that is QUEUED can never begin. */
 unsigned update_give_up(struct update *update, const char *why, uint64_t now);
 
+/* What is known to be committed now may have been learnt since the publish: an update that is not
+ * above it ends, as long as it is not decided. */
+unsigned update_overtaken(struct update *update, uint64_t committed, uint64_t now);
+
 /* Begins with nnodes nodes (0 is the lead's own). Only in QUEUED. */
 unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
 

@@ -6,6 +6,8 @@
 
 /* In update->put; 0 of everything. */
 uint64_t update_put_bit(uint32_t subset);
+/* -ESTALE, with a sentence: the version is not above the committed one. */
+int update_check_version(uint64_t version, uint64_t committed, struct error *err);
 /* Were the streams of all ranks' puts seen done? */
 bool update_all_done(const struct update *update);
 /* Is that version on its way in parts, and may a rank still say something of it? */

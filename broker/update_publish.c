@@ -23,6 +23,16 @@ uint64_t update_put_bit(uint32_t subset)
 	return subset ? UINT64_C(1) << (subset - 1) : 0;
 }
 
+int update_check_version(uint64_t version, uint64_t committed, struct error *err)
+{
+	if (version <= committed) {
+		return error_set(err, -ESTALE,
+			"version %llu is not above the committed version %llu",
+			(unsigned long long)version, (unsigned long long)committed);
+	}
+	return 0;
+}
+
 int update_publish(struct update *update, uint32_t rank, const struct msg_publish *publish,
 	uint64_t committed, uint64_t now, struct error *err)
 {
@@ -37,11 +47,10 @@ int update_publish(struct update *update, uint32_t rank, const struct msg_publis
 		return error_set(err, -EINVAL, "an update in parts begins with a subset");
 	}
 	if (update->state == UPDATE_IDLE) {
-		if (publish->version <= committed) {
-			return error_set(err, -ESTALE,
-				"version %llu is not above the committed version %llu",
-				(unsigned long long)publish->version,
-				(unsigned long long)committed);
+		int rc = update_check_version(publish->version, committed, err);
+
+		if (rc) {
+			return rc;
 		}
 		if (publish->subset && !(publish->flags & PUBLISH_PARTS) &&
 			publish->base != committed) {

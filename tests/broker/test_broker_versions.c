@@ -1,10 +1,13 @@
 /* Versions only go up, whatever brokers were started again meanwhile, and workers know theirs. */
 #include "broker/catcher.h"
+#include "broker/nodes.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
+static const struct rows halves[2] = {
+	{"w", STREW_F32, 16, 32, 0, 8}, {"w", STREW_F32, 16, 32, 8, 8}};
 static struct broker broker;
 
 static void start_trainer(struct trainer *trainer)
@@ -27,13 +30,13 @@ static void comes_back(struct worker *worker)
 	}
 }
 
-static void is_at(uint32_t state, uint64_t version)
+static void is_at(uint32_t state, uint64_t number)
 {
 	struct place place = group_place(&broker, "m", 0, 0);
 
 	assert_string_equal(strew_group_state_name((enum strew_group_state)place.state),
 		strew_group_state_name((enum strew_group_state)state));
-	assert_int_equal(place.version, version);
+	assert_int_equal(place.version, number);
 }
 
 static void is_refused(struct trainer *trainer, uint64_t number)
@@ -149,6 +152,130 @@ static void test_survivor(void **state)
 	trainer_stop(&trainer);
 }
 
+/* The broker is killed while it waits for a gate: memory is whole, of the version before. */
+static void test_killed_while_held(void **state)
+{
+	struct trainer trainer;
+	struct worker worker;
+
+	(void)state;
+	assert_int_equal(worker_start(&worker, &broker,
+				 (struct strew_agent_options){
+					 .model = "m", .gate = STREW_GATE_HELD, .serve_thread = 1},
+				 whole, 1),
+		0);
+	start_trainer(&trainer);
+	assert_int_equal(strew_agent_ready(worker.agent, NULL), 0);
+	trainer_commits(&trainer, 5);
+	worker_event(&worker, STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	assert_int_equal(strew_agent_resume(worker.agent, PATIENCE_MS), 0);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 6, NULL, 0, PATIENCE_MS), 0);
+	worker_event(&worker, STREW_EVENT_HOLD, STREW_OUTCOME_NONE);
+	start_again();
+	assert_int_equal(strew_trainer_reconnect(trainer.trainer, PATIENCE_MS), 0);
+	comes_back(&worker);
+	is_at(STREW_GROUP_STALE, 5);
+	is_refused(&trainer, 3);
+	is_refused(&trainer, 5);
+	assert_int_equal(strew_agent_ready(worker.agent, NULL), 0);
+	trainer_commits(&trainer, 6);
+	worker_holds(&worker, 6);
+	worker_stop(&worker);
+	trainer_stop(&trainer);
+}
+
+static void start_ranks(struct trainer ranks[2])
+{
+	struct starting starts[2];
+
+	for (uint32_t i = 0; i < 2; i++) {
+		starts[i] = (struct starting){.trainer = &ranks[i],
+			.broker = &broker,
+			.options = {.model = "m", .rank = i, .ranks = 2},
+			.rows = &halves[i],
+			.nrows = 1};
+		assert_int_equal(
+			pthread_create(&starts[i].thread, NULL, rank_starts, &starts[i]), 0);
+	}
+	rank_started(&starts[0], 0, "");
+	rank_started(&starts[1], 0, "");
+}
+
+/* One rank has published when a worker, alone of its group, brings a later version. */
+static void test_learnt_between_two_ranks(void **state)
+{
+	struct trainer first, ranks[2];
+	struct worker members[MEMBERS];
+	struct strew_report report;
+
+	(void)state;
+	start_members(members);
+	start_trainer(&first);
+	trainer_commits(&first, 5);
+	start_again();
+	trainer_stop(&first);
+	start_ranks(ranks);
+	assert_int_equal(strew_trainer_publish(ranks[0].trainer, 2, NULL, 0, PATIENCE_MS), 0);
+	comes_back(&members[0]);
+	assert_int_equal(strew_trainer_publish(ranks[1].trainer, 2, NULL, 0, PATIENCE_MS), 0);
+	for (uint32_t i = 0; i < 2; i++) {
+		trainer_reports(&ranks[i], STREW_OUTCOME_ABORTED,
+			"version 2 is not above the committed version 5", &report);
+		strew_report_finish(&report);
+	}
+	for (uint32_t i = 1; i < MEMBERS; i++) {
+		comes_back(&members[i]);
+	}
+	is_at(STREW_GROUP_CURRENT, 5);
+	for (uint32_t i = 0; i < MEMBERS; i++) {
+		worker_holds(&members[i], 5);
+		worker_stop(&members[i]);
+	}
+	trainer_stop(&ranks[0]);
+	trainer_stop(&ranks[1]);
+}
+
+/* An update of version 2 waits for a gate when a worker, or a broker, brings version 5. */
+static void test_learnt_in_an_update(void **state)
+{
+	struct strew_report report;
+	struct worker worker, late;
+	struct trainer trainer;
+
+	(void)state;
+	assert_int_equal(
+		worker_start(&late, &broker,
+			(struct strew_agent_options){.model = "m", .replica = 1, .serve_thread = 1},
+			whole, 1),
+		0);
+	start_trainer(&trainer);
+	trainer_commits(&trainer, 5);
+	start_again();
+	assert_int_equal(strew_trainer_reconnect(trainer.trainer, PATIENCE_MS), 0);
+	assert_int_equal(worker_start(&worker, &broker,
+				 (struct strew_agent_options){
+					 .model = "m", .gate = STREW_GATE_HELD, .serve_thread = 1},
+				 whole, 1),
+		0);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 2, NULL, 0, PATIENCE_MS), 0);
+	worker_event(&worker, STREW_EVENT_HOLD, STREW_OUTCOME_NONE);
+	comes_back(&late);
+	assert_int_equal(strew_agent_ready(worker.agent, NULL), 0);
+	trainer_reports(&trainer, STREW_OUTCOME_ABORTED,
+		"version 2 is not above the committed version 5", &report);
+	strew_report_finish(&report);
+	worker_event(&worker, STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	worker_is_poisoned(&worker);
+	worker_holds(&late, 5);
+	is_refused(&trainer, 3);
+	trainer_commits(&trainer, 6);
+	worker_holds(&worker, 6);
+	worker_holds(&late, 6);
+	worker_stop(&worker);
+	worker_stop(&late);
+	trainer_stop(&trainer);
+}
+
 static int start(void **state)
 {
 	(void)state;
@@ -170,6 +297,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_two_restarts),
 		CASE(test_survivor),
+		CASE(test_killed_while_held),
+		CASE(test_learnt_between_two_ranks),
+		CASE(test_learnt_in_an_update),
 	};
 
 	return TEST_RUN(tests);

@@ -235,6 +235,38 @@ static void test_cannot_begin(void **state)
 	assert_int_equal(update_give_up(&update, "no root", 4000), 0);
 }
 
+/* A later version is learnt to be committed: that ends it at every step before the decision. */
+static void test_overtaken(void **state)
+{
+	(void)state;
+	for (unsigned step = 0; step < 5; step++) {
+		update_init(&update, 1);
+		assert_int_equal(update_overtaken(&update, 11, 1000), 0);
+		assert_int_equal(publish(0, 11, 0), 0);
+		if (step >= 1) {
+			assert_true(update_stream_done(&update, 0, 2000));
+		}
+		if (step >= 2) {
+			begin(1, 0);
+		}
+		if (step >= 3) {
+			assert_int_equal(accept(0, on), UPDATE_DO_GO);
+		}
+		assert_int_equal(update_overtaken(&update, 10, 4000), 0);
+		if (step == 4) {
+			assert_int_equal(prepared(0, on), UPDATE_DO_COMMIT | UPDATE_DO_RELEASE);
+			assert_int_equal(update_overtaken(&update, 11, 4000), 0);
+			break;
+		}
+		assert_int_equal(update_overtaken(&update, 11, 4000),
+			step < 2 ? UPDATE_DO_REPORT | UPDATE_DO_RELEASE : UPDATE_DO_ABORT);
+		assert_int_equal(update.outcome, STREW_OUTCOME_ABORTED);
+		assert_string_equal(
+			update.text, "version 11 is not above the committed version 11");
+		assert_int_equal(update_overtaken(&update, 12, 4000), 0);
+	}
+}
+
 /* A group that no list has room for could neither be judged nor asked: nobody goes on. */
 static void test_too_many_groups(void **state)
 {
@@ -421,6 +453,7 @@ int main(void)
 		cmocka_unit_test(test_scope_all),
 		cmocka_unit_test(test_a_broker_is_missed),
 		cmocka_unit_test(test_cannot_begin),
+		cmocka_unit_test(test_overtaken),
 		cmocka_unit_test(test_too_many_groups),
 		cmocka_unit_test(test_committed_by_nobody),
 		cmocka_unit_test(test_nobody),

@@ -1,0 +1,104 @@
+/* The lead of three real brokers is killed, and started again while they live. */
+#include "base/clock.h"
+#include "broker/catcher.h"
+#include "broker/nodes.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
+
+static void start_worker(struct worker *worker, unsigned node, struct strew_agent_options options)
+{
+	options.model = "m";
+	options.serve_thread = 1;
+	assert_int_equal(worker_start(worker, &nodes[node], options, whole, 1), 0);
+}
+
+static void start_trainer(struct trainer *trainer)
+{
+	assert_int_equal(trainer_start(trainer, &nodes[0],
+				 (struct strew_trainer_options){.model = "m"}, whole, 1),
+		0);
+}
+
+static void kill_lead(void)
+{
+	assert_int_equal(broker_stop(&nodes[0], SIGKILL), 256 + SIGKILL);
+}
+
+static void start_lead(void)
+{
+	broker_start(&nodes[0], (const char *[]){"--listen", nodes_address, NULL});
+}
+
+static void lead_knows(uint64_t number)
+{
+	uint64_t deadline = deadline_in_ms(PATIENCE_MS);
+	struct message reply;
+	uint64_t known;
+
+	do {
+		sleep_ms(5);
+		broker_status(&nodes[0], &reply);
+		known = reply.u.status_reply.ntrainers ? reply.u.status_reply.trainers[0].version
+						       : 0;
+		message_finish(&reply);
+	} while (known != number && !deadline_passed(deadline));
+	assert_int_equal(known, number);
+}
+
+/* A broker that has committed version 5 joins when version 2 is under way: it is not committed. */
+static void test_later_version_at_a_node(void **state)
+{
+	struct strew_report report;
+	struct worker far, own;
+	struct trainer trainer;
+
+	(void)state;
+	start_worker(&far, 1, (struct strew_agent_options){.replica = 1});
+	start_trainer(&trainer);
+	trainer_commits(&trainer, 5);
+	worker_event(&far, STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	/* Neither comes back before the next update has begun. */
+	kill(nodes[1].pid, SIGSTOP);
+	kill(nodes[2].pid, SIGSTOP);
+	kill_lead();
+	start_lead();
+	trainer_stop(&trainer);
+	start_worker(&own, 0, (struct strew_agent_options){.gate = STREW_GATE_HELD});
+	start_trainer(&trainer);
+	trainer_write(&trainer, 2);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 2, NULL, 0, 2 * PATIENCE_MS), 0);
+	worker_event(&own, STREW_EVENT_HOLD, STREW_OUTCOME_NONE);
+	kill(nodes[1].pid, SIGCONT);
+	kill(nodes[2].pid, SIGCONT);
+	lead_knows(5);
+	assert_int_equal(strew_agent_ready(own.agent, NULL), 0);
+	trainer_reports(&trainer, STREW_OUTCOME_ABORTED,
+		"version 2 is not above the committed version 5", &report);
+	strew_report_finish(&report);
+	worker_event(&own, STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	worker_is_poisoned(&own);
+	assert_int_equal(trainer_publish(&trainer, 3, 0, PATIENCE_MS, &report), -ESTALE);
+	broker_wait_brokers(&nodes[0], NODES);
+	group_wait(&nodes[1], "m", 1, 0, STREW_GROUP_CURRENT, 5);
+	trainer_commits(&trainer, 6);
+	worker_holds(&own, 6);
+	worker_holds(&far, 6);
+	trainer_stop(&trainer);
+	worker_stop(&own);
+	worker_stop(&far);
+}
+
+#define CASE(name) cmocka_unit_test_teardown(name, nodes_check)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CASE(test_later_version_at_a_node),
+	};
+
+	return test_finish(
+		cmocka_run_group_tests(tests, nodes_start, nodes_finish), test_fds_at_start);
+}
