@@ -403,23 +403,20 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 void node_doubt(struct server *server)
 {
 	struct node *node = &server->node;
+	struct model *model;
 
 	node->begin_waits = false;
 	if (node->stage == NODE_IDLE || node->stage == NODE_COMMITTING) {
 		return;
 	}
-	if (node->stage == NODE_PREPARED) {
-		struct model *model = model_find(server, node->publication->model, false);
-
-		if (model) {
-			model->doubted = MAX(model->doubted, node->version);
-		}
-	}
-	if (node->job_running) {
-		node->stage = NODE_STOPPING;
-		string_copy(node->abort_text, sizeof(node->abort_text), "the lead is gone");
-		atomic_store(&node->move.cancel, 1);
+	if (!recall_in_doubt(server)) {
+		/* No lead commits without this node's word. */
+		node_abort(server, node->serial, "the lead is gone");
 		return;
+	}
+	model = model_find(server, node->publication->model, false);
+	if (model) {
+		model->doubted = MAX(model->doubted, node->version);
 	}
 	step_all(server, &(struct group_event){.type = GE_DOUBT});
 	history_node(server, STREW_OUTCOME_NONE, "the lead is gone");

@@ -237,7 +237,7 @@ void ranks_link_down(struct server *server)
 			end_cancel(client, -ESTALE, "cancel: the lead is gone");
 		}
 		client->told.abandoned = client->told.publish_serial != 0;
-		client->told.prepared = in_update(client) && stage == NODE_PREPARED;
+		client->told.prepared = in_update(client) && recall_in_doubt(server);
 	}
 	for (struct model *model = server->models; model; model = model->next) {
 		model->leaving_serial = 0;

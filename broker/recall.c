@@ -131,6 +131,15 @@ void recall_prepared(struct server *server)
 	remembered->publication->references++;
 }
 
+bool recall_in_doubt(struct server *server)
+{
+	const struct publication *publication = server->node.publication;
+	const struct remembered *remembered =
+		publication ? of_node(server, publication->model) : NULL;
+
+	return remembered && remembered->recall.how == RECALL_PREPARED;
+}
+
 void recall_committed(struct server *server, const struct msg_decision *commit)
 {
 	struct remembered *remembered = of_node(server, server->node.publication->model);

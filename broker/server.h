@@ -114,9 +114,10 @@ static inline size_t groups_met(const struct msg_decision *go, uint32_t replica)
 }
 
 /* recall.c: how far this broker got in the last update of a model, for the next lead */
-void recall_begin(struct server *server); /* these five: of the node's update */
+void recall_begin(struct server *server); /* these six: of the node's update */
 void recall_go(struct server *server, const struct msg_decision *go);
 void recall_prepared(struct server *server);
+bool recall_in_doubt(struct server *server); /* prepared was said, and no end of it was heard */
 void recall_committed(struct server *server, const struct msg_decision *commit);
 void recall_aborted(struct server *server);
 void recall_worker(struct client *client); /* it has registered, and says what its memory holds */

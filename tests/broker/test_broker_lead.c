@@ -239,6 +239,35 @@ static void test_a_lead_that_goes_away(void **state)
 	}
 }
 
+/* It goes away when this broker has said that its move failed: nothing was committed. */
+static void test_a_lead_that_goes_after_a_failure(void **state)
+{
+	struct raw link, data;
+	struct worker worker;
+	uint64_t hash;
+
+	(void)state;
+	assert_int_equal(
+		worker_start(&worker, &broker,
+			(struct strew_agent_options){
+				.model = "m", .apply = STREW_APPLY_STAGED, .serve_thread = 1},
+			whole, 1),
+		0);
+	leader_stands(&link, &data, 90);
+	hash = send_manifest(&link);
+	leader_begin(&link, 90, 910, hash, 0);
+	assert_int_equal(leader_groups(&link, MSG_ACCEPT, 910, 0), WIRE_OK);
+	leader_decides(&link, MSG_GO, 90, 910);
+	raw_close(&data);
+	assert_int_not_equal(
+		leader_groups(&link, MSG_PREPARED, 910, STREW_OUTCOME_SAT_OUT), WIRE_OK);
+	raw_close(&link);
+	worker_event(&worker, STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	assert_int_equal(broker_group_state(&broker, "m"), STREW_GROUP_CURRENT);
+	worker_is_poisoned(&worker);
+	worker_stop(&worker);
+}
+
 static void test_manifests_that_lie(void **state)
 {
 	(void)state;
@@ -350,6 +379,7 @@ int main(void)
 		CASE(test_epochs_that_make_no_sense),
 		CASE(test_slots_that_it_has_not),
 		CASE(test_decisions_about_nothing),
+		CASE(test_a_lead_that_goes_after_a_failure),
 		CASE(test_a_lead_that_goes_away),
 		CASE(test_manifests_that_lie),
 		CASE(test_a_refusal_is_no_timeout),

@@ -6,11 +6,12 @@
 #include <signal.h>
 #include <string.h>
 
+static const char *model; /* of each case its own: brokers remember versions */
 static const struct rows whole[] = {{"w", STREW_F32, 16, 32, 0, 16}};
 
 static void start_worker(struct worker *worker, unsigned node, struct strew_agent_options options)
 {
-	options.model = "m";
+	options.model = model;
 	options.serve_thread = 1;
 	assert_int_equal(worker_start(worker, &nodes[node], options, whole, 1), 0);
 }
@@ -18,7 +19,7 @@ static void start_worker(struct worker *worker, unsigned node, struct strew_agen
 static void start_trainer(struct trainer *trainer)
 {
 	assert_int_equal(trainer_start(trainer, &nodes[0],
-				 (struct strew_trainer_options){.model = "m"}, whole, 1),
+				 (struct strew_trainer_options){.model = model}, whole, 1),
 		0);
 }
 
@@ -41,8 +42,12 @@ static void lead_knows(uint64_t number)
 	do {
 		sleep_ms(5);
 		broker_status(&nodes[0], &reply);
-		known = reply.u.status_reply.ntrainers ? reply.u.status_reply.trainers[0].version
-						       : 0;
+		known = 0;
+		for (size_t i = 0; i < reply.u.status_reply.ntrainers; i++) {
+			if (strcmp(reply.u.status_reply.trainers[i].model, model) == 0) {
+				known = reply.u.status_reply.trainers[i].version;
+			}
+		}
 		message_finish(&reply);
 	} while (known != number && !deadline_passed(deadline));
 	assert_int_equal(known, number);
@@ -56,6 +61,7 @@ static void test_later_version_at_a_node(void **state)
 	struct trainer trainer;
 
 	(void)state;
+	model = "later";
 	start_worker(&far, 1, (struct strew_agent_options){.replica = 1});
 	start_trainer(&trainer);
 	trainer_commits(&trainer, 5);
@@ -82,7 +88,7 @@ static void test_later_version_at_a_node(void **state)
 	worker_is_poisoned(&own);
 	assert_int_equal(trainer_publish(&trainer, 3, 0, PATIENCE_MS, &report), -ESTALE);
 	broker_wait_brokers(&nodes[0], NODES);
-	group_wait(&nodes[1], "m", 1, 0, STREW_GROUP_CURRENT, 5);
+	group_wait(&nodes[1], model, 1, 0, STREW_GROUP_CURRENT, 5);
 	trainer_commits(&trainer, 6);
 	worker_holds(&own, 6);
 	worker_holds(&far, 6);
@@ -91,12 +97,56 @@ static void test_later_version_at_a_node(void **state)
 	worker_stop(&far);
 }
 
+/* One group is prepared, the gate of another is awaited: the broker has not said prepared, and so
+ * knows that nobody has committed. */
+static void test_what_is_known(void **state)
+{
+	struct strew_agent_options options = {.gate = STREW_GATE_HELD, .apply = STREW_APPLY_STAGED};
+	struct worker quick, slow;
+	struct trainer trainer;
+
+	(void)state;
+	model = "known";
+	start_worker(&quick, 1, options);
+	options.replica = 1;
+	start_worker(&slow, 1, options);
+	start_trainer(&trainer);
+	assert_int_equal(strew_agent_ready(quick.agent, NULL), 0);
+	assert_int_equal(strew_agent_ready(slow.agent, NULL), 0);
+	trainer_commits(&trainer, 1);
+	assert_int_equal(strew_agent_resume(slow.agent, PATIENCE_MS), 0);
+	worker_event(&quick, STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	worker_event(&slow, STREW_EVENT_DONE, STREW_OUTCOME_COMMITTED);
+	trainer_write(&trainer, 2);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 2, NULL, 0, 2 * PATIENCE_MS), 0);
+	worker_event(&slow, STREW_EVENT_HOLD, STREW_OUTCOME_NONE);
+	kill_lead();
+	worker_event(&slow, STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	worker_event(&quick, STREW_EVENT_DONE, STREW_OUTCOME_ABORTED);
+	group_wait(&nodes[1], model, 0, 0, STREW_GROUP_CURRENT, 1);
+	group_wait(&nodes[1], model, 1, 0, STREW_GROUP_CURRENT, 1);
+	worker_holds(&quick, 1);
+	worker_holds(&slow, 1);
+	start_lead();
+	broker_wait_brokers(&nodes[0], NODES);
+	/* Its gate is held still, and the number was not used up. */
+	assert_int_equal(strew_agent_ready(slow.agent, NULL), 0);
+	assert_int_equal(strew_trainer_reconnect(trainer.trainer, PATIENCE_MS), 0);
+	trainer_commits(&trainer, 2);
+	worker_holds(&quick, 2);
+	worker_holds(&slow, 2);
+	trainer_stop(&trainer);
+	worker_stop(&quick);
+	worker_stop(&slow);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, nodes_check)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		CASE(test_later_version_at_a_node),
+		CASE(test_what_is_known),
 	};
 
 	return test_finish(
