@@ -329,6 +329,7 @@ static void epoch_start(struct server *server)
 		}
 		if (member->state == MEMBER_JOINED) {
 			/* Not before: an update that runs meanwhile would be missed unsaid. */
+			lead_send_committed(member);
 			send_manifests(member);
 		}
 		member->state = MEMBER_IN_EPOCH;

@@ -129,6 +129,34 @@ static int read_manifest(struct server *server, const struct msg_manifest *said,
 	return 0;
 }
 
+/* Groups here that hold less have missed it. */
+static void take_committed(struct server *server, struct model *model, uint64_t version)
+{
+	if (version > model->committed) {
+		model->committed = version;
+		model->committed_subset = 0; /* it is not said */
+		model->committed_base = 0;
+	}
+	teams_missed(server, model->name);
+}
+
+/* Of a model that nobody publishes any more. */
+static int take_no_manifest(
+	struct server *server, const struct msg_manifest *said, struct error *err)
+{
+	struct model *model;
+
+	if (said->bytes || said->hash || said->nroots) {
+		return error_set(
+			err, -EPROTO, "manifest of model %s: it comes in no parts", said->model);
+	}
+	model = model_find(server, said->model, true);
+	if (model) {
+		take_committed(server, model, said->committed);
+	}
+	return 0;
+}
+
 static int take_manifest(struct server *server, const struct msg_manifest *said, struct error *err)
 {
 	struct publication *publication = calloc(1, sizeof(*publication));
@@ -155,12 +183,7 @@ static int take_manifest(struct server *server, const struct msg_manifest *said,
 		return rc;
 	}
 	model_set(server, model, publication);
-	if (said->committed > model->committed) {
-		model->committed = said->committed;
-		model->committed_subset = 0; /* it is not said */
-		model->committed_base = 0;
-	}
-	teams_missed(server, model->name);
+	take_committed(server, model, said->committed);
 	log_info("model %s is announced: %zu tensors", model->name, publication->manifest.ntensors);
 	return 0;
 }
@@ -257,7 +280,9 @@ static int lead_message(struct server *server, struct message *message, struct e
 	case MSG_PART:
 		return blob_append(&link->blob, &message->u.part, err);
 	case MSG_MANIFEST:
-		return take_manifest(server, &message->u.manifest, err);
+		return message->u.manifest.parts
+			       ? take_manifest(server, &message->u.manifest, err)
+			       : take_no_manifest(server, &message->u.manifest, err);
 	case MSG_UNDECLARED:
 		model_undeclared(server, message->u.undeclared.model);
 		return 0;

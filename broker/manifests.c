@@ -288,6 +288,22 @@ void lead_send_manifest(struct model *model, struct member *member)
 	lead_send_subsets(model, member);
 }
 
+void lead_send_committed(struct member *member)
+{
+	struct message message;
+
+	for (struct model *model = member->server->models; model; model = model->next) {
+		if (model->publication || !model->committed) {
+			continue;
+		}
+		message_init(&message, MSG_MANIFEST, 0);
+		string_copy(
+			message.u.manifest.model, sizeof(message.u.manifest.model), model->name);
+		message.u.manifest.committed = model->committed;
+		member_send(member, &message);
+	}
+}
+
 void lead_send_undeclared(
 	struct server *server, const struct model *model, const struct member *own)
 {

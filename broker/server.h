@@ -231,6 +231,8 @@ int publication_bind(struct server *server, struct model *model, struct publicat
 	struct error *err);
 void model_try_seal(struct server *server, struct model *model);
 void lead_send_manifest(struct model *model, struct member *member);
+/* The version of each model that was committed and is not published any more. */
+void lead_send_committed(struct member *member);
 /* `own`: whose rank is gone, and so knows; NULL: nobody's. */
 void lead_send_undeclared(
 	struct server *server, const struct model *model, const struct member *own);

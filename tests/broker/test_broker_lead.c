@@ -304,6 +304,28 @@ static void test_manifests_that_lie(void **state)
 	}
 }
 
+/* In no parts comes what was committed of a model that nobody publishes, and no manifest. */
+static void test_no_manifest_that_lies(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 3; i++) {
+		uint64_t root = LEADER_ID;
+		struct message message;
+		struct raw link;
+
+		leader_join(&link);
+		message_init(&message, MSG_MANIFEST, 0);
+		string_copy(message.u.manifest.model, sizeof(message.u.manifest.model), "m");
+		message.u.manifest.bytes = i == 0;
+		message.u.manifest.hash = i == 1;
+		message.u.manifest.roots = &root;
+		message.u.manifest.nroots = i == 2;
+		raw_send(&link, &message);
+		raw_expect_end(&link);
+		raw_close(&link);
+	}
+}
+
 /* A lead that says no: asking again would not help, whatever time is left. */
 static void test_a_refusal_is_no_timeout(void **state)
 {
@@ -382,6 +404,7 @@ int main(void)
 		CASE(test_a_lead_that_goes_after_a_failure),
 		CASE(test_a_lead_that_goes_away),
 		CASE(test_manifests_that_lie),
+		CASE(test_no_manifest_that_lies),
 		CASE(test_a_refusal_is_no_timeout),
 		cmocka_unit_test(test_it_starts_anew),
 	};

@@ -3,6 +3,7 @@
  * goes away, or another broker comes.
  */
 #include "base/util.h"
+#include "broker/catcher.h"
 #include "broker/nodes.h"
 #include "gpu/gpu.h"
 #include <errno.h>
@@ -349,6 +350,54 @@ static void test_a_commit_that_nobody_has(void **state)
 	draft_finish(&draft);
 }
 
+/*
+ * A broker was away for the last version of a model, and its trainer has gone since: what that
+ * broker's workers hold is not the last one, and nobody there takes it for that.
+ */
+static void test_away_and_nobody_publishes(void **state)
+{
+	const struct rows rows[] = {{"w", STREW_F32, 16, 32, 0, 16}};
+	struct strew_agent_options options = {.model = "left"};
+	struct worker here, away, fresh;
+	struct trainer trainer;
+
+	(void)state;
+	assert_int_equal(worker_start(&here, &nodes[1], options, rows, 1), 0);
+	options.replica = 1;
+	assert_int_equal(worker_start(&away, &nodes[2], options, rows, 1), 0);
+	assert_int_equal(trainer_start(&trainer, &nodes[0],
+				 (struct strew_trainer_options){.model = "left"}, rows, 1),
+		0);
+	trainer_commits(&trainer, 1);
+	assert_int_equal(broker_stop(&nodes[2], SIGKILL), 256 + SIGKILL);
+	broker_wait_brokers(&nodes[0], NODES - 1);
+	trainer_commits(&trainer, 2);
+	trainer_stop(&trainer);
+	broker_wait_no_ranks(&nodes[0]);
+	node_join(2);
+	broker_wait_brokers(&nodes[0], NODES);
+	assert_int_equal(strew_agent_reconnect(away.agent, PATIENCE_MS), 0);
+	group_wait(&nodes[2], "left", 1, 0, STREW_GROUP_STALE, 1);
+	options.replica = 2;
+	assert_int_equal(worker_start(&fresh, &nodes[2], options, rows, 1), 0);
+	assert_int_equal(strew_agent_wait_current(fresh.agent, WHILE_MS), -ETIMEDOUT);
+	assert_int_equal(strew_agent_wait_current(away.agent, WHILE_MS), -ETIMEDOUT);
+	worker_holds(&away, 1);
+	worker_is_poisoned(&fresh);
+	assert_int_equal(trainer_start(&trainer, &nodes[0],
+				 (struct strew_trainer_options){.model = "left"}, rows, 1),
+		0);
+	trainer_commits(&trainer, 3);
+	assert_int_equal(strew_agent_wait_current(away.agent, PATIENCE_MS), 0);
+	worker_holds(&here, 3);
+	worker_holds(&away, 3);
+	worker_holds(&fresh, 3);
+	worker_stop(&here);
+	worker_stop(&away);
+	worker_stop(&fresh);
+	trainer_stop(&trainer);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, nodes_check)
 
 int main(void)
@@ -360,6 +409,7 @@ int main(void)
 		CASE(test_joining_in_the_middle),
 		CASE(test_the_lead_is_started_again),
 		CASE(test_a_commit_that_nobody_has),
+		CASE(test_away_and_nobody_publishes),
 	};
 
 	return test_finish(
