@@ -94,7 +94,11 @@ static void link_down(struct server *server, const char *why)
 	}
 	link->retry_at = deadline_in_ms(link->retry_ms);
 	link->retry_ms = MIN(link->retry_ms * 2, LIMIT_RETRY_MAX_MS);
-	if (!server->stop && !link->joined_once && link->retry_at >= link->give_up_at) {
+	if (server->stop || link->joined_once) {
+		return;
+	}
+	link->retry_at = MIN(link->retry_at, link->give_up_at); /* the last one is at its end */
+	if (deadline_passed(link->give_up_at)) {
 		log_error("cannot join the lead at %s: %s", server->options.join, why);
 		server->exit_code = 4;
 		server->stop = true;

@@ -152,8 +152,34 @@ static void set_number(struct server_options *options, int option, const char *t
 	}
 }
 
+/* What one option says of another. */
+static void check_options(const struct server_options *options, bool join_timeout)
+{
+	const char *address = options->listen ? options->listen : options->join;
+	struct error err;
+
+	if (options->listen && options->join) {
+		fprintf(stderr,
+			"strewd: --listen and --join exclude each other; see strewd --help\n");
+		exit(2);
+	}
+	if (address && socket_check_address(address, &err)) {
+		fprintf(stderr, "strewd: --%s: %s; see strewd --help\n",
+			options->listen ? "listen" : "join", err.text);
+		exit(2);
+	}
+	if (options->device && options->backend == GPU_HOST) {
+		usage("device", options->device, "--backend host has no GPU for it");
+	}
+	/* Brokers of a job may be given the same options: said, not refused. */
+	if (join_timeout && !options->join) {
+		log_warn("--join-timeout does nothing without --join");
+	}
+}
+
 static void parse_options(int argc, char **argv, struct server_options *options)
 {
+	bool join_timeout = false;
 	int option;
 
 	while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
@@ -192,6 +218,7 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 			/* getopt has said which one, on its line. */
 			exit(2);
 		default:
+			join_timeout |= option == OPT_JOIN_TIMEOUT;
 			set_number(options, option, optarg);
 			break;
 		}
@@ -201,11 +228,7 @@ static void parse_options(int argc, char **argv, struct server_options *options)
 			argv[optind]);
 		exit(2);
 	}
-	if (options->listen && options->join) {
-		fprintf(stderr,
-			"strewd: --listen and --join exclude each other; see strewd --help\n");
-		exit(2);
-	}
+	check_options(options, join_timeout);
 }
 
 /* The same process image from its beginning; whoever waited for readiness has had his answer. */

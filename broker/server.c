@@ -152,7 +152,11 @@ static int open_backend(struct server *server, struct error *err)
 	if (rc) {
 		return rc;
 	}
-	if (server->options.device || gpu_info(server->gpu)->kind == GPU_CUDA) {
+	if (server->options.device && gpu_info(server->gpu)->kind != GPU_CUDA) {
+		return error_set(err, -ENODEV, "--device %.60s: there is no GPU here",
+			server->options.device);
+	}
+	if (gpu_info(server->gpu)->kind == GPU_CUDA) {
 		rc = gpu_find(server->gpu, server->options.device, server->uuid, err);
 		if (rc) {
 			return rc;

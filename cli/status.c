@@ -200,6 +200,13 @@ int cmd_status(int argc, char **argv)
 	if (has_argument(argc, argv)) {
 		return EXIT_USAGE;
 	}
+	if (limits && (watch || socket)) {
+		fprintf(stderr,
+			"strew status: --limits asks no broker: no --%s with it; see strew status "
+			"--help\n",
+			watch ? "watch" : "socket");
+		return EXIT_USAGE;
+	}
 	if (limits) {
 		status_limits(json);
 		return EXIT_OK;

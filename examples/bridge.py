@@ -27,6 +27,7 @@ import time
 import strew
 
 PORT = 26756  # where the brokers join
+PASSED_ON = ("socket", "join-timeout", "key-file", "backend", "device", "slot", "slots", "shadow")
 
 
 def hostnames(nodelist):
@@ -200,8 +201,16 @@ def export_param_mappings(model, model_name, **_):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Prints this node's broker command.")
-    _, options = parser.parse_known_args()
+    parser = argparse.ArgumentParser(description="Prints this node's broker command.",
+                                     epilog="The options are those of strewd --help.",
+                                     allow_abbrev=False)
+    for name in PASSED_ON:
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--verbose", action="store_true")
+    given = vars(parser.parse_args())
+    options = [word for name in PASSED_ON if (value := given[name.replace("-", "_")]) is not None
+               for word in (f"--{name}", value)]
+    options += ["--verbose"] if given["verbose"] else []
     nodes = int(os.environ.get("NUM_INFERENCE_NODES", 0))
     print(*broker_command(nodes, os.environ.get("SLURMD_NODENAME", socket.gethostname()), options))
 

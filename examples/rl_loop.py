@@ -323,6 +323,8 @@ def read_options():
     parser.add_argument("--allowance-ms", type=float, default=20, help="a worker may stand still "
                         "for that much longer\nthan the report says (default 20)")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps {options.steps}: one step at least, or nothing is compared")
     names = (options.worker_devices or f"{options.device},{options.device}").split(",")
     try:
         options.device, *options.worker_devices = map(read_device, [options.device, *names])

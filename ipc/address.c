@@ -1,5 +1,6 @@
 /* TCP addresses: "HOST:PORT", "[V6]:PORT", "PORT"; loopback only without a key. */
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/util.h"
 #include "ipc/socket.h"
 #include <arpa/inet.h>
@@ -40,6 +41,13 @@ static int split(const char *text, char host[128], char port[16], struct error *
 		return error_set(err, -EINVAL, "%.100s is no address: the host is missing", text);
 	}
 	return 0;
+}
+
+int socket_check_address(const char *address, struct error *err)
+{
+	char host[128], port[16];
+
+	return split(address, host, port, err);
 }
 
 static bool loopback(const struct sockaddr *address)
@@ -108,13 +116,19 @@ static int bound_port(int fd, uint16_t *ret_port)
 
 /* The listener of a process that was killed lives until the kernel has ended its io_uring, which
  * took more than three seconds under load. */
-static int bind_soon(int fd, const struct addrinfo *address)
+static int bind_soon(int fd, const struct addrinfo *address, const char *text)
 {
 	uint64_t deadline = deadline_in_ms(LIMIT_PORT_FREE_MS);
+	bool said = false;
 
 	while (bind(fd, address->ai_addr, address->ai_addrlen) < 0) {
 		if (errno != EADDRINUSE || deadline_passed(deadline)) {
 			return -1;
+		}
+		if (!said) {
+			log_info("the port of %s is in use: waits for up to %u s for it to be free",
+				text, LIMIT_PORT_FREE_MS / 1000);
+			said = true;
 		}
 		poll(NULL, 0, 10);
 	}
@@ -135,7 +149,7 @@ int socket_listen_tcp(
 	chosen = choose(found);
 	fd = socket(chosen->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
-		bind_soon(fd, chosen) < 0 || listen(fd, BACKLOG) < 0) {
+		bind_soon(fd, chosen, address) < 0 || listen(fd, BACKLOG) < 0) {
 		rc = -errno;
 	} else {
 		rc = bound_port(fd, ret_port);
@@ -143,7 +157,8 @@ int socket_listen_tcp(
 	freeaddrinfo(found);
 	if (rc) {
 		fd_close(&fd);
-		return error_set(err, rc, "cannot listen at %.100s: %s", address, strerror(-rc));
+		return error_set(err, rc, "cannot listen at %.100s: %s%s", address, strerror(-rc),
+			rc == -EADDRINUSE ? ": choose another port" : "");
 	}
 	*ret_fd = fd;
 	return 0;

@@ -39,6 +39,9 @@ int socket_peer(int fd, struct peer *ret_peer);
 int socket_listen_tcp(
 	const char *address, bool keyed, int *ret_fd, uint16_t *ret_port, struct error *err);
 
+/* Is it written as an address? -EINVAL; nothing is looked up. */
+int socket_check_address(const char *address, struct error *err);
+
 /* Where an address leads. */
 struct socket_place {
 	struct sockaddr_storage bytes;

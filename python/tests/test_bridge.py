@@ -128,6 +128,9 @@ def test_the_command_of_each_node(monkeypatch):
         run = subprocess.run([sys.executable, PATH, "--key-file", "k"], check=True,
                              capture_output=True, text=True)
         assert run.stdout == f"strew run {words} --key-file k\n"
+    run = subprocess.run([sys.executable, PATH, "--bogus"], check=False, capture_output=True,
+                         text=True)
+    assert run.returncode == 2 and run.stdout == "" and "--bogus" in run.stderr, run
     with pytest.raises(ValueError, match="has 4 hosts"):
         bridge.get_inference_urls(4)
     with pytest.raises(ValueError, match="negative"):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import time
 
 import scene
 from scene import CONFIGS, publish, safetensors
@@ -304,9 +305,10 @@ def test_addresses(stage):
     result = stage.run("strewd", "--backend", "host", "--socket", path, "--join",
                        f"127.0.0.1:{port}", "--join-timeout", 1)
     assert result.returncode == 4 and f"127.0.0.1:{port}" in result.stderr, result
-    result = stage.run("strewd", "--backend", "host", "--socket", path, "--join", "nonsense",
-                       "--join-timeout", 1)
-    assert result.returncode in (1, 2, 4) and "nonsense" in result.stderr, result
+    for option in ("--listen", "--join"):
+        for address in ("nonsense", "127.0.0.1:x", "127.0.0.1:65536", ":1", "host:"):
+            result = stage.run("strewd", "--backend", "host", "--socket", path, option, address)
+            refused(stage, result, 2, f"{option}: {address} is no address", "--help")
     for option in ("--listen", "--join"):
         result = stage.run("strewd", "--backend", "host", "--socket", path, option,
                            f"192.0.2.1:{port}", "--join-timeout", 1)
@@ -318,6 +320,23 @@ def test_addresses(stage):
         result = stage.run("strewd", "--backend", "host", "--socket", path, "--listen",
                            f"127.0.0.1:{port}")
         assert result.returncode == 1 and str(port) in result.stderr, result
+        said = result.stderr.splitlines()
+        assert "is in use: waits for up to 10 s" in said[0], said
+        assert "Address already in use: choose another port" in said[-1], said
+
+
+def test_join_timeout(stage):
+    """It is tried until then, not until the last growing delay would end behind it."""
+    argv = ("strewd", "--backend", "host", "--socket", stage.socket(), "--join",
+            f"127.0.0.1:{scene.free_port()}", "--join-timeout")
+    for seconds in (0, 1):
+        begun = time.monotonic()
+        result = stage.run(*argv, seconds)
+        took = time.monotonic() - begun
+        assert result.returncode == 4 and took >= seconds, (took, result)
+        assert took < stage.within(seconds + 1), (took, result)
+    broker = stage.broker("alone", "--join-timeout", 1)
+    assert "--join-timeout does nothing without --join" in broker.log, broker.log
 
 
 def test_keys(stage):

@@ -10,12 +10,16 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$root/build
 config=$root/bench/models/llama-3.1-8b.json
 quick=0
+usage="usage: tests/gpu/run.sh [--build DIR] [--config LLAMA.json] [--quick]"
 while (($#)); do
 	case $1 in
-	--build) build=$2; shift ;;
-	--config) config=$2; shift ;;
+	--help) echo "$usage"; exit 0 ;;
+	--build | --config)
+		(($# > 1)) || { echo "$1 needs a value; $usage" >&2; exit 2; }
+		printf -v "${1#--}" '%s' "$2"
+		shift ;;
 	--quick) quick=1 ;;
-	*) echo "usage: tests/gpu/run.sh [--build DIR] [--config LLAMA.json] [--quick]" >&2; exit 2 ;;
+	*) echo "$1: no such option; $usage" >&2; exit 2 ;;
 	esac
 	shift
 done
