@@ -84,7 +84,7 @@ static void start(struct brokers *brokers, const struct brokers_options *options
 		argv[n++] = lead ? "--listen" : "--join";
 		argv[n++] = where;
 	}
-	if (device) {
+	if (device && options->kind == GPU_CUDA) {
 		argv[n++] = "--device";
 		argv[n++] = device;
 	}

@@ -29,8 +29,9 @@ void bench_fail(int exit_code, const char *format, ...)
 	vfprintf(stderr, format, args);
 	fputc('\n', stderr);
 	va_end(args);
-	if (getpid() == parent_pid) {
-		if (logs) {
+	if (!parent_pid || getpid() == parent_pid) {
+		/* No broker has written into an empty folder: nothing is to be read there. */
+		if (logs && rmdir(logs)) {
 			fprintf(stderr, "strew-bench: what the brokers said is in %s\n", logs);
 		}
 		children_kill();

@@ -222,6 +222,9 @@ enum gpu_kind bench_machine(const struct bench_options *options, struct report *
 	child_receive(&child, &letter, 60);
 	memcpy(&machine, letter.bytes, sizeof(machine));
 	child_stop(&child);
+	if (machine.kind != GPU_CUDA && options->device) {
+		bench_fail(EXIT_USAGE, "--device %s: the host backend has no GPU", options->device);
+	}
 	if (machine.kind == GPU_CUDA) {
 		report_text(report, "device", "%s", machine.device);
 		report_text(report, "device memory", "%s free",

@@ -417,25 +417,28 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """0, 1 if a run failed, 2 for a bad command line."""
     options = parse()
-    out = options.out or pathlib.Path("OUT" if options.list else
-                                      tempfile.mkdtemp(prefix="strew-table-"))
     found = sorted(glob.glob("/usr/local/cuda*/lib64/libcublas.so.1[0-9]"))
-    rows = (one_gpu if options.gpus == 1 else two_gpus)(
-        ["--cublas", found[-1]] if found and options.backend != "host" else [],
-        options.directory or str(out / "disk"))
     names = [name for name in options.only.split(",") if name]
-    unknown = set(names) - {row.name for row in rows}
+
+    def rows_in(out: pathlib.Path) -> "list[Row]":
+        rows = (one_gpu if options.gpus == 1 else two_gpus)(
+            ["--cublas", found[-1]] if found and options.backend != "host" else [],
+            options.directory or str(out / "disk"))
+        return [row for row in rows if not names or row.name in names]
+
+    listed = rows_in(pathlib.Path("OUT"))  # no folder is made before all is known to be in order
+    unknown = set(names) - {row.name for row in listed}
     if unknown:
         print(f"table.py: no row {', '.join(sorted(unknown))}; see --list", file=sys.stderr)
         return 2
-    rows = [row for row in rows if not names or row.name in names]
     if options.list:
-        for row in rows:
+        for row in listed:
             print(row.name, *(f"  strew-bench {shlex.join(arguments)}" for arguments in row.runs),
                   sep="\n")
         return 0
-    options.bin, options.out = options.bin.resolve(), out.resolve()
+    options.out = (options.out or pathlib.Path(tempfile.mkdtemp(prefix="strew-table-"))).resolve()
     options.out.mkdir(parents=True, exist_ok=True)
+    options.bin, rows = options.bin.resolve(), rows_in(options.out)
     extra = ["--backend", options.backend] if options.backend else []
     lines, machines, failed, end = [], [], 0, time.monotonic() + options.seconds
     for row in rows:

@@ -395,6 +395,17 @@ def test_usage(stage):
     for argv in ((), ("update",), ("copy",), ("push",), ("register",), ("idle",), ("shapes",)):
         result = stage.run("strew-bench", *argv, "--help")
         assert result.returncode == 0 and result.stdout.startswith("Usage: strew-bench"), argv
+    result = stage.run("strew-bench", "update", "--backend", "host", "--device", 0, "--cut", 1)
+    assert result.returncode == 2 and "--device 0" in result.stderr, result
+    # What ends before a broker was started points to no log.
+    result = stage.run("strew-bench", "update", "--backend", "host", "--cut", 2, "--bytes", "1M",
+                       "--worker-devices", "0,1")
+    assert result.returncode in (1, 3) and "no device 1" in result.stderr, result
+    assert "what the brokers said" not in result.stderr, result.stderr
+    result = stage.run("strew-bench", "push", "--backend", "host", "--model",
+                       MODELS / "llama-3.1-8b.json", "--layers", 1, "--directory", "/proc/nope")
+    assert result.returncode == 1 and "/proc/nope" in result.stderr, result
+    assert "what the brokers said" not in result.stderr, result.stderr
     result = stage.run("strew-bench", "shapes", "--model", stage.dir / "none.json")
     assert result.returncode == 1 and "none.json" in result.stderr, result
 

@@ -150,9 +150,10 @@ def test_memory_of_plain_nccl(stage):
         "plain NCCL" in name for name in figures), figures
 
 
-def table(stage, *argv):
+def table(stage, *argv, env=None):
     return subprocess.run([sys.executable, TABLE, "--backend", "host", "--bin", stage.bin, *argv],
-                          capture_output=True, text=True, timeout=120, check=False)
+                          capture_output=True, text=True, timeout=120, check=False,
+                          env={**stage.env, **(env or {})})
 
 
 def test_runs(stage):
@@ -178,8 +179,10 @@ def test_runs(stage):
             assert f"{len(short)} of 100 updates" in line, (line, len(short))
         number = f"{wanted * 1e6:.0f}" if wanted >= 10e-6 else f"{wanted * 1e6:.3f}"
         assert f"| {number} us:" in line.replace("**", ""), (line, wanted)
-    result = table(stage, "--only", "none")
+    (stage.dir / "tmp").mkdir()
+    result = table(stage, "--only", "none", env={"TMPDIR": str(stage.dir / "tmp")})
     assert result.returncode == 2 and "none" in result.stderr, result
+    assert not list((stage.dir / "tmp").iterdir())
     result = table(stage, "--only", "4k", "--bin", TABLE.parent, "--out", out)
     assert result.returncode == 1 and "FAILED    4k" in result.stdout, result
 
