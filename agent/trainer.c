@@ -182,7 +182,9 @@ static int place_boxes(struct strew_trainer *trainer, struct error *err)
 		return rc;
 	}
 	if (export_count(trainer->set) == 0) {
-		return error_set(err, -EINVAL, "nothing to seal: no tensor has memory here");
+		return error_set(err, -EINVAL,
+			"nothing to seal: no tensor has memory here; close the trainer and declare "
+			"in a new one");
 	}
 	if (export_count(trainer->set) > LIMIT_ALLOCATIONS) {
 		return error_set(err, -E2BIG, "%zu allocations pass the limit of %u",

@@ -86,6 +86,17 @@ static int put(struct strew_trainer *trainer, uint32_t subset, void *stream, str
 		parts->flags | PUBLISH_PARTS, parts->timeout_ms, err);
 }
 
+/* To the broker, closing is a put of no subset, and sentences begin so; a user has called close. */
+static int as_close(int rc, struct error *err)
+{
+	struct error said = *err;
+
+	if (rc < 0 && strncmp(said.text, "put: ", 5) == 0) {
+		error_set(err, said.code, "close: %s", said.text + 5);
+	}
+	return rc;
+}
+
 static int close_parts(struct strew_trainer *trainer, struct error *err)
 {
 	uint64_t deadline = deadline_in_ms(trainer->session.timeout_ms);
@@ -107,7 +118,7 @@ static int close_parts(struct strew_trainer *trainer, struct error *err)
 		error_clear(&trainer->parts.refused);
 		trainer_signal(trainer);
 	}
-	return rc;
+	return as_close(rc, err);
 }
 
 /* The answer to the first put says whether there is an update to give up. */

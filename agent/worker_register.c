@@ -14,7 +14,9 @@ static int place_parameters(struct strew_agent *agent, struct error *err)
 		return rc;
 	}
 	if (export_count(agent->set) == 0) {
-		return error_set(err, -EINVAL, "nothing to register: no parameter has memory");
+		return error_set(err, -EINVAL,
+			"nothing to register: no parameter has memory; close the agent and declare "
+			"in a new one");
 	}
 	if (export_count(agent->set) > LIMIT_ALLOCATIONS) {
 		return error_set(err, -E2BIG, "%zu allocations pass the limit of %u",

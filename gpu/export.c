@@ -107,7 +107,8 @@ int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, stru
 	int rc;
 
 	if (set->settled) {
-		return error_set(err, -EINVAL, "the set is settled");
+		return error_set(err, -EINVAL,
+			"what was declared is settled: to declare more, close and open anew");
 	}
 	if (!ptr || add_overflows(address, len_bytes, &end)) {
 		return error_set(err, -EFAULT, "%" PRIu64 " bytes at 0x%" PRIx64 " are nobody's",

@@ -140,7 +140,8 @@ STREW_API int strew_agent_note_layout(
 
 /*
  * Exports the memory and registers with the broker, which has then mapped it.
- * The memory is borrowed from now until withdraw or close. Once only.
+ * The memory is borrowed from now until withdraw or close. Once only: even where it
+ * was refused, more parameters want another agent.
  * Blocks for at most the timeout.
  */
 STREW_API int strew_agent_register(struct strew_agent *agent);

@@ -206,6 +206,9 @@ static void test_the_broker_is_lost(void **arg)
 			assert_int_equal(strew_trainer_cancel_parts(trainer, "why"), -ECONNRESET);
 		}
 		assert_int_equal(strew_trainer_put(trainer, 2, NULL), -EINVAL);
+		assert_string_equal(strew_error(), "put: no update in parts is open");
+		assert_int_equal(strew_trainer_close_parts(trainer), -EINVAL);
+		assert_string_equal(strew_error(), "close: no update in parts is open");
 		assert_int_equal(strew_trainer_cancel_parts(trainer, "why"), -EINVAL);
 		assert_int_equal(strew_trainer_open_parts(trainer, VERSION, 0, 0), -ECONNRESET);
 		strew_trainer_close(trainer);

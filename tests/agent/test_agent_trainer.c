@@ -409,7 +409,9 @@ static void test_declare_errors(void **arg)
 	bad.stride[0] = UINT64_MAX / 2;
 	assert_int_equal(strew_trainer_declare(trainer, &bad), -ERANGE);
 	assert_int_equal(strew_trainer_seal(trainer), -EINVAL);
+	assert_non_null(strstr(strew_error(), "close the trainer"));
 	assert_int_equal(strew_trainer_declare(trainer, &tensor), -EINVAL);
+	assert_non_null(strstr(strew_error(), "close and open anew"));
 	strew_trainer_close(trainer);
 	fake_stop(&fake);
 }

@@ -385,6 +385,28 @@ static void test_late_registered(void **arg)
 	fake_stop(&fake);
 }
 
+/* What was forgotten wants a new agent, and both refusals say so. */
+static void test_register_nothing(void **arg)
+{
+	struct strew_agent_options options = {0};
+	struct fake fake = {.script = fake_expect_end};
+	struct strew_parameter parameter = {
+		.name = "p", .data = memory, .dtype = STREW_BF16, .ndim = 1, .shape = {COLUMNS}};
+	struct strew_agent *agent;
+	uint32_t id;
+
+	(void)arg;
+	fake_start(&fake);
+	agent = open_agent(&fake, &options);
+	assert_int_equal(strew_agent_register(agent), -EINVAL);
+	assert_non_null(strstr(strew_error(), "nothing to register"));
+	assert_non_null(strstr(strew_error(), "close the agent"));
+	assert_int_equal(strew_agent_declare(agent, &parameter, &id), -EINVAL);
+	assert_non_null(strstr(strew_error(), "close and open anew"));
+	strew_agent_close(agent);
+	fake_stop(&fake);
+}
+
 static void stale_script(struct fake *fake)
 {
 	struct message message;
@@ -541,6 +563,7 @@ int main(void)
 		TEST(test_withdraw_of_who_lives_on),
 		TEST(test_refused),
 		TEST(test_late_registered),
+		TEST(test_register_nothing),
 		TEST(test_check_fails),
 		TEST(test_many_events),
 		TEST(test_garbage),
