@@ -11,7 +11,6 @@
 #define VECTOR (64u << 20) /* floats: 256 MiB each of two */
 #define AHEAD 32	   /* steps that are enqueued at a time */
 #define HOST_PRODUCTS 200000
-#define WARM_STEPS 20
 
 /* cuBLAS's own numbers (cublas_api.h and library_types.h of CUDA 12 and 13). */
 #define CUBLAS_OP_N 0

@@ -153,6 +153,4 @@ uint64_t group_member_version(const struct group *group, uint32_t member);
 /* Can it take part in an update that begins now? Else why not, into text. */
 bool group_stands(const struct group *group, char text[LIMIT_TEXT_BYTES]);
 
-const char *group_phase_name(enum group_phase phase);
-
 #endif

@@ -118,11 +118,3 @@ void group_gone(struct group *group, const struct group_event *event, struct gro
 		group_set_text(group, text);
 	}
 }
-
-const char *group_phase_name(enum group_phase phase)
-{
-	static const char *const names[PHASE_COUNT] = {"idle", "checking", "holding", "accepted",
-		"moving", "gating", "prepared", "committing", "out"};
-
-	return (unsigned)phase < PHASE_COUNT ? names[phase] : "?";
-}

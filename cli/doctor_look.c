@@ -11,8 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LIMITS_BYTES 4096
-
 static void look_at_path(struct doctor_facts *facts)
 {
 	char directory[108];

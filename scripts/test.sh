@@ -128,6 +128,7 @@ if ((!do_build)); then
 		suite "$build"
 		exit
 	fi
+	say "without ctest, or its files for this folder: explore, faults, fuzzers and the epoll cases are left out"
 	log=$(mktemp)
 	trap 'rm -f "$log"' EXIT
 	suite_without_ctest

@@ -277,6 +277,8 @@ void world_say(const struct world *world, char *buf, size_t size)
 {
 	static const char *const states[] = {
 		"?", "FORMING", "CURRENT", "PENDING", "IN_DOUBT", "DIRTY", "STALE", "LOST"};
+	static const char *const phases[PHASE_COUNT] = {"idle", "checking", "holding", "accepted",
+		"moving", "gating", "prepared", "committing", "out"};
 	size_t n = 0;
 
 	n += (size_t)snprintf(buf + n, size - n, "lead %s",
@@ -291,7 +293,7 @@ void world_say(const struct world *world, char *buf, size_t size)
 
 		n += (size_t)snprintf(buf + n, size - n, "; group %u %s (%s)", g,
 			team ? states[group_state(&team->group)] : "none",
-			team ? group_phase_name(team->group.phase) : "");
+			team ? phases[team->group.phase] : "");
 		for (unsigned m = 0; m < config.members[g] && n < size; m++) {
 			const struct w_worker *worker = &world->worker[g][m];
 
