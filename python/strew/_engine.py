@@ -24,11 +24,9 @@ from ._errors import (
     Error,
     InvalidArgument,
     LoaderFailed,
-    NotShareable,
     Timeout,
 )
 from ._layout import Layout
-from ._record import record_layout
 
 Described = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -81,16 +79,16 @@ class Values(Mapping[str, torch.Tensor]):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], described: Described) -> None:
         self._tensors = tensors
-        self._described = {n: said for n, said in described.items() if n in tensors}
+        self.described = {n: said for n, said in described.items() if n in tensors}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name].to(self._described[name][0])
+        return self._tensors[name].to(self.described[name][0])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._described)
+        return iter(self.described)
 
     def __len__(self) -> int:
-        return len(self._described)
+        return len(self.described)
 
 
 class MadeUp(Mapping[str, torch.Tensor]):
@@ -100,20 +98,20 @@ class MadeUp(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, described: Described) -> None:
-        self._described = described
+        self.described = described
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        dtype, shape = self._described[name]
+        dtype, shape = self.described[name]
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         if dtype.is_floating_point:
             return (torch.randn(shape, generator=generator) * 0.1).to(dtype)
         return torch.randint(0, 100, shape, generator=generator).to(dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._described)
+        return iter(self.described)
 
     def __len__(self) -> int:
-        return len(self._described)
+        return len(self.described)
 
 
 def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
@@ -151,80 +149,6 @@ def write_described(tensors: Mapping[str, Any]) -> list[list[Any]]:
 def _open_gate() -> Dirty:
     return Dirty(errno.EUCLEAN, "the broker may write to the parameters, and has not given them "
                  "back: no step may run")
-
-
-def accepts_partial(layout: Layout, module: torch.nn.Module, load_weights: Callable[[Any], Any],
-                    described: Described, checkpoint: Described | None) -> bool:
-    """Whether updates may leave elements as they are: padding that no tensor has.
-
-    Args:
-        layout: of `module`, by its `load_weights` and the trainer's `described` tensors.
-        checkpoint: what tensors the engine's own checkpoint has; None: nobody knows.
-
-    InvalidArgument, by name, for what else no tensor fills: whole parameters, and parts of fused
-    ones, whose tensor the trainer lacks or calls otherwise. They would keep what they were loaded
-    with.
-    """
-    if layout.unfilled:
-        raise InvalidArgument(errno.EINVAL, "no tensor of the trainer fills "
-                              f"{_few(layout.unfilled)} ({len(layout.unfilled)} parameters of this "
-                              "engine)")
-    partial = any(one.uncovered for one in layout.parameters.values())
-    none_lacks = checkpoint is not None and checkpoint.keys() <= described.keys()
-    if (partial or layout.loader) and not none_lacks:
-        try:
-            # Of `layout` alone it is not known what fills the parameters that go by the loader.
-            mine = record_layout(module, load_weights, described)
-        except NotShareable:
-            return partial  # all goes by the loader, and the rehearsal was as without those tensors
-        uncovered = {name: one.uncovered for name, one in mine.parameters.items() if one.uncovered
-                     and (name in layout.parameters or name in layout.loader)}
-        if checkpoint is None:
-            _refuse_unknown(module, mine, uncovered)
-        else:
-            # What both have goes as the trainer sends it.
-            both = {name: described.get(name, said) for name, said in checkpoint.items()}
-            _refuse_lacking(uncovered, record_layout(module, load_weights, both), described)
-    return partial
-
-
-def _refuse_lacking(uncovered: dict[str, int], whole: Layout, described: Described) -> None:
-    """An element is padding if the engine's own checkpoint does not fill it either."""
-    lacking = []
-    for name, count in uncovered.items():
-        filled = whole.parameters.get(name)
-        if filled is None or filled.uncovered < count:
-            tensors = {piece.tensor for piece in filled.pieces} if filled else set()
-            lacking.append(f"{name} lacks {_few(sorted(tensors - described.keys())) or 'tensors'}")
-    if lacking:
-        raise InvalidArgument(errno.EINVAL, "the trainer's tensors fill parameters of this engine "
-                              f"in part: {_few(lacking, '; ')} ({len(lacking)} parameters). Send "
-                              "these too, by the names that they have in the engine's checkpoint")
-
-
-def _refuse_unknown(module: torch.nn.Module, mine: Layout, uncovered: dict[str, int]) -> None:
-    """With no checkpoint at hand only that is padding which the engine's own module says is."""
-    unknown = [f"{name} ({count} of {mine.parameters[name].tensor.numel()} elements)"
-               for name, count in uncovered.items()
-               if count > _vocabulary_padding(module, name, mine.parameters[name].tensor)]
-    if unknown:
-        raise InvalidArgument(errno.EINVAL, "the trainer's tensors fill parameters of this engine "
-                              f"in part: {_few(unknown)}. Without a checkpoint strew cannot tell "
-                              "padding from a tensor that the trainer lacks, or calls otherwise: "
-                              "have one where the engine's model path points (its headers will do)")
-
-
-def _vocabulary_padding(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> int:
-    """Elements that vLLM's and SGLang's embeddings have behind this worker's rows."""
-    rows = getattr(module.get_submodule(name.rpartition(".")[0]), "shard_indices", None)
-    if rows is None or not tensor.dim() or tensor.shape[0] != rows.num_elements_padded:
-        return 0
-    padding = rows.num_elements_padded - rows.num_org_elements - rows.num_added_elements
-    return int(padding) * (tensor.numel() // tensor.shape[0])
-
-
-def _few(names: list[str], comma: str = ", ") -> str:
-    return comma.join(names[:4]) + (comma + "..." if len(names) > 4 else "")
 
 
 class Receiver:

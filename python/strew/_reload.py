@@ -29,13 +29,16 @@ class Reloader:
         self._loaded: list[Slot] = []
         self.feed = feed
 
-    def run(self) -> None:
-        """Loads what is in `feed`. Raises LoaderFailed; every tensor is at its address again, also
-        after Ctrl-C (which is raised as it is, and leaves what the loader fills filled in part)."""
+    def run(self, weights: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
+        """Loads what is in `feed`, or these. Raises LoaderFailed; every tensor is at its address
+        again, also after Ctrl-C (which is raised as it is, and leaves what the loader fills filled
+        in part)."""
+        if weights is None:
+            # Copies: a loader may keep what it is given, or change it.
+            weights = ((name, tensor.clone()) for name, tensor in self.feed.items())
         try:
             with torch.no_grad():
-                # Copies: a loader may keep what it is given, or change it.
-                self._reload((name, tensor.clone()) for name, tensor in self.feed.items())
+                self._reload(weights)
             self._put_back()
         except BaseException as reason:
             for slot in self._slots:

@@ -135,19 +135,23 @@ def _layout(model: Any, described: Any, checkpoint: str | None, path: str | None
     """
     import torch
 
-    from ._engine import MadeUp, Values, accepts_partial, find_checkpoint, find_described
+    from ._engine import MadeUp, Values, find_checkpoint, find_described
+    from ._padding import accepts_partial, as_sent
     from ._record import record_layout
     values: Mapping[str, Any]
+    own: Any
     if checkpoint is None:  # random weights: nobody misses them
         named = find_described(path) if path is not None else None
+        own = MadeUp(as_sent(named, described)) if named is not None else None
         values = MadeUp(described)
         with torch.no_grad():
             model.load_weights(list(values.items()))
     else:
         loaded = find_checkpoint(checkpoint)
-        named, values = loaded.described(), Values(loaded, described)
+        own = Values(loaded, as_sent(loaded.described(), described))
+        values = Values(loaded, described)
     layout = record_layout(model, model.load_weights, described, prove=values)
-    return layout, accepts_partial(layout, model, model.load_weights, described, named)
+    return layout, accepts_partial(layout, model, model.load_weights, described, own)
 
 
 def _tensors(do: str, said: dict[str, Any], host: bool = False) -> list[tuple[str, Any]]:

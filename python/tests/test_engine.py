@@ -19,12 +19,12 @@ from strew._engine import (
     MadeUp,
     Receiver,
     Values,
-    accepts_partial,
     find_place,
     read_described,
     write_described,
 )
 from strew._layout import LayoutParameter, Piece
+from strew._padding import accepts_partial
 from strew._source import Source
 
 SHAPES = {"a": (torch.float32, (6, 5)), "b": (torch.bfloat16, (7,))}
@@ -85,9 +85,9 @@ def test_a_parameter_that_no_tensor_fills():
     missing = next(iter(SHAPES))
     layout = strew.record_layout(module, module.load_weights, named)
     with pytest.raises(strew.InvalidArgument, match=f"no tensor of the trainer fills .*{missing}"):
-        accepts_partial(layout, module, module.load_weights, named, SHAPES)
+        accepts_partial(layout, module, module.load_weights, named, MadeUp(SHAPES))
     layout = strew.record_layout(module, module.load_weights, SHAPES)
-    assert not accepts_partial(layout, module, module.load_weights, SHAPES, SHAPES)
+    assert not accepts_partial(layout, module, module.load_weights, SHAPES, MadeUp(SHAPES))
 
 
 class Merged(nn.Module):
@@ -129,7 +129,8 @@ def judge_merged(sent, checkpoint, rows=None):
     layout = strew.record_layout(module, module.load_weights, described, reload=module.reload,
                                  prove={name: values[name] for name in described})
     assert not layout.refused and layout.loader == ["kv"]
-    return accepts_partial(layout, module, module.load_weights, described, checkpoint)
+    return accepts_partial(layout, module, module.load_weights, described,
+                           MadeUp(checkpoint) if checkpoint is not None else None)
 
 
 def test_a_parameter_that_is_filled_in_part():
@@ -144,6 +145,56 @@ def test_a_parameter_that_is_filled_in_part():
         judge_merged(every - {"k"}, Merged.SHAPES)
     with pytest.raises(strew.InvalidArgument, match="gate_up lacks up; kv lacks v"):
         judge_merged(every - {"up", "v"}, {**Merged.SHAPES, **extra})
+
+
+class Packed(Merged):
+    """Its weights lie where nobody sees them, and its own loader does not fit it any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = []
+        self.scale = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def load_weights(self, weights):
+        for _, _ in weights:
+            raise AttributeError("it was packed")
+
+    def reload(self, weights):
+        whole = Merged()
+        given = dict(weights)
+        whole.load_weights(given.items())
+        self.hidden = [p.tolist() for p in whole.parameters()]
+        self.scale.data.copy_(given["gate"].amax(0))
+
+
+def judge_packed(sent, own):
+    values = random_values(Merged.SHAPES, 1)
+    module = Packed()
+    for name in ("gate_up", "kv", "embed"):
+        delattr(module, name)
+    module.reload(values.items())
+    described = {name: (value.dtype, tuple(value.shape)) for name, value in values.items()
+                 if name in sent}
+    layout = strew.record_layout(module, module.load_weights, described, reload=module.reload,
+                                 prove={name: values[name] for name in described})
+    assert not layout.refused and not layout.unfilled and layout.loader == ["scale"]
+    before = module.hidden
+    assert not accepts_partial(layout, module, module.load_weights, described, own)
+    return module.hidden == before
+
+
+def test_a_loader_that_cannot_be_followed(caplog):
+    """What it takes must be sent: where it goes is not seen."""
+    every = set(Merged.SHAPES)
+    values = random_values(Merged.SHAPES, 1)
+    more = {**values, "nowhere": torch.ones(2)}
+    own = Values(more, {name: (t.dtype, tuple(t.shape)) for name, t in more.items()})
+    assert judge_packed(every, own)
+    with pytest.raises(strew.InvalidArgument, match=r"in part: it lacks k, up \(2 tensors\)"):
+        judge_packed(every - {"up", "k"}, own)
+    assert not caplog.text
+    judge_packed(every - {"up"}, None)
+    assert "it is not known whether they fill all of it" in caplog.text
 
 
 def test_padding_of_random_weights():

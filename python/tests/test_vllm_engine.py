@@ -32,7 +32,7 @@ from vllm.platforms import current_platform  # noqa: E402
 
 import strew  # noqa: E402
 import strew.vllm  # noqa: E402
-from strew._engine import Receiver  # noqa: E402
+from strew._engine import Receiver, write_described  # noqa: E402
 
 HAVE = strew.vllm.found()
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="this vLLM is not for CPUs")
@@ -250,6 +250,21 @@ def test_a_checkpoint_that_the_engine_has_not_loaded(setup):
     assert setup.broker.groups() == []
 
 
+def without(model, name):
+    """What a trainer sends that lacks a tensor."""
+    return {"tensors": write_described({n: p for n, p in model.named_parameters() if n != name})}
+
+
+@with_interface
+def test_half_of_a_fused_parameter_is_missing(setup):
+    """Of a matrix that this CPU has packed, and a whole one: the engine is as it was."""
+    old = generate(setup.llm)
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        with pytest.raises(Exception, match=f"in part: it lacks {name}"):
+            setup.client.init_weight_transfer_engine(without(setup.policy, name))
+    assert setup.broker.groups() == [] and generate(setup.llm) == old
+
+
 @with_interface
 def test_an_update_is_what_a_fresh_engine_loads(setup, fresh):
     old = generate(setup.llm)
@@ -422,6 +437,11 @@ def test_two_workers_that_have_not_repacked(broker, tmp_path, models, monkeypatc
         want, hashes = generate(llm), llm.collective_rpc("probe_hash")
     with engine(models[0][0], **options, **word()) as llm:
         one = Setup(tmp_path, models, llm, broker)
+        for lacks, fused in (("up_proj", "gate_up_proj"), ("k_proj", "qkv_proj")):
+            name = next(n for n, _ in one.policy.named_parameters() if lacks in n)
+            with pytest.raises(Exception, match=f"in part: .*{fused}.weight lacks {name}"):
+                one.client.init_weight_transfer_engine(without(one.policy, name))
+        assert broker.groups() == []
         one.send(1)
         assert one.send(2).committed
         assert generate(llm) == want and llm.collective_rpc("probe_hash") == hashes

@@ -20,7 +20,6 @@ from .._engine import (
     Place,
     Receiver,
     Values,
-    accepts_partial,
     find_checkpoint,
     find_described,
     find_place,
@@ -28,6 +27,7 @@ from .._engine import (
 )
 from .._errors import Error, InvalidArgument
 from .._layout import Layout
+from .._padding import accepts_partial, as_sent
 from .._record import record_layout
 
 logger = logging.getLogger("strew.vllm")
@@ -176,13 +176,18 @@ class Core:
             if layout.refused:
                 raise InvalidArgument(errno.ENOTSUP, "strew cannot fill all of this engine's "
                                       f"parameters: {_few(layout.refused)}")
-            model = self.config.model_config
-            partial = accepts_partial(
-                layout, self.model, self._load, described, checkpoint.described()
-                if checkpoint is not None else find_described(model.model, model.revision))
+            partial = accepts_partial(layout, self.model, self._load, described,
+                                      self._own(checkpoint, described))
         if self._plain(layout):
             layout.reloader = None
         return layout, partial
+
+    def _own(self, checkpoint: Checkpoint | None, described: Described) -> Values | MadeUp | None:
+        if checkpoint is not None:
+            return Values(checkpoint, as_sent(checkpoint.described(), described))
+        model = self.config.model_config
+        named = find_described(model.model, model.revision)
+        return MadeUp(as_sent(named, described)) if named is not None else None
 
     def _plain(self, layout: Layout) -> bool:
         """Is there nothing for the loader to do? Quantized ones may keep more than is seen."""
