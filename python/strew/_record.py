@@ -138,6 +138,7 @@ def _adopt(follower: Follower, slots: list[Slot], result: Any, module: torch.nn.
     if isinstance(result, torch.nn.Module) and result is not module:
         others = {**dict(result.named_buffers(remove_duplicate=False)),
                   **dict(result.named_parameters(remove_duplicate=False))}
+    taken: list[tuple[Slot, torch.Tensor]] = []
     for slot in slots:
         if slot.changed:
             put = slot.now()
@@ -150,9 +151,13 @@ def _adopt(follower: Follower, slots: list[Slot], result: Any, module: torch.nn.
                 layout.refused[slot.names[0]] = (f"the loader made it of shape {tuple(put.shape)}, "
                                                  f"the engine has {tuple(slot.data.shape)}")
             elif follower.tracked(put):
-                follower.copy(slot.data, put)
+                with follower:
+                    taken.append((slot, put.clone()))  # it may lie in another slot's memory
             else:
                 layout.refused[slot.names[0]] = "the loader put another tensor in its place"
+    for slot, put in taken:
+        follower.copy(slot.data, put)
+    for slot in slots:
         slot.restore()
 
 

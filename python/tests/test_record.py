@@ -206,6 +206,26 @@ def test_a_module_whose_tensors_are_replaced():
     assert list(layout.moved()) == ["1.weight"]
 
 
+def test_a_loader_that_swaps_tensors_between_names():
+    """Double buffers: each name has what the other's memory was loaded with."""
+    values = random_values({n: (F32, (4,)) for n in "abcd"})
+    module = nn.Module()
+    for name in values:
+        setattr(module, name, nn.Parameter(torch.zeros(4), requires_grad=False))
+
+    def load_weights(weights):
+        for name, tensor in weights:
+            getattr(module, name).data.copy_(tensor)
+        module.a, module.b, module.c = module.c, module.a, module.b
+    load_weights(values.items())
+    layout = strew.record_layout(module, load_weights, values, prove=values)
+    assert not layout.refused, layout.refused
+    for name, parameter in layout.parameters.items():
+        piece, = parameter.pieces
+        assert torch.equal(parameter.tensor.data, values[piece.tensor]), name
+    assert [layout.parameters[n].pieces[0].tensor for n in "abcd"] == ["c", "a", "b", "d"]
+
+
 @pytest.mark.parametrize("shape, dtype, see", [
     ((4, 4), torch.float32, lambda data: data.t()), ((4, 6), torch.float32, lambda data: data.t()),
     ((4, 6), torch.float32, lambda data: data.view(6, 4)),
