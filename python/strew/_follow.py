@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import _affine
 from ._affine import Inexpressible, Region
+from ._done import Done, changed_by, key_of
 from ._errors import NotShareable
 
 aten = torch.ops.aten
@@ -86,24 +88,11 @@ def _through(path: tuple[torch.dtype, ...], dtype: torch.dtype) -> tuple[torch.d
     return path
 
 
-def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
     """The same geometry without data."""
     if tensor.is_meta:
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _changed(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The tensors that the operation writes to."""
-    schema = func._schema.arguments
-    changed = [value for argument, value in
-               [*zip(schema, args), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
-               if argument.alias_info is not None and argument.alias_info.is_write]
-    return [t for t in tree_leaves(changed) if isinstance(t, torch.Tensor)]
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
@@ -132,6 +121,7 @@ class Follower(TorchDispatchMode):
         self._longest = 0  # dimension of a source: what an index may be
         # Storages (kept, as above) that were computed of the engine's own numbers alone.
         self._computed: dict[int, tuple[Any, list[Block]]] = {}
+        self.done = Done()
         self._ops: dict[Any, Callable[..., Any]] = {
             aten.copy_.default: self._copy_, aten.fill_.Scalar: self._fill,
             aten.fill_.Tensor: self._fill, aten.zero_.default: self._fill,
@@ -158,36 +148,50 @@ class Follower(TorchDispatchMode):
             block.writes.append(Write(whole, source, (source.dtype,)))
         block.sources.add(source.name)
         self._longest = max(self._longest, *source.shape, 0)
-        self.blocks[_key(tensor)] = block
+        self.blocks[key_of(tensor)] = block
         return tensor
 
     def parameter(self, tensor: torch.Tensor) -> Block:
         """Notes that the tensor is a parameter: it is never written to."""
-        block = self.blocks.setdefault(_key(tensor), Block(tensor.untyped_storage(), tensor.dtype))
+        block = self.block(tensor)
         block.parameter = True
         return block
 
     def block(self, tensor: torch.Tensor) -> Block:
         """The tensor's storage, which is known from now on."""
-        block = self.blocks.get(_key(tensor))
+        block = self.blocks.get(key_of(tensor))
         if block is None:
             block = Block(tensor.untyped_storage(), tensor.dtype)
-            self.blocks[_key(tensor)] = block
+            self.blocks[key_of(tensor)] = block
         return block
 
     def tracked(self, tensor: torch.Tensor) -> bool:
         """True if it may hold something of a source."""
-        block = self.blocks.get(_key(tensor))
+        block = self.blocks.get(key_of(tensor))
         return block is not None and block.tracked
+
+    def kept(self) -> list[Block]:
+        """What holds something of a source, is no parameter, and is kept by somebody all the same.
+
+        To be called when the loader is done and its result is gone.
+        """
+        uses = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
+
+        def look() -> list[Block]:
+            return [block for block in self.blocks.values() if block.tracked and
+                    not block.parameter and uses(block.storage._cdata) > 1]
+        if look():
+            gc.collect()  # what the loader has dropped in circles
+        return look()
 
     # What the loader looks at
 
     def _engines(self, tensor: torch.Tensor) -> list[Block]:
         """The engine's storages that its numbers come from."""
-        block = self.blocks.get(_key(tensor))
+        block = self.blocks.get(key_of(tensor))
         if block is not None:
             return [block] if block.parameter else []
-        return self._computed.get(_key(tensor), (None, []))[1]
+        return self._computed.get(key_of(tensor), (None, []))[1]
 
     def look(self, tensor: torch.Tensor) -> None:
         """The loader looks at its numbers."""
@@ -197,7 +201,7 @@ class Follower(TorchDispatchMode):
     def only_looked_at(self, tensor: torch.Tensor) -> bool:
         """True of what tells the loader where things go, such as an expert map: indices that it has
         looked at and not written to. It leaves them as they are with other weights too."""
-        block = self.blocks.get(_key(tensor))
+        block = self.blocks.get(key_of(tensor))
         if block is None or not block.read or block.changed or block.tracked:
             return False
         # Packed weights are integers too: of other dtypes, or with larger numbers.
@@ -206,7 +210,7 @@ class Follower(TorchDispatchMode):
 
     def _untracked(self, func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         """An operation that is done, as nothing of a source is in it."""
-        out = func(*args, **kwargs)
+        out = self.done.do(func, args, kwargs)
         blocks = {id(block): block for t in tensors if not t.is_floating_point()
                   for block in self._engines(t)}
         if not blocks or func._schema.is_mutable or self._ops.get(func) == self._made:
@@ -215,8 +219,8 @@ class Follower(TorchDispatchMode):
             if not isinstance(one, torch.Tensor):
                 for block in blocks.values():
                     block.read = True
-            elif _key(one) not in self.blocks:
-                self._computed[_key(one)] = (one.untyped_storage(), list(blocks.values()))
+            elif key_of(one) not in self.blocks:
+                self._computed[key_of(one)] = (one.untyped_storage(), list(blocks.values()))
         return out
 
     # Copies
@@ -243,7 +247,7 @@ class Follower(TorchDispatchMode):
         signed = any(t.is_neg() or t.is_conj() for t in (target, source))
         source = source.expand(target.shape)
         block = self.block(target)
-        origin = self.blocks.get(_key(source))
+        origin = self.blocks.get(key_of(source))
         if origin is not None:
             block.inherit([origin])
         elif source.is_meta:
@@ -288,12 +292,12 @@ class Follower(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        known = [t for t in tensors if _key(t) in self.blocks]
+        known = [t for t in tensors if key_of(t) in self.blocks]
         mutable = func._schema.is_mutable
         if not known or not (mutable or any(map(self.tracked, known))):
             # Of the loader's own, or of parameters that nothing was loaded into yet.
             return self._untracked(func, tensors, args, kwargs)
-        for one in _changed(func, args, kwargs):
+        for one in changed_by(func, args, kwargs):
             self.block(one).changed = True
         handler = self._ops.get(func)
         if handler is not None:
@@ -304,7 +308,7 @@ class Follower(TorchDispatchMode):
         """What is not followed: views are as they are, all else taints."""
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         name = func._schema.name.removeprefix("aten::")
-        tracked = [self.blocks[_key(t)] for t in tensors if self.tracked(t)]
+        tracked = [self.blocks[key_of(t)] for t in tensors if self.tracked(t)]
         why = next((b.taint for b in tracked if b.taint), "") or \
             f"the loader computes it ({name}, near tensor {self.at})"
         if func._schema.is_mutable:
@@ -317,21 +321,21 @@ class Follower(TorchDispatchMode):
             return func(*args, **kwargs)
         out = func(*tree_map_only(torch.Tensor, _meta, args),
                    **self._on_meta(tree_map_only(torch.Tensor, _meta, kwargs)))
-        keys = {_key(t) for t in tensors}
+        keys = {key_of(t) for t in tensors}
         for one in tree_leaves(out):
-            if isinstance(one, torch.Tensor) and _key(one) not in keys:
+            if isinstance(one, torch.Tensor) and key_of(one) not in keys:
                 self._taint(one, why, tracked)
         return out
 
     def _mutation(self, func: Any, args: Any, kwargs: Any, why: str,
                   tracked: list[Block]) -> Any:
         """Nothing is done to parameters or stand-ins; what would be changed is tainted."""
-        changed = _changed(func, args, kwargs)
+        changed = changed_by(func, args, kwargs)
         for one in changed:
             if tracked:
                 self._taint(one, why, tracked)
         if not tracked and not any(self.block(t).parameter for t in changed):
-            return func(*args, **kwargs)
+            return self.done.do(func, args, kwargs)
         if len(func._schema.returns) != 1:
             raise NotShareable(errno.ENOTSUP, f"tensor {self.at}: {func} is not followed")
         return changed[0]
@@ -347,8 +351,8 @@ class Follower(TorchDispatchMode):
                non_blocking: bool = False) -> torch.Tensor:
         if not self.tracked(source) and not self.block(target).parameter \
                 and not self.tracked(target):
-            del self.blocks[_key(target)]
-            return func(target, source, non_blocking)
+            del self.blocks[key_of(target)]
+            return self.done.do(func, (target, source, non_blocking), {})
         self.copy(target, source)
         return target
 
@@ -357,7 +361,7 @@ class Follower(TorchDispatchMode):
             return self._copy_(aten.copy_.default, target, value[0])
         block = self.block(target)
         if not block.parameter and not block.tracked:
-            return func(target, *value)
+            return self.done.do(func, (target, *value), {})
         shape = tuple(target.shape)
         try:
             if target.numel():

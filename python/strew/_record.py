@@ -20,7 +20,7 @@ from ._lib import MAX_DIMS
 from ._modes import IndicesStay, threads_inline
 from ._prove import bits
 from ._reload import add_loader_route
-from ._slots import Slot, find_slots, owners
+from ._slots import Holders, Slot, find_slots, owners
 from ._tensors import CASTABLE, DTYPES, dtype_number
 
 
@@ -161,6 +161,23 @@ def _adopt(follower: Follower, slots: list[Slot], result: Any, module: torch.nn.
         slot.restore()
 
 
+def _restore_holders(holders: Holders, follower: Follower, outside: dict[str, Block]) -> None:
+    """Notes in `outside` what the loader has put or filled there."""
+    put = holders.restore(lambda one: isinstance(one, torch.Tensor) and
+                          follower.tracked(one.data))
+    for name, tensor in put.items():
+        outside[name] = follower.block(tensor)
+
+
+def _note_kept(follower: Follower, outside: dict[str, Block]) -> None:
+    """What the loader has put or filled where nobody looks."""
+    named = {id(block) for block in outside.values()}
+    for block in follower.kept():
+        if id(block) not in named:
+            few = sorted(block.sources)
+            outside[f"what is made of {', '.join(few[:3])}{', ...' if few[3:] else ''}"] = block
+
+
 def _fill_in(layout: Layout, follower: Follower, slots: list[Slot]) -> None:
     """What the follower has seen, for each slot."""
     for slot in slots:
@@ -246,8 +263,10 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
             followed, because the engine has replaced what it loads into, everything goes so.
 
     Returns a Layout. Its `refused` names the parameters that cannot be filled by copies and casts
-    of boxes, and why; Agent.register() raises Refused for them. NotShareable if the loader looks
-    at values, or fails on tensors without data.
+    of boxes, and why, and without `reload` what load_weights puts or fills outside of modules' own
+    tensors, in lists, dictionaries and other objects: the engine's are put back. Agent.register()
+    raises Refused for them. NotShareable if the loader looks at values, or fails on tensors without
+    data.
     """
     if reload is not None and prove is None:
         raise InvalidArgument(errno.EINVAL, "record_layout: reload needs prove, the checkpoint "
@@ -259,7 +278,11 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
         follower.parameter(slot.data)
     layout = Layout()
     keys = [set(owner) for _, owner in owners(module)]
+    outside: dict[str, Block] = {}
+    holders = Holders(module)
     with contextlib.ExitStack() as stack:
+        stack.callback(follower.done.undo)
+        stack.callback(_restore_holders, holders, follower, outside)
         stack.callback(_remove_new, module, keys, follower, layout)
         for slot in slots:
             stack.callback(slot.restore)
@@ -267,6 +290,8 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
         if followed is not None:
             _adopt(follower, slots, followed[0], module, layout)
     if followed is not None:
+        followed = (None,)  # its stand-ins are kept by nobody else
+        _note_kept(follower, outside)
         _fill_in(layout, follower, slots)
     else:
         _leave_to_loader(layout, slots)
@@ -278,8 +303,12 @@ def record_layout(module: torch.nn.Module, load_weights: Callable[[Any], Any], n
         if reload is not None:
             every = {source.name for source in sources}
             origins = _origins(layout, follower, slots, sources) if followed is not None else every
+            origins = origins.union(*(block.sources for block in outside.values()))
             add_loader_route(layout, slots, reload, tensors, origins,
                              [source.name for source in sources])
         _refuse_unfilled(layout, slots, layout.reloader is not None,
                          follower if followed is not None else None)
+    if layout.reloader is None:  # which makes these too
+        layout.refused.update((name, "the loader keeps it outside of the modules' own tensors, "
+                               "where no update fills it") for name in outside)
     return layout

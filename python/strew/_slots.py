@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,6 +62,58 @@ class Slot:
             if self._moved(was, was, data):
                 was.data = data
             owner[key] = was
+
+
+def _inside(value: Any) -> Any:
+    """The list or dictionary in which a list, a dictionary or a plain object has its parts."""
+    if isinstance(value, (torch.nn.Module, torch.Tensor)):
+        return None
+    inside = value if isinstance(value, (list, dict)) else getattr(value, "__dict__", None)
+    return inside if isinstance(inside, (list, dict)) else None
+
+
+def _items(inside: Any) -> list[tuple[Any, Any]]:
+    return list(inside.items() if isinstance(inside, dict) else enumerate(inside or ()))
+
+
+class Holders:
+    """Lists, dictionaries and plain objects that modules have as attributes, and what was in them.
+
+    Engines keep tensors there too. These are no slots: a loader that puts others there is seen, and
+    the engine's own are put back.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        # Each (name, the module's dictionary, key in it, its value, what that has, a copy of that).
+        self._kept: list[tuple[str, dict[str, Any], str, Any, Any, Any]] = []
+        torchs, seen = vars(torch.nn.Module()).keys(), set()
+        for prefix, child in module.named_modules():
+            for key, value in vars(child).items():
+                inside = _inside(value)
+                if inside is not None and key not in torchs and id(inside) not in seen:
+                    seen.add(id(inside))
+                    name = f"{prefix}.{key}" if prefix else key
+                    self._kept.append((name, vars(child), key, value, inside, inside.copy()))
+
+    def restore(self, of_loader: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
+        """Takes out the tensors that the loader has put there, and returns them by name."""
+        found: dict[str, torch.Tensor] = {}
+        for name, owner, key, value, inside, before in self._kept:
+            now = owner.get(key)
+            there = [(parts, part, one) for parts in ([inside] if now is value
+                                                      else [inside, _inside(now)])
+                     for part, one in _items(parts) if of_loader(one)]
+            found.update((f"{name}.{part}", one) for _, part, one in there)
+            if any(parts is not inside for parts, _, _ in there):
+                owner[key] = value
+            for parts, part, _ in there:
+                if isinstance(inside, list):
+                    inside[:] = before
+                elif parts is inside and part in before:
+                    inside[part] = before[part]
+                elif parts is inside:
+                    del inside[part]
+        return found
 
 
 def owners(module: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:

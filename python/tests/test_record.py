@@ -1,5 +1,7 @@
 """record_layout: what strew fills, through a real broker, is what the loader fills."""
 
+import types
+
 import numpy
 import pytest
 
@@ -431,6 +433,90 @@ def test_plain_attributes_that_a_post_load_hook_makes():
     assert sorted(layout.refused) == ["late", "norm"] and "norm" in layout.refused["norm"]
     assert module.transposed is kept and not hasattr(module, "late")
     assert not any(t.is_meta for t in vars(module).values() if isinstance(t, torch.Tensor))
+
+
+class Outside(nn.Module):
+    """What engines keep beside modules' own tensors: in helper objects, lists and dictionaries."""
+
+    def __init__(self):
+        super().__init__()
+        self.kv = nn.Parameter(torch.zeros(4, 2), requires_grad=False)
+        self.impl = types.SimpleNamespace(w_uk=torch.ones(2, 2))
+        self.parts, self.again = [torch.ones(2, 2)], [torch.ones(1)]
+        self.rows = {"x": torch.full((6,), 3.0), "deep": [[torch.full((2,), 3.0)]]}
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            if name == "kv":
+                self.kv.data.copy_(tensor)
+            elif name == "x":
+                self.rows["x"].zero_()
+                self.rows["x"][:4].copy_(tensor)
+            else:
+                self.rows["deep"][0][0].fill_(1).mul_(2).copy_(tensor)
+
+    def hook(self):
+        self.impl.w_uk = self.kv.data[:2].t().contiguous()
+        self.impl.late = self.kv.data[:1].clone()
+        self.parts[0] = self.kv.data[2:].clone()
+        self.parts.append(self.kv.data[2:].clone())
+        self.again = [self.kv.data * 2]
+
+    def reload(self, weights):
+        self.load_weights(weights)
+        self.hook()
+
+    def beside(self):
+        return [self.impl.w_uk, *self.parts, *self.again, self.rows["x"], self.rows["deep"][0][0]]
+
+
+@pytest.mark.parametrize("what", ["load_weights", "reload"])
+def test_tensors_outside_of_modules(what):
+    """They are named, not forgotten; they are the engine's own again, with what they had."""
+    values = random_values({"kv": (F32, (4, 2)), "x": (F32, (4,)), "y": (F32, (2,))})
+    module = Outside()
+    before = module.beside()
+    numbers = [t.clone() for t in before]
+    layout = strew.record_layout(module, getattr(module, what), values)
+    assert all(a is b and torch.equal(a, n) for a, b, n in zip(module.beside(), before, numbers))
+    assert len(module.beside()) == len(before) and not hasattr(module.impl, "late")
+    put = ["again.0", "impl.late", "impl.w_uk", "parts.0", "parts.1"] if what == "reload" else []
+    assert sorted(layout.refused) == [*put, "rows.x", "what is made of y"]
+    assert "outside" in layout.refused["rows.x"] and list(layout.parameters) == ["kv"]
+    # An engine's own loader makes them again, from all that they are made of.
+    module.reload(values.items())
+    layout = strew.record_layout(module, getattr(module, what), values, prove=values,
+                                 reload=module.reload)
+    assert not layout.refused and set("xy") <= layout.reloader.feed.keys()
+    assert not any(t.is_meta for t in module.beside())
+
+
+def test_a_loader_that_fails_leaves_nothing_outside():
+    module = Outside()
+    before = module.beside()
+
+    def load_weights(weights):
+        module.reload(weights)
+        raise RuntimeError("no more luck")
+    with pytest.raises(strew.NotShareable, match="no more luck"):
+        strew.record_layout(module, load_weights, {"kv": (F32, (4, 2)), "x": (F32, (4,))})
+    assert all(a is b and not a.is_meta for a, b in zip(module.beside(), before))
+    assert (module.rows["x"] == 3).all()
+
+
+def test_scratch_memory_of_a_loader():
+    """It may write there, keep it, and come back to it."""
+    scratch, count = torch.zeros(3, 4), torch.zeros(1, dtype=torch.int64)
+
+    def load(p, name, tensor):
+        rows = torch.zeros(3, dtype=torch.int64)
+        rows[1:] += torch.arange(1, 3)
+        scratch.fill_(4)
+        count.add_(1)
+        p.data.copy_(tensor[rows])
+    _, layout = one(load, (3, 4), {"t": (F32, (3, 4))})
+    assert list(layout.parameters) == ["p"] and not layout.refused
+    assert (scratch == 4).all() and count == 1  # by the loader itself: not by the recording
 
 
 def test_threads_of_a_loader_are_not_trusted():
