@@ -75,7 +75,7 @@ class Agent(Closing):
     def __init__(self, model: str, *, replica: int = 0, part: int = 0, rank: int = 0, size: int = 1,
                  gate: str = "held", apply: str = "staged", partial: bool = False,
                  socket: str | os.PathLike[str] | None = None, timeout: float = 30.0) -> None:
-        self._handle = Handle(lib.strew_agent_close)
+        self._handle = Handle(lib.strew_agent_close, lib.strew_agent_withdraw)
         if gate not in _GATES or apply not in _APPLIES:
             raise InvalidArgument(errno.EINVAL, "gate is held or live, apply is staged or direct")
         self.gate = gate
@@ -92,6 +92,7 @@ class Agent(Closing):
             replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
             apply=_APPLIES[apply], partial=int(partial), serve_thread=int(gate == "live"),
             timeout_ms=to_ms(timeout, "Agent"), check=self._check)
+        self._timeout = options.timeout_ms / 1000
         self._described: Layout | None = None  # what register() has declared
         self._keep: list[Any] = []
         self._lookups: list[Callable[[], dict[str, str]]] = []
@@ -416,12 +417,14 @@ class Agent(Closing):
         self._watch, self._lookups = Watch(), []
 
     def close(self, timeout: float | None = None) -> None:
-        """Withdraws if need be and disconnects. A second time is fine.
+        """Withdraws if need be and disconnects: after it nothing writes to the memory. A second
+        time is fine.
 
         timeout: seconds, None: the agent's. After Timeout and Ctrl-C it goes on in a thread of its
-        own, and the memory is borrowed until that is over; a second close() waits for it.
+        own, until the broker has answered or its process has ended; the memory is borrowed, and
+        kept, until then. A second close() waits for it.
         """
         try:
-            super().close(timeout)
+            super().close(self._timeout if timeout is None else timeout)
         finally:
             self._watch.release()

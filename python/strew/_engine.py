@@ -169,6 +169,7 @@ class Receiver:
         self._layout, self._open = layout, open_agent
         self._synchronize, self._timeout = synchronize, timeout
         self._agent: Agent | None = None
+        self._leaving: Agent | None = None  # whose memory the broker has not given back yet
         self._asleep = False
         self._failed: Error | None = None  # why no step may run
         self._untold = False  # ... which this agent, and so its broker, has never heard of
@@ -189,16 +190,22 @@ class Receiver:
         """Hands the parameters to this node's broker, unless they are there already."""
         if self._agent is not None:
             return
+        self.close()
         agent = self._open()
         try:
             agent.register(self._layout)
         except BaseException:
-            agent.close()
+            self._leaving = agent
+            with contextlib.suppress(Error):  # the next call begins with it
+                self.close()
             raise
         self._agent = agent
 
     def sleep(self) -> None:
-        """Takes the parameters back before their memory goes: others are updated without it."""
+        """Takes the parameters back before their memory goes: others are updated without it.
+
+        On an exception the broker may still write to them, and the memory must stay; call it again.
+        """
         self._asleep = True
         self.close()
 
@@ -208,11 +215,13 @@ class Receiver:
         self.register()
 
     def close(self) -> None:
-        """Withdraws. The layout stays for the next register()."""
+        """Withdraws. The layout stays for the next register(). As sleep() on an exception."""
         if self._agent is not None:
             self._untold = self._untold or self._failed is not None
-            self._agent.close()
-            self._agent = None
+            self._agent, self._leaving = None, self._agent
+        if self._leaving is not None:
+            self._leaving.close()
+            self._leaving = None
 
     def prepare(self) -> None:
         """Before an update is begun: is the broker there? Else registers with its successor.

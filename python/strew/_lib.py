@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_DIMS = 6
 SLICE_MS = 100  # a call that waits comes up for air (and for Ctrl-C) this often
 DELETED_S = 1.0  # what was never closed is waited for so long; then it closes by itself
+_AGAIN = (-errno.ETIMEDOUT, -errno.EINTR)  # of a call that waits in slices
 _RETRY_S = 0.05  # between looks for a broker that serves the socket again
 
 c_u32, c_u64, c_int = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
@@ -116,7 +117,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "strew_agent_state": (c_int, [c_void_p, c_void_p, c_void_p]),
     "strew_agent_wait_current": (c_int, [c_void_p, c_int]),
     "strew_agent_withdraw": (c_int, [c_void_p]),
-    "strew_agent_close": (None, [c_void_p]),
+    "strew_agent_close": (c_int, [c_void_p]),
     "strew_trainer_open": (c_int, [c_void_p, c_void_p]),
     "strew_trainer_declare": (c_int, [c_void_p, c_void_p]),
     "strew_trainer_seal": (c_int, [c_void_p]),
@@ -258,13 +259,17 @@ class Handle:
     own, and every call but close() raises.
     """
 
-    def __init__(self, close: Callable[[int], None]) -> None:
+    def __init__(self, close: Callable[[int], int | None],
+                 take_back: Callable[[int], int] | None = None) -> None:
+        """close: the library's. take_back: what is called again and again before it, while that
+        says -ETIMEDOUT, as memory is not free before."""
         self.address: int | None = None
         self.lock = threading.RLock()
-        self._close = close
+        self._close, self._take_back = close, take_back
         self._running: _Call | None = None  # a long call, also one that nobody waits for
         self._outcomes: dict[Any, _Call] = {}  # of those that nobody has waited for, by `once`
         self._closing: threading.Event | None = None
+        self._not_freed: Error | None = None  # why, when closing is over
         self._leave = False  # closing would not be safe: a fork, in the middle of a call
         _handles.add(self)
 
@@ -316,7 +321,7 @@ class Handle:
                 code = function(self.get(), left)
                 if code >= 0:
                     return code
-                if code not in (-errno.ETIMEDOUT, -errno.EINTR) or \
+                if code not in _AGAIN or \
                         (left <= 0 and code == -errno.ETIMEDOUT):
                     raise make_error(code, sentence())
 
@@ -421,7 +426,11 @@ class Handle:
         finally:
             self.lock.release()
         if closing is not None and not closing.wait(_left_until(end)):
-            raise make_error(errno.ETIMEDOUT, f"close: not over in {timeout:g} s; it goes on")
+            why = "" if self._take_back is None else \
+                ": the broker has not given the memory back, and may still write to it"
+            raise make_error(errno.ETIMEDOUT, f"close: not over in {timeout:g} s{why}; it goes on")
+        if self._not_freed is not None:
+            raise self._not_freed
         if closing is not None:
             _kept.pop(closing, None)
 
@@ -431,7 +440,12 @@ class Handle:
             try:
                 if running is not None:
                     running.done.wait()
-                self._close(address)
+                while self._take_back is not None and self._take_back(address) in _AGAIN:
+                    pass  # it has waited
+                code = self._close(address)
+                if code is not None and code < 0:
+                    self._not_freed = make_error(code, sentence())
+                    _never_freed.append(keep)
             finally:
                 over.set()
 
@@ -458,6 +472,7 @@ class Handle:
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _kept: dict[threading.Event, Any] = {}  # by what is closing, until that is over
+_never_freed: list[Any] = []  # what a broker did not give back, and may write to
 
 
 _asking: weakref.WeakSet[Handle] = weakref.WeakSet()  # whose library's thread asks Python's code

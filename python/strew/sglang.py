@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._control import Publisher, call_each
-from ._errors import Dirty, Error, InvalidArgument, LoaderFailed, NotCommitted
+from ._errors import Dirty, Error, InvalidArgument, LoaderFailed, NotCommitted, Timeout
 
 if TYPE_CHECKING:
     from ._engine import Place, Receiver
@@ -38,7 +38,8 @@ _places: weakref.WeakKeyDictionary[Any, dict[str | None, Place]] = weakref.WeakK
 def load(model: Any, named_tensors: Sequence[tuple[str, Any]]) -> None:
     """What SGLang calls. An exception ends its scheduler, so Dirty or LoaderFailed is raised if no
     step may run, and nothing else; whoever publishes learns the rest from the report, as the old
-    weights stay. A request that is no good is an error in the log."""
+    weights stay. A request that is no good is an error in the log. To "sleep" returns only when the
+    parameters' memory may go."""
     for name, _ in named_tensors:
         do = ""
         try:
@@ -72,11 +73,25 @@ def _do(model: Any, do: str, **said: Any) -> None:
     elif do == "update":
         receiver.receive(**said)
     elif do == "sleep":
-        receiver.sleep()
+        _sleep(receiver)
     elif do == "wake":
         receiver.wake()
     else:
         raise InvalidArgument(errno.EINVAL, f"{do}: this strew knows no such call")
+
+
+def _sleep(receiver: Receiver) -> None:
+    """SGLang lets the memory go when load() has returned, and ends the scheduler if it raises:
+    where the broker hangs neither is wanted, so this waits until it goes on or has ended."""
+    while True:
+        try:
+            receiver.sleep()
+            return
+        except Timeout as late:
+            logger.error("strew: sleep: waiting, as this memory cannot be let go of yet: %s", late)
+        except Error as reason:
+            raise Dirty(errno.EUCLEAN, f"the broker does not give the parameters back: {reason}"
+                        ) from reason
 
 
 def _init(model: Any, name: str, replica: int, tensors: list[list[Any]], checkpoint: str | None,

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import threading
 import time
 import types
@@ -263,6 +264,30 @@ def test_an_update_that_aborts_leaves_the_old_weights(broker):
         assert update(trainer, 2, receiver, late).committed and has(module, values)
     receiver.close()
     late.close()
+
+
+def test_no_sleep_while_the_broker_stands_still(broker):
+    """The parameters' memory may not go: sleep() says so, and comes to its end later."""
+    def open_agent():
+        agent = opened()
+        agent._timeout = 0.3  # of close()
+        return agent
+    _, receiver = make(broker)
+    opened, receiver._open = receiver._open, open_agent
+    receiver.register()
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        for call in (receiver.sleep, receiver.sleep, receiver.close, receiver.wake):
+            with pytest.raises(strew.Timeout, match="may still write"):
+                call()
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    receiver._leaving._timeout = 30.0
+    receiver.sleep()
+    assert receiver.state == "asleep" and not broker.groups()
+    receiver.wake()
+    assert receiver.state == "CURRENT"
+    receiver.close()
 
 
 def test_asleep_the_others_go_on(broker):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy
 import pytest
@@ -255,6 +256,8 @@ def test_a_handle_whose_broker_was_lost(tmp_path):
         broker.process.kill()
         broker.process.wait()
         broker = Broker(tmp_path)
+        with pytest.raises(strew.BrokerLost):
+            running.wait_released(20)
         trainer.reconnect(30)
         for _ in range(2):
             with pytest.raises(strew.BrokerLost, match="version 1"):
@@ -409,3 +412,77 @@ def test_a_forked_child_ends(broker, held):
             stop.set()
             join()
         assert trainer.publish(1).committed
+
+
+@pytest.mark.parametrize("gate", ["live", "held"])
+@pytest.mark.parametrize("end", ["goes on", "is killed"])
+def test_closing_an_agent_whose_broker_stands_still(broker, tmp_path, gate, end):
+    """Its memory is not free, and kept, until the broker goes on or has ended."""
+    if end == "is killed":
+        (tmp_path / "other").mkdir()
+        broker = Broker(tmp_path / "other")
+    memory = ones()
+    freed = weakref.ref(memory)
+    agent = strew.Agent("m", gate=gate, socket=broker.socket, timeout=1.0)
+    agent.piece(agent.declare("a", memory), whole("a", memory))
+    agent.register(timeout=30)
+    broker.process.send_signal(signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(strew.Timeout, match="not over in 1 s: the broker has not given the "
+                           "memory back"):
+            agent.close()
+    handle = agent._handle
+    del agent, memory
+    gc.collect()
+    assert freed() is not None
+    if end == "goes on":
+        broker.process.send_signal(signal.SIGCONT)
+    else:
+        broker.process.kill()
+        broker.process.wait()
+    handle.close(30)
+    gc.collect()
+    assert freed() is None
+    if end == "goes on":
+        assert not broker.groups()
+
+
+def test_memory_that_a_broker_does_not_give_back(broker, monkeypatch):
+    """Nor will: it is kept for ever."""
+    def close(address):
+        _lib.lib.strew_agent_close(address)
+        return -5
+    monkeypatch.setattr(_agent, "lib", Instead(strew_agent_close=close))
+    memory = ones()
+    agent = strew.Agent("m", socket=broker.socket)
+    agent.piece(agent.declare("a", memory), whole("a", memory))
+    freed = weakref.ref(memory)
+    for _ in range(2):
+        with pytest.raises(strew.Error):
+            agent.close()
+    del agent, memory
+    gc.collect()
+    assert freed() is not None
+    _lib._never_freed.clear()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("gate", ["live", "held"])
+def test_an_interpreter_ends_whose_broker_stands_still(broker, gate, closed):
+    code = ("import os, signal, sys, strew\n"
+            "memory = strew.host_empty((4,), 'float32')\n"
+            "agent = strew.Agent('m', socket=sys.argv[1], gate=sys.argv[2], timeout=1.0)\n"
+            "agent.piece(agent.declare('a', memory), strew.Piece('a', 'float32', (4,), (4,), (0,),"
+            " (4,), 0, (1,)))\n"
+            "agent.register(timeout=30)\n"
+            "os.kill(int(sys.argv[3]), signal.SIGSTOP)\n"
+            "try:\n"
+            "    if sys.argv[4] == 'True': agent.close()\n"
+            "except strew.Timeout: print('late')\n")
+    try:
+        run = subprocess.run([sys.executable, "-c", code, broker.socket, gate,
+                              str(broker.process.pid), str(closed)], capture_output=True,
+                             text=True, timeout=60, check=False)
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "late\n" if closed else "", "")

@@ -182,6 +182,28 @@ def test_updates(broker, caller, loaded):
     trainer.close()
 
 
+@pytest.mark.parametrize("late, failure", [(0, None), (2, None), (1, strew.Error(5, "no"))])
+def test_sleep_returns_when_the_memory_may_go(caplog, monkeypatch, late, failure):
+    """SGLang lets go of it behind load(): one whose broker hangs waits, or ends its scheduler."""
+    ends = [strew.Timeout(110, "late")] * late + [failure]
+
+    class Sleeper:
+        def sleep(self):
+            end = ends.pop(0)
+            if end is not None:
+                raise end
+
+    model = nn.Linear(1, 1)
+    monkeypatch.setitem(strew.sglang._receivers, model, Sleeper())
+    named = [(strew.sglang._MARK + '{"do": "sleep"}', torch.empty(0))]
+    if failure is None:
+        strew.sglang.load(model, named)
+    else:
+        with pytest.raises(strew.Dirty, match="does not give the parameters back: no"):
+            strew.sglang.load(model, named)
+    assert not ends and len(caplog.records) == late
+
+
 def test_asleep_among_others(broker, caller, loaded):
     module, path, policy = loaded
     other = twin_of(policy)
