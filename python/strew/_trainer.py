@@ -178,6 +178,7 @@ class Publishing:
         self._said = _lib.Report()  # not finished yet where it has a version
         self._report: Report | None = None
         self._failure: Error | None = None  # why there will be no report
+        self._alone = False  # publish() waits for it, or has: nobody has the handle
         self._told = False  # somebody has heard how it ended, or gave it up
         self._given_up = False
 
@@ -252,7 +253,7 @@ class Publishing:
     def _give_up(self, timeout: float) -> Report | None:
         """Behind the library's word that it ends: what came of it, which nobody asks for, unless it
         was too late for that."""
-        self._given_up = True
+        self._given_up = self._alone = True
         with contextlib.suppress(Error):
             self._take(timeout)
             self._told = self._report is None or self._report.outcome == "aborted"
@@ -593,7 +594,8 @@ class Trainer(Closing):
     def _left_behind(self, version: int, names: frozenset[str] | None,
                      timeout: float) -> Publishing | None:
         """The last update, if nobody has heard how it ended and it is this one. The report of
-        another is taken (seconds); Busy where it has not come."""
+        another is taken, and waited for (seconds) if nobody else can; Busy where it has not come.
+        """
         if self._parts is not None:
             self._parts.end_left()
         left = self._last
@@ -610,7 +612,7 @@ class Trainer(Closing):
         if left._is(version, names) and not left._given_up:
             return left
         try:
-            left._take(timeout)
+            left._take(timeout if left._alone else 0.0)
         except Timeout:
             raise Busy(errno.EBUSY, f"publish: version {left.version} has not been reported yet"
                        ) from None
@@ -637,7 +639,8 @@ class Trainer(Closing):
         Raises NotCommitted if no group has the version; groups that sat out are in the report.
         Ctrl-C and Timeout leave the update running, and its memory lent. The same call again waits
         for that one's report, and publishes nothing anew; one of another version waits for it too,
-        at most its own timeout (Busy then), and goes on behind it.
+        at most its own timeout (Busy then), and goes on behind it. For the report of
+        publish_async() it does not wait.
 
         With source: what source raises, and Ctrl-C, ends the update for all ranks, which hear why
         in NotCommitted, and is raised here; the version may be published again. A tensor that is
@@ -656,9 +659,11 @@ class Trainer(Closing):
         if source is not None:
             items = iter(source)
             try:
-                return self._publish_source(
+                handle = self._publish_source(
                     items, version, _flags(version, partial, scope_all, hash), deadline_ms,
-                    only is None and base is None and stream is None).report(patience)
+                    only is None and base is None and stream is None)
+                handle._alone = True
+                return handle.report(patience)
             except Error as failure:
                 # Not where a rank is dead: what makes tensors together would wait for it.
                 if self._size == 1 or not _RANK_LOST.search(failure.sentence):
@@ -667,6 +672,7 @@ class Trainer(Closing):
                 raise
         handle = self.publish_async(version, only=names, base=base, stream=stream, partial=partial,
                                     scope_all=scope_all, hash=hash, timeout=timeout)
+        handle._alone = True
         return handle.report(patience)
 
     def _publish_source(self, source: Iterator[tuple[str, Any]], version: int, flags: int,
