@@ -388,6 +388,23 @@ def address(value: Any) -> int:
     return describe("?", value).data
 
 
+def _check_order(name: str, value: Any) -> None:
+    """torch sends shards to the ranks of a mesh's groups, which are sorted, and computes their
+    offsets from coordinates in the mesh: two things where a mesh's ranks do not rise."""
+    mesh = value.device_mesh
+    coordinate = mesh.get_coordinate()
+    for dim, placement in enumerate(value.placements):
+        if placement.is_replicate():
+            continue
+        rank = sys.modules["torch"].distributed.get_rank(mesh.get_group(dim))
+        if rank != coordinate[dim]:
+            raise NotShareable(errno.ENOTSUP, f"tensor {name}: the ranks of its DeviceMesh do not "
+                               f"rise along dimension {dim} (this one has place {coordinate[dim]} "
+                               f"there, and is rank {rank} of its group), so that torch does not "
+                               "say which shard is whose: make the mesh with its ranks in rising "
+                               "order along each dimension, or declare_box() each shard")
+
+
 _dtensor: Any = None
 
 
@@ -408,6 +425,7 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     if any(isinstance(placement, Partial) for placement in value.placements):
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a DTensor with a Partial placement")
+    _check_order(name, value)
     shape, start = compute_local_shape_and_global_offset(value.shape, value.device_mesh,
                                                          value.placements)
     local = value._local_tensor  # itself: an alias would seem to be somebody else who holds it

@@ -78,6 +78,62 @@ def test_shards_of_two_ranks(broker, parts):
         assert same_bits(parameter.data, values[name]), name
 
 
+def in_two_ranks(function, *arguments):
+    """What function(rank, *arguments) says in two ranks of torch's: sentences, or an exception."""
+    context = multiprocessing.get_context("spawn")
+    queue, port = context.Queue(), free_port()
+    ranks = [context.Process(target=run_rank, args=(r, port, queue, function, arguments))
+             for r in range(2)]
+    for one in ranks:
+        one.start()
+    said = dict(queue.get(timeout=90) for _ in ranks)
+    for one in ranks:
+        one.join(30)
+    return [said[rank] for rank in range(2)]
+
+
+def run_rank(rank, port, queue, function, arguments):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo")
+    try:
+        queue.put((rank, function(rank, *arguments)))
+        torch.distributed.barrier()
+    except BaseException as failure:  # pylint: disable=broad-except
+        queue.put((rank, repr(failure)))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def declare_permuted(_, socket):
+    """By FSDP2, by distribute_tensor(), and what has no order in it."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    mesh = DeviceMesh("cpu", [1, 0])
+    module = nn.Linear(1, 4, bias=False)
+    fully_shard(module, mesh=mesh)
+    values = {"weight": module.weight,
+              "one": distribute_tensor(torch.arange(4.), mesh, [Shard(0)]),
+              "same": distribute_tensor(torch.arange(4.), mesh, [Replicate()])}
+    said = []
+    for name, value in values.items():
+        with strew.Trainer("m", socket=socket) as trainer:
+            try:
+                trainer.declare({name: value})
+                said.append("")
+            except strew.NotShareable as failure:
+                said.append(str(failure))
+    return said
+
+
+def test_a_mesh_whose_ranks_do_not_rise(broker):
+    """torch's offsets are of other shards than its data then: rows would come swapped."""
+    for said in in_two_ranks(declare_permuted, broker.socket):
+        assert [s[:12] for s in said] == ["tensor weigh", "tensor one: ", ""], said
+        assert "do not rise along dimension 0" in said[0] and "declare_box()" in said[1]
+
+
 def test_a_rank_that_never_publishes_is_named(broker):
     array = strew.host_empty((4,), torch.float32)
     module = poisoned_twin(lambda: nn.Linear(4, 1, bias=False))
