@@ -267,7 +267,6 @@ static void on_member(void *data, uint32_t events)
 	if (events & EPOLLOUT) {
 		conn_flush(member->conn);
 		loop_modify(member->source, (uint32_t)conn_events(member->conn));
-		epoch_told(member->server);
 	}
 	do {
 		bool joining = member->state == MEMBER_CONNECTED;

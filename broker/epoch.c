@@ -301,17 +301,14 @@ static void name_epoch(struct server *server)
 	}
 }
 
-void epoch_told(struct server *server)
+static bool all_told(const struct server *server)
 {
-	if (server->epoch.state != EPOCH_TELLING) {
-		return;
-	}
 	for (const struct member *member = server->members; member; member = member->next) {
 		if (member->state == MEMBER_IN_EPOCH && conn_wants_write(member->conn)) {
-			return;
+			return false;
 		}
 	}
-	name_epoch(server);
+	return true;
 }
 
 static void epoch_start(struct server *server)
@@ -345,7 +342,6 @@ static void epoch_start(struct server *server)
 	epoch->state = EPOCH_TELLING;
 	epoch->made_from = clock_ns();
 	epoch->deadline = deadline_in_ms(waits.epoch_ms);
-	epoch_told(server);
 }
 
 static bool may_start(const struct server *server)
@@ -362,11 +358,13 @@ void epoch_tick(struct server *server, uint64_t now)
 		next = member->next;
 		member_tick(member, now);
 	}
-	if (now < epoch->deadline) {
-		return;
-	}
-	if (may_start(server)) {
+	if (now >= epoch->deadline && may_start(server)) {
 		epoch_start(server);
+	}
+	if (epoch->state == EPOCH_TELLING && all_told(server)) {
+		name_epoch(server);
+	} else if (now < epoch->deadline) {
+		return;
 	} else if (epoch->state == EPOCH_NAMING) {
 		/* If a call of it hangs the watchdog ends us, and else it is done some time. */
 		log_warn("epoch %llu: the mover did not come to its name in time",

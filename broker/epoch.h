@@ -13,7 +13,6 @@
 
 /* epoch.c */
 void epoch_gather(struct server *server, uint32_t at_least_ms);
-void epoch_told(struct server *server); /* a member has taken what was queued for it */
 void epoch_check_ready(struct server *server);
 void epoch_try_submit(struct server *server); /* our own part, once all that it needs is there */
 /* The making is as good as over: whoever is at fault has a moment to say so himself. */
