@@ -34,9 +34,11 @@
 #define LIMIT_PARAMETERS 131072u      /* of one layout */
 #define LIMIT_PIECES 1048576u	      /* of one layout */
 #define LIMIT_BOXES 1048576u	      /* of one manifest */
+#define LIMIT_COVER_STEPS (1u << 26)  /* to tell who holds what of a manifest */
 #define LIMIT_SHARED_STEPS (1u << 25) /* until no two pieces of a layout write one element */
 #define LIMIT_PARTS_BYTES (64u << 20) /* a layout or manifest on the wire, all parts */
 #define LIMIT_COPIES (16u << 20)      /* of one compiled plan */
+#define LIMIT_MATCH_STEPS (1u << 29)  /* to match boxes and pieces, for one plan */
 #define LIMIT_REPORT_GROUPS 512u      /* groups in one message */
 #define LIMIT_HASHES 4096u	      /* of buckets, in one message */
 #define LIMIT_SLOT_TYPES 2048u	      /* runs of tensors with one dtype in slots, in one message */
@@ -62,6 +64,7 @@
 #define LIMIT_EPOCH_MS 30000	/* to join, and to warm a communicator */
 #define LIMIT_ABORT_MS 5000	/* for an abort of a communicator */
 #define LIMIT_JOB_MS 600000	/* for a job of the mover that has no deadline of its own */
+#define LIMIT_PLAN_MS 60000	/* for plans, at least, however near the update's deadline is */
 #define LIMIT_HUNG_MS 15000	/* for one that has, behind it; then the broker ends */
 #define LIMIT_STOP_MS 10000	/* for the broker's end in order; strew run kills it after 15000 */
 #define LIMIT_RETRY_MIN_MS 100	/* joining: first delay */

@@ -1,6 +1,7 @@
 /* The mover's jobs for this broker's part in an update: handed over, and taken back. */
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/util.h"
 #include "broker/node_internal.h"
 #include "strew/trainer.h"
 #include <stdlib.h>
@@ -59,7 +60,9 @@ void node_start_plan(struct server *server)
 	work->crews = node->crews;
 	work->ncrews = node->nteams;
 	work->errors = node->errors;
-	work->job.due = node->update_deadline + LIMIT_HUNG_MS * 1000000ull;
+	/* Plans of many groups take their time, which nothing cuts short: no driver hangs. */
+	work->job.due = MAX(node->update_deadline, clock_ns() + LIMIT_PLAN_MS * 1000000ull) +
+			LIMIT_HUNG_MS * 1000000ull;
 	work->data = server;
 	node->job_running = true;
 	mover_submit(server->mover, &work->job);

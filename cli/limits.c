@@ -35,6 +35,7 @@
 	X(LIMIT_PARAMETERS, "of a layout")                                                         \
 	X(LIMIT_PIECES, "of a layout")                                                             \
 	X(LIMIT_BOXES, "of a manifest")                                                            \
+	X(LIMIT_COVER_STEPS, "to tell who holds what of a manifest")                               \
 	X(LIMIT_SHARED_STEPS, "until no two pieces of a layout write one element")                 \
 	X(LIMIT_PARTS_BYTES, "of a layout or manifest on its way")                                 \
 	X(LIMIT_ALL_PARTS_BYTES, "of all layouts that are being registered at a broker")           \
@@ -49,6 +50,7 @@
 	X(LIMIT_SLOT_BYTES_MAX, "of a slot, at most")                                              \
 	X(LIMIT_SLOTS_MIN, "slots of a broker, at least")                                          \
 	X(LIMIT_SLOTS_MAX, "slots of a broker, at most")                                           \
+	X(LIMIT_MATCH_STEPS, "to match boxes and pieces, for a plan")                              \
 	X(LIMIT_COPIES, "of a compiled plan")                                                      \
 	X(LIMIT_SHARDS, "files of a checkpoint")                                                   \
 	X(LIMIT_HELLO_MS, "from connecting to hello")                                              \
@@ -78,6 +80,7 @@
 	X(LIMIT_BLAME_MAX_MS, "the same, at most")                                                 \
 	X(LIMIT_ABORT_MS, "for the abort of a communicator, and for copies to end")                \
 	X(LIMIT_JOB_MS, "a job of the mover that has no deadline of its own")                      \
+	X(LIMIT_PLAN_MS, "the plans of an update, at least, whatever its deadline")                \
 	X(LIMIT_HUNG_MS, "behind the deadline of one that has: then the broker ends")              \
 	X(LIMIT_STOP_MS, "a broker's end in order: then it ends without")
 

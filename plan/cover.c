@@ -3,6 +3,10 @@
  * first: all but the lowest rank's are dropped by sorting. What is left are
  * shards, which seldom overlap: they are swept along the dimension in which the
  * fewest of them do, and only boxes that really meet are subtracted.
+ *
+ * Boxes that do not overlap may still take long to be told apart (half of a tensor by rows, half
+ * by columns), and one with many holes is cut into ever more parts. The lead seals a manifest in
+ * its event loop, so all of its tensors share one number of steps.
  */
 #include "plan/cover.h"
 #include "base/util.h"
@@ -12,8 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PAIRS_MAX (4u << 20)   /* boxes of one tensor that overlap, by twos */
-#define SWEEP_MAX (1ull << 30) /* of which it is looked whether they do */
+/* Steps; to look whether two boxes overlap is one. */
+#define PAIR_STEPS 8u /* two do: kept and sorted */
+#define CUT_STEPS 2u  /* a box is taken out of a part */
 
 /* A box is `whole` unless overlaps took something from it. */
 struct cover_box {
@@ -33,11 +38,12 @@ struct pair {
 
 struct sweep {
 	const struct manifest *manifest;
+	uint64_t steps; /* that are left */
 	int ndim;
 	struct candidate *v; /* of one tensor */
 	size_t n, cap;
-	uint64_t *ends; /* scratch */
-	size_t cap_ends;
+	uint64_t *marks; /* scratch of count_overlaps() */
+	size_t cap_marks;
 	struct pair *pairs;
 	size_t npairs, cap_pairs;
 	struct box *left, *next; /* scratch of subtract() */
@@ -86,39 +92,39 @@ static int by_start(const void *pa, const void *pb)
 	return a->priority < b->priority ? -1 : a->priority > b->priority;
 }
 
-static size_t count_below(const uint64_t *sorted, size_t n, uint64_t limit)
+static int spend(struct sweep *sweep, uint64_t steps, struct error *err)
 {
-	size_t lo = 0, hi = n;
-
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-
-		if (sorted[mid] < limit) {
-			lo = mid + 1;
-		} else {
-			hi = mid;
-		}
+	if (steps > sweep->steps) {
+		return error_set(err, -E2BIG,
+			"tensor %.80s: its %zu boxes lie or overlap so that a manifest's %u steps "
+			"are not enough to tell who holds what",
+			sweep->manifest->tensors[sweep->v[0].held->tensor].name, sweep->n,
+			LIMIT_COVER_STEPS);
 	}
-	return lo;
+	sweep->steps -= steps;
+	return 0;
 }
 
-/* How many pairs of candidates overlap in dimension d alone; 0 is exact, else it is for choosing.
- */
+/* How many pairs of candidates overlap in dimension d alone. */
 static uint64_t count_overlaps(struct sweep *sweep, int d)
 {
+	uint64_t *starts = sweep->marks, *ends = sweep->marks + sweep->n;
 	uint64_t pairs = 0;
 
 	for (size_t i = 0; i < sweep->n; i++) {
-		sweep->ends[i] = sweep->v[i].held->box.start[d];
-	}
-	qsort(sweep->ends, sweep->n, sizeof(*sweep->ends), by_u64);
-	/* Of two that overlap, one starts within the other: count those (twice, if at one start).
-	 */
-	for (size_t i = 0; i < sweep->n; i++) {
 		const struct box *box = &sweep->v[i].held->box;
 
-		pairs += count_below(sweep->ends, sweep->n, box->start[d] + box->extent[d]) -
-			 count_below(sweep->ends, sweep->n, box->start[d]) - 1;
+		starts[i] = box->start[d];
+		ends[i] = box->start[d] + box->extent[d];
+	}
+	qsort(starts, sweep->n, sizeof(*starts), by_u64);
+	qsort(ends, sweep->n, sizeof(*ends), by_u64);
+	/* Each overlaps those that have started before it and have not ended. */
+	for (size_t i = 0, ended = 0; i < sweep->n; i++) {
+		while (ends[ended] <= starts[i]) {
+			ended++;
+		}
+		pairs += i - ended;
 	}
 	return pairs;
 }
@@ -132,9 +138,9 @@ static int add_pair(struct sweep *sweep, uint32_t a, uint32_t b, struct error *e
 	if (!box_intersect(sweep->ndim, box_a, box_b, &both)) {
 		return 0;
 	}
-	if (sweep->npairs >= PAIRS_MAX) {
-		return error_set(err, -E2BIG, "tensor %.128s: its boxes overlap over %u times",
-			sweep->manifest->tensors[sweep->v[a].held->tensor].name, PAIRS_MAX);
+	r = spend(sweep, PAIR_STEPS, err);
+	if (r < 0) {
+		return r;
 	}
 	r = plan_grow(
 		&sweep->pairs, &sweep->cap_pairs, sweep->npairs + 1, sizeof(*sweep->pairs), err);
@@ -175,7 +181,7 @@ static int find_pairs(struct sweep *sweep, struct error *err)
 	int best = 0, r;
 
 	sweep->npairs = 0;
-	r = plan_grow(&sweep->ends, &sweep->cap_ends, sweep->n, sizeof(*sweep->ends), err);
+	r = plan_grow(&sweep->marks, &sweep->cap_marks, 2 * sweep->n, sizeof(*sweep->marks), err);
 	if (r < 0) {
 		return r;
 	}
@@ -190,11 +196,8 @@ static int find_pairs(struct sweep *sweep, struct error *err)
 	if (!fewest) {
 		return 0;
 	}
-	if (fewest > SWEEP_MAX) {
-		return error_set(err, -E2BIG, "tensor %.128s: too many of its %zu boxes overlap",
-			sweep->manifest->tensors[sweep->v[0].held->tensor].name, sweep->n);
-	}
-	return sweep_dim(sweep, best, err);
+	r = spend(sweep, fewest, err);
+	return r < 0 ? r : sweep_dim(sweep, best, err);
 }
 
 static int by_loser(const void *pa, const void *pb)
@@ -205,6 +208,32 @@ static int by_loser(const void *pa, const void *pb)
 		return a->loser < b->loser ? -1 : 1;
 	}
 	return a->winner < b->winner ? -1 : a->winner > b->winner;
+}
+
+/* Takes the box out of the *n parts that are left of another. */
+static int cut(struct sweep *sweep, const struct box *box, size_t *n, struct error *err)
+{
+	struct box *swap = sweep->left;
+	size_t cap = sweep->cap_left, made = 0;
+	int r = spend(sweep, *n * CUT_STEPS, err);
+
+	if (r < 0) {
+		return r;
+	}
+	r = plan_grow(
+		&sweep->next, &sweep->cap_next, *n * 2 * STREW_MAX_DIMS, sizeof(*sweep->next), err);
+	if (r < 0) {
+		return r;
+	}
+	for (size_t i = 0; i < *n; i++) {
+		made += (size_t)box_subtract(sweep->ndim, &sweep->left[i], box, sweep->next + made);
+	}
+	*n = made;
+	sweep->left = sweep->next;
+	sweep->cap_left = sweep->cap_next;
+	sweep->next = swap;
+	sweep->cap_next = cap;
+	return 0;
 }
 
 /* The candidate of pairs[first … past) without what its winners hold, into the cover. */
@@ -221,24 +250,10 @@ static int subtract(
 	}
 	sweep->left[0] = loser->held->box;
 	for (size_t p = first; p < past && n; p++) {
-		const struct box *winner = &sweep->v[sweep->pairs[p].winner].held->box;
-		struct box *swap = sweep->left;
-		size_t cap = sweep->cap_left, made = 0;
-
-		r = plan_grow(&sweep->next, &sweep->cap_next, n * 2 * STREW_MAX_DIMS,
-			sizeof(*sweep->next), err);
+		r = cut(sweep, &sweep->v[sweep->pairs[p].winner].held->box, &n, err);
 		if (r < 0) {
 			return r;
 		}
-		for (size_t i = 0; i < n; i++) {
-			made += (size_t)box_subtract(
-				sweep->ndim, &sweep->left[i], winner, sweep->next + made);
-		}
-		n = made;
-		sweep->left = sweep->next;
-		sweep->cap_left = sweep->cap_next;
-		sweep->next = swap;
-		sweep->cap_next = cap;
 	}
 	if (n > LIMIT_BOXES || cover->nparts > LIMIT_COPIES) {
 		return error_set(err, -E2BIG, "tensor %.128s: its boxes overlap in too many parts",
@@ -323,7 +338,7 @@ static int cover_fill(const struct manifest *manifest, const struct by_tensor *i
 
 int cover_make(const struct manifest *manifest, struct cover *ret_cover, struct error *err)
 {
-	struct sweep sweep = {.manifest = manifest};
+	struct sweep sweep = {.manifest = manifest, .steps = LIMIT_COVER_STEPS};
 	struct cover cover = {0};
 	struct by_tensor index;
 	int r = by_tensor_of_boxes(manifest, &index);
@@ -336,7 +351,7 @@ int cover_make(const struct manifest *manifest, struct cover *ret_cover, struct 
 	}
 	by_tensor_finish(&index);
 	free(sweep.v);
-	free(sweep.ends);
+	free(sweep.marks);
 	free(sweep.pairs);
 	free(sweep.left);
 	free(sweep.next);
@@ -344,6 +359,7 @@ int cover_make(const struct manifest *manifest, struct cover *ret_cover, struct 
 		cover_finish(&cover);
 		return r;
 	}
+	cover.steps = LIMIT_COVER_STEPS - sweep.steps;
 	*ret_cover = cover;
 	return 0;
 }

@@ -12,9 +12,10 @@ struct cover {
 	struct cover_box *boxes; /* one for each of the manifest's */
 	struct box *parts;	 /* of boxes that are taken in part */
 	size_t nparts, cap_parts;
+	uint64_t steps; /* that it took to make, of some 10 ns */
 };
 
-/* -ENOMEM; -E2BIG if boxes overlap each other more than is sane. */
+/* -ENOMEM; -E2BIG, and the tensor's name, if it takes more than LIMIT_COVER_STEPS to make. */
 int cover_make(const struct manifest *manifest, struct cover *ret_cover, struct error *err);
 void cover_finish(struct cover *cover);
 

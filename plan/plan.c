@@ -2,6 +2,9 @@
  * Every plan is the same walk: for each part of a bucket and each piece that
  * wants some of it, the rectangles that they have in common become copies. What
  * differs is the side that bytes come from: a slot or a trainer's memory.
+ *
+ * A million boxes of one tensor and a million pieces of it would be looked at for hours, so
+ * the walk has a number of steps. One is a look at a part and a piece, of some 10 ns.
  */
 #include "plan/plan.h"
 #include "base/util.h"
@@ -15,6 +18,7 @@
 
 #define MEMORY_BYTES_MAX (1ull << 62)
 #define NO_TENSOR UINT32_MAX
+#define RECT_STEPS 8u /* for a rectangle that they have in common */
 
 /* A box in memory: `at` is the byte of its first element, strides are in bytes. */
 struct side {
@@ -31,6 +35,7 @@ struct target {
 	uint32_t *tensor; /* by the manifest's tensor: the layout's, or NO_TENSOR */
 	struct by_tensor pieces;
 	struct view_map *maps; /* by piece */
+	uint64_t *steps;       /* that are left, for all targets together */
 };
 
 static void side_of_slot(
@@ -175,12 +180,12 @@ static int target_find(struct target *target, const struct manifest *manifest, s
 
 /* target_finish() is right after success and failure. */
 static int target_make(struct target *target, const struct plan_worker *worker,
-	const struct manifest *manifest, struct error *err)
+	const struct manifest *manifest, uint64_t *steps, struct error *err)
 {
 	const struct layout *layout = worker->layout;
 	int r;
 
-	*target = (struct target){.worker = worker};
+	*target = (struct target){.worker = worker, .steps = steps};
 	r = by_tensor_of_pieces(layout, &target->pieces);
 	target->tensor = malloc((manifest->ntensors + 1) * sizeof(*target->tensor));
 	target->maps = malloc((layout->npieces + 1) * sizeof(*target->maps));
@@ -226,17 +231,34 @@ static int scatter_rect(const struct plan_worker *worker, const struct piece *pi
 	return copies_add(copies, &copy, err);
 }
 
+static int spend(
+	const struct target *target, uint64_t steps, const struct tensor *tensor, struct error *err)
+{
+	if (steps > *target->steps) {
+		return error_set(err, -E2BIG,
+			"tensor %.96s: its boxes and its pieces are too many to be matched in %u "
+			"steps",
+			tensor->name, LIMIT_MATCH_STEPS);
+	}
+	*target->steps -= steps;
+	return 0;
+}
+
 static int scatter_entry(const struct target *target, uint32_t manifest_tensor,
 	const struct box *part, const struct side *from, struct copies *copies, struct error *err)
 {
 	const struct layout *layout = target->worker->layout;
 	uint32_t t = target->tensor[manifest_tensor];
-	int r = 0;
+	size_t first, past;
+	int r;
 
 	if (t == NO_TENSOR) {
 		return 0;
 	}
-	for (size_t i = target->pieces.first[t]; i < target->pieces.first[t + 1]; i++) {
+	first = target->pieces.first[t];
+	past = target->pieces.first[t + 1];
+	r = spend(target, past - first, &layout->tensors[t], err);
+	for (size_t i = first; i < past && r == 0; i++) {
 		const struct piece *piece = &layout->pieces[target->pieces.items[i]];
 		const struct view_map *map = &target->maps[target->pieces.items[i]];
 		struct box rects[VIEW_RECTS_MAX];
@@ -246,14 +268,12 @@ static int scatter_entry(const struct target *target, uint32_t manifest_tensor,
 			continue;
 		}
 		n = view_cut(map, piece->ndim, &piece->box, part, rects);
+		r = spend(target, RECT_STEPS * (uint64_t)n, &layout->tensors[t], err);
 		for (int k = 0; k < n && r == 0; k++) {
 			r = scatter_rect(target->worker, piece, map, &rects[k], from, copies, err);
 		}
-		if (r < 0) {
-			return r;
-		}
 	}
-	return 0;
+	return r;
 }
 
 /* A bucket's copies to one target, out of its slot or (sources given) out of trainer memory. */
@@ -289,6 +309,7 @@ static int compile(const struct manifest *manifest, const struct buckets *bucket
 	struct copies *ret_copies, struct error *err)
 {
 	struct target *targets = calloc(nworkers + 1, sizeof(*targets));
+	uint64_t steps = LIMIT_MATCH_STEPS;
 	struct copies copies;
 	int r = copies_start(&copies, buckets->n, err);
 
@@ -296,7 +317,7 @@ static int compile(const struct manifest *manifest, const struct buckets *bucket
 		r = error_set(err, -ENOMEM, "out of memory for %zu workers", nworkers);
 	}
 	for (size_t w = 0; w < nworkers && r == 0; w++) {
-		r = target_make(&targets[w], &workers[w], manifest, err);
+		r = target_make(&targets[w], &workers[w], manifest, &steps, err);
 	}
 	for (size_t b = 0; b < buckets->n && r == 0; b++) {
 		for (size_t w = 0; w < nworkers && r == 0; w++) {
