@@ -580,11 +580,12 @@ static int client_create(struct server *server, int fd, bool looker)
 void clients_accept(void *data, uint32_t events)
 {
 	struct server *server = data;
+	int fd, rc = 0, budget = ACCEPTS_A_ROUND;
 	bool looker;
-	int fd, rc;
 
 	(void)events;
-	while ((rc = socket_accept(server->listener, &fd)) == 0) {
+	/* As for members: who connects and hangs up without end is not served without end. */
+	while (budget-- > 0 && (rc = socket_accept(server->listener, &fd)) == 0) {
 		if (!room_for_client(server, &looker)) {
 			log_warn("refused a connection: %zu are open", server->nclients);
 			close(fd);
@@ -592,7 +593,9 @@ void clients_accept(void *data, uint32_t events)
 		}
 		client_create(server, fd, looker);
 	}
-	server_accept_ended(server, rc);
+	if (rc) {
+		server_accept_ended(server, rc);
+	}
 }
 
 void clients_tick(struct server *server, uint64_t now)

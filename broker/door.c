@@ -324,7 +324,7 @@ void members_accept(void *data, uint32_t events)
 {
 	struct server *server = data;
 	struct member *member;
-	int fd, rc = 0, budget = LIMIT_BROKERS;
+	int fd, rc = 0, budget = ACCEPTS_A_ROUND;
 
 	(void)events;
 	/* Who connects without end is not served without end: the rest comes in the next round. */

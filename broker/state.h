@@ -34,6 +34,7 @@ struct server_options {
 
 /* Of one connection, so that a busy one does not starve the others. */
 #define MESSAGES_A_ROUND 64
+#define ACCEPTS_A_ROUND 64 /* of one listener, for the same reason */
 
 struct server;
 struct client;
