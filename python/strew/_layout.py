@@ -107,6 +107,7 @@ class Layout:
         loader: names of what the engine's own loader fills, from whole tensors, after each update.
         unused: tensors that the loader put nowhere.
         proved: True once prove() has compared it with live memory.
+        views: what lies in the memory of one of the parameters, by name, and is filled with it.
     """
 
     parameters: dict[str, LayoutParameter] = dataclasses.field(default_factory=dict)
@@ -116,6 +117,7 @@ class Layout:
     loader: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
     proved: bool = False
+    views: dict[str, LayoutParameter] = dataclasses.field(default_factory=dict)
     reloader: Any = None  # what runs that loader: _reload.Reloader
     _as_they_were: _AsTheyWere | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -133,11 +135,12 @@ class Layout:
         """Parameters that do not lie where they did when the layout was made, and how so."""
         moved = self.reloader.moved() if self.reloader else {}
         looked = self._as_they_were
-        if looked is None or looked.count != len(self.parameters):
-            looked = self._as_they_were = _AsTheyWere(list(self.parameters.values()))
+        if looked is None or looked.count != len(self.parameters) + len(self.views):
+            looked = self._as_they_were = _AsTheyWere([*self.parameters.values(),
+                                                       *self.views.values()])
         if looked.all():
             return moved
-        for name, parameter in self.parameters.items():
+        for name, parameter in (*self.parameters.items(), *self.views.items()):
             now = parameter.lookup() if parameter.lookup else parameter.tensor
             if now is None or address(now) != parameter.address:
                 moved[name] = "is gone" if now is None else "has moved since it was registered"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from . import _affine
-from ._affine import Inexpressible
+from ._affine import Inexpressible, Region
 from ._checkpoint import open_checkpoint
 from ._errors import Error, InvalidArgument, NotShareable
 from ._follow import Block, Follower, Source, Write
@@ -98,6 +99,48 @@ def _cast(write: Write) -> bool:
     return True
 
 
+def _of_slot(own: Region, written: Region) -> list[Region]:
+    """What was written of a slot's elements; the rest is other slots', which may lie in between.
+
+    own: the slot's, with places in it beside. Returned regions look at the source, beside places.
+    """
+    if own.start <= written.start and written.end <= own.end and own.count == own.end - own.start:
+        return [dataclasses.replace(written.swapped(), other=written.start - own.start)]
+    return _affine.meet(own, written)
+
+
+def _region(data: torch.Tensor) -> Region:
+    """A slot's elements, with places in it beside."""
+    return _affine.region(int(data.storage_offset()), 0, tuple(data.shape), data.stride(),
+                          data.stride())
+
+
+def _set_views_apart(layout: Layout) -> None:
+    """Memory is registered once: views of a parameter are filled with it."""
+    by_storage: dict[int, list[tuple[str, Region]]] = {}
+    for name, one in layout.parameters.items():
+        key = one.tensor.untyped_storage()._cdata
+        by_storage.setdefault(key, []).append((name, _region(one.tensor.data)))
+    for sharing in by_storage.values():
+        sharing.sort(key=lambda pair: -pair[1].count)
+        wholes: list[tuple[str, Region]] = []
+        for name, own in sharing:
+            for whole, its in wholes:
+                try:
+                    shared = sum(part.count for part in _affine.meet(its, own))
+                except Inexpressible:
+                    shared = -1
+                if shared == own.count:
+                    layout.views[name] = layout.parameters.pop(name)
+                elif shared:
+                    del layout.parameters[name]
+                    layout.refused[name] = f"it shares a part of its memory with {whole}"
+                if shared:
+                    break
+            else:
+                wholes.append((name, own))
+
+
 def _pieces(slot: Slot, block: Block) -> list[Piece]:
     """What the loader wrote into the parameter."""
     data = slot.data
@@ -105,18 +148,17 @@ def _pieces(slot: Slot, block: Block) -> list[Piece]:
         raise Inexpressible(block.taint)
     if data.dtype != block.dtype:
         raise Inexpressible("its memory is also used as another dtype")
-    first = int(data.storage_offset())
-    end = first + sum((n - 1) * s for n, s in zip(data.shape, data.stride())) + 1
+    own = _region(data)
+    if block.writes and any(dim.step == 0 for dim in own.dims):
+        raise Inexpressible("it has elements more than once")
     pieces = []
     for write in block.writes:
-        if write.region.end <= first or write.region.start >= end:
-            continue  # another parameter's
-        if write.region.start < first or write.region.end > end:
-            raise Inexpressible(f"tensor {write.source.name} is written across its bounds")
-        source, cast = write.source, _cast(write)
-        for box in _affine.view_boxes(write.region.swapped(), source.shape, MAX_DIMS):
-            pieces.append(Piece(source.name, source.dtype, source.shape, box.view, box.start,
-                                box.extent, box.offset - first, box.stride, cast))
+        met = _of_slot(own, write.region)
+        source, cast = write.source, _cast(write) if met else False
+        for part in met:
+            for box in _affine.view_boxes(part, source.shape, MAX_DIMS):
+                pieces.append(Piece(source.name, source.dtype, source.shape, box.view, box.start,
+                                    box.extent, box.offset, box.stride, cast))
     return pieces
 
 
@@ -196,6 +238,7 @@ def _fill_in(layout: Layout, follower: Follower, slots: list[Slot]) -> None:
             layout.unfilled.append(name)
         else:
             layout.kept.append(name)
+    _set_views_apart(layout)
 
 
 def _origins(layout: Layout, follower: Follower, slots: list[Slot],

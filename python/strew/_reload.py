@@ -165,7 +165,7 @@ def _rehearse(layout: Layout, slots: list[Slot], reloader: Reloader,
         with torch.no_grad():
             for slot, was in zip(watched, before):
                 slot.data.copy_(was)
-    return driven - set(layout.parameters), wrong
+    return driven - set(layout.parameters) - set(layout.views), wrong
 
 
 def _judge(layout: Layout, driven: set[str], wrong: set[str]) -> None:

@@ -435,6 +435,69 @@ def test_plain_attributes_that_a_post_load_hook_makes():
     assert not any(t.is_meta for t in vars(module).values() if isinstance(t, torch.Tensor))
 
 
+class Views(nn.Module):
+    """Plain attributes that are views of a parameter, and parameters between each other's rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Parameter(torch.zeros(6, 2), requires_grad=False)
+        self.q, self.v, self.col = self.qkv.data[:2], self.qkv.data[4:], self.qkv.data[:, 1:]
+        self.turned = self.qkv.data.t()
+        self.wide = self.qkv.data[:, :1].expand(6, 3)
+        both = torch.zeros(4, 8)
+        self.left, self.right = (nn.Parameter(one, requires_grad=False) for one in both.chunk(2, 1))
+
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            if name.isdigit():
+                self.right.data[int(name)].copy_(tensor)
+            else:
+                getattr(self, name).data.copy_(tensor)
+
+
+def test_views_of_parameters(broker):
+    described = {"qkv": (F32, (6, 2)), "left": (F32, (4, 4)),
+                 **{str(i): (F32, (4,)) for i in range(4)}}
+    first, second = random_values(described), random_values(described)
+    got, want = Views(), Views()
+    got.load_weights(first.items())
+    want.load_weights(second.items())
+    layout = strew.record_layout(got, got.load_weights, described, prove=first)
+    assert layout.refused == {"wide": "it has elements more than once"} and not layout.unused
+    assert {name: len(one.pieces) for name, one in layout.parameters.items()} == {
+        "left": 1, "qkv": 1, "right": 4}
+    assert sorted(layout.views) == ["col", "q", "turned", "v"] and not layout.moved()
+    assert [piece.tensor for piece in layout.parameters["right"].pieces] == list("0123")
+    assert layout.parameters["left"].uncovered == layout.parameters["right"].uncovered == 0
+    assert publish(broker, second, [layout], skip_refused=True).committed
+    for name in (*layout.parameters, *layout.views):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
+    got.q = got.q.clone()
+    assert list(layout.moved()) == ["q"]
+
+
+def test_views_beside_a_loader_route():
+    """What is filled with a parameter is none of the loader's; memory that is shared in part is
+    refused."""
+    values = random_values({"qkv": (F32, (6, 2)), "left": (F32, (4, 4))})
+    module = Views()
+    del module.wide
+
+    def reload(weights):
+        module.load_weights(weights)
+        module.left.data.mul_(2)
+    reload(values.items())
+    layout = strew.record_layout(module, module.load_weights, values, prove=values, reload=reload)
+    assert layout.loader == ["left"] and list(layout.parameters) == ["qkv"], layout.refused
+    assert sorted(layout.views) == ["col", "q", "turned", "v"] and layout.unfilled == ["right"]
+    whole = torch.zeros(6)
+    both = nn.Module()
+    both.a, both.b = whole[:4], whole[2:]
+    layout = strew.record_layout(both, lambda weights: [whole.copy_(t) for _, t in weights],
+                                 {"t": (F32, (6,))})
+    assert list(layout.parameters) == ["a"] and "part of its memory with a" in layout.refused["b"]
+
+
 class Outside(nn.Module):
     """What engines keep beside modules' own tensors: in helper objects, lists and dictionaries."""
 
