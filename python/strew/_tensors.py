@@ -412,7 +412,7 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
     """(local tensor, its start, global shape) of a DTensor; None for all else.
 
     A shard of a DTensor is a box of the tensor; nothing is gathered. What holds a sum in parts
-    (Partial) is refused.
+    (Partial) is refused. On a rank that the mesh is without it is a box of nothing.
     """
     global _dtensor  # pylint: disable=global-statement
     if type(value) in plain_types:
@@ -425,6 +425,10 @@ def local_box(name: str, value: Any) -> tuple[Any, tuple[int, ...], tuple[int, .
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     if any(isinstance(placement, Partial) for placement in value.placements):
         raise NotShareable(errno.ENOTSUP, f"tensor {name}: a DTensor with a Partial placement")
+    if value.device_mesh.get_coordinate() is None:
+        # Nothing of a scalar cannot be said in no dimensions: as of one element in one.
+        whole = tuple(value.shape) or (1,)
+        return value._local_tensor.new_empty((0,) * len(whole)), (0,) * len(whole), whole
     _check_order(name, value)
     shape, start = compute_local_shape_and_global_offset(value.shape, value.device_mesh,
                                                          value.placements)

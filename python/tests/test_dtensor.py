@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch.distributed.tensor")
 
+from test_package import whole
 from torch import nn
 
 import strew
@@ -132,6 +133,36 @@ def test_a_mesh_whose_ranks_do_not_rise(broker):
     for said in in_two_ranks(declare_permuted, broker.socket):
         assert [s[:12] for s in said] == ["tensor weigh", "tensor one: ", ""], said
         assert "do not rise along dimension 0" in said[0] and "declare_box()" in said[1]
+
+
+def publish_apart(rank, socket, parts):
+    """Each tensor is on a mesh of one rank alone."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    meshes = [DeviceMesh("cpu", [0]), DeviceMesh("cpu", [1])]
+    values = {"a": distribute_tensor(torch.arange(8.).view(4, 2), meshes[0], [Shard(0)]),
+              "b": distribute_tensor(torch.arange(8., 16.).view(4, 2), meshes[1], [Shard(1)]),
+              "c": distribute_tensor(torch.tensor(16.), meshes[1], [Replicate()])}
+    with strew.Trainer("m", socket=socket) as trainer:
+        if parts:
+            trainer.declare_parts(values)
+            return trainer.publish(1, source=values.items()).tensors
+        trainer.declare(values)
+        return trainer.publish(1).tensors
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_mesh_that_a_rank_is_no_part_of(broker, parts):
+    """It holds nothing of such a tensor; the other rank has it all."""
+    shapes = {"a": (4, 2), "b": (4, 2), "c": ()}
+    memory = {name: strew.host_empty(shape, torch.float32) for name, shape in shapes.items()}
+    with strew.Agent("m", gate="live", socket=broker.socket) as agent:
+        for name, tensor in memory.items():
+            agent.piece(agent.declare(name, tensor), whole(name, tensor))
+        agent.register()
+        assert in_two_ranks(publish_apart, broker.socket, parts) == [3, 3]
+        agent.wait_version(1, 20)
+    assert torch.cat([t.flatten() for t in memory.values()]).tolist() == list(range(17))
 
 
 def test_a_rank_that_never_publishes_is_named(broker):
