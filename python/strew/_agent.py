@@ -16,7 +16,18 @@ from typing import Any
 from . import _lib
 from ._errors import BrokerLost, InvalidArgument, Moved, Refused, Timeout
 from ._layout import Layout, Piece
-from ._lib import CHECK, MAX_DIMS, Closing, Handle, close_before_exit, lib, peek, to_ms
+from ._lib import (
+    CHECK,
+    MAX_DIMS,
+    Closing,
+    Handle,
+    close_before_exit,
+    lib,
+    peek,
+    to_ms,
+    to_name,
+    to_u32,
+)
 from ._tensors import OneGpu, describe, dtype_number
 from ._trainer import OUTCOMES, STATES, stream_address
 from ._watch import Watch
@@ -51,7 +62,7 @@ class Event:
 
 
 def _encode(name: str) -> tuple[bytes, int | None]:
-    encoded = name.encode()
+    encoded = to_name(name, "name")
     return encoded, ctypes.cast(ctypes.c_char_p(encoded), ctypes.c_void_p).value
 
 
@@ -88,9 +99,12 @@ class Agent(Closing):
             return 0 if agent is None else agent._look(text, length)
         self._check = CHECK(check)
         options = _lib.AgentOptions(
-            socket=None if socket is None else os.fsencode(socket), model=model.encode(),
-            replica=replica, part=part, member=rank, members=size, gate=_GATES[gate],
-            apply=_APPLIES[apply], partial=int(partial), serve_thread=int(gate == "live"),
+            socket=None if socket is None else to_name(socket, "Agent: socket"),
+            model=to_name(model, "Agent: model"), replica=to_u32(replica, "Agent: replica"),
+            part=to_u32(part, "Agent: part"), member=to_u32(rank, "Agent: rank"),
+            members=to_u32(size, "Agent: size", 1), gate=_GATES[gate],
+            apply=_APPLIES[apply], partial=int(partial),
+            serve_thread=int(gate == "live"),
             timeout_ms=to_ms(timeout, "Agent"), check=self._check)
         self._timeout = options.timeout_ms / 1000
         self._described: Layout | None = None  # what register() has declared

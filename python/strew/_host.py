@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import sys
 import weakref
 from typing import Any
 
+from ._errors import InvalidArgument
 from ._lib import check, lib
 from ._tensors import DTYPE_NAMES, SIZES, dtype_number
 
@@ -26,6 +28,9 @@ def host_empty(shape: int | tuple[int, ...], dtype: Any = "float32") -> Any:
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     number = dtype_number(dtype)
     count = math.prod(shape)
+    if any(n < 0 for n in shape) or count * SIZES[number] >= 2**63:
+        raise InvalidArgument(errno.EINVAL, f"host_empty: shape {shape}: lengths are 0 or more, "
+                              "and bytes fewer than 2^63")
     length = max(1, count * SIZES[number])
     pointer = ctypes.c_void_p()
     check(lib.strew_host_alloc(length, ctypes.byref(pointer)))

@@ -13,6 +13,7 @@ import ctypes
 import ctypes.util
 import errno
 import math
+import operator
 import os
 import pathlib
 import sys
@@ -201,6 +202,28 @@ def _end_of(timeout: float | None) -> float | None:
 
 def _left_until(end: float | None) -> float | None:
     return None if end is None else max(0.0, end - time.monotonic())
+
+
+def to_u32(value: int, what: str, least: int = 0) -> int:
+    """A number for the library, which ctypes would cut to its lowest 32 bits in silence."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not least <= number < 2**32:
+        raise make_error(errno.EINVAL, f"{what} {value!r}: {least} to 2^32 - 1 are allowed")
+    return number
+
+
+def to_name(name: str | os.PathLike[str], what: str) -> bytes:
+    """A name or path for the library, for which it would end at a NUL."""
+    said = os.fsencode(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(said, (str, bytes)):
+        raise make_error(errno.EINVAL, f"{what} {name!r}: a string is wanted")
+    encoded = said.encode(errors="surrogateescape") if isinstance(said, str) else said
+    if b"\0" in encoded:
+        raise make_error(errno.EINVAL, f"{what} {name!r}: a NUL is in it")
+    return encoded
 
 
 class _Call:

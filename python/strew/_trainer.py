@@ -26,7 +26,7 @@ from ._errors import (
     NotShareable,
     Timeout,
 )
-from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms
+from ._lib import MAX_DIMS, Closing, Handle, check, lib, to_ms, to_name, to_u32
 from ._tensors import Described, OneGpu, describe, kinds, local_box, plain_types
 from ._watch import Watch
 
@@ -263,6 +263,13 @@ class Publishing:
         return (self.version, self._names) == (version, names)
 
 
+def _only(names: Iterable[str] | None) -> frozenset[str] | None:
+    if isinstance(names, (str, bytes)):
+        raise InvalidArgument(errno.EINVAL, f"publish: only={names!r} is one string, whose letters "
+                              "would be taken for names; a list of names is wanted")
+    return None if names is None else frozenset(names)
+
+
 class Trainer(Closing):
     """A process that has new weights.
 
@@ -281,8 +288,10 @@ class Trainer(Closing):
         self._handle = Handle(lib.strew_trainer_close)
         said_rank, said_size = launcher_rank()
         options = _lib.TrainerOptions(
-            socket=None if socket is None else os.fsencode(socket), model=model.encode(),
-            rank=said_rank if rank is None else rank, ranks=said_size if size is None else size,
+            socket=None if socket is None else to_name(socket, "Trainer: socket"),
+            model=to_name(model, "Trainer: model"),
+            rank=to_u32(said_rank if rank is None else rank, "Trainer: rank"),
+            ranks=to_u32(said_size if size is None else size, "Trainer: size", 1),
             timeout_ms=to_ms(timeout, "Trainer"))
         self._timeout = options.timeout_ms / 1000
         self._rank, self._size = options.rank, options.ranks
@@ -462,7 +471,9 @@ class Trainer(Closing):
         record = self._record
         if cuda != self._gpu.index:
             self._gpu.add(name, cuda)
-        record.name = name.encode()
+        record.name = encoded = name.encode()
+        if 0 in encoded:
+            to_name(name, "tensor")
         code = lib.strew_trainer_declare(self._handle.get(), self._record_address)
         if code < 0:
             check(code)
@@ -558,7 +569,7 @@ class Trainer(Closing):
         if self._parts is not None:
             raise InvalidArgument(errno.EINVAL, "publish: what declare_parts() has declared is "
                                   "published with source=")
-        names = None if only is None else frozenset(only)
+        names = _only(only)
         left = self._left_behind(version, names, 0.0)
         if left is not None:
             return left
@@ -652,7 +663,7 @@ class Trainer(Closing):
         """
         deadline_ms = to_ms(timeout, "publish", UPDATE_MAX_MS)
         patience = deadline_ms / 1000 + self._timeout
-        names = None if only is None else frozenset(only)
+        names = _only(only)
         left = self._left_behind(version, names, patience)
         if left is not None:
             return left.report(patience)

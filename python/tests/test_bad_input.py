@@ -123,3 +123,43 @@ def test_a_rank_that_died(broker):
         with pytest.raises(strew.NotCommitted, match="trainer rank 1 was lost"):
             running.report(20)
         assert (target == 7).all() and agent.version == 0
+
+
+@pytest.mark.parametrize("face, options", [
+    ("Trainer", {"rank": 2**32, "size": 1}), ("Trainer", {"rank": -1, "size": 1}),
+    ("Trainer", {"rank": 0, "size": 2**32 + 1}), ("Trainer", {"rank": 0, "size": 0}),
+    ("Trainer", {"rank": 0.0, "size": 1}), ("Agent", {"size": 2**32 + 1}), ("Agent", {"size": 0}),
+    ("Agent", {"part": 2**32 + 1}), ("Agent", {"replica": -1}), ("Agent", {"rank": 2**32})])
+def test_numbers_that_would_be_cut(broker, face, options):
+    with pytest.raises(strew.InvalidArgument, match=rf"{face}: \w+ .*are allowed"):
+        getattr(strew, face)("m", socket=broker.socket, **options)
+
+
+def test_names_that_would_be_cut(broker):
+    array = random_array(4)
+    for face in (strew.Trainer, strew.Agent):
+        for model, socket in (("po\0licy", broker.socket), ("m", f"{broker.socket}\0x")):
+            with pytest.raises(strew.InvalidArgument, match="a NUL is in it"):
+                face(model, socket=socket)
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer, \
+            strew.Agent("m", socket=broker.socket) as agent:
+        for declare in (lambda: trainer.declare({"a\0b": array}),
+                        lambda: trainer.declare_box("a\0b", array, shape=(4,), start=(0,)),
+                        lambda: agent.declare("a\0b", array),
+                        lambda: agent.piece(agent.declare("a", array), whole("a\0b", array))):
+            with pytest.raises(strew.InvalidArgument, match="a NUL is in it"):
+                declare()
+
+
+def test_one_name_where_several_are_wanted(broker):
+    with strew.Trainer("m", rank=0, size=1, socket=broker.socket) as trainer:
+        trainer.declare({"q.weight": random_array(4)})
+        for publish in (trainer.publish, trainer.publish_async):
+            with pytest.raises(strew.InvalidArgument, match="only='q.weight' is one string"):
+                publish(1, only="q.weight")
+
+
+@pytest.mark.parametrize("shape", [(2**62, 4), (2**61,), (-1,), (-1, -4), -1])
+def test_memory_that_cannot_be(shape):
+    with pytest.raises(strew.InvalidArgument, match="host_empty: shape .*-1|2305|4611"):
+        strew.host_empty(shape, torch.float32)
