@@ -164,14 +164,37 @@ static void step_all(struct server *server, const struct group_event *event)
 	}
 }
 
-/* Copies of a group that catches up are about to end: node_tick() begins then. */
+/* Copies of a group that catches up, or what is left of the last update, are about to end:
+ * node_tick() begins then. */
 static void keep_begin(struct node *node, const struct msg_begin *begin)
 {
 	node->begin = *begin;
-	node->begin.roots = node->roots;
+	node->begin.roots = node->begin_roots;
 	node->begin.nroots = MIN(begin->nroots, LIMIT_RANKS);
-	memcpy(node->roots, begin->roots, node->begin.nroots * sizeof(node->roots[0]));
+	memmove(node->begin_roots, begin->roots, node->begin.nroots * sizeof(node->begin_roots[0]));
+	node->begin_came = clock_ns();
 	node->begin_waits = true;
+}
+
+static void begin_kept(struct server *server)
+{
+	struct node *node = &server->node;
+	struct msg_begin begin = node->begin;
+	uint64_t waited_ms = (clock_ns() - node->begin_came) / 1000000u;
+
+	begin.timeout_ms -= (uint32_t)MIN(waited_ms, begin.timeout_ms);
+	node->begin_waits = false;
+	node_begin(server, &begin);
+}
+
+/* Of a begin that waits for the end of another update nothing has happened here. */
+static void abort_kept(struct server *server)
+{
+	struct msg_groups nothing = {
+		.epoch = server->node.begin.epoch, .update = server->node.begin.update};
+
+	server->node.begin_waits = false;
+	join_answer(server, MSG_APPLIED, &nothing);
 }
 
 void node_begin(struct server *server, const struct msg_begin *begin)
@@ -183,6 +206,11 @@ void node_begin(struct server *server, const struct msg_begin *begin)
 	uint64_t timeout_ns = (uint64_t)begin->timeout_ms * 1000000u;
 	char text[LIMIT_TEXT_BYTES];
 
+	/* Of a lead before this one: it ends by itself, and no lead is heard any more. */
+	if (node->stage == NODE_COMMITTING || node->stage == NODE_STOPPING) {
+		keep_begin(node, begin);
+		return;
+	}
 	if (node->stage != NODE_IDLE) {
 		log_warn("ignored a begin in the middle of an update");
 		return;
@@ -366,10 +394,14 @@ void node_abort(struct server *server, uint64_t serial, const char *text)
 {
 	struct node *node = &server->node;
 
+	if (node->begin_waits && node->stage != NODE_IDLE && serial == node->begin.update) {
+		abort_kept(server);
+		return;
+	}
 	if (serial != node->serial || node->stage == NODE_COMMITTING) {
 		return;
 	}
-	node->begin_waits = false;
+	node->begin_waits = node->begin_waits && node->stage != NODE_IDLE;
 	if (text != node->abort_text) {
 		string_copy(node->abort_text, sizeof(node->abort_text), text);
 	}
@@ -437,12 +469,10 @@ void node_tick(struct server *server, uint64_t now)
 	struct group_event event = {
 		.type = GE_LATE, .text = "its engine did not hold the gate before the deadline"};
 
-	if (node->begin_waits && catchup_yield(server, node->begin.model,
-					 is_whole(node->begin.flags, node->begin.subset))) {
-		struct msg_begin begin = node->begin;
-
-		node->begin_waits = false;
-		node_begin(server, &begin);
+	if (node->begin_waits && node->stage == NODE_IDLE &&
+		catchup_yield(server, node->begin.model,
+			is_whole(node->begin.flags, node->begin.subset))) {
+		begin_kept(server);
 	}
 	if (node->stage == NODE_MOVING) {
 		event.text =

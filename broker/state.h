@@ -270,8 +270,11 @@ struct node {
 	uint32_t part;		    /* the subset that moves; 0: none, or not in parts */
 	struct publication *moving; /* its publication, while it moves */
 	struct slot_types part_wanted, part_types; /* what the two above come to for it */
-	/* A begin that came while a group was catching up; its roots are above. */
-	struct msg_begin begin;
+	/* A begin that came while a group was catching up, or before the last update has ended
+	 * here. */
+	struct msg_begin begin; /* its roots are these: */
+	uint32_t begin_roots[LIMIT_RANKS];
+	uint64_t begin_came; /* when */
 	bool begin_waits;
 };
 

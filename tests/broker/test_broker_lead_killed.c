@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "broker/catcher.h"
 #include "broker/nodes.h"
+#include "gpu/gpu.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -140,6 +141,77 @@ static void test_what_is_known(void **state)
 	worker_stop(&slow);
 }
 
+static uint64_t takes_apply(struct raw *raw)
+{
+	struct message message;
+	uint64_t update = raw_answer_check(raw, 0, "");
+
+	raw_expect(raw, MSG_APPLY, &message);
+	message_finish(&message);
+	return update;
+}
+
+static void has_applied(struct raw *raw, uint64_t update, uint64_t number)
+{
+	struct message message;
+
+	message_init(&message, MSG_APPLIED_ROUTE, 0);
+	message.u.checked.update = update;
+	raw_send(raw, &message);
+	raw_expect(raw, MSG_DONE, &message);
+	assert_int_equal(message.u.done.outcome, STREW_OUTCOME_COMMITTED);
+	assert_int_equal(message.u.done.version, number);
+	message_finish(&message);
+}
+
+/* A worker copies slowly what the lead before has committed: the next begin waits for that, and an
+ * abort of it is answered meanwhile. */
+static void test_begin_in_a_commit(void **state)
+{
+	struct strew_report report;
+	struct trainer trainer;
+	struct worker own;
+	struct draft draft;
+	struct raw slow;
+	uint64_t update;
+
+	(void)state;
+	model = "slow";
+	draft_worker(&draft, model, whole, 1);
+	draft.allocation.kind = HANDLE_PULL;
+	raw_open(&slow, &nodes[1], ROLE_WORKER);
+	draft_register(&slow, &draft);
+	draft_finish(&draft);
+	start_trainer(&trainer);
+	trainer_write(&trainer, 1);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 1, NULL, 0, 3 * PATIENCE_MS), 0);
+	update = takes_apply(&slow);
+	kill_lead();
+	start_lead();
+	broker_wait_brokers(&nodes[0], NODES);
+	start_worker(&own, 0, (struct strew_agent_options){.replica = 1});
+	assert_int_equal(strew_trainer_reconnect(trainer.trainer, PATIENCE_MS), 0);
+	assert_int_equal(trainer_publish(&trainer, 2, 0, 500, &report), STREW_OUTCOME_ABORTED);
+	strew_report_finish(&report);
+	broker_wait_brokers(&nodes[0], NODES);
+	trainer_write(&trainer, 2);
+	assert_int_equal(strew_trainer_publish(trainer.trainer, 2, NULL, 0, PATIENCE_MS), 0);
+	broker_wait_ranks(&nodes[0], 1, "accepting");
+	/* It has read its lead's words when it has answered the second time. */
+	group_wait(&nodes[1], model, 0, 0, STREW_GROUP_PENDING, 0);
+	group_wait(&nodes[1], model, 0, 0, STREW_GROUP_PENDING, 0);
+	has_applied(&slow, update, 1);
+	update = takes_apply(&slow);
+	has_applied(&slow, update, 2);
+	trainer_reports(&trainer, STREW_OUTCOME_COMMITTED, "", &report);
+	assert_int_equal(report.ngroups, 2);
+	strew_report_finish(&report);
+	worker_holds(&own, 2);
+	raw_close(&slow);
+	worker_stop(&own);
+	trainer_stop(&trainer);
+}
+
 #define CASE(name) cmocka_unit_test_teardown(name, nodes_check)
 
 int main(void)
@@ -147,6 +219,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_later_version_at_a_node),
 		CASE(test_what_is_known),
+		CASE(test_begin_in_a_commit),
 	};
 
 	return test_finish(

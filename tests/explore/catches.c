@@ -277,7 +277,7 @@ const char *check_catching(const struct world *world)
 				return "a group catches up in the middle of an update";
 			}
 		}
-		if (world->node[n].begin_waits && !copies) {
+		if (world->node[n].begin_waits && !copies && world->node[n].stage == NODE_IDLE) {
 			return "an update waits for nobody to begin";
 		}
 	}

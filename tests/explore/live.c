@@ -193,25 +193,28 @@ static void load_team(struct live *at, const struct world *world, unsigned g)
 	at->server.teams = team;
 }
 
-static uint32_t flags_of(const struct w_node *from)
+static uint32_t flags_of(bool parts)
 {
-	return (config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0) | (from->parts ? PUBLISH_PARTS : 0);
+	return (config.scope_all ? STREW_PUBLISH_SCOPE_ALL : 0) | (parts ? PUBLISH_PARTS : 0);
 }
 
-/* A begin that waits is packed in the place of what it is to begin. */
 static void load_begin(struct node *node, const struct w_node *from)
 {
 	node->begin_waits = from->begin_waits;
-	node->begin = (struct msg_begin){.epoch = from->epoch,
-		.update = from->serial,
+	node->begin_came = clock_ns();
+	node->begin = (struct msg_begin){.epoch = from->begin_epoch,
+		.update = from->begin_serial,
 		.model = "m",
-		.version = from->version,
-		.flags = flags_of(from),
+		.version = from->begin_version,
+		.flags = flags_of(from->begin_parts),
 		.timeout_ms = 60000,
-		.roots = node->roots,
+		.roots = node->begin_roots,
 		.nroots = config.nranks,
-		.subset = from->subset,
-		.base = from->base};
+		.subset = from->begin_subset,
+		.base = from->begin_base};
+	for (unsigned r = 0; r < config.nranks; r++) {
+		node->begin_roots[r] = config.rank_node[r];
+	}
 }
 
 static void load_node(struct live *at, const struct world *world, unsigned n)
@@ -232,7 +235,7 @@ static void load_node(struct live *at, const struct world *world, unsigned n)
 	node->subset = from->subset;
 	node->base = from->base;
 	node->part = from->part;
-	node->flags = flags_of(from);
+	node->flags = flags_of(from->parts);
 	node->publication = !from->has_publication ? NULL
 			    : from->subset	   ? &at->half[from->subset - 1]
 						   : &at->publication;

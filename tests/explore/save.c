@@ -47,6 +47,20 @@ static void save_team(struct world *world, unsigned g)
 	save_catching(world, g);
 }
 
+static void save_begin(struct w_node *to, const struct node *node)
+{
+	const struct msg_begin *begin = &node->begin;
+	bool waits = node->begin_waits;
+
+	to->begin_waits = waits;
+	to->begin_epoch = waits ? (uint8_t)begin->epoch : 0;
+	to->begin_serial = waits ? (uint8_t)begin->update : 0;
+	to->begin_version = waits ? (uint8_t)begin->version : 0;
+	to->begin_parts = waits && (begin->flags & PUBLISH_PARTS);
+	to->begin_subset = waits ? (uint8_t)begin->subset : 0;
+	to->begin_base = waits ? (uint8_t)begin->base : 0;
+}
+
 static void save_node(struct world *world, unsigned n)
 {
 	const struct server *server = &live[n].server;
@@ -98,17 +112,11 @@ static void save_node(struct world *world, unsigned n)
 	}
 	if (node->stage == NODE_IDLE) {
 		to->wire = to->touched = to->cancel = to->deadline = to->version = 0;
-		to->crew_dead = to->crew_freed = to->ranks_dead = to->epoch = 0;
+		to->crew_dead = to->crew_freed = to->ranks_dead = 0;
+		to->epoch = node->begin_waits ? to->epoch : 0;
 		to->subset = to->base = to->parts = 0;
 	}
-	to->begin_waits = node->begin_waits;
-	if (node->begin_waits) {
-		to->epoch = (uint8_t)node->begin.epoch;
-		to->version = (uint8_t)node->begin.version;
-		to->parts = (node->begin.flags & PUBLISH_PARTS) != 0;
-		to->subset = (uint8_t)node->begin.subset;
-		to->base = (uint8_t)node->begin.base;
-	}
+	save_begin(to, node);
 }
 
 static void save_update(struct world *world)

@@ -118,8 +118,10 @@ struct w_node {
 	uint8_t epoch_lead;	       /* `born` of that epoch's lead */
 	/* struct remembered: of which publication, and may it have to be committed? */
 	struct w_recall recall;
-	uint8_t begin_waits; /* until copies of a group that catches up have ended: it is of
-				`version` … */
+	/* A begin that waits until copies of a group that catches up, or the last update, have
+	 * ended. */
+	uint8_t begin_waits, begin_epoch, begin_serial, begin_version, begin_parts, begin_subset,
+		begin_base;
 	uint8_t recall_subset, recall_base, recall_partial, has_recalled;
 	struct w_job jobs[JOBS];
 };
