@@ -78,6 +78,7 @@ void member_drop(struct member *member, const char *why)
 		log_debug("a connection to the control port ended: %s", why);
 	}
 	missed_lost(member);
+	seen_lost(member);
 	/* First the ranks there: an update says whose memory it has lost. */
 	member_ranks_lost(member);
 	member_free(member);

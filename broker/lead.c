@@ -129,6 +129,7 @@ static void do_begin(struct server *server, struct model *model, uint32_t *roots
 	begin.base = update->base;
 	/* Always: what is begun is what a commit will have brought. */
 	base = brought_begin(model);
+	seen_await(server, model, now);
 	if (!update->subset && (update->flags & STREW_PUBLISH_PARTIAL)) {
 		begin.base = base;
 	}
@@ -182,6 +183,14 @@ static void fill_lists(const struct update *update, struct go_lists *lists, stru
 			lists->own[go->nown++] = (struct group_name){group->replica, group->part};
 		}
 	}
+	/* Half a replica is not alone: it must not catch up, ahead of the other half. */
+	for (size_t i = 0; i < update->nawaited && go->nmet < LIMIT_REPORT_GROUPS; i++) {
+		const struct group_awaited *awaited = &update->awaited[i];
+
+		if (update_awaits(update, awaited->replica, awaited->part)) {
+			lists->met[go->nmet++] = awaited->replica;
+		}
+	}
 }
 
 static void send_decision(struct server *server, struct model *model, enum message_type type)
@@ -223,6 +232,7 @@ static void send_decision(struct server *server, struct model *model, enum messa
 		node_go(server, &message.u.decision);
 	} else if (type == MSG_COMMIT) {
 		brought_commit(model, update->version);
+		seen_commit(server, model);
 		model->committed = update->version;
 		model->decided = true;
 		node_commit(server, &message.u.decision);

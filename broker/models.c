@@ -67,6 +67,7 @@ static void model_remove(struct server *server, struct model *model)
 	recall_forget(server, model);
 	shared_blob_put(model->blob);
 	sums_free(model->sums);
+	seen_free(&model->seen);
 	for (uint32_t i = 0; i < LIMIT_RANKS; i++) {
 		seat_finish(&model->seats[i]);
 	}

@@ -191,6 +191,12 @@ void brought_go(struct server *server, struct team *team);  /* the node's update
 /* May it take the node's update? Else why not, into text. */
 bool brought_enough(struct server *server, const struct team *team, char text[LIMIT_TEXT_BYTES]);
 
+/* seen.c: a lead's memory of which groups there are, so that half a replica does not go on */
+void seen_await(const struct server *server, struct model *model, uint64_t now); /* at begin */
+void seen_commit(const struct server *server, struct model *model);
+void seen_lost(const struct member *member); /* before the member itself is */
+void seen_free(struct seen *seen);
+
 /* subsets.c: tensors that are published by themselves */
 /*
  * What a rank of any broker names. The answer to `serial` goes out when every rank has named its

@@ -192,6 +192,18 @@ struct brought {
 	uint64_t begun;		   /* the hash of what is under way, or was last */
 };
 
+/* At the lead: the groups that were there at a model's last commit (seen.c). */
+struct seen_group {
+	uint32_t replica, part;
+	uint64_t broker; /* its broker_id */
+	uint64_t until;	 /* since that was lost, it is awaited until then; 0: it was not */
+};
+
+struct seen {
+	struct seen_group *v; /* owned; at most LIMIT_REPORT_GROUPS */
+	size_t n;
+};
+
 /* A model that is published here (lead), or was announced by the lead (others). */
 struct model {
 	char name[LIMIT_MODEL_BYTES];
@@ -212,6 +224,7 @@ struct model {
 	struct shared_blob *blob; /* the sealed manifest, for brokers that join; NULL: none yet */
 	struct update update;
 	struct brought brought;
+	struct seen seen;
 	/* others: */
 	uint64_t doubted;	 /* version that may be committed: the lead was gone then */
 	uint64_t leaving_serial; /* of the last undeclare that the lead has not answered, 0: none */

@@ -33,6 +33,12 @@ enum update_action {
 	UPDATE_DO_REPORT = 32,	/* report to every rank; then the state is IDLE */
 };
 
+/* A part of a replica that was there at the last commit, and whose broker was lost since. */
+struct group_awaited {
+	uint32_t replica, part;
+	uint32_t groups; /* that have it, if all are back */
+};
+
 struct update {
 	enum update_state state;
 	uint64_t serial, version;
@@ -58,6 +64,8 @@ struct update {
 	size_t ngroups;
 	uint32_t replicas[LIMIT_REPORT_GROUPS]; /* those that go on */
 	size_t nreplicas;
+	struct group_awaited awaited[LIMIT_REPORT_GROUPS]; /* the lead fills it in at begin */
+	size_t nawaited;
 	uint64_t unwanted;	      /* the least of what the nodes said */
 	struct slot_types slot_types; /* what all that have accepted want; settled with go */
 	bool slot_types_said;
@@ -116,6 +124,9 @@ unsigned update_overtaken(struct update *update, uint64_t committed, uint64_t no
 
 /* Begins with nnodes nodes (0 is the lead's own). Only in QUEUED. */
 unsigned update_begin(struct update *update, uint64_t serial, uint32_t nnodes, uint64_t now);
+
+/* Is that part awaited, and not among what the nodes have said? Its replica sits out. */
+bool update_awaits(const struct update *update, uint32_t replica, uint32_t part);
 
 /* Answers of nodes. An answer that is not due is ignored (late, doubled, of an old update). */
 unsigned update_accept(

@@ -16,11 +16,42 @@ static struct group_outcome *find_group(
 	return NULL;
 }
 
+static bool is_back(const struct update *update, const struct group_awaited *awaited)
+{
+	uint32_t n = 0;
+
+	for (size_t i = 0; i < update->ngroups; i++) {
+		n += update->groups[i].replica == awaited->replica &&
+		     update->groups[i].part == awaited->part;
+	}
+	return n >= awaited->groups;
+}
+
+/* The first part of the replica that is not back; NULL: all are. */
+static const struct group_awaited *find_awaited(const struct update *update, uint32_t replica)
+{
+	for (size_t i = 0; i < update->nawaited; i++) {
+		if (update->awaited[i].replica == replica &&
+			!is_back(update, &update->awaited[i])) {
+			return &update->awaited[i];
+		}
+	}
+	return NULL;
+}
+
+static void say_awaited(const struct group_awaited *awaited, struct group_outcome *group)
+{
+	snprintf(group->text, sizeof(group->text),
+		"part %u of replica %u is not back since its broker was lost", awaited->part,
+		awaited->replica);
+}
+
 void update_merge_answer(struct update *update, uint32_t node, const struct msg_groups *answer)
 {
 	for (size_t i = 0; i < answer->ngroups; i++) {
 		const struct group_outcome *said = &answer->groups[i];
 		struct group_outcome *group = find_group(update, node, said->replica, said->part);
+		const struct group_awaited *awaited;
 
 		if (!group) {
 			/* Only accept adds groups; what registers later waits for the next begin.
@@ -39,16 +70,49 @@ void update_merge_answer(struct update *update, uint32_t node, const struct msg_
 		}
 		*group = *said;
 		group->node = node;
+		awaited = find_awaited(update, said->replica);
+		if (awaited && update->state == UPDATE_COMMITTING &&
+			group->outcome == STREW_OUTCOME_SAT_OUT) {
+			/* Its broker does not know why. */
+			say_awaited(awaited, group);
+		}
 	}
 }
 
-/* The replicas all of whose groups are still undecided go on. */
+bool update_awaits(const struct update *update, uint32_t replica, uint32_t part)
+{
+	for (size_t i = 0; i < update->nawaited; i++) {
+		const struct group_awaited *awaited = &update->awaited[i];
+
+		if (awaited->replica == replica && awaited->part == part) {
+			return !is_back(update, awaited);
+		}
+	}
+	return false;
+}
+
+/* Siblings of a refusing group, or of one that is awaited, sit out with it, and say because of
+ * whom. */
+static void sit_out(const struct update *update, struct group_outcome *group)
+{
+	const struct group_awaited *awaited = find_awaited(update, group->replica);
+
+	group->outcome = STREW_OUTCOME_SAT_OUT;
+	if (awaited) {
+		say_awaited(awaited, group);
+	} else {
+		snprintf(group->text, sizeof(group->text),
+			"another group of replica %u cannot take part", group->replica);
+	}
+}
+
+/* The replicas all of whose groups are there, and still undecided, go on. */
 static void choose_replicas(struct update *update)
 {
 	update->nreplicas = 0;
 	for (size_t i = 0; i < update->ngroups; i++) {
 		uint32_t replica = update->groups[i].replica;
-		bool known = false, whole = true;
+		bool known = false, whole = !find_awaited(update, replica);
 
 		for (size_t k = 0; k < update->nreplicas; k++) {
 			known = known || update->replicas[k] == replica;
@@ -61,7 +125,6 @@ static void choose_replicas(struct update *update)
 			update->replicas[update->nreplicas++] = replica;
 		}
 	}
-	/* Siblings of a refusing group sit out with it, and say because of whom. */
 	for (size_t i = 0; i < update->ngroups; i++) {
 		struct group_outcome *group = &update->groups[i];
 		bool on = false;
@@ -70,9 +133,7 @@ static void choose_replicas(struct update *update)
 			on = on || update->replicas[k] == group->replica;
 		}
 		if (!on && group->outcome == STREW_OUTCOME_NONE) {
-			group->outcome = STREW_OUTCOME_SAT_OUT;
-			snprintf(group->text, sizeof(group->text),
-				"another group of replica %u cannot take part", group->replica);
+			sit_out(update, group);
 		}
 	}
 }

@@ -184,6 +184,35 @@ static void test_replica_sits_out(void **state)
 	assert_int_equal(update.outcome, STREW_OUTCOME_SAT_OUT);
 }
 
+/* What was there at the last commit, and was lost with its broker, keeps its replica back. */
+static void test_a_part_is_awaited(void **state)
+{
+	const struct say said[] = {{0, 0, STREW_OUTCOME_NONE}, {1, 0, STREW_OUTCOME_NONE}};
+	const struct say back[] = {{0, 1, STREW_OUTCOME_NONE}};
+	struct msg_groups message;
+
+	(void)state;
+	for (uint32_t is_back = 0; is_back < 2; is_back++) {
+		begin(2, 0);
+		update.awaited[0] = (struct group_awaited){0, 1, 1};
+		update.nawaited = 1;
+		message = answer(said, 2);
+		assert_int_equal(update_accept(&update, 0, &message, 4000), 0);
+		assert_true(update_awaits(&update, 0, 1));
+		assert_false(update_awaits(&update, 0, 0));
+		message = answer(back, is_back);
+		assert_int_equal(update_accept(&update, 1, &message, 4000), UPDATE_DO_GO);
+		assert_int_equal(update.nreplicas, 1 + is_back);
+		assert_int_equal(update_awaits(&update, 0, 1), !is_back);
+		if (!is_back) {
+			assert_int_equal(update.replicas[0], 1);
+			assert_int_equal(update.groups[0].outcome, STREW_OUTCOME_SAT_OUT);
+			assert_non_null(strstr(update.groups[0].text,
+				"part 1 of replica 0 is not back since its broker was lost"));
+		}
+	}
+}
+
 static void test_scope_all(void **state)
 {
 	const struct say said[] = {{0, 0, STREW_OUTCOME_SAT_OUT}, {1, 0, STREW_OUTCOME_NONE}};
@@ -450,6 +479,7 @@ int main(void)
 		cmocka_unit_test(test_slot_types),
 		cmocka_unit_test(test_old_serial_is_ignored),
 		cmocka_unit_test(test_replica_sits_out),
+		cmocka_unit_test(test_a_part_is_awaited),
 		cmocka_unit_test(test_scope_all),
 		cmocka_unit_test(test_a_broker_is_missed),
 		cmocka_unit_test(test_cannot_begin),
