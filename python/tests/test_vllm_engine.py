@@ -242,14 +242,6 @@ def test_calls_in_the_wrong_order(setup):
     assert generate(setup.llm) == old
 
 
-@with_interface
-def test_a_checkpoint_that_the_engine_has_not_loaded(setup):
-    """The proof looks: nothing is registered of which it is not known how it is filled."""
-    with pytest.raises(Exception, match="strew cannot fill all of this engine's parameters"):
-        setup.client.init_weight_transfer_engine({"checkpoint": setup.models[1][0]})
-    assert setup.broker.groups() == []
-
-
 def without(model, name):
     """What a trainer sends that lacks a tensor."""
     return {"tensors": write_described({n: p for n, p in model.named_parameters() if n != name})}
@@ -263,6 +255,14 @@ def test_half_of_a_fused_parameter_is_missing(setup):
         with pytest.raises(Exception, match=f"in part: it lacks {name}"):
             setup.client.init_weight_transfer_engine(without(setup.policy, name))
     assert setup.broker.groups() == [] and generate(setup.llm) == old
+
+
+@with_interface
+def test_a_checkpoint_that_the_engine_has_not_loaded(setup):
+    """The proof looks: nothing is registered of which it is not known how it is filled."""
+    with pytest.raises(Exception, match="strew cannot fill all of this engine's parameters"):
+        setup.client.init_weight_transfer_engine({"checkpoint": setup.models[1][0]})
+    assert setup.broker.groups() == []
 
 
 @with_interface
