@@ -319,10 +319,11 @@ def test_events_of_two_nodes(stage):
     trainer.line()
     scene.wait_until("a begin at the node", lambda: progress_stage(stage, "node") == "planning")
     lead.popen.kill()
-    _, doubted = scene.wait_until("its event", lambda: events(stage, "node")[1:] and
-                                  events(stage, "node"))
-    assert (doubted["outcome"], doubted["ended_in"]) == ("", "planning"), doubted
-    assert doubted["text"] == "the lead is gone" and doubted["version"] == 2, doubted
+    _, left = scene.wait_until("its event", lambda: events(stage, "node")[1:] and
+                               events(stage, "node"))
+    # It has not said prepared, and so knows that nobody has committed.
+    assert (left["outcome"], left["ended_in"]) == ("aborted", "planning"), left
+    assert left["text"] == "the lead is gone" and left["version"] == 2, left
     worker.popen.send_signal(signal.SIGCONT)
     trainer.popen.wait(scene.DEADLINE_S)
 
