@@ -96,7 +96,8 @@ static int add_host(struct export_set *set, uint64_t address, uint64_t len_bytes
 	if (rc) {
 		return error_set(err, rc, "the memfd is unusable: %s", strerror(-rc));
 	}
-	return export_insert(set, &entry, err);
+	rc = export_insert(set, &entry, err);
+	return rc ? rc : export_cuda_note(set, address, err);
 }
 
 int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, struct error *err)
@@ -117,9 +118,7 @@ int export_add(struct export_set *set, const void *ptr, uint64_t len_bytes, stru
 	/* An empty range still has a place, and its allocation is wanted. */
 	len_bytes = MAX(len_bytes, 1);
 	rc = add_host(set, address, len_bytes, err);
-	if (rc == 0) {
-		rc = export_cuda_note(set, address, err);
-	} else if (rc == -ENOENT) {
+	if (rc == -ENOENT) {
 		rc = export_cuda_add(set, address, len_bytes, &range, err);
 	}
 	if (rc == -ENOTSUP) {

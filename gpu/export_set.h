@@ -83,7 +83,8 @@ int export_insert(struct export_set *set, const struct export_entry *entry, stru
  */
 int export_cuda_add(struct export_set *set, uint64_t address, uint64_t len_bytes,
 	struct export_range *ret_range, struct error *err);
-/* Of host memory that is exported as such: is it the driver's too, so that streams write there? */
+/* Of host memory that is exported as such: is it the driver's too, so that streams write there?
+ * To look for a driver takes 15 us where there is none: once for an allocation. */
 int export_cuda_note(struct export_set *set, uint64_t address, struct error *err);
 int export_cuda_handle(const struct export_set *set, const struct export_entry *entry,
 	struct handle *handle, struct error *err);
