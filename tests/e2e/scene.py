@@ -246,6 +246,18 @@ def publish(trainers, workers, version):
         worker.says(f"version {version} ok")
 
 
+def publish_in_parts(trainer, workers, versions, parts):
+    """All versions of a trainer that makes its tensors one part after another; it ends."""
+    for version in range(1, versions + 1):
+        for part in range(1, parts + 1):
+            trainer.line()
+            trainer.says(f"version {version} part {part} of {parts} released")
+        trainer.says(f"version {version} committed")
+        for worker in workers:
+            worker.says(f"version {version} ok")
+    trainer.end()
+
+
 def checked(worker):
     """The mismatches of each look that the worker took at its memory."""
     return [int(word.split("=")[1]) for word in worker.log.split()

@@ -105,14 +105,7 @@ def test_memory_is_lent_until_it_is_hashed(stage):
     workers = group(stage, "node", "--apply", "direct")
     publisher = trainer(stage, "--versions", 2, "--parts", 4, "--hash", broker="lead")
     plan(lead, "strew_hash:1+=slow:100")
-    for version in (1, 2):
-        for part in range(1, 5):
-            publisher.line()
-            publisher.says(f"version {version} part {part} of 4 released")
-        publisher.says(f"version {version} committed")
-        for worker in workers:
-            worker.says(f"version {version} ok")
-    publisher.end()
+    scene.publish_in_parts(publisher, workers, 2, 4)
     scene.untouched(workers, 2)
 
 

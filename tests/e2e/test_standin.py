@@ -46,14 +46,7 @@ def parts(stage, **settings):
     for i, (gate, apply) in enumerate((("held", "staged"), ("live", "direct"))):
         workers += group(stage, "--gate", gate, "--apply", apply, "--replica", i, prefix=f"r{i}-")
     publisher = trainer(stage, "--versions", 3, "--parts", 4)
-    for version in (1, 2, 3):
-        for part in range(1, 5):
-            publisher.line()
-            publisher.says(f"version {version} part {part} of 4 released")
-        publisher.says(f"version {version} committed")
-        for worker in workers:
-            worker.says(f"version {version} ok")
-    publisher.end()
+    scene.publish_in_parts(publisher, workers, 3, 4)
     scene.untouched(workers, 3)
 
 
